@@ -1,0 +1,14 @@
+"""Classifier-free guidance of the teacher."""
+
+from torch import Tensor
+
+from senseflow.core.path import over_sample
+
+
+def guide(uncond: Tensor, cond: Tensor, scale: Tensor) -> Tensor:
+    """uncond + w (cond - uncond), for network outputs (B, ...) and w (B,); w = 1 is no guidance.
+
+    This is the scale of diffusers' pipelines (Ho and Salimans' w is one less).
+    """
+    w = over_sample(scale, cond)
+    return uncond.float() + w * (cond.float() - uncond.float())

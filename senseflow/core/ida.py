@@ -1,0 +1,33 @@
+"""Implicit distribution alignment (IDA), SenseFlow Eq. 9."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def align_(phi: Iterable[Tensor], theta: Iterable[Tensor], lam: float) -> None:
+    """phi <- lam phi + (1 - lam) theta, in place, after every update of the generator (Eq. 9).
+
+    phi, theta: the parameters of the fake score and the generator, in the same order; float32
+    masters, sharded alike or not at all. lam = 1 leaves phi alone, lam = 0 copies theta.
+    Raises ValueError when the two networks do not have the same parameters.
+    """
+    phi, theta = list(phi), list(theta)
+    if [p.shape for p in phi] != [p.shape for p in theta]:
+        raise ValueError("IDA needs fake score and generator of one architecture")
+    torch._foreach_lerp_(phi, theta, 1 - lam)
+
+
+@torch.no_grad()
+def squared_gap(phi: Iterable[Tensor], theta: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """||phi - theta||^2 and ||theta||^2 over these (local shards of) parameters, 0-d float32.
+
+    Their ratio's square root, summed over ranks first, is the relative distance of fake score and
+    generator that IDA keeps small.
+    """
+    pairs = list(zip(phi, theta, strict=True))
+    gap = torch.stack([(p.float() - q.float()).square().sum() for p, q in pairs]).sum()
+    size = torch.stack([q.float().square().sum() for _, q in pairs]).sum()
+    return gap, size

@@ -1,0 +1,22 @@
+"""Intra-segment guidance (ISG), SenseFlow Eq. 12: the loss between the two ways down a segment."""
+
+from typing import Literal
+
+from torch import Tensor
+
+IsgLoss = Literal["charbonnier", "l2"]
+
+CHARBONNIER_EPS = 1e-3  # of the released recipes
+
+
+def isg_loss(x_direct: Tensor, x_target: Tensor, kind: IsgLoss) -> Tensor:
+    """The distance of the student's one step over the segment from the guided way (Eq. 12).
+
+    x_direct: (B, ...) at tau_{i-1}, one ODE step of the student from tau_i, with gradient.
+    x_target: (B, ...) at tau_{i-1}, teacher's step to t_mid and student's step from there; no
+    gradient. l2 is the paper's mean d^2; charbonnier the release's mean sqrt(d^2 + e^2) - e.
+    """
+    d = x_direct.float() - x_target.detach().float()
+    if kind == "l2":
+        return d.square().mean()
+    return ((d.square() + CHARBONNIER_EPS**2).sqrt() - CHARBONNIER_EPS).mean()

@@ -1,0 +1,120 @@
+"""Noise paths x_t = alpha_t x_0 + sigma_t eps, and what a network's output says about x_0 and eps.
+
+Both teacher families share every equation of the method through the pair (alpha_t, sigma_t):
+`FlowPath` (SD3.5, FLUX: alpha = 1 - sigma, the network predicts v = eps - x_0) and `VPPath`
+(SDXL: alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t), the network predicts eps).
+
+Time is a float32 tensor t of shape (B,) on the family's own clock, in thousandths: SDXL's integer
+step, 1000 times FLUX's sigma, SD3.5's index before its shift. Everything here is float32 or wider.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """One prediction at x_t, read as both ends of the path; (B, ...) each, float32."""
+
+    x_0: Tensor
+    eps: Tensor
+
+
+class Path(Protocol):
+    """What the equations need to know of a teacher family's noise path."""
+
+    @property
+    def clean(self) -> float:
+        """The clock's reading at exactly no noise: the end of the lowest segment."""
+        ...
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) clock -> alpha_t, sigma_t, (B,) each."""
+        ...
+
+    def target(self, x_0: Tensor, eps: Tensor) -> Tensor:
+        """What the network is trained to output for a sample x_0 noised with eps."""
+        ...
+
+    def read(self, output: Tensor, x_t: Tensor, t: Tensor) -> Denoised:
+        """The network's output at (x_t, t) as predictions of x_0 and eps."""
+        ...
+
+
+def over_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ..., 1), to broadcast over samples shaped as `like` (B, ...)."""
+    return values.view(-1, *([1] * (like.dim() - 1)))
+
+
+@dataclass(frozen=True)
+class FlowPath:
+    """The straight path of SD3.5 and FLUX: alpha = 1 - sigma; the network predicts v = eps - x_0.
+
+    shift: sigma = shift * u / (1 + (shift - 1) * u) with u = t / 1000. FLUX's clock is sigma itself
+    (shift 1); SD3.5's is the unshifted index (shift 3).
+    """
+
+    shift: float = 1.0
+    clean: float = 0.0
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = shift_sigma(t.float() / 1000, self.shift)
+        return 1 - sigma, sigma
+
+    def target(self, x_0: Tensor, eps: Tensor) -> Tensor:
+        return eps - x_0
+
+    def read(self, output: Tensor, x_t: Tensor, t: Tensor) -> Denoised:
+        alpha, sigma = (over_sample(a, x_t) for a in self.alpha_sigma(t))
+        v, x_t = output.float(), x_t.float()
+        return Denoised(x_0=x_t - sigma * v, eps=x_t + alpha * v)
+
+
+class VPPath:
+    """SDXL's variance preserving path over integer steps; the network predicts eps.
+
+    alphas_cumprod: (T,) abar_t. The clock reads -1 at exactly no noise, because step 0 of such a
+    schedule already carries a little.
+    """
+
+    clean: float = -1.0
+
+    def __init__(self, alphas_cumprod: Tensor) -> None:
+        self.abar = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.double().cpu()])
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        abar = self.abar.to(t.device)[t.round().long() + 1]
+        return abar.sqrt().float(), (1 - abar).sqrt().float()
+
+    def target(self, x_0: Tensor, eps: Tensor) -> Tensor:
+        return eps
+
+    def read(self, output: Tensor, x_t: Tensor, t: Tensor) -> Denoised:
+        alpha, sigma = (over_sample(a, x_t) for a in self.alpha_sigma(t))
+        eps = output.float()
+        return Denoised(x_0=(x_t.float() - sigma * eps) / alpha, eps=eps)
+
+
+def add_noise(path: Path, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """The forward process x_t = alpha_t x_0 + sigma_t eps; x_0, eps (B, ...), t (B,)."""
+    alpha, sigma = (over_sample(a, x_0) for a in path.alpha_sigma(t))
+    return alpha * x_0.float() + sigma * eps.float()
+
+
+def ode_step(path: Path, denoised: Denoised, s: Tensor) -> Tensor:
+    """One step of the probability flow ODE to time s (B,): x_s = alpha_s x_0 + sigma_s eps.
+
+    On the flow path this is Euler's x_t + (sigma_s - sigma_t) v; on the VP path DDIM with eta 0.
+    """
+    return add_noise(path, denoised.x_0, denoised.eps, s)
+
+
+def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
+    """Constant shift s of a noise level in [0, 1]: s sigma / (1 + (s - 1) sigma) (SD3, Eq. 23).
+
+    FLUX's exponential shift with mu is the constant shift exp(mu).
+    """
+    return shift * sigma / (1 + (shift - 1) * sigma)

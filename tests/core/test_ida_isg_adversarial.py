@@ -1,0 +1,85 @@
+"""IDA, ISG and the adversarial losses on hand-computed cases."""
+
+import pytest
+import torch
+
+from senseflow.core.adversarial import (
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    margin,
+    omega,
+)
+from senseflow.core.ida import align_, squared_gap
+from senseflow.core.isg import isg_loss
+from senseflow.core.path import FlowPath, ode_step
+
+
+def test_ida_end_points_and_the_point_between():
+    for lam, expected in ((1.0, 2.0), (0.0, 10.0), (0.75, 4.0)):
+        phi, theta = [torch.full((3,), 2.0)], [torch.full((3,), 10.0)]
+        align_(phi, theta, lam)
+        assert phi[0].tolist() == [expected] * 3 and theta[0].tolist() == [10.0] * 3
+
+
+def test_ida_closes_the_gap_in_float32_masters():
+    """n steps leave lam^n of the gap, down to float32's resolution; in bf16 it stalls."""
+    theta = torch.ones(1000) + torch.rand(1000) * 1e-3
+    phi = torch.ones(1000)
+    start = (phi - theta).norm()
+    for _ in range(100):
+        align_([phi], [theta], 0.97)
+    assert (phi - theta).norm() / start == pytest.approx(0.97**100, rel=0.05)
+    stalled = [torch.ones(1000, dtype=torch.bfloat16)]
+    align_(stalled, [theta.bfloat16()], 0.97)
+    assert torch.equal(stalled[0], torch.ones(1000, dtype=torch.bfloat16))
+
+
+def test_ida_refuses_networks_of_different_shapes():
+    with pytest.raises(ValueError, match="one architecture"):
+        align_([torch.ones(2)], [torch.ones(3)], 0.9)
+
+
+def test_gap_is_measured_over_all_parameters():
+    gap, size = squared_gap([torch.zeros(2), torch.ones(1)], [torch.ones(2), torch.full((1,), 3.0)])
+    assert (gap.item(), size.item()) == (2 + 4, 2 + 9)
+
+
+def test_isg_on_a_velocity_that_is_not_constant():
+    """Teacher v = x sigma, student v = -x, on the segment sigma 1 -> 0.5 with mid-point 0.8, x = 2.
+
+    teacher: x_mid = 2 + (0.8 - 1) (2) = 1.6; student: x_tar = 1.6 + (0.5 - 0.8)(-1.6) = 2.08;
+    direct: 2 + (0.5 - 1)(-2) = 3; d = 0.92.
+    """
+    path = FlowPath()
+    x, tau, mid, low = torch.full((1, 1), 2.0), *(torch.tensor([t]) for t in (1000.0, 800.0, 500.0))
+    x_mid = ode_step(path, path.read(x * 1.0, x, tau), mid)
+    x_target = ode_step(path, path.read(-x_mid, x_mid, mid), low)
+    x_direct = ode_step(path, path.read(-x, x, tau), low)
+    assert x_mid.item() == pytest.approx(1.6) and x_target.item() == pytest.approx(2.08)
+    assert isg_loss(x_direct, x_target, "l2").item() == pytest.approx(0.92**2, rel=1e-5)
+    expected = (0.92**2 + 1e-6) ** 0.5 - 1e-3
+    assert isg_loss(x_direct, x_target, "charbonnier").item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["l2", "charbonnier"])
+def test_isg_moves_only_the_direct_branch(kind):
+    direct, target = torch.ones(2, 3, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
+    isg_loss(direct, target, kind).backward()
+    assert target.grad is None and (direct.grad > 0).all()
+    assert isg_loss(target, target, kind).item() == 0
+
+
+def test_omega_at_fluxs_anchors():
+    tau = torch.tensor([1000.0, 904.5, 759.5, 512.8])
+    expected = [(1 - s) ** 2 for s in (1.0, 0.9045, 0.7595, 0.5128)]
+    torch.testing.assert_close(omega(FlowPath(), tau), torch.tensor(expected))
+    torch.testing.assert_close(omega(FlowPath(), tau, 1.0), torch.tensor(expected).sqrt())
+
+
+def test_hinge_losses_by_hand():
+    real, fake = torch.tensor([[0.5, 2.0], [0.0, 0.0]]), torch.tensor([[-2.0, 1.0], [0.0, 0.0]])
+    weight = torch.tensor([1.0, 0.5])
+    # sample 1: mean(0.5, 0) + mean(0, 2) = 1.25; sample 2: (1 + 1) / 2
+    assert hinge_discriminator_loss(real, fake, weight).item() == pytest.approx((1.25 + 1.0) / 2)
+    assert hinge_generator_loss(fake, weight).item() == pytest.approx(0.5 / 2)
+    assert margin(real, fake).item() == pytest.approx(0.625 + 0.25)
