@@ -39,4 +39,3 @@ def fake_score_loss(output: Tensor, x_0: Tensor, eps: Tensor, path: Path) -> Ten
     Flow: mean (v_hat - (eps - x_0))^2; VP: mean (eps_hat - eps)^2. x_0 carries no gradient.
     """
     return (output.float() - path.target(x_0.detach().float(), eps)).square().mean()
-

@@ -1,7 +1,7 @@
-"""Stateless random draws: every number is a function of what it is for, never of what was drawn before.
+"""Stateless random draws: a number is a function of what it is for, not of what came before.
 
-A shared draw (the anchor, simulate or not) is a function of (seed, iteration, purpose); a per-sample
-draw (noise, t, guidance, crop) is a function of (seed, iteration, purpose, global sample index).
+A shared draw (the anchor, simulate or not) is a function of (seed, iteration, purpose), a
+per-sample draw (noise, t, guidance, crop) of (seed, iteration, purpose, global sample index).
 Resume, another number of ranks and another split into micro-batches therefore give the same numbers
 by construction. All draws are made on the CPU, so that they do not depend on the device either.
 
@@ -21,8 +21,8 @@ from torch import Tensor
 def seed_of(seed: int, iteration: int, purpose: str, index: int | None = None) -> int:
     """The 64-bit seed of one stream of draws.
 
-    `index` is the global sample index, or None for a draw that all samples and ranks share. Any change
-    of any argument gives an unrelated seed.
+    `index` is the global sample index, or None for a draw that all samples and ranks share. Any
+    change of any argument gives an unrelated seed.
     """
     name = json.dumps([seed, iteration, purpose, index])
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
@@ -41,11 +41,11 @@ class Draws:
         return _generator(seed_of(self.seed, self.iteration, purpose))
 
     def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        """Unit Gaussian noise, (b, *shape), float32 on the CPU; row i belongs to sample `indices[i]`."""
+        """Unit Gaussian noise (b, *shape), float32 on the CPU; row i is of sample `indices[i]`."""
         return self._stacked(purpose, lambda generator: torch.randn(shape, generator=generator))
 
     def uniform(self, purpose: str, num: int = 1) -> Tensor:
-        """Uniform numbers in [0, 1), (b, num), float32 on the CPU; row i belongs to sample `indices[i]`."""
+        """Uniform in [0, 1), (b, num), float32 on the CPU; row i is of sample `indices[i]`."""
         return self._stacked(purpose, lambda generator: torch.rand(num, generator=generator))
 
     def _stacked(self, purpose: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:

@@ -75,7 +75,11 @@ def test_normalised_gradient_is_proportional_to_the_exact_one_per_sample(path):
 
 
 def test_normaliser_is_the_mean_distance_over_all_but_the_batch():
-    x, real, fake = torch.zeros(1, 2, 2, 1), torch.tensor([1.0, 2, 3, 6]).view(1, 2, 2, 1), torch.zeros(1)
+    x, real, fake = (
+        torch.zeros(1, 2, 2, 1),
+        torch.tensor([1.0, 2, 3, 6]).view(1, 2, 2, 1),
+        torch.zeros(1),
+    )
     torch.testing.assert_close(dmd_gradient(x, fake, real), -real / 3)
 
 
@@ -114,4 +118,3 @@ def test_guidance_extrapolates_from_the_unconditional_prediction():
     guided = guide(uncond, cond, scale)
     torch.testing.assert_close(guided[0], cond[0])
     torch.testing.assert_close(guided[1], 7.5 * cond[1] - 6.5 * uncond[1])
-

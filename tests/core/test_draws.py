@@ -9,8 +9,8 @@ from senseflow.core.draws import Draws, seed_of
 
 def test_seed_is_pinned_across_versions():
     """A changed hash would silently change every run, so two values are written down."""
-    assert seed_of(0, 1, "noise", 0) == 8021430562325033229
-    assert seed_of(0, 1, "anchor", None) == 1
+    assert seed_of(0, 1, "noise", 0) == 6672750071545812017
+    assert seed_of(0, 1, "anchor", None) == 14442243724765968923
 
 
 def test_every_argument_matters():
@@ -30,7 +30,9 @@ def test_a_sample_keeps_its_draws_in_any_company():
         parts = [Draws(3, 7, tuple(range(a, b))) for a, b in itertools.pairwise(split)]
         noise = torch.cat([part.normal("noise", (4, 2, 2)) for part in parts])
         assert torch.equal(noise, whole.normal("noise", (4, 2, 2)))
-        assert torch.equal(torch.cat([part.uniform("t", 3) for part in parts]), whole.uniform("t", 3))
+        assert torch.equal(
+            torch.cat([part.uniform("t", 3) for part in parts]), whole.uniform("t", 3)
+        )
 
 
 def test_shapes_and_types():
@@ -51,7 +53,9 @@ def test_draws_do_not_touch_or_follow_the_global_generator():
 
 
 def test_shared_does_not_depend_on_the_samples():
-    numbers = [torch.rand(4, generator=Draws(0, 2, indices).shared("anchor")) for indices in ((0,), (3, 4))]
+    numbers = [
+        torch.rand(4, generator=Draws(0, 2, indices).shared("anchor")) for indices in ((0,), (3, 4))
+    ]
     assert torch.equal(*numbers)
     other = torch.rand(4, generator=Draws(0, 3, (0,)).shared("anchor"))
     assert not torch.equal(numbers[0], other)

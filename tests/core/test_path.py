@@ -63,6 +63,4 @@ def test_vp_step_is_ddim_of_diffusers():
 
 def test_shift_has_fixed_ends_and_is_sd3s():
     sigma = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
-    torch.testing.assert_close(
-        shift_sigma(sigma, 3.0), torch.tensor([0.0, 0.5, 0.75, 0.9, 1.0])
-    )
+    torch.testing.assert_close(shift_sigma(sigma, 3.0), torch.tensor([0.0, 0.5, 0.75, 0.9, 1.0]))

@@ -1,0 +1,424 @@
+"""Algorithm 1: one training iteration of SenseFlow.
+
+    x_tau   the student's input at the drawn anchor: its own sample, or a real latent, noised
+    x       the student's prediction of x_0 at x_tau
+    theta   generator, every N-th iteration:  L_DMD + lambda_adv L_adv + lambda_isg L_ISG, then IDA
+    phi     fake score, every iteration:      L_fake on sg(x)
+    heads   discriminator, every iteration:   hinge loss on sg(x) and a real image
+
+`train_iteration` is the algorithm; below it stands one function per line of it. The equations are
+in `senseflow.core`, everything that differs between teachers behind `senseflow.models.teacher`.
+Random draws are functions of seed, iteration and purpose (shared by all ranks: which anchor,
+simulate or not), and of the sample's index in the global batch for all else; so which networks are
+called never depends on a rank, and results do not depend on how the batch is split.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from senseflow.core.adversarial import (
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    margin,
+    omega,
+)
+from senseflow.core.anchors import Anchors, TimeLaw, draw_range, draw_time
+from senseflow.core.dmd import dmd_gradient, dmd_loss, fake_score_loss
+from senseflow.core.draws import Draws
+from senseflow.core.ida import align_
+from senseflow.core.isg import isg_loss
+from senseflow.core.path import Denoised, add_noise, ode_step
+from senseflow.data.sampler import Batch
+from senseflow.engine.config import Config
+from senseflow.engine.measures import Measures, image_drift, phase
+from senseflow.engine.optim import Trained
+from senseflow.engine.parallel import local_shards
+from senseflow.models.diffaug import NUM_UNIFORMS, diff_augment
+from senseflow.models.teacher import Adapter, Conditioning
+from senseflow.models.vfm_discriminator import FrozenBackbone, PromptEncoder
+
+
+@dataclass(frozen=True)
+class Discriminator:
+    """D(x, c, r) = h(f_VFM(x), c, r): frozen features and text, heads that learn."""
+
+    backbone: FrozenBackbone
+    prompt_encoder: PromptEncoder
+    heads: Trained
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The parts of one distillation."""
+
+    config: Config
+    adapter: Adapter
+    anchors: Anchors
+    teacher: nn.Module
+    generator: Trained
+    fake_score: Trained
+    discriminator: Discriminator | None
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What all ranks and micro-batches share in one iteration."""
+
+    iteration: int
+    anchor: int  # 0 is the noisiest
+    simulate: bool
+    generator: bool  # theta's turn
+    adversarial: bool  # the discriminator sees x: omega(tau) > 0
+
+
+@dataclass(frozen=True)
+class Views:
+    """What the discriminator's heads see of one micro-batch."""
+
+    fake: list[Tensor]  # features of the decoded x, a (B, C, h, w) per tap
+    text: Tensor  # (B, D)
+    reference: list[Tensor] | None  # features of real images
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One micro-batch on its way through the iteration."""
+
+    batch: Batch
+    draws: Draws
+    cond: Conditioning
+    tau: Tensor  # (B,)
+    x_tau: Tensor
+    denoised: Denoised  # of G at x_tau; its x_0 is x
+    pictures: dict[str, Tensor] = field(default_factory=dict)  # latents, for the image strip
+    views: Views | None = None
+
+    @property
+    def x(self) -> Tensor:
+        return self.denoised.x_0
+
+    def detach(self) -> "Sample":
+        """The same without the generator's graph; x is from before theta's step."""
+        views = self.views and replace(self.views, fake=[f.detach() for f in self.views.fake])
+        denoised = Denoised(self.denoised.x_0.detach(), self.denoised.eps.detach())
+        return replace(self, denoised=denoised, views=views)
+
+
+def train_iteration(
+    d: Distillation, batches: list[Batch], iteration: int, measures: Measures
+) -> dict[str, Tensor]:
+    """One iteration over the micro-batches of this rank's share of the global batch.
+
+    Adds detached losses and gradient norms to `measures` and returns the latents it computed for
+    the first micro-batch, by name, for the image strip. A step whose gradient is not finite changes
+    nothing (see `Trained.step`).
+    """
+    turn = draw_turn(d, iteration)
+    samples = []
+    for batch in batches:
+        sample = generate(d, turn, batch)
+        if turn.adversarial:
+            sample = view(d, turn, sample, measures)
+        if turn.generator:
+            sample = generator_backward(d, turn, sample, len(batches), measures)
+        samples.append(sample.detach())
+
+    if turn.generator:
+        update(d.generator, "generator", measures)
+        align(d)
+
+    if d.config.dmd.weight > 0:
+        for sample in samples:
+            fake_score_backward(d, sample, len(batches), measures)
+        update(d.fake_score, "fake_score", measures)
+
+    if turn.adversarial and d.discriminator:
+        for i, sample in enumerate(samples):
+            discriminator_backward(d, sample, len(batches), i == 0, measures)
+        update(d.discriminator.heads, "discriminator", measures)
+    return samples[0].pictures
+
+
+# ---------------------------------------------------------------------------------- steps 1 to 3
+
+
+def draw_turn(d: Distillation, iteration: int) -> Turn:
+    """ONE anchor and ONE simulate-or-not for the iteration, equal on all ranks."""
+    draws = Draws(d.config.train.seed, iteration, ())
+    anchor = int(torch.randint(len(d.anchors), (), generator=draws.shared("anchor")))
+    u = float(torch.rand((), generator=draws.shared("simulate")))
+    weight = omega(d.adapter.path, times(d.anchors.times[anchor], 1), _omega_power(d))
+    return Turn(
+        iteration=iteration,
+        anchor=anchor,
+        simulate=u < d.config.backward_simulation.probability,
+        generator=iteration % d.config.fake_score.ttur == 0,
+        adversarial=d.discriminator is not None and bool(weight > 0),
+    )
+
+
+@phase("generate")
+def generate(d: Distillation, turn: Turn, batch: Batch) -> Sample:
+    """Steps 1 to 3: encode the prompts, build x_tau, predict x, with grad on theta's turn."""
+    draws = Draws(d.config.train.seed, turn.iteration, tuple(batch.indices))
+    cond = d.adapter.encode_prompts(batch.prompts)
+    tau = times(d.anchors.times[turn.anchor], len(batch.prompts), d.device)
+    x_tau, pictures = student_input(d, turn, batch, draws, cond)
+    with torch.set_grad_enabled(turn.generator):
+        denoised = denoise(d, d.generator.network, x_tau, tau, cond)
+    pictures = {"generated": denoised.x_0.detach(), **pictures}
+    return Sample(batch, draws, cond, tau, x_tau, denoised, pictures)
+
+
+@torch.no_grad()
+def student_input(
+    d: Distillation, turn: Turn, batch: Batch, draws: Draws, cond: Conditioning
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """x_tau = alpha x_clean + sigma eps; pure noise at the top anchor, where x_clean is not built.
+
+    x_clean is the student's own sample (backward simulation) or the real latent.
+    """
+    shape = d.adapter.latent_shape()
+    eps = draws.normal("eps", shape).to(d.device)
+    if turn.anchor == 0:
+        return eps, {}
+    if turn.simulate:
+        x_clean = backward_simulation(d, turn, draws, cond)
+    else:
+        posterior = draws.normal("posterior", shape).to(d.device)
+        x_clean = d.adapter.encode_images(batch.images.to(d.device), posterior)
+    tau = times(d.anchors.times[turn.anchor], len(eps), d.device)
+    return add_noise(d.adapter.path, x_clean, eps, tau), {"clean input": x_clean}
+
+
+@torch.no_grad()
+def backward_simulation(d: Distillation, turn: Turn, draws: Draws, cond: Conditioning) -> Tensor:
+    """The student's x_0 at the anchor above the drawn one, from pure noise, re-noised on the way.
+
+    Each step predicts x_0 and noises it with FRESH noise to the next anchor (DMD2, Section 4.5).
+    """
+    shape, num = d.adapter.latent_shape(), len(draws.indices)
+    x_t = draws.normal("simulate 0", shape).to(d.device)
+    for i in range(turn.anchor):
+        x_0 = denoise(
+            d, d.generator.network, x_t, times(d.anchors.times[i], num, d.device), cond
+        ).x_0
+        if i + 1 < turn.anchor:
+            eps = draws.normal(f"simulate {i + 1}", shape).to(d.device)
+            x_t = add_noise(d.adapter.path, x_0, eps, times(d.anchors.times[i + 1], num, d.device))
+    return x_0
+
+
+# ---------------------------------------------------------------------- step 4: theta, then IDA
+
+
+@phase("generator")
+def generator_backward(
+    d: Distillation, turn: Turn, sample: Sample, num_micro: int, measures: Measures
+) -> Sample:
+    """Backpropagate L_G = L_DMD + lambda_adv L_adv + lambda_isg L_ISG of one micro-batch."""
+    config, pictures = d.config, dict(sample.pictures)
+    losses: dict[str, Tensor] = {}
+    total = torch.zeros((), device=d.device)
+    if config.dmd.weight > 0:
+        losses["loss/dmd"] = dmd(d, sample, pictures)
+        total = total + config.dmd.weight * losses["loss/dmd"]
+    if turn.adversarial:
+        losses["loss/adv"] = adversarial(d, sample)
+        total = total + config.adversarial.weight * losses["loss/adv"]
+    if config.isg.weight > 0:
+        losses["loss/isg"] = isg(d, turn, sample, pictures)
+        total = total + config.isg.weight * losses["loss/isg"]
+    if total.requires_grad:
+        (total / num_micro).backward()
+    measures.add({**losses, "loss/generator": total})
+    return replace(sample, pictures=pictures)
+
+
+def dmd(d: Distillation, sample: Sample, pictures: dict[str, Tensor]) -> Tensor:
+    """L_DMD: the teacher's (guided) and the fake score's x_0 at a fresh x_t."""
+    config, path = d.config.dmd, d.adapter.path
+    with torch.no_grad():
+        t = draw_times(sample, "dmd", config.time, config.time_range)
+        eps = sample.draws.normal("dmd eps", sample.x.shape[1:]).to(d.device)
+        x_t = add_noise(path, sample.x, eps, t)
+        scale = draw_scale(sample, "dmd", config.guidance)
+        real = denoise_guided(d, x_t, t, sample.cond, scale)
+        fake = denoise(d, d.fake_score.network, x_t, t, sample.cond)
+        gradient = dmd_gradient(sample.x, fake.x_0, real.x_0, config.floor)
+    pictures.update({"teacher x0": real.x_0, "fake x0": fake.x_0})
+    return dmd_loss(sample.x, gradient)
+
+
+def isg(d: Distillation, turn: Turn, sample: Sample, pictures: dict[str, Tensor]) -> Tensor:
+    """L_ISG: down the segment in one step, against the teacher's way to a random mid-point."""
+    config, path = d.config.isg, d.adapter.path
+    low, _ = d.anchors.segment(turn.anchor)
+    tau_low = times(low, len(sample.tau), d.device)
+    with torch.no_grad():
+        u = sample.draws.uniform("isg t_mid")[:, 0].to(d.device)
+        t_mid = d.anchors.midpoint(turn.anchor, config.margin, u)
+        scale = draw_scale(sample, "isg", config.guidance)
+        teacher = denoise_guided(d, sample.x_tau, sample.tau, sample.cond, scale)
+        x_mid = ode_step(path, teacher, t_mid)
+        student = denoise(d, d.generator.network, x_mid, t_mid, sample.cond)
+        x_target = ode_step(path, student, tau_low)
+    x_direct = ode_step(path, sample.denoised, tau_low)
+    pictures.update({"ISG target": x_target, "ISG direct": x_direct.detach()})
+    return isg_loss(x_direct, x_target, config.loss)
+
+
+def adversarial(d: Distillation, sample: Sample) -> Tensor:
+    """L_adv: the heads judge x; their weights and buffers take no part."""
+    assert d.discriminator and sample.views
+    views = sample.views
+    with frozen(d.discriminator.heads.network):
+        logits = d.discriminator.heads.network(views.fake, views.text, views.reference)
+    return hinge_generator_loss(logits, omega(d.adapter.path, sample.tau, _omega_power(d)))
+
+
+@phase("generator")
+def align(d: Distillation) -> None:
+    """IDA (Eq. 9), at once after theta's step."""
+    if d.config.ida.lam is not None:
+        phi, theta = local_shards(d.fake_score.network), local_shards(d.generator.network)
+        align_(phi, theta, d.config.ida.lam)
+
+
+# ------------------------------------------------------------------------------- steps 5 and 6
+
+
+@phase("fake_score")
+def fake_score_backward(
+    d: Distillation, sample: Sample, num_micro: int, measures: Measures
+) -> None:
+    """Backpropagate L_fake on sg(x) of one micro-batch."""
+    config, path = d.config.fake_score, d.adapter.path
+    t = draw_times(sample, "fake", config.time, config.time_range)
+    eps = sample.draws.normal("fake eps", sample.x.shape[1:]).to(d.device)
+    x_t = add_noise(path, sample.x, eps, t)
+    output = d.adapter.predict(d.fake_score.network, x_t, t, sample.cond)
+    loss = fake_score_loss(output, sample.x, eps, path)
+    (loss / num_micro).backward()
+    measures.add({"loss/fake": loss})
+
+
+@phase("discriminator")
+def view(d: Distillation, turn: Turn, sample: Sample, measures: Measures) -> Sample:
+    """Decode x once and take the features of it (with grad on theta's turn) and of the reference.
+
+    Both the generator's and the heads' turn use them.
+    """
+    assert d.discriminator
+    real = sample.batch.images.to(d.device)
+    with torch.set_grad_enabled(turn.generator):
+        images = d.adapter.decode(sample.x)
+        fake = d.discriminator.backbone(augment(d, sample, images, "augment fake"))
+    with torch.no_grad():
+        text = d.discriminator.prompt_encoder(sample.batch.prompts).to(d.device)
+        reference = reference_features(d, real)
+    measures.add(image_drift(images, real))
+    return replace(sample, views=Views(fake, text, reference))
+
+
+def reference_features(d: Distillation, real: Tensor) -> list[Tensor] | None:
+    """Features of each prompt's own real image, of another sample's ("shuffled"), or none."""
+    assert d.discriminator
+    mode = d.config.adversarial.reference
+    if mode == "none":
+        return None
+    return d.discriminator.backbone(real.roll(1, 0) if mode == "shuffled" else real)
+
+
+@phase("discriminator")
+def discriminator_backward(
+    d: Distillation, sample: Sample, num_micro: int, first: bool, measures: Measures
+) -> None:
+    """Backpropagate the hinge loss of one micro-batch into the heads.
+
+    Spectral norm's power iteration moves with the first micro-batch only, so that its buffers do
+    not depend on how the batch is split.
+    """
+    assert d.discriminator and sample.views
+    views, heads = sample.views, d.discriminator.heads.network
+    with torch.no_grad():
+        images = sample.batch.images.to(d.device)
+        real = d.discriminator.backbone(augment(d, sample, images, "augment real"))
+    heads.train(first)
+    both = [torch.cat(pair) for pair in zip(views.fake, real, strict=True)]
+    logits_fake, logits_real = heads(both, views.text, views.reference).chunk(2)
+    weight = omega(d.adapter.path, sample.tau, _omega_power(d))
+    loss = hinge_discriminator_loss(logits_real, logits_fake, weight)
+    (loss / num_micro).backward()
+    heads.eval()
+    measures.add(
+        {"loss/discriminator": loss, "discriminator/margin": margin(logits_real, logits_fake)}
+    )
+
+
+# ------------------------------------------------------------------------------------ in common
+
+
+def denoise(
+    d: Distillation, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning
+) -> Denoised:
+    """The prediction of the student or the fake score at (x_t, t)."""
+    return d.adapter.path.read(d.adapter.predict(network, x_t, t, cond), x_t, t)
+
+
+def denoise_guided(
+    d: Distillation, x_t: Tensor, t: Tensor, cond: Conditioning, scale: Tensor
+) -> Denoised:
+    """The teacher's prediction at (x_t, t) with its guidance."""
+    output = d.adapter.predict_guided(d.teacher, x_t, t, cond, scale)
+    return d.adapter.path.read(output, x_t, t)
+
+
+def update(trained: Trained, name: str, measures: Measures) -> None:
+    """Clip and step one network."""
+    measures.add({f"grad_norm/{name}": trained.step()})
+
+
+def augment(d: Distillation, sample: Sample, images: Tensor, purpose: str) -> Tensor:
+    """DiffAugment with this sample's draws; images (B, 3, H, W)."""
+    if not d.config.adversarial.augment:
+        return images
+    return diff_augment(images, sample.draws.uniform(purpose, NUM_UNIFORMS).to(d.device))
+
+
+def draw_times(sample: Sample, purpose: str, law: TimeLaw, span: tuple[float, float]) -> Tensor:
+    """One t per sample, (B,)."""
+    u = sample.draws.uniform(f"{purpose} t")[:, 0].to(sample.tau.device)
+    return draw_time(law, u, *span)
+
+
+def draw_scale(sample: Sample, purpose: str, span: tuple[float, float]) -> Tensor:
+    """One guidance scale per sample, (B,)."""
+    return draw_range(
+        *span, sample.draws.uniform(f"{purpose} guidance")[:, 0].to(sample.tau.device)
+    )
+
+
+def times(t: float, num: int, device: torch.device | None = None) -> Tensor:
+    """(num,) copies of one time."""
+    return torch.full((num,), t, dtype=torch.float32, device=device)
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Neither gradients for the weights nor changes of the buffers; gradients flow through."""
+    network.requires_grad_(False)
+    network.eval()
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
+
+
+def _omega_power(d: Distillation) -> float:
+    return d.config.adversarial.omega_power

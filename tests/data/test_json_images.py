@@ -1,0 +1,160 @@
+"""The JSON data set: what it reads, how it fits pictures, and what it says of bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from senseflow.data.json_images import (
+    JsonImages,
+    Position,
+    Unreadable,
+    UnreadableImagesError,
+    read_lists,
+)
+
+
+def write(folder: Path, pictures: list[Image.Image | bytes], **changes) -> Path:
+    """A data set of these pictures; bytes are written as they are."""
+    names = []
+    for i, picture in enumerate(pictures):
+        names.append(f"{i}.png")
+        if isinstance(picture, bytes):
+            (folder / names[-1]).write_bytes(picture)
+        else:
+            picture.save(folder / names[-1])
+    num = len(pictures)
+    lists = {
+        "keys": [str(i) for i in range(num)],
+        "image_paths": names,
+        "prompts": [f"picture {i}" for i in range(num)],
+        **changes,
+    }
+    file = folder / "data.json"
+    file.write_text(json.dumps(lists))
+    return file
+
+
+def solid(colour, size=(8, 8), mode="RGB") -> Image.Image:
+    return Image.new(mode, size, colour)
+
+
+def at(item: int, iteration: int = 1, index: int = 0) -> Position:
+    return Position(iteration, index, item)
+
+
+def test_reads_images_in_range_with_their_prompts(tmp_path):
+    data = JsonImages(write(tmp_path, [solid("black"), solid("white")]), (8, 8))
+    assert len(data) == 2
+    black, white = data[at(0, index=5)], data[at(1)]
+    assert black.image.shape == (3, 8, 8) and (black.image == -1).all() and (white.image == 1).all()
+    assert (black.prompt, black.index, black.unreadable) == ("picture 0", 5, [])
+
+
+def test_wide_pictures_keep_their_aspect_and_are_cut_in_the_middle(tmp_path):
+    """Red, green, blue thirds of a 24 x 8 picture: the middle 8 x 8 is green."""
+    wide = Image.fromarray(np.repeat(np.eye(3, dtype=np.uint8)[None] * 255, 8, 0).repeat(8, 1))
+    data = JsonImages(write(tmp_path, [wide]), (8, 8))
+    expected = torch.tensor([-1.0, 1.0, -1.0]).view(3, 1, 1).expand(3, 8, 8)
+    assert torch.equal(data[at(0)].image, expected)
+
+
+@pytest.mark.parametrize("resolution", [(16, 16), (8, 24), (32, 8)])
+def test_any_resolution(tmp_path, resolution):
+    data = JsonImages(write(tmp_path, [solid("red", (13, 29))]), resolution)
+    assert data[at(0)].image.shape == (3, *resolution)
+
+
+def test_random_crop_depends_on_the_place_in_the_run_alone(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 64, 3), dtype=np.uint8))
+    file = write(tmp_path, [noise])
+    data = JsonImages(file, (8, 8), crop="random", seed=3)
+    same = JsonImages(file, (8, 8), crop="random", seed=3)
+    assert torch.equal(data[at(0, 4, 2)].image, same[at(0, 4, 2)].image)
+    crops = {tuple(data[at(0, i, 2)].image.flatten().tolist()) for i in range(20)}
+    assert len(crops) > 5
+
+
+def test_modes_are_brought_to_rgb(tmp_path):
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    palette = solid("red").convert("P")
+    pictures = [solid(128, mode="L"), clear, palette, solid(1, mode="1")]
+    data = JsonImages(write(tmp_path, pictures), (8, 8))
+    images = [data[at(i)].image for i in range(4)]
+    assert all(image.shape == (3, 8, 8) for image in images)
+    assert (images[1] == 1).all()  # transparency is white
+    assert images[2][0].min() == 1 and images[2][1].max() == -1
+
+
+def test_upright_by_exif(tmp_path):
+    wide = Image.fromarray(np.repeat(np.eye(3, dtype=np.uint8)[None] * 255, 8, 0).repeat(8, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    wide.save(tmp_path / "0.png", exif=exif)
+    (tmp_path / "data.json").write_text(
+        json.dumps({"keys": ["0"], "image_paths": ["0.png"], "prompts": ["a"]})
+    )
+    image = JsonImages(tmp_path / "data.json", (24, 8))[at(0)].image
+    assert image[:, 0, 4].tolist() == [1, -1, -1] and image[:, 23, 4].tolist() == [-1, -1, 1]
+
+
+def test_paths_beside_the_file_or_in_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "work").mkdir()
+    solid("black").save(tmp_path / "set" / "a.png")
+    solid("white").save(tmp_path / "work" / "b.png")
+    lists = {"keys": ["a", "b"], "image_paths": ["a.png", "b.png"], "prompts": ["a", "b"]}
+    (tmp_path / "set" / "data.json").write_text(json.dumps(lists))
+    monkeypatch.chdir(tmp_path / "work")
+    data = JsonImages(tmp_path / "set" / "data.json", (8, 8))
+    assert (data[at(0)].image == -1).all() and (data[at(1)].image == 1).all()
+
+
+def test_a_truncated_image_is_replaced_by_the_next_and_reported(tmp_path):
+    solid("red", (64, 64)).save(tmp_path / "whole.png")
+    cut = (tmp_path / "whole.png").read_bytes()[:100]
+    data = JsonImages(write(tmp_path, [cut, b"not an image", solid("white")]), (8, 8))
+    item = data[at(0)]
+    assert item.prompt == "picture 2" and (item.image == 1).all()
+    assert [Path(path).name for path, _ in item.unreadable] == ["0.png", "1.png"]
+
+
+def test_nothing_readable_is_an_error(tmp_path):
+    data = JsonImages(write(tmp_path, [b"", b""]), (8, 8))
+    with pytest.raises(UnreadableImagesError, match="none of the 2 images could be read"):
+        data[at(0)]
+
+
+def test_unreadable_files_are_listed_once_and_stop_the_run_past_the_limit(tmp_path, caplog):
+    unreadable = Unreadable(tmp_path / "unreadable.txt", limit=2)
+    unreadable.note([("a.png", "truncated"), ("b.png", "truncated")])
+    unreadable.note([("a.png", "truncated")])
+    assert (tmp_path / "unreadable.txt").read_text() == "a.png\ttruncated\nb.png\ttruncated\n"
+    with pytest.raises(UnreadableImagesError, match=r"3 images.*max_unreadable allows 2"):
+        unreadable.note([("c.png", "missing")])
+    assert "skipped a.png: truncated" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "has no keys, image_paths, prompts"),
+        ('{"keys": [], "prompts": []}', "has no image_paths"),
+        (
+            '{"keys": ["a"], "image_paths": ["a", "b"], "prompts": ["a"]}',
+            "different lengths: 1 keys, 2 image_paths, 1 prompts",
+        ),
+        ('{"keys": [], "image_paths": [], "prompts": []}', "is empty"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, message):
+    file = tmp_path / "bad.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"bad.json.*{message}"):
+        read_lists(file)
+    with pytest.raises(ValueError, match=r"nowhere.json not found"):
+        read_lists(tmp_path / "nowhere.json")
