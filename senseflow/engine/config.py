@@ -1,0 +1,388 @@
+"""The configuration of a run: a tree of frozen dataclasses, read strictly from one YAML file.
+
+Every number of a recipe stands in its YAML; the fields without a default must be given there. An
+unknown key, a wrong type or an impossible combination is a ValueError that names the file, the key
+and the nearest valid key, before anything is loaded.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from senseflow.core.anchors import TimeLaw
+from senseflow.core.isg import IsgLoss
+
+Range = tuple[float, float]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_range(name: str, value: Range) -> None:
+    _require(value[0] <= value[1], f"{name}: {list(value)} is not [low, high]")
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    """Where the networks and the data are; folders of diffusers, files, or names timm knows."""
+
+    pretrained_model: str  # the teacher's diffusers folder
+    dataset: str  # JSON with keys, image_paths, prompts
+    student_config: str | None = None  # config.json of student and fake score; None: the teacher's
+    flux_wo_guidance_embed: str | None = None  # folder with transformer/ linked to the teacher's
+    dinov2: str = "vit_large_patch14_dinov2.lvd142m"  # timm name, or local-dir:FOLDER
+    dinov2_weights: str | None = None  # a weights file; None: what the name stands for
+    clip: str = "ViT-L-14"  # open_clip name, or local-dir:FOLDER
+    clip_weights: str | None = "openai"  # open_clip tag or a weights file
+    clip_quick_gelu: bool | None = None  # the activation of a weights file; None: what the tag says
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The length, batch, seed and rhythm of the run; all intervals in loop iterations."""
+
+    iter_num: int
+    batch_size: int  # global: over all ranks and micro-batches
+    resolution: tuple[int, int]  # height, width in pixels
+    save_interval: int
+    log_interval: int = 10
+    seed: int = 0
+    grad_accumulation: int = 1
+    keep_last: int = 2  # checkpoints; 0 keeps all
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "iter_num",
+            "batch_size",
+            "save_interval",
+            "log_interval",
+            "grad_accumulation",
+        ):
+            _require(getattr(self, name) >= 1, f"train.{name} must be at least 1")
+        _require(self.keep_last >= 0, "train.keep_last must be 0 (all) or more")
+        _require(min(self.resolution) >= 1, f"train.resolution: {list(self.resolution)}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW for the generator, the fake score and the heads."""
+
+    lr: float
+    fake_score_lr: float
+    discriminator_lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "fake_score_lr", "discriminator_lr", "max_grad_norm", "eps"):
+            _require(getattr(self, name) > 0, f"optimizer.{name} must be positive")
+
+
+@dataclass(frozen=True)
+class LrSchedulerConfig:
+    """Linear from start_factor to 1 over the warm-up, constant, then linear to end_factor."""
+
+    warmup_iterations: int = 0
+    start_factor: float = 1.0
+    decay_iterations: int = 0  # the last ones of the run
+    end_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class AnchorsConfig:
+    """The anchors: `times` on the unshifted clock, then the teacher's own shift."""
+
+    times: tuple[float, ...]  # thousandths, from noisy to clean, before the shift
+    shift: float | None = None  # None: the scheduler's own at the resolution
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """How student and fake score start from the teacher's weights."""
+
+    fold_guidance: float | None = None  # fold this guidance into the time embedding's bias
+
+
+@dataclass(frozen=True)
+class DmdConfig:
+    """L_DMD: weight, the teacher's guidance, the law of t (thousandths)."""
+
+    weight: float
+    guidance: Range
+    time: TimeLaw
+    time_range: Range = (0.0, 1000.0)
+    floor: float = 1e-4  # of mean |x - x_0_real|
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "dmd.weight must not be negative")
+        _require_range("dmd.guidance", self.guidance)
+        _require_range("dmd.time_range", self.time_range)
+
+
+@dataclass(frozen=True)
+class FakeScoreConfig:
+    """L_fake: the law of t, and N, the iterations per generator update (TTUR)."""
+
+    ttur: int
+    time: TimeLaw
+    time_range: Range = (0.0, 1000.0)
+
+    def __post_init__(self) -> None:
+        _require(self.ttur >= 1, "fake_score.ttur must be at least 1")
+        _require_range("fake_score.time_range", self.time_range)
+
+
+@dataclass(frozen=True)
+class IdaConfig:
+    """IDA's lambda; None switches it off."""
+
+    lam: float | None
+
+    def __post_init__(self) -> None:
+        _require(self.lam is None or 0 <= self.lam <= 1, f"ida.lam: {self.lam} is not in [0, 1]")
+
+
+@dataclass(frozen=True)
+class IsgConfig:
+    """ISG: weight (0 switches it off), the teacher's guidance, the mid-point's margin."""
+
+    weight: float
+    guidance: Range
+    margin: float  # thousandths of the anchors' clock
+    loss: IsgLoss = "charbonnier"
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "isg.weight must not be negative")
+        _require_range("isg.guidance", self.guidance)
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """The VFM discriminator: weight (0 switches it off), omega, taps, reference, heads."""
+
+    weight: float
+    omega_power: float = 2.0
+    reference: Literal["paired", "shuffled", "none"] = "paired"
+    taps: tuple[int, ...] = (2, 5, 8, 10, 14, 19, 23)
+    virtual_batch: int = 1
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "adversarial.weight must not be negative")
+        _require(self.virtual_batch >= 1, "adversarial.virtual_batch must be at least 1")
+
+
+@dataclass(frozen=True)
+class BackwardSimulationConfig:
+    """The share of iterations whose clean latent is the student's own sample."""
+
+    probability: float
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.probability <= 1,
+            f"backward_simulation.probability: {self.probability} is not in [0, 1]",
+        )
+
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Trained networks keep float32 masters; these are the types they compute in."""
+
+    compute: Dtype = "bfloat16"  # student, fake score, teacher, text encoders, DINOv2
+    heads: Dtype = "float32"
+    vae: Dtype = "float32"
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Sharding (FSDP2) and recomputation."""
+
+    replicas: int = 1  # HSDP: groups that each hold the whole network in shards
+    activation_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Reading images and prompts."""
+
+    max_sequence_length: int  # T5 tokens, the same number in training and sampling
+    num_workers: int = 4
+    crop: Literal["center", "random"] = "center"
+    max_unreadable: int = 100  # unreadable files met before the run stops
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What the run folder shows besides stats.jsonl."""
+
+    tensorboard: bool = True
+    sample_interval: int = 500  # iterations between image strips; 0: none
+    num_pictures: int = 4
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    paths: PathsConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    anchors: AnchorsConfig
+    dmd: DmdConfig
+    fake_score: FakeScoreConfig
+    ida: IdaConfig
+    isg: IsgConfig
+    adversarial: AdversarialConfig
+    backward_simulation: BackwardSimulationConfig
+    data: DataConfig
+    lr_scheduler: LrSchedulerConfig = field(default_factory=LrSchedulerConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.dmd.weight + self.isg.weight + self.adversarial.weight > 0,
+            "dmd.weight, isg.weight and adversarial.weight are all 0: the generator has no loss",
+        )
+        spent = self.lr_scheduler.warmup_iterations + self.lr_scheduler.decay_iterations
+        _require(
+            spent <= self.train.iter_num,
+            f"lr_scheduler: warm-up and decay take {spent} iterations of {self.train.iter_num}",
+        )
+
+
+def load_config(file: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read `file`, apply `key.sub=value` overrides, and check all of it.
+
+    Raises ValueError naming the file and key for an unknown key, a missing one, a wrong type or an
+    impossible combination.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"config file not found: {path}")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected sections such as 'train:', got {type(tree).__name__}")
+    for override in overrides or []:
+        _apply_override(tree, override)
+    try:
+        return typing.cast(Config, _build(Config, tree, ""))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def save_config(config: Config, file: Path) -> None:
+    """Write the resolved configuration so that `load_config` reads the same one back."""
+    file.write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+
+
+def differences(config: Config, other: Config) -> list[str]:
+    """`key: value here, value there` for every leaf in which two configurations differ."""
+    here, there = _leaves(dataclasses.asdict(config)), _leaves(dataclasses.asdict(other))
+    return [f"{key}: {here[key]} -> {there[key]}" for key in here if here[key] != there[key]]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves.update(_leaves(value, f"{prefix}{key}."))
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"override {override!r} is not of the form key.sub=value")
+    *sections, leaf = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"override {override!r}: {section} is not a section")
+    tree[leaf] = yaml.safe_load(text)
+
+
+def _build(cls: type, tree: Any, prefix: str) -> Any:
+    if not isinstance(tree, dict):
+        raise ValueError(f"{prefix.rstrip('.')}: expected a section, got {tree!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in tree:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)[0]
+            raise ValueError(f"unknown key {prefix}{key}; the nearest valid key is {prefix}{near}")
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in tree:
+            raise ValueError(f"missing key {prefix}{name}")
+    return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in tree.items()})
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, key + ".")
+    if origin is types.UnionType:
+        inner = next(arg for arg in args if arg is not type(None))
+        return None if value is None else _convert(value, inner, key)
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{key}: {value!r} is none of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(value, args, key)
+    return _convert_scalar(value, hint, key)
+
+
+def _convert_tuple(value: Any, args: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+    """A list; one number stands for both ends of a pair (a fixed guidance, a square size)."""
+    many = len(args) == 2 and args[1] is Ellipsis
+    if isinstance(value, int | float) and not isinstance(value, bool) and not many:
+        value = [value] * len(args)
+    if not isinstance(value, list) or (not many and len(value) != len(args)):
+        wanted = "a list" if many else f"a list of {len(args)}"
+        raise ValueError(f"{key}: expected {wanted}, got {value!r}")
+    kinds = [args[0]] * len(value) if many else args
+    return tuple(
+        _convert(item, kind, f"{key}[{i}]")
+        for i, (item, kind) in enumerate(zip(value, kinds, strict=True))
+    )
+
+
+def _convert_scalar(value: Any, hint: type, key: str) -> Any:
+    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # PyYAML reads 1e-5 as a string
+        except ValueError:
+            pass
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{key}: expected {hint.__name__}, got {value!r}")
+    return value

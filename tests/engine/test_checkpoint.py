@@ -1,0 +1,146 @@
+"""Checkpoints: round trip, damage, pruning, a full disk; and the exported student."""
+
+import json
+import logging
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from diffusers import FluxTransformer2DModel
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from senseflow.engine.checkpoint import Checkpoints, export_student
+from senseflow.engine.config import OptimizerConfig
+from senseflow.engine.optim import Trained
+from senseflow.engine.parallel import shard, start_ranks
+
+CONFIG = OptimizerConfig(lr=0.1, fake_score_lr=0.1, discriminator_lr=0.1)
+RANKS = start_ranks()
+
+
+def networks(seed: int, width: int = 4) -> dict[str, Trained]:
+    """Two sharded networks with buffers, one step into their training."""
+    torch.manual_seed(seed)
+    trained = {}
+    for name in ("generator", "discriminator"):
+        network = nn.Sequential(spectral_norm(nn.Linear(3, width)), nn.Linear(width, 2))
+        shard(network, [network[0]], RANKS.mesh)
+        trained[name] = Trained.build(network, 0.1, CONFIG)
+        network(torch.randn(5, 3)).square().sum().backward()
+        trained[name].step()
+    return trained
+
+
+def values(trained: dict[str, Trained]) -> dict[str, torch.Tensor]:
+    result = {}
+    for name, part in trained.items():
+        result |= {f"{name}.{k}": v for k, v in part.network.state_dict().items()}
+        for i, state in part.optimizer.state_dict()["state"].items():
+            result |= {f"{name}.{i}.{k}": v for k, v in state.items()}
+    return {k: getattr(v, "full_tensor", lambda v=v: v)().clone() for k, v in result.items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    assert [k for k in one if not torch.equal(one[k], other[k])] == []
+
+
+def test_round_trip_of_weights_buffers_and_optimizer_states(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 2, RANKS)
+    saved = networks(0)
+    folder = checkpoints.save(7, saved)
+    other = networks(1)
+    assert checkpoints.newest() == (7, folder)
+    checkpoints.load(folder, other)
+    assert_same(values(other), values(saved))
+    assert any("_u" in k for k in values(saved)) and any("exp_avg_sq" in k for k in values(saved))
+    assert (tmp_path / "last_iter").read_text() == "7\n"
+
+
+def test_keep_last_prunes_the_oldest(tmp_path):
+    checkpoints, trained = Checkpoints(tmp_path, 2, RANKS), networks(0)
+    for iteration in (1, 2, 3):
+        checkpoints.save(iteration, trained)
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_0000002", "step_0000003"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path, caplog, damage):
+    checkpoints, trained = Checkpoints(tmp_path, 0, RANKS), networks(0)
+    good, bad = checkpoints.save(1, trained), checkpoints.save(2, trained)
+    file = next(bad.glob("*.distcp"))
+    data = bytearray(file.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    file.write_bytes(data[: len(data) // 2] if damage == "truncate" else data)
+    if damage == "remove":
+        file.unlink()
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.newest() == (1, good)
+    assert "step_0000002 is damaged" in caplog.text and "one before" in caplog.text
+
+
+def test_a_half_written_checkpoint_does_not_count(tmp_path):
+    checkpoints, trained = Checkpoints(tmp_path, 0, RANKS), networks(0)
+    good = checkpoints.save(1, trained)
+    partial = tmp_path / "checkpoints" / ".partial"
+    dcp.save({"half": torch.ones(2)}, checkpoint_id=str(partial))
+    (tmp_path / "checkpoints" / "step_0000009").mkdir()  # no manifest
+    assert checkpoints.newest() == (1, good)
+    checkpoints.save(2, trained)
+    assert not partial.exists()
+
+
+def test_an_empty_run_has_no_checkpoint(tmp_path):
+    assert Checkpoints(tmp_path, 2, RANKS).newest() is None
+
+
+def test_a_checkpoint_of_other_networks_is_refused_by_name(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 0, RANKS)
+    only = {"generator": networks(0)["generator"]}
+    folder = checkpoints.save(1, only)
+    with pytest.raises(ValueError, match=r"does not hold.*discriminator"):
+        checkpoints.load(folder, networks(0))
+    with pytest.raises(ValueError, match=r"does not fit this configuration"):
+        checkpoints.load(folder, {"generator": networks(0, width=6)["generator"]})
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path, monkeypatch):
+    checkpoints, trained = Checkpoints(tmp_path, 1, RANKS), networks(0)
+    good = checkpoints.save(1, trained)
+
+    def no_space(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", no_space)
+    with pytest.raises(OSError, match=r"step_0000002 failed: .*No space left"):
+        checkpoints.save(2, trained)
+    assert checkpoints.newest() == (1, good)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_0000001"]
+
+
+def test_exported_student_loads_in_diffusers(tmp_path):
+    sizes = dict(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 6, 6),
+    )
+    network = FluxTransformer2DModel(**sizes)
+    expected = {k: v.clone() for k, v in network.state_dict().items()}
+    with torch.device("meta"):
+        component = FluxTransformer2DModel(**sizes)
+    shard(network, [*network.transformer_blocks], RANKS.mesh)
+    export_student(network, component, tmp_path / "step_1", torch.float32, RANKS)
+    loaded = FluxTransformer2DModel.from_pretrained(tmp_path / "step_1")
+    assert_same(loaded.state_dict(), expected)
+    config = json.loads((tmp_path / "step_1" / "config.json").read_text())
+    assert config["_class_name"] == "FluxTransformer2DModel"
+    assert [p.name for p in tmp_path.iterdir()] == ["step_1"]

@@ -1,0 +1,229 @@
+"""Whole runs on the embedded teacher: the shell script, resume, stops, and bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from PIL import Image
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from senseflow.engine.config import load_config
+from senseflow.engine.launch import check_split
+from senseflow.tiny.pictures import write_dataset
+from senseflow.trainer import trainer_flux_senseflow as trainer
+
+CONFIG = "configs/FLUX/flux_senseflow_tiny.yaml"
+SHORT = [
+    "train.iter_num=4",
+    "train.batch_size=4",
+    "train.save_interval=2",
+    "train.log_interval=2",
+    "train.keep_last=0",
+    "log.sample_interval=2",
+    "lr_scheduler.warmup_iterations=0",
+    "lr_scheduler.decay_iterations=0",
+]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A JSON data set of 24 embedded pictures."""
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder, num=24, seed=0, num_prompts=4)
+    return folder / "data.json"
+
+
+def command(data: Path, folder: Path, *overrides: str, gpus: int = 1) -> list[str]:
+    """The line of the README, with a shorter run."""
+    words = ["sh", "exp_flux/train_flux_senseflow.sh", "1", str(gpus), CONFIG, str(folder)]
+    return [*words, f"paths.dataset={data}", *SHORT, *overrides]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+
+
+def run(data: Path, folder: Path, *overrides: str, gpus: int = 1) -> subprocess.CompletedProcess:
+    line = command(data, folder, *overrides, gpus=gpus)
+    return subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=600)
+
+
+@pytest.fixture(scope="session")
+def finished(data, tmp_path_factory) -> Path:
+    """A run of four iterations through the shell script."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = run(data, folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(row) for row in (folder / "stats.jsonl").read_text().splitlines()]
+
+
+def full_state(folder: Path, iteration: int, tmp_path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, unsharded, by dotted name."""
+    file = tmp_path / "state.pt"
+    dcp_to_torch_save(folder / "checkpoints" / f"step_{iteration:07d}", file)
+
+    def walk(tree, prefix=""):
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            elif isinstance(value, torch.Tensor):
+                yield prefix + str(key), value
+
+    return dict(walk(torch.load(file, weights_only=False)))
+
+
+def test_run_folder_holds_everything(finished):
+    names = {p.name for p in finished.iterdir()}
+    expected = {"config.yaml", "stats.jsonl", "tensorboard", "samples", "checkpoints", "student"}
+    assert expected <= names and (finished / "last_iter").read_text() == "4\n"
+    assert load_config(finished / "config.yaml").train.batch_size == 4
+    row = rows(finished)[-1]
+    for name in ("loss/dmd", "loss/isg", "loss/fake", "grad_norm/generator", "lr/generator"):
+        assert name in row
+    for name in ("ida/gap", "time_s/iteration", "time_s/generator", "time_s/fake_score"):
+        assert row[name] > 0
+    assert [r["iteration"] for r in rows(finished)] == [2, 4]
+
+
+def test_strip_shows_what_the_iteration_computed(finished):
+    with Image.open(finished / "samples" / "step_0000002.png") as strip:
+        columns, height = strip.size[0] // 96, strip.size[1]
+    assert columns in (6, 7) and height == 16 + 4 * 96  # with or without a clean input
+
+
+def test_student_folder_loads_in_diffusers(finished):
+    student = FluxTransformer2DModel.from_pretrained(finished / "student" / "step_0000004")
+    assert not student.config.guidance_embeds
+    card = json.loads((finished / "student" / "step_0000004" / "senseflow.json").read_text())
+    assert card["anchors"] == pytest.approx([1, 0.9045, 0.7595, 0.5128], abs=1e-4)
+
+
+def test_resume_is_bit_identical_to_the_uninterrupted_run(data, finished, tmp_path):
+    assert run(data, tmp_path / "r", "train.iter_num=2").returncode == 0
+    result = run(data, tmp_path / "r")
+    assert result.returncode == 0 and "going on from" in result.stderr
+    one, other = (full_state(f, 4, tmp_path) for f in (finished, tmp_path / "r"))
+    assert one.keys() == other.keys() and len(one) > 500
+    assert [k for k in one if not torch.equal(one[k], other[k])] == []
+    timeless = [{k: v for k, v in r.items() if "time_s" not in k} for r in rows(finished)]
+    assert timeless == [
+        {k: v for k, v in r.items() if "time_s" not in k} for r in rows(tmp_path / "r")
+    ]
+
+
+@pytest.mark.long
+def test_two_ranks_give_the_parameters_of_one_and_resume_bit_identically(data, finished, tmp_path):
+    assert run(data, tmp_path / "two", gpus=2).returncode == 0
+    assert run(data, tmp_path / "again", "train.iter_num=2", gpus=2).returncode == 0
+    assert run(data, tmp_path / "again", gpus=2).returncode == 0
+    one, two, again = (
+        full_state(f, 4, tmp_path) for f in (finished, tmp_path / "two", tmp_path / "again")
+    )
+    assert [k for k in two if not torch.equal(two[k], again[k])] == []
+    for key in (k for k in one if ".network." in k):
+        torch.testing.assert_close(two[key], one[key], atol=1e-4, rtol=1e-3, msg=key)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_a_checkpoint_and_ends_cleanly(data, tmp_path, number):
+    line = command(data, tmp_path, "train.iter_num=1000", "train.save_interval=1000")
+    process = subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True)
+    stats = tmp_path / "stats.jsonl"
+    deadline = time.monotonic() + 300
+    while not stats.exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.2)
+    process.send_signal(number)
+    assert process.wait(timeout=120) == 0, process.stderr.read()
+    done = int((tmp_path / "last_iter").read_text())
+    assert done >= 2
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [f"step_{done:07d}"]
+    assert rows(tmp_path)[-1]["iteration"] == done
+
+
+def test_a_corrupt_checkpoint_is_passed_over(data, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "r")
+    file = next((tmp_path / "r" / "checkpoints" / "step_0000004").glob("*.distcp"))
+    file.write_bytes(file.read_bytes()[:-100])
+    result = run(data, tmp_path / "r")
+    assert result.returncode == 0, result.stderr
+    assert "step_0000004 is damaged" in result.stderr
+    assert "going on from" in result.stderr and "step_0000002" in result.stderr
+    assert [r["iteration"] for r in rows(tmp_path / "r")] == [2, 4]
+
+
+def test_non_finite_values_stop_the_run_and_keep_the_checkpoint(data, tmp_path):
+    result = run(data, tmp_path, "optimizer.lr=1e25", "train.iter_num=8", "train.save_interval=1")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "not finite in iterations" in result.stderr and "loss/" in result.stderr
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert kept and kept[-1] < "step_0000008"
+
+
+def test_bad_input_through_the_script_is_one_line(data, tmp_path):
+    result = run(data, tmp_path / "x", "train.iter_nmu=4")
+    assert result.returncode == 1 and not (tmp_path / "x").exists()
+    assert result.stderr.count("\n") == 1
+    assert "unknown key train.iter_nmu; the nearest valid key is train.iter_num" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("paths.dataset=nowhere.json", "nowhere.json"),
+        ("paths.pretrained_model=nowhere", "nowhere is not a diffusers pipeline folder"),
+        ("paths.pretrained_model=assets/tiny/flux/judge", "no model_index.json"),
+        ("paths.student_config=nowhere/config.json", "nowhere/config.json not found"),
+        ("paths.flux_wo_guidance_embed=nowhere", "nowhere/transformer/config.json not found"),
+    ],
+)
+def test_bad_paths_are_found_before_anything_is_loaded(data, override, message):
+    config = load_config(CONFIG, [f"paths.dataset={data}", override])
+    with pytest.raises(ValueError, match=message):
+        trainer.check(config)
+
+
+def test_batch_must_divide_over_processes_and_micro_batches():
+    config = load_config(CONFIG, ["train.batch_size=6", "train.grad_accumulation=2"])
+    check_split(config, 3)
+    with pytest.raises(ValueError, match=r"train.batch_size 6 is not a multiple of 2 processes x"):
+        check_split(config, 2)
+    with pytest.raises(ValueError, match="shuffled needs micro-batches of two"):
+        check_split(
+            load_config(CONFIG, ["train.batch_size=2", "adversarial.reference=shuffled"]), 2
+        )
+
+
+def test_trainer_module_is_short():
+    assert len(Path(trainer.__file__).read_text().splitlines()) < 100
+
+
+def test_nothing_outside_tiny_asks_whether_a_teacher_is_tiny():
+    for file in Path("senseflow").rglob("*.py"):
+        if "tiny" not in file.parts:
+            assert "tiny" not in file.read_text().lower(), file
+
+
+def test_a_renamed_teacher_of_other_sizes_runs_the_same(flux_folder, data, tmp_path):
+    """The random pipeline of the tests: other widths, depths and tokenizers, another name."""
+    shutil.copytree(flux_folder, tmp_path / "my-finetune")
+    overrides = [
+        f"paths.pretrained_model={tmp_path / 'my-finetune'}",
+        "train.iter_num=2",
+        "data.max_sequence_length=8",
+    ]
+    result = run(data, tmp_path / "run", *overrides)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "student" / "step_0000002" / "config.json").exists()
