@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from PIL import Image
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
@@ -227,3 +227,30 @@ def test_a_renamed_teacher_of_other_sizes_runs_the_same(flux_folder, data, tmp_p
     result = run(data, tmp_path / "run", *overrides)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "student" / "step_0000002" / "config.json").exists()
+
+
+def test_student_in_a_stock_pipeline_draws_the_images_of_our_script(finished, tmp_path):
+    """The inference line of the README against FluxPipeline with the stock stochastic scheduler."""
+    base, prompt = "assets/tiny/flux/pipeline", "a red seven left of a blue two on white"
+    words = ["--flux_ckpt", base, "--checkpoint", str(finished), "--output_dir", str(tmp_path)]
+    line = [sys.executable, "scripts_flux/test_flux_senseflow.py", *words, "--prompt", prompt]
+    result = subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=300)
+    assert result.returncode == 0, result.stderr
+    (file,) = [f for f in tmp_path.glob("*.png") if f.name != "grid.png"]
+
+    student = FluxTransformer2DModel.from_pretrained(finished / "student" / "step_0000004")
+    pipeline = FluxPipeline.from_pretrained(base, transformer=student)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
+        pipeline.scheduler.config, stochastic_sampling=True
+    )
+    torch.manual_seed(0)
+    card = json.loads((finished / "student" / "step_0000004" / "senseflow.json").read_text())
+    image = pipeline(
+        prompt,
+        height=32,
+        width=32,
+        num_inference_steps=4,
+        max_sequence_length=card["max_sequence_length"],
+    ).images[0]
+    assert image.tobytes() == Image.open(file).convert("RGB").tobytes()

@@ -110,18 +110,34 @@ def read_lists(file: Path) -> tuple[list[str], list[str], list[str]]:
     missing = [name for name in LISTS if not isinstance(tree, dict) or name not in tree]
     if missing:
         raise ValueError(f"data set {file} has no {', '.join(missing)}")
+    for name in LISTS:
+        if not isinstance(tree[name], list):
+            raise ValueError(f"data set {file}: {name} is not a list")
     lengths = {name: len(tree[name]) for name in LISTS}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{length} {name}" for name, length in lengths.items())
         raise ValueError(f"data set {file} has lists of different lengths: {said}")
     if not tree["keys"]:
         raise ValueError(f"data set {file} is empty")
+    for name in LISTS[1:]:
+        odd = next((i for i, text in enumerate(tree[name]) if not isinstance(text, str)), None)
+        if odd is not None:
+            raise ValueError(f"data set {file}: {name}[{odd}] is not text: {tree[name][odd]!r}")
     return tree["keys"], tree["image_paths"], tree["prompts"]
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Decode wholly, upright, in RGB; transparency becomes white."""
+    """Decode wholly, upright, in RGB; transparency becomes white.
+
+    16-bit grey is scaled to 8 bits (Pillow would clip it to white). Raises ValueError for pixels
+    whose range no one can know: 32-bit integers and floats.
+    """
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        grey = np.asarray(picture, dtype=np.float32) / 257
+        picture = Image.fromarray(grey.round().astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {picture.mode} have no known range")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         paper = Image.new("RGBA", picture.size, "white")

@@ -58,9 +58,10 @@ def build_discriminator(config: Config, ranks: Ranks) -> Discriminator | None:
         reference=settings.reference != "none",
         virtual_batch=settings.virtual_batch,
         seed=config.train.seed,
+        dtype=torch_dtype(config.precision.heads),
     )
     heads.to(ranks.device).eval()
-    shard(heads, heads.heads, ranks.mesh)
+    shard(heads, heads.heads, ranks.mesh, heads.dtype)
     return Discriminator(
         backbone.to(ranks.device),
         prompt_encoder.to(ranks.device),

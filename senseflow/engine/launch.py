@@ -16,6 +16,7 @@ from types import FrameType
 
 import diffusers
 import psutil
+import torch
 import transformers
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -112,6 +113,12 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
 
 
+def be_deterministic() -> None:
+    """The same bits from the same run on GPUs too, at some cost in speed; before CUDA starts."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+
+
 def main(
     module: str, check: Callable[[Config], None], prepare: Callable[[Config, Path], Run]
 ) -> None:
@@ -125,7 +132,10 @@ def main(
     logging.basicConfig(format="%(message)s")
     logging.getLogger("senseflow").setLevel(logging.INFO if is_main else logging.ERROR)
     try:
-        run = prepare(load_config(config, overrides), Path(folder))
+        settings = load_config(config, overrides)
+        if settings.train.deterministic:
+            be_deterministic()
+        run = prepare(settings, Path(folder))
         done = run.resume()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}" if is_main else 1)

@@ -60,6 +60,12 @@ class FluxAdapter:
             raise ValueError(
                 f"train.resolution {list(resolution)}: both sides must be multiples of {multiple}"
             )
+        stated = pipeline.tokenizer_2.model_max_length
+        if max_sequence_length > stated:
+            raise ValueError(
+                f"data.max_sequence_length {max_sequence_length}: the teacher's T5 tokenizer was made "
+                f"for {stated}"
+            )
         return cls(pipeline, resolution, max_sequence_length, compute_dtype, FlowPath())
 
     def latent_shape(self) -> tuple[int, int, int]:

@@ -215,14 +215,11 @@ class LocalBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W) of any dtype; statistics are taken in float32."""
         weight, bias = self.weight.float(), self.bias.float()
-        # the operator, not F.batch_norm: that one refuses a single 1x1 map, which becomes the bias
-        groups = [
-            torch.batch_norm(
-                group, weight, bias, None, None, True, 0.0, self.eps, torch.backends.cudnn.enabled
-            )
-            for group in x.split(self.virtual_batch)
-        ]
-        return groups[0] if len(groups) == 1 else torch.cat(groups)
+        # the operators, not those of F, which refuse a single 1x1 map; it becomes the bias
+        rest = (weight, bias, None, None, True, 0.0, self.eps, torch.backends.cudnn.enabled)
+        if self.virtual_batch == 1:
+            return torch.instance_norm(x, *rest)
+        return torch.cat([torch.batch_norm(group, *rest) for group in x.split(self.virtual_batch)])
 
 
 class _Float32(nn.Module):
@@ -354,6 +351,7 @@ class Heads(nn.Module):
         width, text_dim, reference, virtual_batch: as in `Head`.
         seed: of the initial weights, so that all ranks start from the same heads; the global
             generator is left as it was. Build on the CPU or the meta device.
+        dtype: of the convolutions; the features are cast to it. Weights stay float32.
     """
 
     def __init__(
@@ -364,8 +362,10 @@ class Heads(nn.Module):
         reference: bool = True,
         virtual_batch: int = 1,
         seed: int = 0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        self.dtype = dtype
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.heads = nn.ModuleList(
@@ -383,6 +383,8 @@ class Heads(nn.Module):
             references: one map (b, width, h, w) per head, of the image paired with each prompt or
                 of another one (the caller decides), or None for heads built without.
         """
+        features = [maps.to(self.dtype) for maps in features]
+        references = references and [maps.to(self.dtype) for maps in references]
         per_head = references or [None] * len(self.heads)
         return torch.cat(
             [

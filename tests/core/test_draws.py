@@ -69,4 +69,4 @@ def test_streams_are_independent_and_distributed_as_said():
     for x, y in ((a, b), (a, c), (a[:-1], a[1:])):
         assert abs((x * y).mean()) < 0.03  # 16000 products: standard error .008
     u = now.uniform("t", 8)
-    assert 0 <= u.min() and u.max() < 1 and abs(u.mean() - 0.5) < 0.01
+    assert u.min() >= 0 and u.max() < 1 and abs(u.mean() - 0.5) < 0.01

@@ -89,6 +89,17 @@ def test_modes_are_brought_to_rgb(tmp_path):
     assert images[2][0].min() == 1 and images[2][1].max() == -1
 
 
+def test_sixteen_bits_keep_their_greys_and_unknown_ranges_are_skipped(tmp_path):
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8)
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tiff")
+    pictures = [Image.fromarray(ramp.astype(np.uint16)), (tmp_path / "float.tiff").read_bytes()]
+    data = JsonImages(write(tmp_path, pictures), (8, 8))
+    expected = torch.tensor(ramp / 65535 * 2 - 1).float()
+    torch.testing.assert_close(data[at(0)].image[0], expected, atol=1 / 255, rtol=0)
+    item = data[at(1)]
+    assert item.prompt == "picture 0" and "no known range" in item.unreadable[0][1]
+
+
 def test_upright_by_exif(tmp_path):
     wide = Image.fromarray(np.repeat(np.eye(3, dtype=np.uint8)[None] * 255, 8, 0).repeat(8, 1))
     exif = Image.Exif()
@@ -149,6 +160,12 @@ def test_unreadable_files_are_listed_once_and_stop_the_run_past_the_limit(tmp_pa
             "different lengths: 1 keys, 2 image_paths, 1 prompts",
         ),
         ('{"keys": [], "image_paths": [], "prompts": []}', "is empty"),
+        ('{"keys": 5, "image_paths": [], "prompts": []}', "keys is not a list"),
+        ('{"keys": ["a"], "image_paths": ["a"], "prompts": "a"}', "prompts is not a list"),
+        (
+            '{"keys": ["a", "b"], "image_paths": ["a", "b"], "prompts": ["a", null]}',
+            r"prompts\[1\] is not text: None",
+        ),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):

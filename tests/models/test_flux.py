@@ -96,7 +96,7 @@ def test_prediction_equals_the_pipelines_own_call_at_all_anchors(flux_folder, dt
         same_time = dict(rtol=2e-7, atol=0) if dtype == torch.float32 else dict(rtol=0, atol=0)
         torch.testing.assert_close(received["timestep"], given["timestep"], **same_time)
         assert torch.equal(received["img_ids"], given["img_ids"].float())
-        torch.testing.assert_close(v, unpack(output.float(), h, w), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(v, unpack(output.float(), h, w), atol=1e-5, rtol=1e-4)
 
 
 def test_pack_is_the_pipelines_and_unpack_its_inverse():
@@ -237,6 +237,11 @@ def test_a_teacher_without_guidance_embedding_is_refused(flux_folder, tmp_path):
     file.write_text(json.dumps({**config, "guidance_embeds": False}))
     with pytest.raises(ValueError, match="has no guidance embedding"):
         teacher_source(tmp_path / "teacher", torch.float32)
+
+
+def test_more_t5_tokens_than_the_teacher_knows(flux_folder):
+    with pytest.raises(ValueError, match=r"max_sequence_length 99.*was made for 16"):
+        FluxAdapter.load(Path(flux_folder), (32, 32), 99, torch.float32, torch.float32, CPU)
 
 
 def test_a_resolution_the_vae_cannot_do(flux_folder):

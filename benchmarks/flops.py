@@ -1,0 +1,156 @@
+"""Counted FLOPs of every kind of iteration against the least work the method needs.
+
+    python -m benchmarks.flops --config configs/FLUX/flux_senseflow_tiny.yaml [--output FILE.md]
+
+Each (turn, anchor, simulated or not) is run and counted apart by torch's FlopCounterMode, on the
+real iteration with its real data. The least work is made of stand-alone counts of each network:
+forwards F of student, teacher and fake score, 3 F for a trained one (4 with activation
+checkpointing); on a plain turn k + 1 + 3 of them, on a generator turn k + 3 + (2 for ISG) +
+(2 for DMD) + 3, k being the simulated steps; one prompt encoding; one VAE encoding unless
+simulated; where omega is not 0, one decoding (with the way back on generator turns), DINOv2 of fake
+(likewise), real and reference, and the heads.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from senseflow.data.sampler import Batch
+from senseflow.distill import Distillation, draw_turn, frozen, train_iteration
+from senseflow.engine.config import load_config
+from senseflow.engine.loop import Run
+from senseflow.engine.measures import Measures
+from senseflow.trainer.trainer_flux_senseflow import prepare
+
+
+def count(work: Callable[[], object]) -> int:
+    """FLOPs of a call."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def count_both_ways(work: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """FLOPs of a call and of its gradient with respect to x alone."""
+    x = x.detach().requires_grad_(True)
+    return count(lambda: work(x).sum().backward())
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Stand-alone FLOPs of one micro-batch."""
+
+    student: int
+    teacher: int
+    prompts: int
+    encode: int
+    decode: int
+    decode_back: int
+    dino: int
+    dino_back: int
+    heads: int  # real, fake and reference with all gradients: the heads' own step
+    heads_judge: int  # fake and reference, gradient to the features of the fake alone
+    text: int
+
+
+def count_pieces(d: Distillation, batch: Batch) -> Pieces:
+    """Count every network on its own."""
+    num, shape = len(batch.prompts), d.adapter.latent_shape()
+    x_t = torch.randn(num, *shape, device=d.device)
+    t = torch.full((num,), 500.0, device=d.device)
+    images, cond = batch.images.to(d.device), d.adapter.encode_prompts(batch.prompts)
+    with torch.no_grad():
+        student = count(lambda: d.adapter.predict(d.generator.network, x_t, t, cond))
+        teacher = count(lambda: d.adapter.predict_guided(d.teacher, x_t, t, cond, t / 500))
+        prompts = count(lambda: d.adapter.encode_prompts(batch.prompts))
+        encode = count(lambda: d.adapter.encode_images(images, x_t))
+        decode = count(lambda: d.adapter.decode(x_t))
+    decode_back = count_both_ways(d.adapter.decode, x_t)
+    if d.discriminator is None:
+        return Pieces(student, teacher, prompts, encode, decode, decode_back, 0, 0, 0, 0, 0)
+    backbone, heads = d.discriminator.backbone, d.discriminator.heads.network
+    with torch.no_grad():
+        dino = count(lambda: backbone(images))
+        features = backbone(images)
+        text = count(lambda: d.discriminator.prompt_encoder(batch.prompts))
+        words = d.discriminator.prompt_encoder(batch.prompts).to(d.device)
+    reference = None if d.config.adversarial.reference == "none" else features
+    twice = [torch.cat([f, f]) for f in features]
+    own = count(lambda: heads(twice, words, reference).sum().backward())
+    heads.zero_grad()
+    leaves = [f.detach().requires_grad_(True) for f in features]
+    with frozen(heads):
+        judge = count(lambda: heads(leaves, words, reference).sum().backward())
+    dino_back = count_both_ways(lambda x: torch.cat([f.flatten(1) for f in backbone(x)], 1), images)
+    return Pieces(
+        student, teacher, prompts, encode, decode, decode_back, dino, dino_back, own, judge, text
+    )
+
+
+def least_work(d: Distillation, p: Pieces, iteration: int) -> int:
+    """METHOD's minimum of one iteration."""
+    turn, config = draw_turn(d, iteration), d.config
+    k = turn.anchor if turn.simulate else 0
+    trained = 3 + config.parallel.activation_checkpointing
+    total = p.prompts + k * p.student + trained * p.student  # simulation; the fake score's step
+    total += p.encode * (turn.anchor > 0 and not turn.simulate)
+    if turn.generator:
+        total += trained * p.student
+        total += (p.teacher + p.student) * ((config.isg.weight > 0) + (config.dmd.weight > 0))
+    else:
+        total += p.student
+    if turn.adversarial:
+        total += p.text + p.dino * (1 + (config.adversarial.reference != "none")) + p.heads
+        if turn.generator:
+            total += p.decode_back + p.dino_back + p.heads_judge
+        else:
+            total += p.decode + p.dino
+    return total
+
+
+def table(run: Run, pieces: Pieces | None = None) -> list[tuple[str, int, int]]:
+    """(kind of iteration, counted, least) for every kind; pieces are counted if not given."""
+    d = run.parts
+    batch = next(run.data(1))[0]
+    pieces = pieces or count_pieces(d, batch)
+    rows = {}
+    for iteration in range(1, 2000):
+        turn = draw_turn(d, iteration)
+        how = "simulated" if turn.simulate else "from data"
+        kind = f"{'generator' if turn.generator else 'plain'} turn, anchor {turn.anchor}, {how}"
+        if kind not in rows:
+            counted = count(lambda i=iteration: train_iteration(d, [batch], i, Measures()))
+            rows[kind] = (kind, counted, least_work(d, pieces, iteration))
+        if len(rows) == 4 * len(d.anchors):
+            break
+    return [rows[kind] for kind in sorted(rows)]
+
+
+def as_markdown(rows: list[tuple[str, int, int]]) -> str:
+    """The table, with the worst ratio below it."""
+    lines = ["| iteration | counted GFLOP | least GFLOP | ratio |", "|---|---|---|---|"]
+    lines += [f"| {k} | {c / 1e9:.3f} | {m / 1e9:.3f} | {c / m:.3f} |" for k, c, m in rows]
+    return "\n".join([*lines, "", f"Worst ratio: {max(c / m for _, c, m in rows):.3f}", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, help="YAML of a FLUX recipe")
+    parser.add_argument("--output", type=Path, help="markdown file to write the table to")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        text = as_markdown(table(prepare(load_config(args.config, args.overrides), Path(folder))))
+    print(text)
+    if args.output:
+        args.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Counted FLOPs of every kind of iteration against the least work of the method."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.flops import as_markdown, count_pieces, table
+
+from senseflow.engine.config import load_config
+from senseflow.tiny.pictures import write_dataset
+from senseflow.trainer.trainer_flux_senseflow import prepare
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flops")
+    write_dataset(folder, num=8, seed=0, num_prompts=2)
+    overrides = [f"paths.dataset={folder / 'data.json'}", "train.batch_size=2"]
+    return prepare(load_config("configs/FLUX/flux_senseflow_tiny.yaml", overrides), folder / "run")
+
+
+def test_every_kind_of_iteration_does_the_least_work(run):
+    rows = table(run)
+    assert len(rows) == 16  # turn x anchor x simulated or not
+    for kind, counted, least in rows:
+        assert 0.98 <= counted / least <= 1.02, f"{kind}: {counted / least:.3f}"
+    assert "| generator turn, anchor 3, simulated |" in as_markdown(rows)
+
+
+class OneWastedForward:
+    """The adapter, but the first prediction after the prompts are encoded is made twice."""
+
+    def __init__(self, adapter):
+        self.adapter, self.armed = adapter, False
+
+    def __getattr__(self, name):
+        return getattr(self.adapter, name)
+
+    def encode_prompts(self, prompts):
+        self.armed = True
+        return self.adapter.encode_prompts(prompts)
+
+    def predict(self, network, x_t, t, cond):
+        if self.armed:
+            self.armed = False
+            with torch.no_grad():
+                self.adapter.predict(network, x_t, t, cond)
+        return self.adapter.predict(network, x_t, t, cond)
+
+
+def test_one_wasted_forward_is_seen_in_every_kind(run):
+    honest = run.parts
+    pieces = count_pieces(honest, next(run.data(1))[0])
+    run.parts = replace(honest, adapter=OneWastedForward(honest.adapter))
+    rows = table(run, pieces)
+    run.parts = honest
+    for kind, counted, least in rows:
+        assert counted / least > 1.02, f"{kind}: {counted / least:.3f}"
