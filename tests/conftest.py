@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from flux_pipeline import save_flux_pipeline
 
 torch.set_num_threads(1)

@@ -1,0 +1,12 @@
+"""Sample images from a FLUX student: `python scripts_flux/test_flux_senseflow.py --help`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+
+from senseflow.sampling.cli import main
+from senseflow.sampling.flux import FLUX
+
+if __name__ == "__main__":
+    sys.exit(main(FLUX))

@@ -1,0 +1,226 @@
+"""The command line that all scripts_* share: flags, and checks that need no torch."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from senseflow.sampling.plan import ROOT, Family
+
+logger = logging.getLogger("senseflow")
+
+PROMPTS_FILE = "senseflow_test_prompts.txt"
+NUM_PROMPTS = 23
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and its number in the prompts file, which names its seed and file."""
+
+    index: int
+    text: str
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def main(family: Family, arguments: list[str] | None = None) -> int:
+    """Parse, check, sample; returns the exit status: 2 for wrong input, said in one line."""
+    parser = build_parser(family)
+    args = parser.parse_args(arguments)
+    try:
+        check(family, args)
+        prompts = own_share(read_prompts(args), *shard_of(args.shard))
+        with _messages():
+            from senseflow.sampling.generate import generate  # torch and diffusers, seconds
+
+            generate(family, args, prompts)
+    except (ValueError, OSError) as error:
+        logger.debug("", exc_info=error)
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped: finished images are kept, the same command goes on from them\n")
+        return 130
+    return 0
+
+
+def build_parser(family: Family) -> Parser:
+    """The flags of the README, and more."""
+    parser = Parser(
+        description=f"Sample images from a SenseFlow student of {family.title}, or, with "
+        "--teacher, from the teacher itself.",
+        epilog=f"example: %(prog)s {family.base_flag} /path/to/base --checkpoint /path/to/run "
+        "--output_dir ./outputs",
+    )
+    paths = parser.add_argument_group("what")
+    paths.add_argument(
+        family.base_flag, dest="base", type=Path, required=True, metavar="DIR",
+        help=f"diffusers folder of {family.title}: text encoders, VAE, scheduler",
+    )  # fmt: skip
+    paths.add_argument(
+        "--checkpoint", type=Path, metavar="CKPT",
+        help="the student: run folder, student or checkpoint step, diffusers component folder, "
+        ".safetensors, or .pth with weights, bare or under 'model' or 'ema_model'",
+    )  # fmt: skip
+    paths.add_argument(
+        family.config_flag, dest="config", type=Path, metavar="JSON",
+        help="config.json of the student's network (default: the checkpoint's own; else the "
+        f"base's, without guidance embedding if the weights have none; else "
+        f"{family.default_config.relative_to(ROOT)})",
+    )  # fmt: skip
+    paths.add_argument("--lora", type=Path, metavar="PATH", help="LoRA folder or file to add")
+    paths.add_argument(
+        "--teacher", action="store_true",
+        help="sample the base itself with its own schedule: references for FID-T",
+    )  # fmt: skip
+    _add_prompt_flags(parser)
+    _add_sampling_flags(parser)
+    _add_machine_flags(parser)
+    return parser
+
+
+def _add_prompt_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("prompts")
+    group.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
+    group.add_argument(
+        "--prompts_file", type=Path, metavar="TXT", help=f"one per line (default: {PROMPTS_FILE})"
+    )
+    group.add_argument("--start_idx", type=int, default=0, help="first prompt of the file (0)")
+    group.add_argument(
+        "--num_prompts", type=int, default=NUM_PROMPTS, help=f"at most this many ({NUM_PROMPTS})"
+    )
+    group.add_argument("--output_dir", type=Path, default=Path("outputs"), help="(./outputs)")
+    group.add_argument("--overwrite", action="store_true", help="make existing images again")
+
+
+def _add_sampling_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--batch_size", type=int, default=1)
+    group.add_argument(
+        "--steps", type=int, help="1, 2, 4 or 8 (default: 4, the trained anchors; teacher: any, 50)"
+    )
+    group.add_argument(
+        "--two_steps", choices=("spread", "first"), default="spread",
+        help="with --steps 2: anchors 1 and 3, or the first two",
+    )  # fmt: skip
+    group.add_argument(
+        "--sampler", choices=("x0", "euler"), help="(default: x0; with --teacher: euler)"
+    )
+    group.add_argument("--height", type=int, help="pixels (default: trained size, or 1024)")
+    group.add_argument("--width", type=int)
+    group.add_argument("--guidance", type=float, help="embedded guidance of the teacher (3.5)")
+    group.add_argument("--seed", type=int, default=0, help="image i has seed + i (0)")
+    group.add_argument(
+        "--max_sequence_length", type=int, help="T5 tokens (default: the trained number, or 512)"
+    )
+
+
+def _add_machine_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help="(GPU: bfloat16, CPU: float32)"
+    )
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    group.add_argument("--offload", action="store_true", help="keep idle parts in host memory")
+    group.add_argument("--compile", action="store_true", help="torch.compile the network's blocks")
+    group.add_argument(
+        "--shard", metavar="I/N",
+        help="every N-th prompt from the I-th, I < N (default: RANK/WORLD_SIZE of torchrun)",
+    )  # fmt: skip
+
+
+def check(family: Family, args: argparse.Namespace) -> None:
+    """What needs no torch; raises ValueError."""
+    if args.teacher and args.checkpoint:
+        raise ValueError("--teacher samples the base itself: leave out --checkpoint")
+    if not args.teacher and not args.checkpoint:
+        raise ValueError("--checkpoint is missing (or say --teacher to sample the base itself)")
+    if args.prompt and args.prompts_file:
+        raise ValueError("--prompt and --prompts_file exclude each other")
+    for flag in ("num_prompts", "batch_size", "steps", "max_sequence_length"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise ValueError(f"--{flag} {value} must be at least 1")
+    for flag in ("start_idx", "seed"):
+        if getattr(args, flag) < 0:
+            raise ValueError(f"--{flag} {getattr(args, flag)} must not be negative")
+    family.check_base(args.base)
+    for flag, path in (("--checkpoint", args.checkpoint), ("--lora", args.lora)):
+        if path and not path.exists():
+            raise ValueError(f"{flag} {path} does not exist")
+    if args.config and not args.config.is_file():
+        raise ValueError(f"{family.config_flag} {args.config} is not a file")
+    if args.output_dir.exists() and not args.output_dir.is_dir():
+        raise ValueError(f"--output_dir {args.output_dir} is a file")
+
+
+def read_prompts(args: argparse.Namespace) -> list[Prompt]:
+    """The prompts asked for, numbered as in their file (blank lines do not count)."""
+    if args.prompt:
+        blank = [text for text in args.prompt if not text.strip()]
+        if blank:
+            raise ValueError("--prompt is empty")
+        return [Prompt(index, text.strip()) for index, text in enumerate(args.prompt)]
+    file = args.prompts_file or Path(PROMPTS_FILE)
+    if not args.prompts_file and not file.is_file():
+        file = ROOT / PROMPTS_FILE
+    if not file.is_file():
+        raise ValueError(f"--prompts_file {file} is not a file")
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompts_file {file} is not UTF-8 text: {error}") from error
+    prompts = [Prompt(index, text) for index, text in enumerate(line for line in lines if line)]
+    if not prompts:
+        raise ValueError(f"--prompts_file {file} holds no prompts")
+    if args.start_idx >= len(prompts):
+        raise ValueError(
+            f"--start_idx {args.start_idx} is past the end of {file} ({len(prompts)} prompts)"
+        )
+    return prompts[args.start_idx : args.start_idx + args.num_prompts]
+
+
+def shard_of(text: str | None) -> tuple[int, int]:
+    """(i, n) of --shard i/n, else of torchrun's environment, else (0, 1)."""
+    text = text or f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"
+    first, _, second = text.partition("/")
+    if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
+        raise ValueError(f"--shard {text} is not I/N with 0 <= I < N")
+    return int(first), int(second)
+
+
+def own_share(prompts: list[Prompt], shard: int, num_shards: int) -> list[Prompt]:
+    """Every num_shards-th prompt."""
+    return prompts[shard::num_shards]
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """Our own messages on stderr; no warnings of the libraries' imports, no loading bars."""
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

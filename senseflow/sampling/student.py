@@ -1,0 +1,338 @@
+"""A student's weights, wherever they come from, as a diffusers network; and the card beside them.
+
+Weights that do not fit are an error that names the keys: nothing is ever left random. Pickles are
+read with weights_only, and a run folder through its student's safetensors alone.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+CARD = "senseflow.json"
+CARD_FORMAT = 1
+COMPONENTS = ("transformer", "unet")  # the trained part of a diffusers pipeline folder
+STEP = re.compile(r"step_(\d+)$")
+PICKLES = (".pth", ".pt", ".bin")
+PICKLED = ("model", "ema_model")  # where a training checkpoint keeps its weights
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+GUIDANCE_KEY = "guidance_embedder."
+FORMS = (
+    "a run folder or one of its student/step_* or checkpoints/step_* folders, a diffusers "
+    "component folder (config.json and safetensors), a .safetensors file, a "
+    ".safetensors.index.json, or a .pth, .pt or .bin with weights, bare or under 'model' or "
+    "'ema_model'"
+)
+
+
+@dataclass(frozen=True)
+class StudentCard:
+    """How a student was trained, and so how it is to be sampled: `senseflow.json` beside it."""
+
+    family: str
+    anchors: tuple[float, ...]  # sigmas, from noisy to clean
+    height: int  # pixels trained at
+    width: int
+    guidance: float | None  # embedded guidance, if the network has it
+    max_sequence_length: int  # T5 tokens
+    base_name: str
+    base_fingerprint: str  # of the teacher's weights, see base_fingerprint
+    iteration: int
+
+
+def write_card(folder: Path, card: StudentCard) -> None:
+    """Write `senseflow.json` to a student's folder."""
+    tree = dataclasses.asdict(card)
+    base = {"name": tree.pop("base_name"), "fingerprint": tree.pop("base_fingerprint")}
+    (folder / CARD).write_text(
+        json.dumps({"format": CARD_FORMAT, **tree, "base": base}, indent=2) + "\n"
+    )
+
+
+def read_card(folder: Path) -> StudentCard | None:
+    """The card in a student's folder, None without one; raises ValueError when damaged."""
+    file = folder / CARD
+    if not file.is_file():
+        return None
+    try:
+        tree = json.loads(file.read_text())
+        number, base = tree.pop("format"), tree.pop("base")
+        if number != CARD_FORMAT:
+            raise ValueError(f"format {number}; this version reads format {CARD_FORMAT}")
+        card = StudentCard(**tree, base_name=base["name"], base_fingerprint=base["fingerprint"])
+        card = dataclasses.replace(card, anchors=tuple(float(a) for a in card.anchors))
+        falling = all(a > b > 0 for a, b in zip(card.anchors, card.anchors[1:], strict=False))
+        if not falling or not card.anchors or card.anchors[0] > 1:
+            raise ValueError(f"anchors {list(card.anchors)} do not fall from 1 towards 0")
+    except KeyError as error:
+        raise ValueError(f"{file} is not a student's card: it has no {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is not a student's card: {error}") from error
+    return card
+
+
+def base_fingerprint(folder: Path) -> str:
+    """A sha256 of a component folder's weights that takes no time on 24 GB.
+
+    Hashed are, for every weights file in the order of names, its name, its size in bytes and its
+    first and last MiB. Raises ValueError when the folder holds no weights.
+    """
+    files = sorted(f for f in folder.glob("*") if f.suffix in (".safetensors", ".bin"))
+    if not files:
+        raise ValueError(f"no weights in {folder}")
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(2**20))
+            stream.seek(max(0, size - 2**20))
+            digest.update(stream.read())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by key, read one at a time."""
+
+    source: Path
+    keys: list[str]
+    read: Callable[[str], Tensor]
+
+    @property
+    def has_guidance(self) -> bool:
+        """Whether the network embeds a guidance scale (FLUX)."""
+        return any(GUIDANCE_KEY in key for key in self.keys)
+
+
+@dataclass(frozen=True)
+class StudentFiles:
+    """What was found at a checkpoint's path: the weights file, and what lies beside it."""
+
+    weights: Path  # .safetensors, .safetensors.index.json or a pickle
+    config: Path | None  # its own config.json
+    card: StudentCard | None
+
+
+def load_student(
+    checkpoint: Path,
+    config: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """The network of a checkpoint in any form (`FORMS`), in eval mode on the CPU.
+
+    config: its config.json; None takes the checkpoint's own.
+    Raises ValueError when the path is none of the forms, a file is damaged, or the weights do not
+    fit the config.
+    """
+    files = find_student(checkpoint)
+    config = config or files.config
+    if config is None:
+        raise ValueError(f"{checkpoint} has no config.json of its own: name one")
+    return build_student(open_weights(files.weights), read_config(config), dtype, str(config))
+
+
+def find_student(checkpoint: Path) -> StudentFiles:
+    """Which files a checkpoint's path stands for; nothing is read but the card."""
+    if not checkpoint.exists():
+        raise ValueError(f"checkpoint {checkpoint} does not exist; it may be {FORMS}")
+    if checkpoint.is_file():
+        if not checkpoint.name.endswith((".safetensors", ".safetensors.index.json", *PICKLES)):
+            raise ValueError(f"checkpoint {checkpoint} is not a weights file; it may be {FORMS}")
+        return _with_neighbours(checkpoint)
+    return _with_neighbours(_weights_file(_component_folder(checkpoint)))
+
+
+def _with_neighbours(weights: Path) -> StudentFiles:
+    """config.json counts as the weights' own when it is a diffusers network's."""
+    config = weights.parent / "config.json"
+    own = config.is_file() and "_class_name" in read_config(config)
+    return StudentFiles(weights, config if own else None, read_card(weights.parent))
+
+
+def _component_folder(folder: Path) -> Path:
+    """The folder with config.json and safetensors that a folder stands for."""
+    if (folder / "student").is_dir() and newest_step(folder / "student"):
+        return newest_step(folder / "student")
+    if newest_step(folder) and folder.name == "student":
+        return newest_step(folder)
+    step = newest_step(folder) if folder.name == "checkpoints" else folder
+    if step and step.parent.name == "checkpoints" and STEP.match(step.name):
+        student = step.parent.parent / "student" / step.name
+        if not student.is_dir():
+            raise ValueError(
+                f"{step} is a training checkpoint without its student {student}: export it with "
+                f"python -m senseflow.export {step}"
+            )
+        return student
+    for name in COMPONENTS:
+        if (folder / name / "config.json").is_file():
+            return folder / name
+    return folder
+
+
+def newest_step(folder: Path) -> Path | None:
+    """The step_* folder with the highest number."""
+    steps = [(int(m[1]), f) for f in folder.iterdir() if (m := STEP.match(f.name)) and f.is_dir()]
+    return max(steps)[1] if steps else None
+
+
+def _weights_file(folder: Path) -> Path:
+    """The one set of weights in a component folder."""
+    for name in ("diffusion_pytorch_model", "model", "*"):
+        for suffix in (".safetensors.index.json", ".safetensors"):
+            found = sorted(folder.glob(name + suffix))
+            if len(found) == 1:
+                return found[0]
+            if found:
+                names = ", ".join(f.name for f in found[:5])
+                raise ValueError(
+                    f"checkpoint {folder} holds several weights files: {names}; name one"
+                )
+    raise ValueError(f"checkpoint {folder} holds no weights; a checkpoint may be {FORMS}")
+
+
+def open_weights(file: Path) -> Weights:
+    """The tensors of a weights file; raises ValueError naming the file when it is damaged."""
+    if file.name.endswith(".index.json"):
+        return _open_index(file)
+    if file.suffix == ".safetensors":
+        return _open_safetensors(file)
+    return _open_pickle(file)
+
+
+def _open_safetensors(file: Path) -> Weights:
+    try:
+        opened = safe_open(str(file), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is damaged or not a safetensors file: {error}") from error
+    return _stripped(file, {key: key for key in opened.keys()}, opened.get_tensor)  # noqa: SIM118
+
+
+def _open_index(file: Path) -> Weights:
+    try:
+        shard_of = json.loads(file.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not an index of safetensors shards: {error!r}") from error
+    missing = sorted({s for s in shard_of.values() if not (file.parent / s).is_file()})
+    if missing:
+        raise ValueError(f"{file} names {len(missing)} missing shards, such as {missing[0]}")
+    shards = {name: _open_safetensors(file.parent / name) for name in set(shard_of.values())}
+    lost = [key for key, name in shard_of.items() if key not in shards[name].keys]
+    if lost:
+        raise ValueError(f"{file} names {len(lost)} keys its shards lack, such as {lost[0]}")
+    return Weights(file, list(shard_of), lambda key: shards[shard_of[key]].read(key))
+
+
+def _open_pickle(file: Path) -> Weights:
+    try:
+        tree = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{file} is damaged or holds more than tensors, which is not read: {reason}"
+        ) from error
+    tree = _inner(file, tree)
+    return _stripped(file, {key: key for key in tree}, lambda key: tree[key])
+
+
+def _inner(file: Path, tree: Any) -> dict[str, Tensor]:
+    """The weights in a pickled checkpoint: under one of PICKLED, or the whole of it."""
+    found = tree
+    if isinstance(tree, dict):
+        name = next((n for n in PICKLED if isinstance(tree.get(n), dict)), None)
+        if name:
+            logger.info("weights under %r in %s", name, file)
+            found = tree[name]
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(torch.is_tensor(v) for v in found.values())
+    ):
+        kind = f"keys {list(tree)[:5]}" if isinstance(tree, dict) else type(tree).__name__
+        raise ValueError(f"{file} holds no weights, bare or under 'model' or 'ema_model': {kind}")
+    return found
+
+
+def _stripped(file: Path, names: dict[str, str], read: Callable[[str], Tensor]) -> Weights:
+    """Weights whose keys lost what DDP, torch.compile and FSDP wrapped around the network."""
+    for wrapper in WRAPPERS:
+        names = {key.replace(wrapper, ""): name for key, name in names.items()}
+    for prefix in ("module.", "model.", "transformer.", "unet."):
+        if names and all(key.startswith(prefix) for key in names):
+            names = {key.removeprefix(prefix): name for key, name in names.items()}
+    return Weights(file, list(names), lambda key: read(names[key]))
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A config.json."""
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is not a readable config.json: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is not a config.json: it holds no object")
+    return config
+
+
+def build_student(
+    weights: Weights, config: dict[str, Any], dtype: torch.dtype, config_name: str
+) -> nn.Module:
+    """The diffusers network of `config` (class by its _class_name) with all and only `weights`.
+
+    Raises ValueError naming keys that are missing, unknown or of another shape, and the config.
+    """
+    name = config.get("_class_name")
+    network_class = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not isinstance(network_class, type) or not issubclass(network_class, diffusers.ModelMixin):
+        raise ValueError(f"{config_name}: _class_name {name!r} is not a network of diffusers")
+    with init_empty_weights():
+        network = network_class.from_config(config)
+    wanted = network.state_dict()
+    problems = _misfits(weights, {key: value.shape for key, value in wanted.items()})
+    if problems:
+        raise ValueError(f"the weights in {weights.source} do not fit {config_name}: {problems}")
+    try:
+        state = {key: weights.read(key).to(dtype) for key in wanted}
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise ValueError(f"{weights.source} is damaged: {error}") from error
+    network.load_state_dict(state, assign=True, strict=True)
+    return network.eval().requires_grad_(False)
+
+
+def _misfits(weights: Weights, wanted: dict[str, torch.Size]) -> str:
+    """What does not fit, in words; empty when all does."""
+    held = set(weights.keys)
+    shapes = {key: weights.read(key).shape for key in wanted if key in held}
+    other = [
+        f"{key} {list(shape)}, not {list(wanted[key])}"
+        for key, shape in shapes.items()
+        if shape != wanted[key]
+    ]
+    found = {
+        "missing": [key for key in wanted if key not in held],
+        "not part of the network": sorted(held - set(wanted)),
+        "of another shape": other,
+    }
+    return "; ".join(
+        f"{len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
+        for kind, keys in found.items()
+        if keys
+    )

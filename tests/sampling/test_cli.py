@@ -1,0 +1,375 @@
+"""The inference command line as a user types it, on a tiny pipeline."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
+from safetensors.torch import save_file
+
+from flux_pipeline import UNIT, transformer
+from senseflow.sampling import generate
+from senseflow.sampling.cli import main
+from senseflow.sampling.flux import FLUX
+from senseflow.sampling.student import StudentCard, base_fingerprint, write_card
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = "scripts_flux/test_flux_senseflow.py"
+ANCHORS = (1.0, 0.9045, 0.7595, 0.5128)
+PROMPTS = ["a red seven", "a blue cat", "three green apples in a bowl"]
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(1)
+    return transformer(guidance_embeds=False)
+
+
+@pytest.fixture(scope="module")
+def student(network, flux_folder, tmp_path_factory) -> Path:
+    """A run folder with one exported student."""
+    run = tmp_path_factory.mktemp("run")
+    folder = run / "student" / "step_0000020"
+    network.save_pretrained(folder)
+    fingerprint = base_fingerprint(flux_folder / "transformer")
+    write_card(folder, StudentCard("flux", ANCHORS, 24, 32, None, 12, "pipeline", fingerprint, 20))
+    return run
+
+
+def call(flux_folder: Path, *flags: object) -> int:
+    """The script's main in this process."""
+    return main(FLUX, ["--flux_ckpt", str(flux_folder), *map(str, flags)])
+
+
+def prompt_flags(prompts=PROMPTS) -> list[str]:
+    return [word for prompt in prompts for word in ("--prompt", prompt)]
+
+
+def pictures(folder: Path) -> dict[str, np.ndarray]:
+    return {f.name: np.array(Image.open(f)) for f in sorted(folder.glob("0*.png"))}
+
+
+def sidecars(folder: Path) -> list[dict]:
+    return [json.loads(f.read_text()) for f in sorted(folder.glob("0*.json"))]
+
+
+def error_of(capsys, flux_folder: Path, *flags: object) -> str:
+    """The one line of an exit with status 2."""
+    capsys.readouterr()
+    try:
+        status = call(flux_folder, *flags)
+    except SystemExit as stop:
+        status = stop.code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(lines) == 1
+    return lines[0]
+
+
+def stock_images(flux_folder, network, seeds, stochastic: bool) -> list[np.ndarray]:
+    """Stock pipeline and scheduler at batch 1, after torch.manual_seed and without generators."""
+    pipeline = FluxPipeline.from_pretrained(flux_folder, transformer=network)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0, stochastic_sampling=stochastic)
+    images = []
+    for seed, prompt in zip(seeds, PROMPTS, strict=True):
+        torch.manual_seed(seed)
+        call = dict(height=24, width=32, sigmas=list(ANCHORS), max_sequence_length=12)
+        images.append(np.array(pipeline(prompt, **call).images[0]))
+    return images
+
+
+@pytest.mark.parametrize("sampler", ["x0", "euler"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_images_equal_the_stock_pipelines(sampler, batch, flux_folder, network, student, tmp_path):
+    """Bit for bit one at a time; in a batch to one grey level, as matmuls round otherwise."""
+    flags = ["--checkpoint", student, "--output_dir", tmp_path, "--seed", 5, "--batch_size", batch]
+    assert call(flux_folder, *flags, "--sampler", sampler, *prompt_flags()) == 0
+    ours = list(pictures(tmp_path).values())
+    theirs = stock_images(flux_folder, network, [5, 6, 7], stochastic=sampler == "x0")
+    assert len({image.tobytes() for image in ours}) == 3
+    for a, b in zip(ours, theirs, strict=True):
+        assert np.abs(a.astype(int) - b).max() <= (batch > 1)
+
+
+def test_the_four_default_steps_are_the_plain_pipelines_own(flux_folder, network, tmp_path):
+    """Without a card: FluxPipeline with num_inference_steps=4 and its own scheduler."""
+    network.save_pretrained(tmp_path / "plain")
+    flags = ["--checkpoint", tmp_path / "plain", "--output_dir", tmp_path / "out"]
+    size = ["--height", 32, "--width", 32]
+    assert call(flux_folder, *flags, *size, "--prompt", PROMPTS[0], "--sampler", "euler") == 0
+    pipeline = FluxPipeline.from_pretrained(flux_folder, transformer=network)
+    torch.manual_seed(0)
+    image = pipeline(
+        PROMPTS[0], height=32, width=32, num_inference_steps=4, max_sequence_length=16
+    ).images[0]
+    assert np.array_equal(next(iter(pictures(tmp_path / "out").values())), np.array(image))
+
+
+def test_card_gives_size_anchors_and_t5_length_at_other_sizes_too(flux_folder, student, tmp_path):
+    flags = ["--checkpoint", student, "--prompt", PROMPTS[0]]
+    assert call(flux_folder, *flags, "--output_dir", tmp_path / "a") == 0
+    assert call(flux_folder, *flags, "--output_dir", tmp_path / "b", "--height", 48) == 0
+    own, other = sidecars(tmp_path / "a")[0], sidecars(tmp_path / "b")[0]
+    assert (own["height"], own["width"], other["height"]) == (24, 32, 48)
+    assert own["sigmas"] == other["sigmas"] == list(ANCHORS)
+    assert own["max_sequence_length"] == 12 and own["iteration"] == 20 and own["guidance"] is None
+    assert own["seed"] == 0 and own["prompt"] == PROMPTS[0] and own["versions"]["torch"]
+    assert own["checkpoint"].endswith("student/step_0000020/diffusion_pytorch_model.safetensors")
+    assert next(iter(pictures(tmp_path / "b").values())).shape == (48, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--steps", 1], [1.0]),
+        (["--steps", 2], [1.0, 0.7595]),
+        (["--steps", 2, "--two_steps", "first"], [1.0, 0.9045]),
+    ],
+)
+def test_fewer_steps(flags, expected, flux_folder, student, tmp_path):
+    flags = [*flags, "--checkpoint", student, "--output_dir", tmp_path, "--prompt", "x"]
+    assert call(flux_folder, *flags) == 0
+    assert sidecars(tmp_path)[0]["sigmas"] == expected
+
+
+def test_the_readmes_command_as_typed(flux_folder, network, tmp_path):
+    """The seed README's line with a .pth, from the repository's root, with its defaults."""
+    torch.save({"model": network.state_dict()}, tmp_path / "senseflow_checkpoint.pth")
+    line = [sys.executable, SCRIPT, "--flux_ckpt", flux_folder]
+    line += ["--checkpoint", tmp_path / "senseflow_checkpoint.pth"]
+    line += ["--output_dir", tmp_path / "outputs", "--num_prompts", "4", "--start_idx", "2"]
+    line += ["--height", "16", "--width", "16"]  # the default is 1024 x 1024
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    names = sorted(f.name for f in (tmp_path / "outputs").iterdir())
+    assert [n[:6] for n in names if n.endswith(".png")] == [f"{i:05d}_" for i in range(2, 6)] + [
+        "grid.p"
+    ]
+    assert "transformer/config.json with guidance_embeds false" in result.stderr
+    assert result.stdout == ""
+    noise = ("Warning", "warning", "deprecat", "Loading")
+    assert not [word for word in noise if word in result.stderr]
+
+
+def test_help_imports_neither_torch_nor_diffusers():
+    line = [sys.executable, "-X", "importtime", SCRIPT, "--help"]
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and "--dit_config" in result.stdout and "example" in result.stdout
+    assert " torch" not in result.stderr and " diffusers" not in result.stderr
+
+
+def test_an_explicit_config_wins(flux_folder, student, tmp_path, capsys):
+    config = tmp_path / "teacher.json"
+    shutil.copy(flux_folder / "transformer" / "config.json", config)  # with guidance embedding
+    flags = ["--checkpoint", student, "--output_dir", tmp_path / "out"]
+    text = error_of(capsys, flux_folder, *flags, "--dit_config", config)
+    assert "4 missing (time_text_embed.guidance_embedder" in text and "teacher.json" in text
+
+
+def test_the_repositorys_config_is_the_last_resort(flux_folder, network, tmp_path, capsys):
+    base = tmp_path / "base"
+    shutil.copytree(flux_folder, base)
+    shutil.rmtree(base / "transformer")
+    torch.save(network.state_dict(), tmp_path / "bare.pth")
+    flags = ["--checkpoint", tmp_path / "bare.pth", "--output_dir", tmp_path / "out"]
+    text = error_of(capsys, base, *flags, "--height", 16, "--width", 16)
+    assert "exp_flux/flux-wo-guidance-embed/transformer/config.json" in text and "missing" in text
+
+
+def test_existing_images_are_skipped_overwritten_or_refused(flux_folder, student, tmp_path, capsys):
+    flags = ["--checkpoint", student, "--output_dir", tmp_path, *prompt_flags()]
+    assert call(flux_folder, *flags) == 0
+    first = pictures(tmp_path)
+    names = list(first)
+    (tmp_path / names[1]).unlink()
+    Image.new("RGB", (8, 8)).save(tmp_path / names[0])
+    capsys.readouterr()
+    assert call(flux_folder, *flags) == 0
+    assert "3 images" in (said := capsys.readouterr().err) and "1 of them new" in said
+    assert pictures(tmp_path)[names[0]].shape == (8, 8, 3)
+    assert np.array_equal(pictures(tmp_path)[names[1]], first[names[1]])
+    text = error_of(capsys, flux_folder, *flags, "--steps", 8, "--seed", 3)
+    assert "seed 0, now 3" in text and "steps 4, now 8" in text and "--overwrite" in text
+    assert call(flux_folder, *flags, "--overwrite") == 0
+    again = pictures(tmp_path)
+    assert all(np.array_equal(again[name], first[name]) for name in names)
+
+
+def test_shards_make_the_same_images(flux_folder, student, tmp_path, monkeypatch):
+    flags = ["--checkpoint", student, *prompt_flags(), "--output_dir"]
+    assert call(flux_folder, *flags, tmp_path / "whole") == 0
+    assert call(flux_folder, *flags, tmp_path / "parts", "--shard", "0/2") == 0
+    assert len(pictures(tmp_path / "parts")) == 2
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert call(flux_folder, *flags, tmp_path / "parts") == 0
+    whole, parts = pictures(tmp_path / "whole"), pictures(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(np.array_equal(whole[name], parts[name]) for name in whole)
+    assert {f.name for f in (tmp_path / "parts").glob("grid*")} == {
+        "grid_0of2.png",
+        "grid_1of2.png",
+    }
+
+
+@pytest.mark.parametrize(("sampler", "stochastic"), [(None, False), ("x0", True)])
+def test_teacher_mode_is_the_base_itself(sampler, stochastic, flux_folder, tmp_path):
+    flags = ["--teacher", "--steps", 6, "--guidance", 2, "--height", 16, "--width", 24]
+    flags += ["--sampler", sampler] if sampler else []
+    assert call(flux_folder, *flags, "--prompt", PROMPTS[0], "--output_dir", tmp_path) == 0
+    pipeline = FluxPipeline.from_pretrained(flux_folder)
+    pipeline.scheduler.register_to_config(stochastic_sampling=stochastic)
+    torch.manual_seed(0)
+    image = pipeline(
+        PROMPTS[0], height=16, width=24, num_inference_steps=6, guidance_scale=2.0,
+        max_sequence_length=16,
+    ).images[0]  # fmt: skip
+    assert np.array_equal(next(iter(pictures(tmp_path).values())), np.array(image))
+    record = sidecars(tmp_path)[0]
+    assert record["guidance"] == 2 and record["checkpoint"] is None and len(record["sigmas"]) == 6
+    assert call(flux_folder, *flags, "--prompt", PROMPTS[0], "--output_dir", tmp_path) == 0
+
+
+def test_lora_changes_the_images(flux_folder, student, network, tmp_path, capsys):
+    adapted = transformer(guidance_embeds=False)
+    adapted.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    folder = tmp_path / "lora"
+    FluxPipeline.save_lora_weights(folder, get_peft_model_state_dict(adapted))
+    flags = ["--checkpoint", student, "--prompt", PROMPTS[0], "--output_dir"]
+    assert call(flux_folder, *flags, tmp_path / "plain") == 0
+    file = folder / "pytorch_lora_weights.safetensors"
+    for name, path in (("a", folder), ("b", file)):
+        assert call(flux_folder, *flags, tmp_path / name, "--lora", path) == 0
+    plain, a, b = (next(iter(pictures(tmp_path / n).values())) for n in ("plain", "a", "b"))
+    assert np.array_equal(a, b) and not np.array_equal(a, plain)
+    save_file({"nothing.weight": torch.zeros(1)}, tmp_path / "no.safetensors")
+    text = error_of(
+        capsys, flux_folder, *flags, tmp_path / "c", "--lora", tmp_path / "no.safetensors"
+    )
+    assert "no.safetensors" in text
+
+
+def test_another_base_is_warned_of(flux_folder, student, tmp_path, capsys):
+    base = tmp_path / "base"
+    shutil.copytree(flux_folder, base)
+    transformer().save_pretrained(base / "transformer")
+    flags = ["--checkpoint", student, "--output_dir", tmp_path / "out", "--prompt", "x"]
+    capsys.readouterr()
+    assert call(base, *flags) == 0
+    assert "distilled from another pipeline" in capsys.readouterr().err
+    assert call(flux_folder, *flags, "--overwrite") == 0
+    assert "distilled from" not in capsys.readouterr().err
+
+
+def test_an_interrupt_leaves_no_half_image(flux_folder, student, tmp_path, monkeypatch, capsys):
+    def stop(*args, **kwargs):
+        Path(args[1]).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", stop)
+    flags = ["--checkpoint", student, "--output_dir", tmp_path, *prompt_flags()]
+    assert call(flux_folder, *flags) == 130
+    assert "go" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.png")) and not list(tmp_path.glob(".*"))
+
+
+def test_nothing_is_loaded_when_nothing_is_missing(flux_folder, student, tmp_path, monkeypatch):
+    flags = ["--checkpoint", student, "--output_dir", tmp_path, "--prompt", "x"]
+    assert call(flux_folder, *flags) == 0
+    monkeypatch.setattr(generate, "build_student", None)
+    assert call(flux_folder, *flags) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "--checkpoint is missing"),
+        (["--checkpoint", "nowhere"], "--checkpoint nowhere does not exist"),
+        (["--checkpoint", SCRIPT], "not a weights file; it may be"),
+        (["--teacher", "--checkpoint", "RUN"], "leave out --checkpoint"),
+        (["--checkpoint", "RUN", "--prompts_file", "nowhere.txt"], "nowhere.txt is not a file"),
+        (["--checkpoint", "RUN", "--prompts_file", "EMPTY"], "holds no prompts"),
+        (["--checkpoint", "RUN", "--prompt", "a", "--prompts_file", "EMPTY"], "exclude each other"),
+        (["--checkpoint", "RUN", "--prompt", " "], "--prompt is empty"),
+        (["--checkpoint", "RUN", "--start_idx", 23], "--start_idx 23 is past the end"),
+        (["--checkpoint", "RUN", "--start_idx", -1], "--start_idx -1 must not be negative"),
+        (["--checkpoint", "RUN", "--num_prompts", 0], "--num_prompts 0 must be at least 1"),
+        (["--checkpoint", "RUN", "--batch_size", 0], "--batch_size 0 must be at least 1"),
+        (["--checkpoint", "RUN", "--height", 30], "--height 30 is not a positive multiple of 4"),
+        (["--checkpoint", "RUN", "--width", 0], "--width 0 is not a positive multiple of 4"),
+        (["--checkpoint", "RUN", "--width", -4], "--width -4 is not a positive multiple of 4"),
+        (["--checkpoint", "RUN", "--steps", 3], "--steps 3: a student of 4 anchors samples in"),
+        (["--checkpoint", "RUN", "--steps", "four"], "argument --steps: invalid int value"),
+        (["--checkpoint", "RUN", "--dtype", "fp8"], "argument --dtype: invalid choice"),
+        (["--checkpoint", "RUN", "--device", "toaster"], "--device toaster is not a device"),
+        (["--checkpoint", "RUN", "--device", "cuda:99"], "--device cuda:99: this machine has"),
+        (["--checkpoint", "RUN", "--device", "cpu", "--offload"], "it needs a GPU"),
+        (["--checkpoint", "RUN", "--guidance", 3], "--guidance 3: this student takes no guidance"),
+        (["--checkpoint", "RUN", "--shard", "2/2"], "--shard 2/2 is not I/N"),
+        (["--checkpoint", "RUN", "--dit_config", "no.json"], "--dit_config no.json is not a file"),
+        (["--checkpoint", "RUN", "--lora", "no"], "--lora no does not exist"),
+        (["--checkpoint", "RUN", "--max_sequence_length", 600], "the pipeline allows 512"),
+        (["--checkpoint", "RUN", "--output_dir", SCRIPT], "is a file"),
+        (["--checkpoint", "RUN", "--stepz", 4], "unrecognized arguments: --stepz 4"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(
+    flags, said, flux_folder, student, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "empty.txt").write_text("\n  \n")
+    names = {"RUN": student, "EMPTY": tmp_path / "empty.txt"}
+    flags = [names.get(flag, flag) for flag in flags]
+    if "--output_dir" not in flags:
+        flags += ["--output_dir", tmp_path / "out"]
+    assert said in error_of(capsys, flux_folder, *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_bases(flux_folder, student, tmp_path, capsys):
+    flags = ["--checkpoint", student, "--output_dir", tmp_path / "out"]
+    assert "there is no such folder" in error_of(capsys, tmp_path / "no", *flags)
+    assert "no model_index.json in it" in error_of(capsys, tmp_path, *flags)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
+    assert "is a StableDiffusion3Pipeline" in error_of(capsys, tmp_path, *flags)
+    base = tmp_path / "base"
+    shutil.copytree(flux_folder, base)
+    (base / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    assert "diffusion_pytorch_model" in error_of(capsys, base, *flags)
+
+
+def test_a_students_card_of_another_family(flux_folder, student, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(student, run)
+    card = run / "student" / "step_0000020" / "senseflow.json"
+    card.write_text(card.read_text().replace('"flux"', '"sd35"'))
+    text = error_of(capsys, flux_folder, "--checkpoint", run, "--output_dir", tmp_path / "out")
+    assert "is a sd35 student, not flux" in text
+
+
+def test_prompt_files_and_names(flux_folder, student, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\ufeffdrei grüne Äpfel\n\n一只红色的猫\n!?\n" + "long " * 90, encoding="utf-8")
+    flags = ["--checkpoint", student, "--output_dir", tmp_path / "out", "--prompts_file", file]
+    assert call(flux_folder, *flags) == 0
+    names = list(pictures(tmp_path / "out"))
+    assert names[:3] == ["00000_drei-grüne-äpfel.png", "00001_一只红色的猫.png", "00002_image.png"]
+    assert len(names) == 4 and len(os.fsencode(names[3])) < 100
+    assert [s["seed"] for s in sidecars(tmp_path / "out")] == [0, 1, 2, 3]
+
+
+def test_the_test_prompts_are_23():
+    prompts = (ROOT / "senseflow_test_prompts.txt").read_text().splitlines()
+    assert len(prompts) == len(set(prompts)) == 23 and all(p.strip() for p in prompts)
+
+
+def test_the_multiple_is_the_vae_factor_times_two(flux_folder):
+    assert FLUX.size_multiple(flux_folder) == UNIT

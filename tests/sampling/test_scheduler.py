@@ -1,0 +1,148 @@
+"""The x0 scheduler against diffusers' own, and the sigmas of 1, 2, K and 2K steps."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+from senseflow.sampling.scheduler import (
+    FlowMatchEulerX0Scheduler,
+    default_anchors,
+    exact_scheduler,
+    sigmas_of,
+)
+
+ANCHORS = [1.0, 0.9045, 0.7595, 0.5128]
+FLUX_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+
+
+def stock(**changes) -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler.from_config({**FLUX_SCHEDULER, **changes})
+
+
+def roll(scheduler, sample, **step):
+    """Four steps with a velocity that depends on the sample."""
+    path = [sample]
+    for t in scheduler.timesteps:
+        path.append(scheduler.step(path[-1].sin(), t, path[-1], return_dict=False, **step)[0])
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_x0_equals_the_stock_stochastic_scheduler_step_for_step(dtype):
+    sample = torch.randn(2, 6, 16, dtype=dtype)
+    ours = FlowMatchEulerX0Scheduler.from_config(stock().config)
+    theirs = stock(stochastic_sampling=True)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(sigmas=[1, 0.75, 0.5, 0.25], mu=1.15)
+    a = roll(ours, sample, generator=torch.Generator().manual_seed(3))
+    b = roll(theirs, sample, generator=torch.Generator().manual_seed(3))
+    assert len(a) == 5
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_x0_is_the_equation():
+    scheduler = exact_scheduler(stock().config, "x0")
+    scheduler.set_timesteps(sigmas=ANCHORS, mu=1.15)
+    x, v = torch.randn(1, 4, 8), torch.randn(1, 4, 8)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(1))
+    got = scheduler.step(v, scheduler.timesteps[0], x, generator=generator).prev_sample
+    torch.testing.assert_close(got, (1 - 0.9045) * (x - v) + 0.9045 * noise)
+
+
+def test_each_row_follows_its_own_generator():
+    sample = torch.randn(3, 6, 16)
+
+    def last(rows: list[int]) -> torch.Tensor:
+        scheduler = exact_scheduler(stock().config, "x0")
+        scheduler.set_timesteps(sigmas=ANCHORS)
+        scheduler.generators = [torch.Generator().manual_seed(10 + row) for row in rows]
+        return roll(scheduler, sample[rows])[-2]  # the last sample with noise in it
+
+    whole = last([0, 1, 2])
+    for row in range(3):
+        assert torch.equal(last([row])[0], whole[row])
+    assert torch.equal(last([2, 0]), whole[[2, 0]])
+
+
+def test_a_wrong_number_of_generators_is_an_error():
+    scheduler = exact_scheduler(stock().config, "x0")
+    scheduler.set_timesteps(sigmas=ANCHORS)
+    scheduler.generators = [torch.Generator()]
+    with pytest.raises(ValueError, match="1 generators for a batch of 2"):
+        roll(scheduler, torch.randn(2, 4, 8))
+
+
+def test_its_saved_config_samples_the_same_in_the_stock_class(tmp_path):
+    FlowMatchEulerX0Scheduler.from_config(stock().config).save_pretrained(tmp_path)
+    assert FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path).config.stochastic_sampling
+
+
+@pytest.mark.parametrize("sampler", ["x0", "euler"])
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_sigmas_are_taken_as_they_are(sampler, dynamic):
+    """Passing shifted sigmas to the base's own scheduler would shift them twice."""
+    config = stock(use_dynamic_shifting=dynamic, stochastic_sampling=True).config
+    scheduler = exact_scheduler(config, sampler)
+    scheduler.set_timesteps(sigmas=ANCHORS, mu=0.63)
+    expected = torch.tensor([*ANCHORS, 0.0])
+    assert torch.equal(scheduler.sigmas, expected)
+    assert torch.equal(scheduler.timesteps, 1000 * expected[:-1])
+    assert scheduler.config.stochastic_sampling == (sampler == "x0")
+
+
+def test_default_anchors_are_the_pipelines_own_four_steps_at_1024():
+    scheduler = stock()
+    scheduler.set_timesteps(sigmas=np.linspace(1, 0.25, 4), mu=calculate_shift(4096))
+    assert default_anchors(stock().config) == scheduler.sigmas[:-1].tolist()
+    assert default_anchors(stock().config) == pytest.approx(ANCHORS, abs=5e-5)
+
+
+def test_default_anchors_of_a_constant_shift():
+    config = stock(use_dynamic_shifting=False, shift=3.1582).config
+    assert default_anchors(config) == pytest.approx(ANCHORS, abs=5e-5)
+
+
+def test_fewer_steps():
+    assert sigmas_of(ANCHORS, 4) == ANCHORS
+    assert sigmas_of(ANCHORS, 1) == [1.0]
+    assert sigmas_of(ANCHORS, 2) == [1.0, 0.7595]
+    assert sigmas_of(ANCHORS, 2, "first") == [1.0, 0.9045]
+
+
+@pytest.mark.parametrize("shift", [math.exp(1.15), 3.0, 1.0])
+def test_eight_steps_go_through_the_anchors_own_shift(shift):
+    times = [1 - step / 8 for step in range(8)]
+    dense = [shift * u / (1 + (shift - 1) * u) for u in times]
+    assert sigmas_of(dense[::2], 8) == pytest.approx(dense, abs=1e-9)
+
+
+def test_eight_steps_of_rounded_anchors_keep_them():
+    dense = sigmas_of(ANCHORS, 8)
+    assert dense[::2] == ANCHORS
+    scheduler = stock()
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 8, 8), mu=1.15)
+    assert dense == pytest.approx(scheduler.sigmas[:-1].tolist(), abs=2e-4)
+
+
+@pytest.mark.parametrize("steps", [3, 5, 16, 0])
+def test_other_numbers_of_steps_name_the_possible_ones(steps):
+    with pytest.raises(ValueError, match=r"in \[1, 2, 4, 8\] steps"):
+        sigmas_of(ANCHORS, steps)
+
+
+def test_eight_steps_need_anchors_of_one_shift():
+    with pytest.raises(ValueError, match="not one shift"):
+        sigmas_of([1.0, 0.9, 0.3, 0.2], 8)
