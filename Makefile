@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
+PROCESSES ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -16,8 +17,18 @@ $(INSTALLED): requirements.txt setup.py
 	$(BIN)/pip install --quiet --no-deps -e .
 	touch $@
 
+TINY := assets/tiny/flux
+
 demo: $(INSTALLED)
-	PYTHON=$(BIN)/python sh exp_flux/demo_tiny.sh $(RUN)
+	$(BIN)/python -m senseflow.tiny.pictures --output $(RUN)/data --num 4000
+	PYTHON=$(BIN)/python sh exp_flux/train_flux_senseflow.sh 1 $(PROCESSES) \
+		configs/FLUX/flux_senseflow_tiny.yaml $(RUN)/run paths.dataset=$(RUN)/data/data.json
+	$(BIN)/python scripts_flux/test_flux_senseflow.py --flux_ckpt $(TINY)/pipeline \
+		--checkpoint $(RUN)/run --prompts_file $(RUN)/data/prompts_heldout.txt \
+		--num_prompts 16 --batch_size 16 --output_dir $(RUN)/images
+	$(BIN)/python -m senseflow.tiny.measure --pipeline $(TINY)/pipeline --judge $(TINY)/judge \
+		--student student=$(RUN)/run --threads $(PROCESSES) --output $(RUN)/report
+	@echo "the table: $(RUN)/report/table.md   the picture: $(RUN)/report/comparison.png"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from benchmarks.flops import as_markdown, count_pieces, table
-
 from senseflow.engine.config import load_config
 from senseflow.tiny.pictures import write_dataset
 from senseflow.trainer.trainer_flux_senseflow import prepare

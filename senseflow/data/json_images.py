@@ -50,7 +50,8 @@ class JsonImages(Dataset[Item]):
     """Images resized to cover `resolution` and cropped to it, with their prompts.
 
     crop: "center", or "random" as a function of seed, iteration and global sample index.
-    An image that cannot be read is replaced by the next one in the list that can, and reported.
+    An image that cannot be read is replaced by the next one in the list that can, and reported;
+    more than max_unreadable in a row raise UnreadableImagesError.
     Raises ValueError naming the file when the JSON is not of the form above or holds nothing.
     """
 
@@ -60,8 +61,10 @@ class JsonImages(Dataset[Item]):
         resolution: tuple[int, int],
         crop: Literal["center", "random"] = "center",
         seed: int = 0,
+        max_unreadable: int = 100,
     ) -> None:
         self.resolution, self.crop, self.seed = resolution, crop, seed
+        self.max_unreadable = max_unreadable
         _, self.paths, self.prompts = read_lists(file)
         self.folder = file.parent
 
@@ -70,7 +73,7 @@ class JsonImages(Dataset[Item]):
 
     def __getitem__(self, position: Position) -> Item:
         unreadable = []
-        for skipped in range(len(self)):
+        for skipped in range(min(len(self), self.max_unreadable + 1)):
             item = (position.item + skipped) % len(self)
             path = self.resolve(self.paths[item])
             try:
@@ -82,7 +85,8 @@ class JsonImages(Dataset[Item]):
             image = to_tensor(fit(picture, self.resolution, self._where(position)))
             return Item(image, self.prompts[item], position.index, unreadable)
         raise UnreadableImagesError(
-            f"none of the {len(self)} images could be read: {unreadable[0]}"
+            f"{len(unreadable)} of {len(self)} images in a row could not be read, such as "
+            f"{unreadable[0][0]}: {unreadable[0][1]}"
         )
 
     def resolve(self, path: str) -> Path:

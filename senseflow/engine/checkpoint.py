@@ -204,6 +204,8 @@ def export_student(
             filename_pattern="diffusion_pytorch_model{suffix}.safetensors",
             max_shard_size="10GB",
         )
+        for file in partial.iterdir():
+            file.chmod(0o644)  # safetensors writes for its owner alone
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     dist.barrier()

@@ -141,8 +141,8 @@ class Run:
         if bad:
             raise NonFiniteError(
                 f"{', '.join(bad)} not finite in iterations {since + 1} to {iteration}; no "
-                f"step was taken from it. The newest checkpoint in {self.checkpoints.folder} is good: lower "
-                "the learning rate or find the bad input, then run the same command again"
+                f"step was taken from it. The newest checkpoint in {self.checkpoints.folder} is "
+                "good: lower the learning rate or find the bad input, then run the command again"
             )
         values["ida/gap"] = self.gap()
         values |= {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from senseflow.core.anchors import Anchors, dynamic_mu, exponential_shift, shift_time
 from senseflow.core.path import FlowPath
 from senseflow.models.teacher import Conditioning
-from senseflow.models.weights import ComponentWeights
+from senseflow.models.weights import Weights, component_weights
 
 PIPELINE = "FluxPipeline"
 GUIDANCE_EMBEDDER = "time_text_embed.guidance_embedder."
@@ -63,8 +63,8 @@ class FluxAdapter:
         stated = pipeline.tokenizer_2.model_max_length
         if max_sequence_length > stated:
             raise ValueError(
-                f"data.max_sequence_length {max_sequence_length}: the teacher's T5 tokenizer was made "
-                f"for {stated}"
+                f"data.max_sequence_length {max_sequence_length}: the teacher's T5 tokenizer "
+                f"was made for {stated}"
             )
         return cls(pipeline, resolution, max_sequence_length, compute_dtype, FlowPath())
 
@@ -197,10 +197,10 @@ def teacher_source(folder: Path, dtype: torch.dtype) -> NetworkSource:
             f"{folder}/transformer has no guidance embedding; the FLUX recipe guides its teacher "
             "through one"
         )
-    weights = ComponentWeights(folder / "transformer")
+    weights = component_weights(folder / "transformer")
     network = meta_transformer(config).to(dtype).eval().requires_grad_(False)
     weights.require(network.state_dict())
-    return NetworkSource(network, weights)
+    return NetworkSource(network, weights.read)
 
 
 def student_source(
@@ -222,28 +222,28 @@ def student_source(
         config = {**read_json(folder / "config.json"), "guidance_embeds": False}
     if config.get("guidance_embeds"):
         raise ValueError("the student's config.json must say guidance_embeds: false")
-    weights = ComponentWeights(folder)
+    weights = component_weights(folder)
     network = meta_transformer(config)
     weights.require(network.state_dict(), spare=GUIDANCE_EMBEDDER)
     if fold_guidance is None:
-        return NetworkSource(network, weights)
+        return NetworkSource(network, weights.read)
     offset = guidance_offset(weights, fold_guidance)
 
     def read(key: str) -> Tensor:
-        return weights(key).float() + offset if key == TIME_BIAS else weights(key)
+        return weights.read(key).float() + offset if key == TIME_BIAS else weights.read(key)
 
     return NetworkSource(network, read)
 
 
-def guidance_offset(weights: ComponentWeights, guidance: float) -> Tensor:
+def guidance_offset(weights: Weights, guidance: float) -> Tensor:
     """The guidance embedding (width,) at one guidance, float32: a constant the time embedding's
     last bias can carry, because the two embeddings are added."""
     keys = ["linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"]
-    if any(GUIDANCE_EMBEDDER + key not in weights for key in keys):
+    if any(GUIDANCE_EMBEDDER + key not in weights.keys for key in keys):
         raise ValueError(
-            f"{weights.folder} has no guidance embedder to fold: student.fold_guidance"
+            f"{weights.source} has no guidance embedder to fold: student.fold_guidance"
         )
-    state = {key: weights(GUIDANCE_EMBEDDER + key).float() for key in keys}
+    state = {key: weights.read(GUIDANCE_EMBEDDER + key).float() for key in keys}
     width, frequencies = state["linear_1.weight"].shape
     embedder = TimestepEmbedding(in_channels=frequencies, time_embed_dim=width)
     embedder.load_state_dict(state)

@@ -1,77 +1,79 @@
-"""The weights of a diffusers component folder, read one tensor at a time."""
+"""Weights in safetensors, whole or in shards, read one tensor at a time."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 NAMES = ("diffusion_pytorch_model", "model")
+SUFFIXES = (".safetensors.index.json", ".safetensors")
 
 
-class ComponentWeights:
-    """Lazy access by key to `<folder>/<name>.safetensors`, whole or in shards with an index.
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by key, read when asked for."""
 
-    Raises ValueError naming the file when nothing is there, a link dangles or a file is cut short.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.file_of = self._find_files()
-        self._open: dict[str, safe_open] = {}
-
-    def _find_files(self) -> dict[str, str]:
-        for name in NAMES:
-            index = self.folder / f"{name}.safetensors.index.json"
-            single = self.folder / f"{name}.safetensors"
-            if single.is_symlink() or single.exists():
-                return dict.fromkeys(self._read_keys(single.name), single.name)
-            if index.is_symlink() or index.exists():
-                file_of = json.loads(_existing(index).read_text())["weight_map"]
-                for file in sorted(set(file_of.values())):
-                    _existing(self.folder / file)
-                return dict(file_of)
-        raise ValueError(f"no {NAMES[0]}.safetensors (or its index) in {self.folder}")
-
-    def _read_keys(self, file: str) -> list[str]:
-        return list(_open_safetensors(self.folder / file).keys())
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.file_of
-
-    def __call__(self, key: str) -> Tensor:
-        file = self.file_of[key]
-        if file not in self._open:
-            self._open[file] = _open_safetensors(self.folder / file)
-        return self._open[file].get_tensor(key)
+    source: Path
+    keys: list[str]
+    read: Callable[[str], Tensor]
 
     def require(self, keys: Iterable[str], spare: str | None = None) -> None:
-        """Raise ValueError unless the files hold exactly `keys`; those starting with `spare` may be more.
+        """Raise ValueError unless the files hold exactly `keys`, and any that begin with `spare`.
 
         The message names the first few keys that do not fit.
         """
-        wanted, held = set(keys), set(self.file_of)
+        wanted, held = set(keys), set(self.keys)
         missing = sorted(wanted - held)
         extra = sorted(k for k in held - wanted if not (spare and k.startswith(spare)))
         for kind, names in (("are missing", missing), ("are not part of the network", extra)):
             if names:
                 raise ValueError(
-                    f"the weights in {self.folder} do not fit their config.json: {len(names)} keys "
+                    f"the weights in {self.source} do not fit their config.json: {len(names)} keys "
                     f"{kind}, such as {', '.join(names[:5])}"
                 )
 
 
-def _existing(file: Path) -> Path:
+def component_weights(folder: Path) -> Weights:
+    """The weights of a diffusers component folder.
+
+    Raises ValueError naming the file when nothing is there, a link dangles or a file is damaged.
+    """
+    candidates = [folder / (name + suffix) for name in NAMES for suffix in SUFFIXES]
+    for file in candidates:
+        if file.is_symlink() or file.exists():
+            return open_index(file) if file.suffix == ".json" else open_safetensors(file)
+    raise ValueError(f"no {NAMES[0]}.safetensors (or its index) in {folder}")
+
+
+def open_safetensors(file: Path) -> Weights:
+    """One safetensors file."""
+    try:
+        opened = safe_open(str(existing(file)), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is damaged or not a safetensors file: {error}") from error
+    return Weights(file, list(opened.keys()), opened.get_tensor)
+
+
+def open_index(file: Path) -> Weights:
+    """The shards a `.safetensors.index.json` lists, which must hold every key of it."""
+    try:
+        shard_of = dict(json.loads(existing(file).read_text())["weight_map"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not an index of safetensors shards: {error!r}") from error
+    shards = {name: open_safetensors(file.parent / name) for name in set(shard_of.values())}
+    lost = [key for key, name in shard_of.items() if key not in shards[name].keys]
+    if lost:
+        raise ValueError(f"{file} names {len(lost)} keys its shards lack, such as {lost[0]}")
+    return Weights(file, list(shard_of), lambda key: shards[shard_of[key]].read(key))
+
+
+def existing(file: Path) -> Path:
+    """The file itself; raises ValueError when it is missing or a link to nothing."""
     if file.is_symlink() and not file.exists():
         raise ValueError(f"{file} is a link to {file.readlink()}, which does not exist")
     if not file.exists():
         raise ValueError(f"{file} is missing")
     return file
-
-
-def _open_safetensors(file: Path) -> safe_open:
-    try:
-        return safe_open(str(_existing(file)), framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a complete safetensors file: {error}") from error

@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import senseflow
+from senseflow.models.weights import Weights
 from senseflow.sampling.cli import Prompt, shard_of
 from senseflow.sampling.plan import Family, Plan
 from senseflow.sampling.scheduler import (
@@ -31,10 +32,10 @@ from senseflow.sampling.scheduler import (
 from senseflow.sampling.student import (
     StudentCard,
     StudentFiles,
-    Weights,
     base_fingerprint,
     build_student,
     find_student,
+    has_guidance,
     open_weights,
     read_config,
 )
@@ -120,7 +121,7 @@ def choose_config(
         return read_config(file), str(file)
     file = args.base / family.component / "config.json"
     if file.is_file():
-        fitted = family.fit_config(read_config(file), weights.has_guidance)
+        fitted = family.fit_config(read_config(file), has_guidance(weights))
         changed = {k: v for k, v in fitted.items() if read_config(file).get(k) != v}
         said = ", ".join(f"{k} {json.dumps(v)}" for k, v in changed.items())
         return fitted, f"{file} with {said}" if said else str(file)

@@ -11,7 +11,6 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ from typing import Any
 import diffusers
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
+
+from senseflow.models.weights import Weights, open_index, open_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -107,20 +108,6 @@ def base_fingerprint(folder: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Tensors by key, read one at a time."""
-
-    source: Path
-    keys: list[str]
-    read: Callable[[str], Tensor]
-
-    @property
-    def has_guidance(self) -> bool:
-        """Whether the network embeds a guidance scale (FLUX)."""
-        return any(GUIDANCE_KEY in key for key in self.keys)
-
-
-@dataclass(frozen=True)
 class StudentFiles:
     """What was found at a checkpoint's path: the weights file, and what lies beside it."""
 
@@ -176,8 +163,8 @@ def _component_folder(folder: Path) -> Path:
         student = step.parent.parent / "student" / step.name
         if not student.is_dir():
             raise ValueError(
-                f"{step} is a training checkpoint without its student {student}: export it with "
-                f"python -m senseflow.export {step}"
+                f"{step} is a training checkpoint whose student {student} is gone; name another "
+                "step, or the run folder for the newest student"
             )
         return student
     for name in COMPONENTS:
@@ -210,33 +197,10 @@ def _weights_file(folder: Path) -> Path:
 def open_weights(file: Path) -> Weights:
     """The tensors of a weights file; raises ValueError naming the file when it is damaged."""
     if file.name.endswith(".index.json"):
-        return _open_index(file)
+        return open_index(file)
     if file.suffix == ".safetensors":
-        return _open_safetensors(file)
+        return _stripped(open_safetensors(file))
     return _open_pickle(file)
-
-
-def _open_safetensors(file: Path) -> Weights:
-    try:
-        opened = safe_open(str(file), framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is damaged or not a safetensors file: {error}") from error
-    return _stripped(file, {key: key for key in opened.keys()}, opened.get_tensor)  # noqa: SIM118
-
-
-def _open_index(file: Path) -> Weights:
-    try:
-        shard_of = json.loads(file.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not an index of safetensors shards: {error!r}") from error
-    missing = sorted({s for s in shard_of.values() if not (file.parent / s).is_file()})
-    if missing:
-        raise ValueError(f"{file} names {len(missing)} missing shards, such as {missing[0]}")
-    shards = {name: _open_safetensors(file.parent / name) for name in set(shard_of.values())}
-    lost = [key for key, name in shard_of.items() if key not in shards[name].keys]
-    if lost:
-        raise ValueError(f"{file} names {len(lost)} keys its shards lack, such as {lost[0]}")
-    return Weights(file, list(shard_of), lambda key: shards[shard_of[key]].read(key))
 
 
 def _open_pickle(file: Path) -> Weights:
@@ -250,7 +214,7 @@ def _open_pickle(file: Path) -> Weights:
             f"{file} is damaged or holds more than tensors, which is not read: {reason}"
         ) from error
     tree = _inner(file, tree)
-    return _stripped(file, {key: key for key in tree}, lambda key: tree[key])
+    return _stripped(Weights(file, list(tree), lambda key: tree[key]))
 
 
 def _inner(file: Path, tree: Any) -> dict[str, Tensor]:
@@ -271,14 +235,20 @@ def _inner(file: Path, tree: Any) -> dict[str, Tensor]:
     return found
 
 
-def _stripped(file: Path, names: dict[str, str], read: Callable[[str], Tensor]) -> Weights:
+def _stripped(weights: Weights) -> Weights:
     """Weights whose keys lost what DDP, torch.compile and FSDP wrapped around the network."""
+    names = {key: key for key in weights.keys}
     for wrapper in WRAPPERS:
         names = {key.replace(wrapper, ""): name for key, name in names.items()}
     for prefix in ("module.", "model.", "transformer.", "unet."):
         if names and all(key.startswith(prefix) for key in names):
             names = {key.removeprefix(prefix): name for key, name in names.items()}
-    return Weights(file, list(names), lambda key: read(names[key]))
+    return Weights(weights.source, list(names), lambda key: weights.read(names[key]))
+
+
+def has_guidance(weights: Weights) -> bool:
+    """Whether the network embeds a guidance scale (FLUX)."""
+    return any(GUIDANCE_KEY in key for key in weights.keys)
 
 
 def read_config(file: Path) -> dict[str, Any]:

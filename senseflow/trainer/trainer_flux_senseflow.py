@@ -58,6 +58,7 @@ def prepare(config: Config, folder: Path) -> Run:
         config.train.resolution,
         crop=config.data.crop,
         seed=config.train.seed,
+        max_unreadable=config.data.max_unreadable,
     )
     if ranks.is_main:
         open_run_folder(folder, config)

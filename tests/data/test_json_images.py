@@ -135,7 +135,7 @@ def test_a_truncated_image_is_replaced_by_the_next_and_reported(tmp_path):
 
 def test_nothing_readable_is_an_error(tmp_path):
     data = JsonImages(write(tmp_path, [b"", b""]), (8, 8))
-    with pytest.raises(UnreadableImagesError, match="none of the 2 images could be read"):
+    with pytest.raises(UnreadableImagesError, match="2 of 2 images in a row could not be read"):
         data[at(0)]
 
 
