@@ -1,0 +1,75 @@
+"""The embedded FLUX autoencoder: an AutoencoderKL from 32x32 pixels to 8x8x8 latents."""
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+from senseflow.tiny.captions import split_scenes
+from senseflow.tiny.fitting import fit
+from senseflow.tiny.pictures import SIZE, draw_scenes, render
+
+BATCH_SIZE = 32
+LEARNING_RATE = 3e-3
+KL_WEIGHT = 2e-4
+
+
+def new_vae(latent_channels: int = 8) -> AutoencoderKL:
+    """An untrained autoencoder with downsampling 4 and, as FLUX's, no quantisation convolutions."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 32),
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+        force_upcast=True,
+        shift_factor=0.0,
+        scaling_factor=1.0,
+    )
+
+
+@torch.no_grad()
+def measure_latents(vae: AutoencoderKL, images: torch.Tensor) -> tuple[float, float, float]:
+    """Standard deviation and mean of the latents of `images` (B, 3, 32, 32), and PSNR in dB."""
+    latents = vae.encode(images).latent_dist.mode()
+    error = (vae.decode(latents).sample.clamp(-1, 1) - images).square().mean()
+    return latents.std().item(), latents.mean().item(), (10 * torch.log10(4 / error)).item()
+
+
+def train_vae(iterations: int, seed: int, latent_channels: int = 8) -> tuple[AutoencoderKL, dict]:
+    """A trained autoencoder with its scaling and shift factors set, and its measures.
+
+    The PSNR is measured on held-out scenes made of held-out scans.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    vae = new_vae(latent_channels)
+    scenes, held_out = split_scenes()
+
+    def loss_of(_: int) -> torch.Tensor:
+        images = render(draw_scenes(scenes, BATCH_SIZE, generator), generator)
+        posterior = vae.encode(images).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        decoded = vae.decode(posterior.mean + posterior.std * noise).sample
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + KL_WEIGHT * kl
+
+    (vae,), loss = fit(loss_of, [vae], iterations, LEARNING_RATE, "vae", average_decay=0.995)
+    std, mean, _ = measure_latents(vae, render(draw_scenes(scenes, 1000, generator), generator))
+    vae.register_to_config(scaling_factor=round(1 / std, 4), shift_factor=round(mean, 4))
+    unseen = render(draw_scenes(held_out, 500, generator), generator, held_out_scans=True)
+    psnr = measure_latents(vae, unseen)[2]
+    return vae, {"loss": loss, "psnr_db": psnr}
+
+
+@torch.no_grad()
+def encode_images(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, 8, 8), scaled and shifted as the diffusion model sees them."""
+    latents = vae.encode(images).latent_dist.mode()
+    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
