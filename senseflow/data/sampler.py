@@ -17,8 +17,6 @@ from torch.utils.data import DataLoader, Sampler
 
 from senseflow.core.draws import Draws
 from senseflow.data.json_images import Item, JsonImages, Position
-from senseflow.engine.config import TrainConfig
-from senseflow.engine.parallel import Ranks
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,17 @@ class Batch:
     prompts: list[str]
     indices: list[int]  # of each sample in the iteration's global batch
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's share of the global batches."""
+
+    seed: int
+    batch_size: int  # global
+    grad_accumulation: int = 1
+    rank: int = 0
+    world_size: int = 1
 
 
 @lru_cache(maxsize=2)
@@ -46,27 +55,25 @@ def item_at(seed: int, position: int, num: int) -> int:
 class MicroBatches(Sampler[list[Position]]):
     """The micro-batches of one rank from `start` on, without end."""
 
-    train: TrainConfig
+    share: Share
     num: int  # samples in the data set
-    rank: int
-    world_size: int
     start: int  # iteration
 
     def __iter__(self) -> Iterator[list[Position]]:
-        train = self.train
-        size, rest = divmod(train.batch_size, self.world_size * train.grad_accumulation)
+        share = self.share
+        size, rest = divmod(share.batch_size, share.world_size * share.grad_accumulation)
         assert rest == 0, "checked by check_split"
-        first = self.rank * train.grad_accumulation * size
+        first = share.rank * share.grad_accumulation * size
         iteration = self.start
         while True:
-            for micro in range(train.grad_accumulation):
+            for micro in range(share.grad_accumulation):
                 begin = first + micro * size
                 yield [self.position(iteration, i) for i in range(begin, begin + size)]
             iteration += 1
 
     def position(self, iteration: int, index: int) -> Position:
-        p = (iteration - 1) * self.train.batch_size + index
-        return Position(iteration, index, item_at(self.train.seed, p, self.num))
+        p = (iteration - 1) * self.share.batch_size + index
+        return Position(iteration, index, item_at(self.share.seed, p, self.num))
 
 
 def collate(items: list[Item]) -> Batch:
@@ -85,20 +92,19 @@ def ignore_interrupts(worker: int) -> None:
 
 
 def batches(
-    dataset: JsonImages, train: TrainConfig, num_workers: int, ranks: Ranks, start: int
+    dataset: JsonImages, share: Share, num_workers: int, pin_memory: bool, start: int
 ) -> Iterator[list[Batch]]:
     """This rank's micro-batches, one list per iteration from `start` on, without end."""
-    sampler = MicroBatches(train, len(dataset), ranks.rank, ranks.world_size, start)
     loader = iter(
         DataLoader(
             dataset,
-            batch_sampler=sampler,
+            batch_sampler=MicroBatches(share, len(dataset), start),
             collate_fn=collate,
             num_workers=num_workers,
-            pin_memory=ranks.device.type == "cuda",
+            pin_memory=pin_memory,
             multiprocessing_context="spawn" if num_workers else None,
             worker_init_fn=ignore_interrupts,
         )
     )
     while True:
-        yield [next(loader) for _ in range(train.grad_accumulation)]
+        yield [next(loader) for _ in range(share.grad_accumulation)]

@@ -7,24 +7,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from senseflow.sampling.plan import ROOT, Family
+from senseflow.sampling.plan import ROOT, Family, Prompt, shard_of
 
 logger = logging.getLogger("senseflow")
 
 PROMPTS_FILE = "senseflow_test_prompts.txt"
 NUM_PROMPTS = 23
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt and its number in the prompts file, which names its seed and file."""
-
-    index: int
-    text: str
 
 
 class Parser(argparse.ArgumentParser):
@@ -189,15 +180,6 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
             f"--start_idx {args.start_idx} is past the end of {file} ({len(prompts)} prompts)"
         )
     return prompts[args.start_idx : args.start_idx + args.num_prompts]
-
-
-def shard_of(text: str | None) -> tuple[int, int]:
-    """(i, n) of --shard i/n, else of torchrun's environment, else (0, 1)."""
-    text = text or f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"
-    first, _, second = text.partition("/")
-    if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
-        raise ValueError(f"--shard {text} is not I/N with 0 <= I < N")
-    return int(first), int(second)
 
 
 def own_share(prompts: list[Prompt], shard: int, num_shards: int) -> list[Prompt]:

@@ -21,8 +21,7 @@ from tqdm import tqdm
 
 import senseflow
 from senseflow.models.weights import Weights
-from senseflow.sampling.cli import Prompt, shard_of
-from senseflow.sampling.plan import Family, Plan
+from senseflow.sampling.plan import Family, Plan, Prompt, shard_of
 from senseflow.sampling.scheduler import (
     FlowMatchEulerX0Scheduler,
     default_anchors,

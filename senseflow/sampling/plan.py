@@ -4,6 +4,7 @@ Light on purpose: the command line reads it before torch and diffusers are impor
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]  # where the prompts and configs of this repository lie
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and its number in the prompts file, which names its seed and file."""
+
+    index: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -69,3 +78,12 @@ class Family:
         for name, side in (("--height", height), ("--width", width)):
             if side < multiple or side % multiple:
                 raise ValueError(f"{name} {side} is not a positive multiple of {multiple}")
+
+
+def shard_of(text: str | None) -> tuple[int, int]:
+    """(i, n) of --shard i/n, else of torchrun's environment, else (0, 1)."""
+    text = text or f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"
+    first, _, second = text.partition("/")
+    if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
+        raise ValueError(f"--shard {text} is not I/N with 0 <= I < N")
+    return int(first), int(second)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from senseflow.data.json_images import JsonImages
-from senseflow.data.sampler import batches
+from senseflow.data.sampler import Share, batches
 from senseflow.distill import Distillation
 from senseflow.engine.build import build_discriminator, build_network, export, torch_dtype
 from senseflow.engine.config import Config
@@ -62,7 +62,11 @@ def prepare(config: Config, folder: Path) -> Run:
     )
     if ranks.is_main:
         open_run_folder(folder, config)
-    data = partial(batches, dataset, config.train, config.data.num_workers, ranks)
+    train, on_gpu = config.train, ranks.device.type == "cuda"
+    share = Share(
+        train.seed, train.batch_size, train.grad_accumulation, ranks.rank, ranks.world_size
+    )
+    data = partial(batches, dataset, share, config.data.num_workers, on_gpu)
     return Run(config, parts, ranks, data, partial(export, parts, _student(config), ranks), folder)
 
 

@@ -3,26 +3,22 @@
 from itertools import islice
 
 import pytest
-import torch
 
 from senseflow.data.json_images import JsonImages
-from senseflow.data.sampler import MicroBatches, batches, item_at
-from senseflow.engine.config import TrainConfig
-from senseflow.engine.parallel import Ranks
+from senseflow.data.sampler import MicroBatches, Share, batches, item_at
 from senseflow.tiny.pictures import write_dataset
 
 
-def train(**changes) -> TrainConfig:
-    defaults = dict(iter_num=9, batch_size=8, resolution=(32, 32), save_interval=9, seed=5)
-    return TrainConfig(**{**defaults, **changes})
+def share(**changes) -> Share:
+    return Share(**{"seed": 5, "batch_size": 8, **changes})
 
 
 def global_batches(num_iterations, world_size=1, accumulation=1, start=1, num=30):
     """Positions of each iteration, from all ranks and micro-batches together."""
-    config = train(grad_accumulation=accumulation)
     per_rank = []
     for rank in range(world_size):
-        sampler = MicroBatches(config, num, rank, world_size, start)
+        part = share(grad_accumulation=accumulation, rank=rank, world_size=world_size)
+        sampler = MicroBatches(part, num, start)
         per_rank.append(list(islice(sampler, num_iterations * accumulation)))
     all_positions = [p for micros in per_rank for micro in micros for p in micro]
     return [
@@ -47,7 +43,7 @@ def test_going_on_meets_the_same_batches():
 
 
 def test_a_rank_holds_contiguous_indices_per_micro_batch():
-    sampler = MicroBatches(train(grad_accumulation=2), 30, rank=1, world_size=2, start=1)
+    sampler = MicroBatches(share(grad_accumulation=2, rank=1, world_size=2), 30, start=1)
     first, second = islice(sampler, 2)
     assert [p.index for p in first] == [4, 5] and [p.index for p in second] == [6, 7]
 
@@ -56,9 +52,8 @@ def test_a_rank_holds_contiguous_indices_per_micro_batch():
 def test_batches_carry_images_prompts_and_indices(tmp_path, num_workers):
     write_dataset(tmp_path, num=10, seed=0, num_prompts=2)
     data = JsonImages(tmp_path / "data.json", (32, 32))
-    ranks = Ranks(0, 1, torch.device("cpu"), None)
-    config = train(batch_size=4, grad_accumulation=2)
-    iterations = batches(data, config, num_workers, ranks, start=3)
+    part = share(batch_size=4, grad_accumulation=2)
+    iterations = batches(data, part, num_workers, pin_memory=False, start=3)
     micros = next(iterations)
     iterations.close()
     assert [m.indices for m in micros] == [[0, 1], [2, 3]]

@@ -42,7 +42,7 @@ def test_measure_writes_table_results_and_picture(tmp_path):
         *("--num_prompts", "8", "--seeds", "2", "--columns", "4"),
     )
     rows = json.loads((tmp_path / "report" / "results.json").read_text())
-    assert len(rows) == 13
+    assert len(rows) == 15
     assert rows["teacher, 28 steps (reference)"]["fid_t"] == pytest.approx(0, abs=1e-3)
     assert {"mine, 4 steps, x0", "mine, 4 steps, euler", "mine, 1 step"} <= set(rows)
     table = (tmp_path / "report" / "table.md").read_text()
