@@ -136,6 +136,29 @@ def test_two_ranks_give_the_parameters_of_one_and_resume_bit_identically(data, f
         torch.testing.assert_close(two[key], one[key], atol=1e-4, rtol=1e-3, msg=key)
 
 
+def test_bf16_compute_keeps_float32_masters(data, tmp_path):
+    folder = tmp_path / "bf16"
+    result = run(data, folder, "precision.compute=bfloat16", "train.iter_num=2")
+    assert result.returncode == 0, result.stderr
+    state = full_state(folder, 2, tmp_path)
+    floating = {k: v.dtype for k, v in state.items() if v.is_floating_point()}
+    assert set(floating.values()) == {torch.float32}
+    assert rows(folder)[-1]["ida/gap"] > 0
+    student = FluxTransformer2DModel.from_pretrained(folder / "student" / "step_0000002")
+    assert student.dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_resume_on_a_gpu_is_bit_identical_when_deterministic(data, tmp_path):
+    settings = ["train.deterministic=true", "precision.compute=bfloat16"]
+    assert run(data, tmp_path / "whole", *settings).returncode == 0
+    assert run(data, tmp_path / "parts", *settings, "train.iter_num=2").returncode == 0
+    assert run(data, tmp_path / "parts", *settings).returncode == 0
+    one, other = (full_state(tmp_path / f, 4, tmp_path) for f in ("whole", "parts"))
+    assert [k for k in one if not torch.equal(one[k], other[k])] == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_a_checkpoint_and_ends_cleanly(data, tmp_path, number):
     line = command(data, tmp_path, "train.iter_num=1000", "train.save_interval=1000")

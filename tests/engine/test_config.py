@@ -49,6 +49,16 @@ def test_every_key_of_the_dataclasses_stands_in_the_recipe():
     }
 
 
+def test_the_embedded_recipe_is_the_full_one_but_for_sizes_rates_batch_and_n():
+    full, small = load_config(RECIPE), load_config("configs/FLUX/flux_senseflow_tiny.yaml")
+    changed = {line.partition(":")[0] for line in differences(full, small)}
+    method = ("anchors", "dmd", "ida", "isg", "student", "backward_simulation", "fake_score")
+    assert {key for key in changed if key.startswith(method)} == {"fake_score.ttur"}
+    assert {key for key in changed if key.startswith("adversarial")} == {"adversarial.taps"}
+    rates = {"optimizer.lr", "optimizer.fake_score_lr", "optimizer.discriminator_lr"}
+    assert {key for key in changed if key.startswith("optimizer")} == rates
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
