@@ -19,6 +19,7 @@ $(INSTALLED): requirements.txt setup.py
 
 TINY := assets/tiny/flux
 
+demo: export CUDA_VISIBLE_DEVICES =
 demo: $(INSTALLED)
 	$(BIN)/python -m senseflow.tiny.pictures --output $(RUN)/data --num 4000
 	PYTHON=$(BIN)/python sh exp_flux/train_flux_senseflow.sh 1 $(PROCESSES) \

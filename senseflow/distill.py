@@ -203,14 +203,12 @@ def backward_simulation(d: Distillation, turn: Turn, draws: Draws, cond: Conditi
     Each step predicts x_0 and noises it with FRESH noise to the next anchor (DMD2, Section 4.5).
     """
     shape, num = d.adapter.latent_shape(), len(draws.indices)
-    x_t = draws.normal("simulate 0", shape).to(d.device)
-    for i in range(turn.anchor):
-        x_0 = denoise(
-            d, d.generator.network, x_t, times(d.anchors.times[i], num, d.device), cond
-        ).x_0
-        if i + 1 < turn.anchor:
-            eps = draws.normal(f"simulate {i + 1}", shape).to(d.device)
-            x_t = add_noise(d.adapter.path, x_0, eps, times(d.anchors.times[i + 1], num, d.device))
+    noise = [draws.normal(f"simulate {i}", shape).to(d.device) for i in range(turn.anchor)]
+    tau = [times(t, num, d.device) for t in d.anchors.times[: turn.anchor]]
+    x_0 = denoise(d, d.generator.network, noise[0], tau[0], cond).x_0
+    for eps, t in zip(noise[1:], tau[1:], strict=True):
+        x_t = add_noise(d.adapter.path, x_0, eps, t)
+        x_0 = denoise(d, d.generator.network, x_t, t, cond).x_0
     return x_0
 
 

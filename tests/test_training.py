@@ -16,7 +16,7 @@ from PIL import Image
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from senseflow.engine.config import load_config
-from senseflow.engine.launch import check_split
+from senseflow.engine.launch import check_devices, check_split
 from senseflow.tiny.pictures import write_dataset
 from senseflow.trainer import trainer_flux_senseflow as trainer
 
@@ -227,6 +227,13 @@ def test_batch_must_divide_over_processes_and_micro_batches():
         check_split(
             load_config(CONFIG, ["train.batch_size=2", "adversarial.reference=shuffled"]), 2
         )
+
+
+def test_every_process_needs_a_gpu_of_its_own_or_none():
+    check_devices(2, 0)
+    check_devices(2, 8)
+    with pytest.raises(ValueError, match="GPUS 2: this node has 1"):
+        check_devices(2, 1)
 
 
 def test_trainer_module_is_short():

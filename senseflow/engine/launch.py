@@ -46,6 +46,7 @@ def launch(module: str, check: Callable[[Config], None]) -> None:
         config = load_config(args.config, args.overrides)
         check(config)
         check_split(config, args.nodes * args.gpus)
+        check_devices(args.gpus, torch.cuda.device_count())
         where = rendezvous(args.nodes)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -68,6 +69,14 @@ def rendezvous(nodes: int) -> list[str]:
         f"--master-addr={env['MASTER_ADDR']}",
         f"--master-port={env['MASTER_PORT']}",
     ]
+
+
+def check_devices(processes: int, num_gpus: int) -> None:
+    """One GPU per process, or none at all."""
+    if 0 < num_gpus < processes:
+        raise ValueError(
+            f"GPUS {processes}: this node has {num_gpus} (CUDA_VISIBLE_DEVICES= runs on the CPU)"
+        )
 
 
 def check_split(config: Config, world_size: int) -> None:

@@ -101,7 +101,7 @@ class Run:
         for iteration in range(done + 1, config.iter_num + 1):
             pictures, real = self.iterate(data, iteration)
             strip_due |= is_due(iteration, self.config.log.sample_interval)
-            if strip_due and "teacher x0" in pictures:
+            if strip_due and {"teacher x0", "ISG target"} & pictures.keys():
                 self.show(iteration, pictures, real)
                 strip_due = False
             last = iteration == config.iter_num or stop.agreed()
