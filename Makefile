@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 		--checkpoint $(RUN)/run --prompts_file $(RUN)/data/prompts_heldout.txt \
 		--num_prompts 16 --batch_size 16 --output_dir $(RUN)/images
 	$(BIN)/python -m senseflow.tiny.measure --pipeline $(TINY)/pipeline --judge $(TINY)/judge \
-		--student student=$(RUN)/run --threads $(PROCESSES) --output $(RUN)/report
+		--student student=$(RUN)/run --seeds 2 --threads $(PROCESSES) --output $(RUN)/report
 	@echo "the table: $(RUN)/report/table.md   the picture: $(RUN)/report/comparison.png"
 
 test: $(INSTALLED)

@@ -10,7 +10,8 @@
 in `senseflow.core`, everything that differs between teachers behind `senseflow.models.teacher`.
 Random draws are functions of seed, iteration and purpose (shared by all ranks: which anchor,
 simulate or not), and of the sample's index in the global batch for all else; so which networks are
-called never depends on a rank, and results do not depend on how the batch is split.
+called never depends on a rank, and results do not depend on how the batch is split (but for
+shuffled references and virtual batches, which look at the other samples of a micro-batch).
 """
 
 from collections.abc import Iterator
@@ -153,12 +154,14 @@ def draw_turn(d: Distillation, iteration: int) -> Turn:
     anchor = int(torch.randint(len(d.anchors), (), generator=draws.shared("anchor")))
     u = float(torch.rand((), generator=draws.shared("simulate")))
     weight = omega(d.adapter.path, times(d.anchors.times[anchor], 1), _omega_power(d))
+    adversarial = d.discriminator is not None and bool(weight > 0)
+    has_loss = d.config.dmd.weight + d.config.isg.weight > 0 or adversarial
     return Turn(
         iteration=iteration,
         anchor=anchor,
         simulate=u < d.config.backward_simulation.probability,
-        generator=iteration % d.config.fake_score.ttur == 0,
-        adversarial=d.discriminator is not None and bool(weight > 0),
+        generator=iteration % d.config.fake_score.ttur == 0 and has_loss,
+        adversarial=adversarial,
     )
 
 
@@ -166,6 +169,7 @@ def draw_turn(d: Distillation, iteration: int) -> Turn:
 def generate(d: Distillation, turn: Turn, batch: Batch) -> Sample:
     """Steps 1 to 3: encode the prompts, build x_tau, predict x, with grad on theta's turn."""
     draws = Draws(d.config.train.seed, turn.iteration, tuple(batch.indices))
+    batch = replace(batch, images=on_device(d, batch.images))
     cond = d.adapter.encode_prompts(batch.prompts)
     tau = times(d.anchors.times[turn.anchor], len(batch.prompts), d.device)
     x_tau, pictures = student_input(d, turn, batch, draws, cond)
@@ -184,14 +188,14 @@ def student_input(
     x_clean is the student's own sample (backward simulation) or the real latent.
     """
     shape = d.adapter.latent_shape()
-    eps = draws.normal("eps", shape).to(d.device)
+    eps = on_device(d, draws.normal("eps", shape))
     if turn.anchor == 0:
         return eps, {}
     if turn.simulate:
         x_clean = backward_simulation(d, turn, draws, cond)
     else:
-        posterior = draws.normal("posterior", shape).to(d.device)
-        x_clean = d.adapter.encode_images(batch.images.to(d.device), posterior)
+        posterior = on_device(d, draws.normal("posterior", shape))
+        x_clean = d.adapter.encode_images(batch.images, posterior)
     tau = times(d.anchors.times[turn.anchor], len(eps), d.device)
     return add_noise(d.adapter.path, x_clean, eps, tau), {"clean input": x_clean}
 
@@ -203,7 +207,7 @@ def backward_simulation(d: Distillation, turn: Turn, draws: Draws, cond: Conditi
     Each step predicts x_0 and noises it with FRESH noise to the next anchor (DMD2, Section 4.5).
     """
     shape, num = d.adapter.latent_shape(), len(draws.indices)
-    noise = [draws.normal(f"simulate {i}", shape).to(d.device) for i in range(turn.anchor)]
+    noise = [on_device(d, draws.normal(f"simulate {i}", shape)) for i in range(turn.anchor)]
     tau = [times(t, num, d.device) for t in d.anchors.times[: turn.anchor]]
     x_0 = denoise(d, d.generator.network, noise[0], tau[0], cond).x_0
     for eps, t in zip(noise[1:], tau[1:], strict=True):
@@ -232,8 +236,7 @@ def generator_backward(
     if config.isg.weight > 0:
         losses["loss/isg"] = isg(d, turn, sample, pictures)
         total = total + config.isg.weight * losses["loss/isg"]
-    if total.requires_grad:
-        (total / num_micro).backward()
+    (total / num_micro).backward()
     measures.add({**losses, "loss/generator": total})
     return replace(sample, pictures=pictures)
 
@@ -242,10 +245,10 @@ def dmd(d: Distillation, sample: Sample, pictures: dict[str, Tensor]) -> Tensor:
     """L_DMD: the teacher's (guided) and the fake score's x_0 at a fresh x_t."""
     config, path = d.config.dmd, d.adapter.path
     with torch.no_grad():
-        t = draw_times(sample, "dmd", config.time, config.time_range)
-        eps = sample.draws.normal("dmd eps", sample.x.shape[1:]).to(d.device)
+        t = draw_times(d, sample, "dmd", config.time, config.time_range)
+        eps = on_device(d, sample.draws.normal("dmd eps", sample.x.shape[1:]))
         x_t = add_noise(path, sample.x, eps, t)
-        scale = draw_scale(sample, "dmd", config.guidance)
+        scale = draw_scale(d, sample, "dmd", config.guidance)
         real = denoise_guided(d, x_t, t, sample.cond, scale)
         fake = denoise(d, d.fake_score.network, x_t, t, sample.cond)
         gradient = dmd_gradient(sample.x, fake.x_0, real.x_0, config.floor)
@@ -259,9 +262,9 @@ def isg(d: Distillation, turn: Turn, sample: Sample, pictures: dict[str, Tensor]
     low, _ = d.anchors.segment(turn.anchor)
     tau_low = times(low, len(sample.tau), d.device)
     with torch.no_grad():
-        u = sample.draws.uniform("isg t_mid")[:, 0].to(d.device)
+        u = on_device(d, sample.draws.uniform("isg t_mid")[:, 0])
         t_mid = d.anchors.midpoint(turn.anchor, config.margin, u)
-        scale = draw_scale(sample, "isg", config.guidance)
+        scale = draw_scale(d, sample, "isg", config.guidance)
         teacher = denoise_guided(d, sample.x_tau, sample.tau, sample.cond, scale)
         x_mid = ode_step(path, teacher, t_mid)
         student = denoise(d, d.generator.network, x_mid, t_mid, sample.cond)
@@ -297,8 +300,8 @@ def fake_score_backward(
 ) -> None:
     """Backpropagate L_fake on sg(x) of one micro-batch."""
     config, path = d.config.fake_score, d.adapter.path
-    t = draw_times(sample, "fake", config.time, config.time_range)
-    eps = sample.draws.normal("fake eps", sample.x.shape[1:]).to(d.device)
+    t = draw_times(d, sample, "fake", config.time, config.time_range)
+    eps = on_device(d, sample.draws.normal("fake eps", sample.x.shape[1:]))
     x_t = add_noise(path, sample.x, eps, t)
     output = d.adapter.predict(d.fake_score.network, x_t, t, sample.cond)
     loss = fake_score_loss(output, sample.x, eps, path)
@@ -313,7 +316,7 @@ def view(d: Distillation, turn: Turn, sample: Sample, measures: Measures) -> Sam
     Both the generator's and the heads' turn use them.
     """
     assert d.discriminator
-    real = sample.batch.images.to(d.device)
+    real = sample.batch.images
     with torch.set_grad_enabled(turn.generator):
         images = d.adapter.decode(sample.x)
         fake = d.discriminator.backbone(augment(d, sample, images, "augment fake"))
@@ -345,7 +348,7 @@ def discriminator_backward(
     assert d.discriminator and sample.views
     views, heads = sample.views, d.discriminator.heads.network
     with torch.no_grad():
-        images = sample.batch.images.to(d.device)
+        images = sample.batch.images
         real = d.discriminator.backbone(augment(d, sample, images, "augment real"))
     heads.train(first)
     both = [torch.cat(pair) for pair in zip(views.fake, real, strict=True)]
@@ -377,6 +380,7 @@ def denoise_guided(
     return d.adapter.path.read(output, x_t, t)
 
 
+@phase("optimizer")
 def update(trained: Trained, name: str, measures: Measures) -> None:
     """Clip and step one network."""
     measures.add({f"grad_norm/{name}": trained.step()})
@@ -386,20 +390,26 @@ def augment(d: Distillation, sample: Sample, images: Tensor, purpose: str) -> Te
     """DiffAugment with this sample's draws; images (B, 3, H, W)."""
     if not d.config.adversarial.augment:
         return images
-    return diff_augment(images, sample.draws.uniform(purpose, NUM_UNIFORMS).to(d.device))
+    return diff_augment(images, on_device(d, sample.draws.uniform(purpose, NUM_UNIFORMS)))
 
 
-def draw_times(sample: Sample, purpose: str, law: TimeLaw, span: tuple[float, float]) -> Tensor:
+def draw_times(
+    d: Distillation, sample: Sample, purpose: str, law: TimeLaw, span: tuple[float, float]
+) -> Tensor:
     """One t per sample, (B,)."""
-    u = sample.draws.uniform(f"{purpose} t")[:, 0].to(sample.tau.device)
-    return draw_time(law, u, *span)
+    return draw_time(law, on_device(d, sample.draws.uniform(f"{purpose} t")[:, 0]), *span)
 
 
-def draw_scale(sample: Sample, purpose: str, span: tuple[float, float]) -> Tensor:
+def draw_scale(d: Distillation, sample: Sample, purpose: str, span: tuple[float, float]) -> Tensor:
     """One guidance scale per sample, (B,)."""
-    return draw_range(
-        *span, sample.draws.uniform(f"{purpose} guidance")[:, 0].to(sample.tau.device)
-    )
+    return draw_range(*span, on_device(d, sample.draws.uniform(f"{purpose} guidance")[:, 0]))
+
+
+def on_device(d: Distillation, tensor: Tensor) -> Tensor:
+    """A host tensor on the run's device, without waiting for it."""
+    if d.device.type == "cuda":
+        return tensor.pin_memory().to(d.device, non_blocking=True)
+    return tensor
 
 
 def times(t: float, num: int, device: torch.device | None = None) -> Tensor:

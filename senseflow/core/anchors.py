@@ -52,7 +52,7 @@ class Anchors:
 def shift_time(t: float, shift: float) -> float:
     """The constant shift of `senseflow.core.path.shift_sigma` for one clock time in thousandths."""
     u = t / 1000
-    return 1000 * shift * u / (1 + (shift - 1) * u)
+    return 1000 * (shift * u / (1 + (shift - 1) * u))  # exactly 1000 at 1000
 
 
 def exponential_shift(mu: float) -> float:

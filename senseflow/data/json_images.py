@@ -175,8 +175,12 @@ class Unreadable:
     limit: int
     seen: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        if self.file.exists():
+            self.seen |= {row.partition("\t")[0] for row in self.file.read_text().splitlines()}
+
     def note(self, found: list[tuple[str, str]]) -> None:
-        """Record files met in a batch; raises UnreadableImagesError past the limit."""
+        """Record files met in a batch."""
         for path, reason in found:
             if path in self.seen:
                 continue
@@ -184,8 +188,11 @@ class Unreadable:
             logger.warning("skipped %s: %s", path, reason)
             with self.file.open("a") as stream:
                 stream.write(f"{path}\t{reason}\n")
-        if len(self.seen) > self.limit:
+
+    def check(self, num: int) -> None:
+        """Raise UnreadableImagesError when `num` files, of all ranks together, are too many."""
+        if num > self.limit:
             raise UnreadableImagesError(
-                f"{len(self.seen)} images could not be read, data.max_unreadable allows "
-                f"{self.limit}; they are listed in {self.file}"
+                f"{num} images could not be read, data.max_unreadable allows {self.limit}; they "
+                f"are listed in {self.file}"
             )

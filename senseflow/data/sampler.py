@@ -8,7 +8,7 @@ accumulation, meets the same global batches.
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -27,6 +27,10 @@ class Batch:
     prompts: list[str]
     indices: list[int]  # of each sample in the iteration's global batch
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
+
+    def pin_memory(self) -> "Batch":
+        """The same with images in pinned memory; DataLoader calls it."""
+        return replace(self, images=self.images.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,9 @@ def collate(items: list[Item]) -> Batch:
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the run itself ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A signal may reach the whole job; the run itself saves, stops and ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def batches(

@@ -1,5 +1,6 @@
 """From sources of networks to sharded networks on a device, and back to a diffusers folder."""
 
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -87,6 +88,5 @@ def export(
         base_fingerprint=base_fingerprint(base / "transformer"),
         iteration=iteration,
     )
-    export_student(parts.generator.network, source.network, folder, dtype, ranks)
-    if ranks.is_main:
-        write_card(folder, card)
+    describe = partial(write_card, card=card)
+    export_student(parts.generator.network, source.network, folder, dtype, ranks, describe)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,17 +99,21 @@ class Checkpoints:
     def newest(self) -> tuple[int, Path] | None:
         """Iteration and folder of the newest undamaged checkpoint; says what it passes over."""
         for folder in reversed(self._complete()):
-            manifest = json.loads((folder / MANIFEST).read_text())
-            damage = self._damage(folder, manifest["files"])
+            damage = self._damage(folder)
             if not any_rank(damage is not None, self.ranks):
-                return int(manifest["iteration"]), folder
+                return _read_manifest(folder)["iteration"], folder
             if damage:
                 logger.warning(
                     "checkpoint %s is damaged (%s): using the one before", folder, damage
                 )
         return None
 
-    def _damage(self, folder: Path, digests: dict[str, str]) -> str | None:
+    def _damage(self, folder: Path) -> str | None:
+        """What is wrong with this rank's share of a checkpoint's files; None when nothing is."""
+        try:
+            digests = _read_manifest(folder)["files"]
+        except (ValueError, KeyError) as error:
+            return f"{MANIFEST} cannot be read: {error!r}"
         for name in sorted(digests)[self.ranks.rank :: self.ranks.world_size]:
             file = folder / name
             if not file.is_file():
@@ -137,18 +142,33 @@ class Checkpoints:
                 f"{folder} does not fit this configuration: {_cause(error)}"
             ) from error
         for name, part in trained.items():
+            settings = [
+                {key: group[key] for key in ("betas", "eps", "weight_decay")}
+                for group in part.optimizer.param_groups
+            ]
             set_state_dict(
                 part.network,
                 part.optimizer,
                 model_state_dict=state[name]["network"],
                 optim_state_dict=state[name]["optimizer"],
             )
+            for group, own in zip(part.optimizer.param_groups, settings, strict=True):
+                group.update(own)  # the configuration's, not those it was saved with
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    return {"iteration": int(manifest["iteration"]), "files": dict(manifest["files"])}
 
 
 def _state(trained: dict[str, Trained]) -> dict[str, Any]:
     state = {}
     for name, part in trained.items():
+        fresh = not part.optimizer.state
         network, optimizer = get_state_dict(part.network, part.optimizer)
+        if fresh:  # torch made the states of a first step by taking an empty one: uncount it
+            for values in (*part.optimizer.state.values(), *optimizer["state"].values()):
+                values["step"].zero_()
         state[name] = {"network": network, "optimizer": optimizer}
     return state
 
@@ -176,17 +196,26 @@ def _digest(file: Path) -> str:
 def write_whole(file: Path, text: str) -> None:
     """Replace a small file so that a reader sees the old or the new one, never half."""
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(text)
+    with partial.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(partial, file)
 
 
 def export_student(
-    network: nn.Module, component: nn.Module, folder: Path, dtype: torch.dtype, ranks: Ranks
+    network: nn.Module,
+    component: nn.Module,
+    folder: Path,
+    dtype: torch.dtype,
+    ranks: Ranks,
+    describe: Callable[[Path], None],
 ) -> None:
     """Write a sharded network as a diffusers component folder; appears whole or not at all.
 
     component: the same architecture on the meta device, for config.json. One tensor at a time is
-    gathered, to rank 0's host memory; files are split at 10 GB.
+    gathered; rank 0 holds the whole in host memory, in `dtype`. Files are split at 10 GB.
+    describe: writes what else belongs into the folder.
     """
     state = {}
     for key, value in network.state_dict().items():
@@ -204,6 +233,7 @@ def export_student(
             filename_pattern="diffusion_pytorch_model{suffix}.safetensors",
             max_shard_size="10GB",
         )
+        describe(partial)
         for file in partial.iterdir():
             file.chmod(0o644)  # safetensors writes for its owner alone
         shutil.rmtree(folder, ignore_errors=True)

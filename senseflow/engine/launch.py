@@ -81,7 +81,9 @@ def check_devices(processes: int, num_gpus: int) -> None:
 
 def check_split(config: Config, world_size: int) -> None:
     """The global batch must divide over processes and micro-batches."""
-    parts = world_size * config.train.grad_accumulation
+    parts, replicas = world_size * config.train.grad_accumulation, config.parallel.replicas
+    if replicas < 1 or world_size % replicas:
+        raise ValueError(f"parallel.replicas {replicas} does not divide {world_size} processes")
     if world_size < 1 or config.train.batch_size % parts:
         raise ValueError(
             f"train.batch_size {config.train.batch_size} is not a multiple of {world_size} "
@@ -136,10 +138,11 @@ def main(
         launch(module, check)
         return
     config, folder, *overrides = [a for a in sys.argv[1:] if a != "--worker"]
-    is_main = os.environ.get("RANK", "0") == "0"
+    rank = os.environ.get("RANK", "0")
+    where = "" if rank == "0" else f" (rank {rank})"
     quiet_libraries()
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("senseflow").setLevel(logging.INFO if is_main else logging.ERROR)
+    logging.getLogger("senseflow").setLevel(logging.INFO if rank == "0" else logging.WARNING)
     try:
         settings = load_config(config, overrides)
         if settings.train.deterministic:
@@ -147,8 +150,8 @@ def main(
         run = prepare(settings, Path(folder))
         done = run.resume()
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}" if is_main else 1)
+        sys.exit(f"error{where}: {error}")
     try:
         run.train(done)
     except (NonFiniteError, UnreadableImagesError, OSError) as error:
-        sys.exit(f"error: {error}" if is_main else 1)
+        sys.exit(f"error{where}: {error}")

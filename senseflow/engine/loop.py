@@ -34,17 +34,18 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient norm was not finite; the step it belongs to changed nothing."""
 
 
-class StopRequest:
-    """SIGINT and SIGTERM ask the run to save and stop; every rank learns it one iteration later.
+class Agreement:
+    """What all ranks must know of each other: a stop request, and the files they could not read.
 
-    The flags are summed over ranks on the host while the next iteration computes, so nothing waits
-    for a device.
+    SIGINT and SIGTERM ask the run to save and stop. The numbers are summed over ranks on the host
+    while the next iteration computes, so nothing waits for a device; ranks learn them one iteration
+    later, all in the same one.
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
         self.received = False
-        self.flag = torch.zeros(())
+        self.sums = torch.zeros(2)
         self.pending: dist.Work | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
@@ -52,16 +53,18 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True
 
-    def agreed(self) -> bool:
-        """True on all ranks in the same iteration; call once per iteration."""
+    def reach(self, num_unreadable: int) -> tuple[bool, int]:
+        """Whether any rank asks to stop, and unreadable files in all; once per iteration."""
+        mine = torch.tensor([float(self.received), float(num_unreadable)])
         if self.ranks.world_size == 1:
-            return self.received
-        if self.pending:
+            self.sums = mine
+        elif self.pending:
             self.pending.wait()
-        stop = bool(self.flag > 0)
-        self.flag = torch.tensor(float(self.received))
-        self.pending = dist.all_reduce(self.flag, async_op=True)
-        return stop
+        stop, unreadable = self.sums.tolist()
+        if self.ranks.world_size > 1:
+            self.sums = mine
+            self.pending = dist.all_reduce(self.sums, async_op=True)
+        return stop > 0, int(unreadable)
 
 
 @dataclass
@@ -90,7 +93,7 @@ class Run:
 
     def train(self, done: int) -> None:
         """From the iteration after `done` to the last one, or to a stop request."""
-        config, stop = self.config.train, StopRequest(self.ranks)
+        config, agreement = self.config.train, Agreement(self.ranks)
         log = Log(self.folder, self.config.log.tensorboard) if self.ranks.is_main else None
         if log:
             log.rewind(done)
@@ -104,14 +107,19 @@ class Run:
             if strip_due and {"teacher x0", "ISG target"} & pictures.keys():
                 self.show(iteration, pictures, real)
                 strip_due = False
-            last = iteration == config.iter_num or stop.agreed()
-            if last or is_due(iteration, config.log_interval):
+            stop, num_unreadable = agreement.reach(len(self.unreadable.seen))
+            self.unreadable.check(num_unreadable)
+            last = stop or iteration == config.iter_num
+            save = last or is_due(iteration, config.save_interval)
+            if save or is_due(iteration, config.log_interval):
                 seconds = (time.perf_counter() - began) / (iteration - since)
                 self.report(log, bar, iteration, since, seconds)
-                began, since = time.perf_counter(), iteration
+                since = iteration
             bar.update()
-            if last or is_due(iteration, config.save_interval):
+            if save:
                 self.save(iteration)
+            if since == iteration:
+                began = time.perf_counter()
             if last:
                 break
         bar.close()
@@ -134,7 +142,7 @@ class Run:
     def report(
         self, log: Log | None, bar: tqdm, iteration: int, since: int, seconds: float
     ) -> None:
-        """Read the measures (the one wait for the device), check them, write a row."""
+        """Read the measures (here alone the loop waits for the device), check them, write a row."""
         phases = STOPWATCH.read()
         values = self.measures.read(self.ranks)
         bad = [name for name, value in values.items() if value - value != 0]
@@ -178,9 +186,9 @@ class Run:
                 save_picture(labelled_grid({**columns, "real": real[:num]}), file)
 
     def save(self, iteration: int) -> None:
-        """The student first, then the checkpoint: a complete checkpoint has its student."""
-        self.export(iteration, self.folder / "student" / step_name(iteration))
+        """The checkpoint first: where time is short, it is what must not be lost."""
         self.checkpoints.save(iteration, self.trained)
+        self.export(iteration, self.folder / "student" / step_name(iteration))
 
     def resume(self) -> int:
         """Load the newest good checkpoint, if there is one; returns the iterations done."""
@@ -188,10 +196,12 @@ class Run:
         if found is None:
             return 0
         iteration, folder = found
-        if iteration < self.config.train.iter_num:
-            self.checkpoints.load(folder, self.trained)
+        self.checkpoints.load(folder, self.trained)
         if self.ranks.is_main:
             logger.info("going on from %s", folder)
+        student = self.folder / "student" / step_name(iteration)
+        if not student.exists():  # the run ended between the two
+            self.export(iteration, student)
         return iteration
 
 

@@ -1,8 +1,9 @@
 """Processes, devices and sharding: one path of numerics from one CPU process to many nodes.
 
-Every large network is sharded with FSDP2, on one rank too. Networks are built on the meta device,
-sharded there, and their weights are read straight into the shards, so no rank ever holds a whole
-one.
+Student, fake score, teacher and the discriminator's heads are sharded with FSDP2, on one rank too.
+The first three are built on the meta device, sharded there, and their weights read straight into
+the shards: no rank ever holds a whole one. The heads are built whole on each rank first; text
+encoders, VAE and DINOv2 are not sharded.
 """
 
 import os
@@ -38,8 +39,6 @@ def start_ranks(replicas: int = 1) -> Ranks:
     replicas > 1 is HSDP: that many groups, each holding every network whole in shards.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world_size % replicas:
-        raise ValueError(f"parallel.replicas {replicas} does not divide the {world_size} processes")
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)) if kind == "cuda" else None)
     if kind == "cuda":
@@ -86,6 +85,11 @@ def fill_shards(network: nn.Module, read: Callable[[str], Tensor], device: torch
     with torch.no_grad():
         for key, value in network.state_dict().items():
             source = read(key)
+            if source.shape != value.shape:
+                raise ValueError(
+                    f"{key} is {list(source.shape)} in the weights and {list(value.shape)} by "
+                    "config.json"
+                )
             if isinstance(value, DTensor):
                 shape, offset = compute_local_shape_and_global_offset(
                     value.shape, value.device_mesh, value.placements

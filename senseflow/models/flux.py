@@ -47,25 +47,17 @@ class FluxAdapter:
     ) -> "FluxAdapter":
         """Read encoders, VAE and scheduler. Raises ValueError for a folder of another family."""
         require_flux_folder(folder)
+        require_fit(folder, resolution, max_sequence_length)
         pipeline = FluxPipeline.from_pretrained(
-            folder, transformer=None, dtype=compute_dtype, local_files_only=True
+            folder,
+            transformer=None,
+            dtype={"vae": vae_dtype, "default": compute_dtype},
+            local_files_only=True,
         )
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(device)
-        pipeline.vae.to(vae_dtype)
         for encoder in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
             encoder.eval().requires_grad_(False)
-        multiple = 2 * pipeline.vae_scale_factor
-        if any(side % multiple for side in resolution):
-            raise ValueError(
-                f"train.resolution {list(resolution)}: both sides must be multiples of {multiple}"
-            )
-        stated = pipeline.tokenizer_2.model_max_length
-        if max_sequence_length > stated:
-            raise ValueError(
-                f"data.max_sequence_length {max_sequence_length}: the teacher's T5 tokenizer "
-                f"was made for {stated}"
-            )
         return cls(pipeline, resolution, max_sequence_length, compute_dtype, FlowPath())
 
     def latent_shape(self) -> tuple[int, int, int]:
@@ -146,7 +138,8 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
 
 def position_ids(rows: int, columns: int, device: torch.device) -> Tensor:
     """(rows * columns, 3): 0, row, column of each image token."""
-    grid = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(device)
+    row, column = (torch.arange(n, device=device) for n in (rows, columns))
+    grid = torch.cartesian_prod(row, column)
     return torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1).float()
 
 
@@ -162,6 +155,22 @@ def scheduler_shift(config: Any, num_tokens: int) -> float:
         config.max_shift,
     )
     return exponential_shift(mu) if config.time_shift_type == "exponential" else mu
+
+
+def require_fit(folder: Path, resolution: tuple[int, int], max_sequence_length: int) -> None:
+    """Raise ValueError for a size the VAE cannot do, or more T5 tokens than the teacher knows."""
+    levels = len(read_json(folder / "vae" / "config.json")["block_out_channels"])
+    multiple = 2 * 2 ** (levels - 1)
+    if any(side % multiple for side in resolution):
+        raise ValueError(
+            f"train.resolution {list(resolution)}: both sides must be multiples of {multiple}"
+        )
+    stated = read_json(folder / "tokenizer_2" / "tokenizer_config.json").get("model_max_length")
+    if stated and max_sequence_length > stated:
+        raise ValueError(
+            f"data.max_sequence_length {max_sequence_length}: the teacher's T5 tokenizer was made "
+            f"for {stated}"
+        )
 
 
 def require_flux_folder(folder: Path) -> None:
@@ -209,15 +218,16 @@ def student_source(
     """The start of student and fake score: the teacher's weights without guidance embedding.
 
     config_file: the student's config.json; None takes the teacher's and drops the embedding.
-    linked: a folder whose transformer/ holds a config.json and links to the teacher's weights.
+    linked: a folder whose transformer/ holds links to the teacher's weights and, for when there is
+    no config_file, a config.json.
     fold_guidance: adds what the embedding says at this guidance to the bias of the time embedding's
     last layer, so that the student starts as the teacher at that guidance, exactly.
     """
     folder = (linked or teacher) / "transformer"
-    if linked:
-        config = read_json(folder / "config.json")
-    elif config_file:
+    if config_file:
         config = read_json(config_file)
+    elif linked:
+        config = read_json(folder / "config.json")
     else:
         config = {**read_json(folder / "config.json"), "guidance_embeds": False}
     if config.get("guidance_embeds"):

@@ -302,6 +302,7 @@ class Head(nn.Module):
 
     def __init__(self, width: int, text_dim: int, reference: bool, virtual_batch: int = 1) -> None:
         super().__init__()
+        self.virtual_batch = virtual_batch
         self.class_map = _common_map(width, virtual_batch)
         self.text = nn.Linear(text_dim, COMMON_DIM)
         self.reference = _common_map(width, virtual_batch) if reference else None
@@ -331,8 +332,16 @@ class Head(nn.Module):
         if reference is not None:
             condition = condition + self.reference(reference).float()
         condition = condition.repeat(features.shape[0] // text.shape[0], 1, 1, 1)
-        product = self.class_map(features).float() * condition  # (B, COMMON_DIM, h/8, w/8)
+        class_map = self._class_map(features, len(text)).float()  # (B, COMMON_DIM, h/8, w/8)
+        product = class_map * condition
         return product.sum(1).flatten(1) / math.sqrt(COMMON_DIM)
+
+    def _class_map(self, features: Tensor, num: int) -> Tensor:
+        """The class map; virtual batches never mix real and fake, which come `num` at a time."""
+        if self.virtual_batch == 1:
+            return self.class_map(features)
+        with parametrize.cached():  # one spectral norm, so one power iteration, for all parts
+            return torch.cat([self.class_map(part) for part in features.split(num)])
 
 
 class Heads(nn.Module):

@@ -15,12 +15,21 @@ from senseflow.engine.launch import main
 from senseflow.engine.loop import Run, open_run_folder
 from senseflow.engine.optim import Trained
 from senseflow.engine.parallel import start_ranks
-from senseflow.models.flux import FluxAdapter, require_flux_folder, student_source, teacher_source
+from senseflow.models.flux import (
+    FluxAdapter,
+    require_fit,
+    require_flux_folder,
+    student_source,
+    teacher_source,
+)
 
 
 def check(config: Config) -> None:
     """What can be said about the input before any network is loaded; raises ValueError."""
-    require_flux_folder(Path(config.paths.pretrained_model))
+    teacher = Path(config.paths.pretrained_model)
+    require_flux_folder(teacher)
+    require_fit(teacher, config.train.resolution, config.data.max_sequence_length)
+    teacher_source(teacher, torch_dtype(config.precision.compute))
     _student(config)
     JsonImages(Path(config.paths.dataset), config.train.resolution)
 
@@ -38,6 +47,8 @@ def prepare(config: Config, folder: Path) -> Run:
         torch_dtype(config.precision.vae),
         ranks.device,
     )
+    if config.parallel.activation_checkpointing:
+        adapter.pipeline.vae.enable_gradient_checkpointing()
     anchors = adapter.anchors(config.anchors.times, config.anchors.shift)
     if config.isg.weight > 0:
         anchors.check_margin(config.isg.margin)

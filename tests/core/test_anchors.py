@@ -48,6 +48,8 @@ def test_dynamic_shift_of_the_sizes_flux_users_know():
     shift = exponential_shift(1.15)
     anchors = [shift_time(t, shift) for t in (1000, 750, 500, 250)]
     assert anchors == pytest.approx([1000, 904.5, 759.5, 512.8], abs=0.06)
+    for mu in (0.5, 0.63, 0.7, 0.8467, 0.9, 1.01, 1.15, 1.3):
+        assert shift_time(1000, exponential_shift(mu)) == 1000  # exactly the top of the clock
     sigma = 0.3
     assert shift_time(300, shift) / 1000 == pytest.approx(
         math.exp(1.15) / (math.exp(1.15) + 1 / sigma - 1)

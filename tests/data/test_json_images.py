@@ -144,8 +144,11 @@ def test_unreadable_files_are_listed_once_and_stop_the_run_past_the_limit(tmp_pa
     unreadable.note([("a.png", "truncated"), ("b.png", "truncated")])
     unreadable.note([("a.png", "truncated")])
     assert (tmp_path / "unreadable.txt").read_text() == "a.png\ttruncated\nb.png\ttruncated\n"
+    unreadable.check(len(unreadable.seen))
+    again = Unreadable(tmp_path / "unreadable.txt", limit=2)  # a run that goes on
+    again.note([("b.png", "truncated"), ("c.png", "missing")])
     with pytest.raises(UnreadableImagesError, match=r"3 images.*max_unreadable allows 2"):
-        unreadable.note([("c.png", "missing")])
+        again.check(len(again.seen))
     assert "skipped a.png: truncated" in caplog.text
 
 

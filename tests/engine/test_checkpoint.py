@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from senseflow.engine.checkpoint import Checkpoints, export_student
 from senseflow.engine.config import OptimizerConfig
 from senseflow.engine.optim import Trained
-from senseflow.engine.parallel import shard, start_ranks
+from senseflow.engine.parallel import fill_shards, shard, start_ranks
 
 CONFIG = OptimizerConfig(lr=0.1, fake_score_lr=0.1, discriminator_lr=0.1)
 RANKS = start_ranks()
@@ -56,6 +56,43 @@ def test_round_trip_of_weights_buffers_and_optimizer_states(tmp_path):
     assert_same(values(other), values(saved))
     assert any("_u" in k for k in values(saved)) and any("exp_avg_sq" in k for k in values(saved))
     assert (tmp_path / "last_iter").read_text() == "7\n"
+
+
+def test_saving_before_the_first_step_leaves_the_optimizer_at_its_start(tmp_path):
+    """A signal before the first generator turn: torch makes states by stepping once."""
+    network = nn.Linear(2, 1)
+    shard(network, [], RANKS.mesh)
+    trained = {"generator": Trained.build(network, 0.1, CONFIG)}
+    folder = Checkpoints(tmp_path, 0, RANKS).save(1, trained)
+    other = {"generator": Trained.build(network, 0.1, CONFIG)}
+    Checkpoints(tmp_path, 0, RANKS).load(folder, other)
+    for part in (trained, other):
+        states = part["generator"].optimizer.state.values()
+        assert [float(s["step"]) for s in states] == [0.0, 0.0]
+
+
+def test_the_configurations_settings_outlive_those_of_the_checkpoint(tmp_path):
+    folder = Checkpoints(tmp_path, 0, RANKS).save(1, networks(0))
+    other = networks(0)
+    other["generator"].optimizer.param_groups[0].update(betas=(0.0, 0.9), weight_decay=0.3)
+    Checkpoints(tmp_path, 0, RANKS).load(folder, other)
+    group = other["generator"].optimizer.param_groups[0]
+    assert (group["betas"], group["weight_decay"]) == ((0.0, 0.9), 0.3)
+
+
+def test_an_unreadable_manifest_is_damage(tmp_path, caplog):
+    checkpoints, trained = Checkpoints(tmp_path, 0, RANKS), networks(0)
+    good, bad = checkpoints.save(1, trained), checkpoints.save(2, trained)
+    (bad / "manifest.json").write_text("")
+    assert checkpoints.newest() == (1, good)
+    assert "manifest.json cannot be read" in caplog.text
+
+
+def test_weights_of_another_shape_are_refused():
+    network = nn.Linear(2, 3)
+    shard(network, [], RANKS.mesh)
+    with pytest.raises(ValueError, match=r"weight is \[5, 2\] in the weights and \[3, 2\]"):
+        fill_shards(network, lambda key: torch.ones(5, 2), torch.device("cpu"))
 
 
 def test_keep_last_prunes_the_oldest(tmp_path):
@@ -138,7 +175,9 @@ def test_exported_student_loads_in_diffusers(tmp_path):
     with torch.device("meta"):
         component = FluxTransformer2DModel(**sizes)
     shard(network, [*network.transformer_blocks], RANKS.mesh)
-    export_student(network, component, tmp_path / "step_1", torch.float32, RANKS)
+    export_student(
+        network, component, tmp_path / "step_1", torch.float32, RANKS, lambda folder: None
+    )
     loaded = FluxTransformer2DModel.from_pretrained(tmp_path / "step_1")
     assert_same(loaded.state_dict(), expected)
     config = json.loads((tmp_path / "step_1" / "config.json").read_text())

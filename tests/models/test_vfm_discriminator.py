@@ -439,3 +439,21 @@ def test_full_size_parameter_count(reference: bool, total: int) -> None:
     to_common = width * common + common
     head = (1 + reference) * (trunk + to_common) + 768 * common + common
     assert sum(p.numel() for p in heads.parameters()) == 8 * head == total
+
+
+def test_virtual_batches_never_mix_real_and_fake_and_iterate_once() -> None:
+    """[fake; real] of three prompts with virtual batches of 8: two groups of three, not one of six."""
+    both = [torch.randn(6, 16, 16, 16), torch.randn(6, 16, 16, 16)]
+    text = torch.randn(3, 5)
+
+    def heads() -> Heads:
+        return Heads(2, 16, 5, reference=False, virtual_batch=8, seed=1)
+
+    together, apart = heads().eval(), heads().eval()
+    halves = [apart([maps[part] for maps in both], text, None) for part in (slice(3), slice(3, 6))]
+    torch.testing.assert_close(together(both, text, None), torch.cat(halves))
+    together, apart = heads().train(), heads().train()
+    together(both, text, None)
+    apart([maps[:3] for maps in both], text, None)
+    for mine, theirs in zip(together.buffers(), apart.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
