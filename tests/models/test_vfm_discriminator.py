@@ -442,7 +442,7 @@ def test_full_size_parameter_count(reference: bool, total: int) -> None:
 
 
 def test_virtual_batches_never_mix_real_and_fake_and_iterate_once() -> None:
-    """[fake; real] of three prompts with virtual batches of 8: two groups of three, not one of six."""
+    """[fake; real] of three prompts, virtual batches of 8: two groups of three, not one of six."""
     both = [torch.randn(6, 16, 16, 16), torch.randn(6, 16, 16, 16)]
     text = torch.randn(3, 5)
 
