@@ -50,6 +50,8 @@ def launch(module: str, check: Callable[[Config], None]) -> None:
         where = rendezvous(args.nodes)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    threads = max(1, (os.cpu_count() or 1) // args.gpus)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     worker = ["-m", module, "--worker", args.config, args.save_dir, *args.overrides]
     sys.exit(
         run_agent([f"--nnodes={args.nodes}", f"--nproc-per-node={args.gpus}", *where, *worker])
