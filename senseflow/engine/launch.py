@@ -136,13 +136,13 @@ def main(
     module: str, check: Callable[[Config], None], prepare: Callable[[Config, Path], Run]
 ) -> None:
     """Entry point of a trainer module: the launcher, or with --worker one process of the run."""
+    quiet_libraries()
     if "--worker" not in sys.argv:
         launch(module, check)
         return
     config, folder, *overrides = [a for a in sys.argv[1:] if a != "--worker"]
     rank = os.environ.get("RANK", "0")
     where = "" if rank == "0" else f" (rank {rank})"
-    quiet_libraries()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("senseflow").setLevel(logging.INFO if rank == "0" else logging.WARNING)
     try:
