@@ -2,7 +2,7 @@
 
 A checkpoint is a torch distributed checkpoint of every trained network (with buffers) and its
 optimizer; the iteration number is all the rest, because schedules, data position and random draws
-are functions of it. It is written beside its place and renamed when whole; a manifest of sizes and
+are functions of it. It is written beside its place and renamed when whole; a manifest of
 digests tells a damaged one, and the one before it is used.
 """
 

@@ -41,8 +41,7 @@ class Trained:
         """Clip, step, clear the gradients; returns the gradient norm before clipping, 0-d.
 
         When the norm is not finite the step changes neither weights nor optimizer state: the fused
-        kernel reads `found_inf` on the device, so the host does not wait. Networks without any
-        gradient (all ranks agree) are an error of the caller.
+        kernel reads `found_inf` on the device, so the host does not wait.
         """
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
