@@ -7,10 +7,8 @@ working directory.
 """
 
 import json
-import logging
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,31 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from senseflow.core.draws import Draws
-
-logger = logging.getLogger(__name__)
+from senseflow.data.items import Item, Position, UnreadableItem, first_readable
 
 LISTS = ("keys", "image_paths", "prompts")
-
-
-class Position(NamedTuple):
-    """Which sample of the data set stands where in the run."""
-
-    iteration: int
-    index: int  # in the iteration's global batch
-    item: int  # in the data set
-
-
-class Item(NamedTuple):
-    """One sample, and the files that were passed over to find it."""
-
-    image: Tensor  # (3, H, W) in [-1, 1]
-    prompt: str
-    index: int  # in the iteration's global batch
-    unreadable: list[tuple[str, str]]  # (path, reason)
-
-
-class UnreadableImagesError(RuntimeError):
-    """More files could not be read than the configuration allows."""
 
 
 class JsonImages(Dataset[Item]):
@@ -72,22 +48,13 @@ class JsonImages(Dataset[Item]):
         return len(self.paths)
 
     def __getitem__(self, position: Position) -> Item:
-        unreadable = []
-        for skipped in range(min(len(self), self.max_unreadable + 1)):
-            item = (position.item + skipped) % len(self)
-            path = self.resolve(self.paths[item])
-            try:
-                with Image.open(path) as picture:
-                    picture = to_rgb(picture)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                unreadable.append((str(path), str(error)))
-                continue
-            image = to_tensor(fit(picture, self.resolution, self._where(position)))
-            return Item(image, self.prompts[item], position.index, unreadable)
-        raise UnreadableImagesError(
-            f"{len(unreadable)} of {len(self)} images in a row could not be read, such as "
-            f"{unreadable[0][0]}: {unreadable[0][1]}"
-        )
+        def read(item: int) -> Item:
+            image = read_image(
+                self.resolve(self.paths[item]), self.resolution, self._where(position)
+            )
+            return Item(self.prompts[item], position.index, image=image)
+
+        return first_readable(read, position.item, len(self), self.max_unreadable)
 
     def resolve(self, path: str) -> Path:
         """Beside the JSON file if it is there, else as given."""
@@ -99,7 +66,8 @@ class JsonImages(Dataset[Item]):
         if self.crop == "center":
             return 0.5, 0.5
         draws = Draws(self.seed, position.iteration, (position.index,))
-        down, across = draws.uniform("crop", 2)[0].tolist()
+        purpose = "crop separate" if position.separate else "crop"
+        down, across = draws.uniform(purpose, 2)[0].tolist()
         return down, across
 
 
@@ -128,6 +96,19 @@ def read_lists(file: Path) -> tuple[list[str], list[str], list[str]]:
         if odd is not None:
             raise ValueError(f"data set {file}: {name}[{odd}] is not text: {tree[name][odd]!r}")
     return tree["keys"], tree["image_paths"], tree["prompts"]
+
+
+def read_image(path: Path, resolution: tuple[int, int], where: tuple[float, float]) -> Tensor:
+    """The picture in a file, (3, H, W) in [-1, 1], resized and cropped as `fit` does.
+
+    Raises UnreadableItem naming the file when it is missing, damaged or no picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            picture = to_rgb(opened)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableItem(str(path), str(error)) from error
+    return to_tensor(fit(picture, resolution, where))
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -165,34 +146,3 @@ def to_tensor(picture: Image.Image) -> Tensor:
     """(3, H, W) float32 in [-1, 1]."""
     array = torch.from_numpy(np.array(picture, dtype=np.uint8))
     return array.permute(2, 0, 1).float() / 127.5 - 1
-
-
-@dataclass
-class Unreadable:
-    """Counts and lists the files a run passed over, and stops it past a limit."""
-
-    file: Path  # the list in the run folder
-    limit: int
-    seen: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        if self.file.exists():
-            self.seen |= {row.partition("\t")[0] for row in self.file.read_text().splitlines()}
-
-    def note(self, found: list[tuple[str, str]]) -> None:
-        """Record files met in a batch."""
-        for path, reason in found:
-            if path in self.seen:
-                continue
-            self.seen.add(path)
-            logger.warning("skipped %s: %s", path, reason)
-            with self.file.open("a") as stream:
-                stream.write(f"{path}\t{reason}\n")
-
-    def check(self, num: int) -> None:
-        """Raise UnreadableImagesError when `num` files, of all ranks together, are too many."""
-        if num > self.limit:
-            raise UnreadableImagesError(
-                f"{num} images could not be read, data.max_unreadable allows {self.limit}; they "
-                f"are listed in {self.file}"
-            )

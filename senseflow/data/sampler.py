@@ -4,33 +4,49 @@ The sample at index i of iteration n's global batch has the position p = (n - 1)
 p // num is a permutation of the data set that depends on the seed and the epoch alone. Every sample
 comes once per epoch over all ranks, and a run that goes on, on any number of ranks and with any
 accumulation, meets the same global batches.
+
+Where real samples are to be drawn apart from the prompts (DMD2), a second permutation, of another
+stream of the same seed, gives each position a second sample, with the same promises.
 """
 
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from senseflow.core.draws import Draws
-from senseflow.data.json_images import Item, JsonImages, Position
+from senseflow.data.items import Item, Position, Samples
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one rank."""
+    """One micro-batch of one rank: prompts, and the images or latents that belong to them."""
 
-    images: Tensor  # (b, 3, H, W) in [-1, 1]
     prompts: list[str]
     indices: list[int]  # of each sample in the iteration's global batch
-    unreadable: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
+    images: Tensor | None = None  # (b, 3, H, W) in [-1, 1]; None where the data are latents
+    latents: Tensor | None = None  # (b, C, h, w) float32, scaled; None where the data are images
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # (path, reason), other's too
+    other: "Batch | None" = None  # a second, independent draw of as many samples
+
+    @property
+    def real(self) -> "Batch":
+        """The real samples: a draw of their own, or those that belong to the prompts."""
+        return self.other or self
 
     def pin_memory(self) -> "Batch":
-        """The same with images in pinned memory; DataLoader calls it."""
-        return replace(self, images=self.images.pin_memory())
+        """The same with images and latents in pinned memory; DataLoader calls it."""
+        return replace(
+            self,
+            images=None if self.images is None else self.images.pin_memory(),
+            latents=None if self.latents is None else self.latents.pin_memory(),
+            other=self.other and self.other.pin_memory(),
+        )
 
 
 @dataclass(frozen=True)
@@ -42,22 +58,27 @@ class Share:
     grad_accumulation: int = 1
     rank: int = 0
     world_size: int = 1
+    separate_real: bool = False  # Batch.other holds real samples drawn apart from the prompts
 
 
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, num: int) -> Tensor:
+@lru_cache(maxsize=4)  # two epochs of two draws
+def epoch_order(seed: int, epoch: int, num: int, separate: bool) -> Tensor:
     """A permutation (num,) of the data set."""
-    return torch.randperm(num, generator=Draws(seed, epoch, ()).shared("epoch"))
+    purpose = "epoch separate" if separate else "epoch"
+    return torch.randperm(num, generator=Draws(seed, epoch, ()).shared(purpose))
 
 
-def item_at(seed: int, position: int, num: int) -> int:
-    """The data set's item at a global position."""
-    return int(epoch_order(seed, position // num, num)[position % num])
+def item_at(seed: int, position: int, num: int, separate: bool = False) -> int:
+    """The data set's item at a global position, of the prompts' draw or the separate one."""
+    return int(epoch_order(seed, position // num, num, separate)[position % num])
 
 
 @dataclass(frozen=True)
 class MicroBatches(Sampler[list[Position]]):
-    """The micro-batches of one rank from `start` on, without end."""
+    """The micro-batches of one rank from `start` on, without end.
+
+    With separate_real the second half of each holds the positions of the second draw.
+    """
 
     share: Share
     num: int  # samples in the data set
@@ -69,24 +90,37 @@ class MicroBatches(Sampler[list[Position]]):
         assert rest == 0, "checked by check_split"
         first = share.rank * share.grad_accumulation * size
         iteration = self.start
+        draws = (False, True) if share.separate_real else (False,)
         while True:
             for micro in range(share.grad_accumulation):
-                begin = first + micro * size
-                yield [self.position(iteration, i) for i in range(begin, begin + size)]
+                indices = range(first + micro * size, first + (micro + 1) * size)
+                yield [self.position(iteration, i, draw) for draw in draws for i in indices]
             iteration += 1
 
-    def position(self, iteration: int, index: int) -> Position:
+    def position(self, iteration: int, index: int, separate: bool = False) -> Position:
         p = (iteration - 1) * self.share.batch_size + index
-        return Position(iteration, index, item_at(self.share.seed, p, self.num))
+        item = item_at(self.share.seed, p, self.num, separate)
+        return Position(iteration, index, item, separate)
 
 
-def collate(items: list[Item]) -> Batch:
-    """Stack the samples of a micro-batch."""
+def collate(items: list[Item], separate_real: bool) -> Batch:
+    """Stack the samples of a micro-batch; with separate_real the second half becomes `other`."""
+    if separate_real:
+        half = len(items) // 2
+        batch, other = _stack(items[:half]), _stack(items[half:])
+    else:
+        batch, other = _stack(items), None
+    return replace(batch, other=other, unreadable=[bad for i in items for bad in i.unreadable])
+
+
+def _stack(items: list[Item]) -> Batch:
+    images = [item.image for item in items if item.image is not None]
+    latents = [item.latents for item in items if item.latents is not None]
     return Batch(
-        images=torch.stack([item.image for item in items]),
         prompts=[item.prompt for item in items],
         indices=[item.index for item in items],
-        unreadable=[bad for item in items for bad in item.unreadable],
+        images=torch.stack(images) if images else None,
+        latents=torch.stack(latents) if latents else None,
     )
 
 
@@ -97,14 +131,14 @@ def ignore_interrupts(worker: int) -> None:
 
 
 def batches(
-    dataset: JsonImages, share: Share, num_workers: int, pin_memory: bool, start: int
+    dataset: Samples, share: Share, num_workers: int, pin_memory: bool, start: int
 ) -> Iterator[list[Batch]]:
     """This rank's micro-batches, one list per iteration from `start` on, without end."""
     loader = iter(
         DataLoader(
-            dataset,
+            cast(Dataset[Item], dataset),
             batch_sampler=MicroBatches(share, len(dataset), start),
-            collate_fn=collate,
+            collate_fn=partial(collate, separate_real=share.separate_real),
             num_workers=num_workers,
             pin_memory=pin_memory,
             multiprocessing_context="spawn" if num_workers else None,

@@ -8,13 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from senseflow.data.json_images import (
-    JsonImages,
-    Position,
-    Unreadable,
-    UnreadableImagesError,
-    read_lists,
-)
+from senseflow.data.items import Position, Unreadable, UnreadableImagesError
+from senseflow.data.json_images import JsonImages, read_lists
 
 
 def write(folder: Path, pictures: list[Image.Image | bytes], **changes) -> Path:
@@ -76,6 +71,10 @@ def test_random_crop_depends_on_the_place_in_the_run_alone(tmp_path):
     assert torch.equal(data[at(0, 4, 2)].image, same[at(0, 4, 2)].image)
     crops = {tuple(data[at(0, i, 2)].image.flatten().tolist()) for i in range(20)}
     assert len(crops) > 5
+    apart = {
+        tuple(data[Position(i, 2, 0, separate=True)].image.flatten().tolist()) for i in range(20)
+    }
+    assert len(apart) > 5 and apart != crops  # the second draw has crops of its own
 
 
 def test_modes_are_brought_to_rgb(tmp_path):

@@ -1,0 +1,103 @@
+"""What every data set offers: samples read by their place in the run, and those passed over."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """Which sample of the data set stands where in the run."""
+
+    iteration: int
+    index: int  # in the iteration's global batch
+    item: int  # in the data set
+    separate: bool = False  # of the second draw, which the prompts have no part in
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample, and those that were passed over to find it; holds an image or latents."""
+
+    prompt: str
+    index: int  # in the iteration's global batch
+    image: Tensor | None = None  # (3, H, W) in [-1, 1]
+    latents: Tensor | None = None  # (C, h, w) float32, scaled as the diffusion model sees them
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
+
+
+class Samples(Protocol):
+    """A data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: Position) -> Item: ...
+
+
+class UnreadableItem(Exception):
+    """One sample cannot be read, which others of the data set can make up for."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(source, reason)
+        self.source, self.reason = source, reason
+
+
+class UnreadableImagesError(RuntimeError):
+    """More samples could not be read than the configuration allows."""
+
+
+def first_readable(read: Callable[[int], Item], start: int, num: int, max_unreadable: int) -> Item:
+    """The first of the `num` samples from `start` on, in the data set's order, that can be read.
+
+    read: raises UnreadableItem for one that cannot. More than max_unreadable of these in a row, or
+    all there are, raise UnreadableImagesError.
+    """
+    unreadable: list[tuple[str, str]] = []
+    for skipped in range(min(num, max_unreadable + 1)):
+        try:
+            item = read((start + skipped) % num)
+        except UnreadableItem as error:
+            unreadable.append((error.source, error.reason))
+            continue
+        return replace(item, unreadable=unreadable)
+    raise UnreadableImagesError(
+        f"{len(unreadable)} of {num} images in a row could not be read, such as "
+        f"{unreadable[0][0]}: {unreadable[0][1]}"
+    )
+
+
+@dataclass
+class Unreadable:
+    """Counts and lists the samples a run passed over, and stops it past a limit."""
+
+    file: Path  # the list in the run folder
+    limit: int
+    seen: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if self.file.exists():
+            self.seen |= {row.partition("\t")[0] for row in self.file.read_text().splitlines()}
+
+    def note(self, found: list[tuple[str, str]]) -> None:
+        """Record samples met in a batch."""
+        for path, reason in found:
+            if path in self.seen:
+                continue
+            self.seen.add(path)
+            logger.warning("skipped %s: %s", path, reason)
+            with self.file.open("a") as stream:
+                stream.write(f"{path}\t{reason}\n")
+
+    def check(self, num: int) -> None:
+        """Raise UnreadableImagesError when `num` samples, of all ranks together, are too many."""
+        if num > self.limit:
+            raise UnreadableImagesError(
+                f"{num} images could not be read, data.max_unreadable allows {self.limit}; they "
+                f"are listed in {self.file}"
+            )
