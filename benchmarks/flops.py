@@ -6,9 +6,12 @@ Each (turn, anchor, simulated or not) is run and counted apart by torch's FlopCo
 real iteration with its real data. The least work is made of stand-alone counts of each network:
 forwards F of student, teacher and fake score, 3 F for a trained one (4 with activation
 checkpointing); on a plain turn k + 1 + 3 of them, on a generator turn k + 3 + (2 for ISG) +
-(2 for DMD) + 3, k being the simulated steps; one prompt encoding; one VAE encoding unless
-simulated; where omega is not 0, one decoding (with the way back on generator turns), DINOv2 of fake
-(likewise), real and reference, and the heads.
+(2 for DMD) + 3, k being the simulated steps, with one more for each guided forward of a teacher
+under classifier-free guidance; one prompt encoding; one VAE encoding unless simulated. SenseFlow's
+adversary, where omega is not 0: one decoding (with the way back on generator turns), DINOv2 of fake
+(likewise), real and reference, and the heads. DMD2's: an encoder pass and the head on real and fake
+with all gradients, on generator turns another on the fake with the gradient of its latent alone;
+the real samples' own prompts and VAE encoding.
 """
 
 import argparse
@@ -22,11 +25,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from senseflow.data.sampler import Batch
-from senseflow.distill import Distillation, draw_turn, frozen, train_iteration
+from senseflow.discriminators import BottleneckDiscriminator, VFMDiscriminator
+from senseflow.distill import draw_turn, train_iteration
+from senseflow.engine.build import prepare
 from senseflow.engine.config import load_config
 from senseflow.engine.loop import Run
 from senseflow.engine.measures import Measures
-from senseflow.trainer.trainer_flux_senseflow import prepare
+from senseflow.models.teacher import Conditioning
+from senseflow.state import Distillation, batch_on_device, frozen
+from senseflow.trainer.recipes import RECIPES
 
 
 def count(work: Callable[[], object]) -> int:
@@ -43,13 +50,9 @@ def count_both_ways(work: Callable[[Tensor], Tensor], x: Tensor) -> int:
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """Stand-alone FLOPs of one micro-batch."""
+class VFMPieces:
+    """Stand-alone FLOPs of SenseFlow's adversary for one micro-batch."""
 
-    student: int
-    teacher: int
-    prompts: int
-    encode: int
     decode: int
     decode_back: int
     dino: int
@@ -57,6 +60,40 @@ class Pieces:
     heads: int  # real, fake and reference with all gradients: the heads' own step
     heads_judge: int  # fake and reference, gradient to the features of the fake alone
     text: int
+    reference: bool
+
+    def least(self, generator: bool, plays: bool) -> int:
+        """Of one iteration; images are read, not decoded."""
+        if not plays:
+            return 0
+        total = self.text + self.dino * (1 + self.reference) + self.heads
+        if generator:
+            return total + self.decode_back + self.dino_back + self.heads_judge
+        return total + self.decode + self.dino
+
+
+@dataclass(frozen=True)
+class BottleneckPieces:
+    """Stand-alone FLOPs of DMD2's adversary for one micro-batch."""
+
+    real: int  # the real samples' latents and, drawn apart, their prompts
+    loss: int  # real and fake, gradients of fake score and head
+    judge: int  # fake, gradient of its latent alone
+
+    def least(self, generator: bool, plays: bool) -> int:
+        """Of one iteration."""
+        return self.real + self.loss + (self.judge if generator else 0)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Stand-alone FLOPs of one micro-batch."""
+
+    student: int
+    teacher: int
+    prompts: int
+    encode: int
+    adversary: VFMPieces | BottleneckPieces | None
 
 
 def count_pieces(d: Distillation, batch: Batch) -> Pieces:
@@ -64,23 +101,33 @@ def count_pieces(d: Distillation, batch: Batch) -> Pieces:
     num, shape = len(batch.prompts), d.adapter.latent_shape()
     x_t = torch.randn(num, *shape, device=d.device)
     t = torch.full((num,), 500.0, device=d.device)
-    images, cond = batch.images.to(d.device), d.adapter.encode_prompts(batch.prompts)
+    batch = batch_on_device(d, batch)
+    cond = d.adapter.encode_prompts(batch.prompts)
     with torch.no_grad():
         student = count(lambda: d.adapter.predict(d.generator.network, x_t, t, cond))
         teacher = count(lambda: d.adapter.predict_guided(d.teacher, x_t, t, cond, t / 500))
         prompts = count(lambda: d.adapter.encode_prompts(batch.prompts))
-        encode = count(lambda: d.adapter.encode_images(images, x_t))
-        decode = count(lambda: d.adapter.decode(x_t))
-    decode_back = count_both_ways(d.adapter.decode, x_t)
-    if d.discriminator is None:
-        return Pieces(student, teacher, prompts, encode, decode, decode_back, 0, 0, 0, 0, 0)
-    backbone, heads = d.discriminator.backbone, d.discriminator.heads.network
+        encode = count(lambda: d.adapter.encode_images(batch.images, x_t))
+    adversary = None
+    if isinstance(d.discriminator, VFMDiscriminator):
+        adversary = count_vfm(d, d.discriminator, batch, x_t)
+    elif isinstance(d.discriminator, BottleneckDiscriminator):
+        extra = prompts + encode if batch.other else encode
+        adversary = count_bottleneck(d, d.discriminator, extra, x_t, t, cond)
+    return Pieces(student, teacher, prompts, encode, adversary)
+
+
+def count_vfm(d: Distillation, adversary: VFMDiscriminator, batch: Batch, x_t: Tensor) -> VFMPieces:
+    """Decoder, DINOv2, CLIP and heads."""
+    backbone, heads, images = adversary.backbone, adversary.heads.network, batch.images
     with torch.no_grad():
+        decode = count(lambda: d.adapter.decode(x_t))
         dino = count(lambda: backbone(images))
         features = backbone(images)
-        text = count(lambda: d.discriminator.prompt_encoder(batch.prompts))
-        words = d.discriminator.prompt_encoder(batch.prompts).to(d.device)
-    reference = None if d.config.adversarial.reference == "none" else features
+        text = count(lambda: adversary.prompt_encoder(batch.prompts))
+        words = adversary.prompt_encoder(batch.prompts).to(d.device)
+    has_reference = d.config.adversarial.reference != "none"
+    reference = features if has_reference else None
     twice = [torch.cat([f, f]) for f in features]
     own = count(lambda: heads(twice, words, reference).sum().backward())
     heads.zero_grad()
@@ -88,9 +135,31 @@ def count_pieces(d: Distillation, batch: Batch) -> Pieces:
     with frozen(heads):
         judge = count(lambda: heads(leaves, words, reference).sum().backward())
     dino_back = count_both_ways(lambda x: torch.cat([f.flatten(1) for f in backbone(x)], 1), images)
-    return Pieces(
-        student, teacher, prompts, encode, decode, decode_back, dino, dino_back, own, judge, text
-    )
+    decode_back = count_both_ways(d.adapter.decode, x_t)
+    return VFMPieces(decode, decode_back, dino, dino_back, own, judge, text, has_reference)
+
+
+def count_bottleneck(
+    d: Distillation,
+    adversary: BottleneckDiscriminator,
+    real: int,
+    x_t: Tensor,
+    t: Tensor,
+    cond: Conditioning,
+) -> BottleneckPieces:
+    """Encoder pass and head."""
+    network, head = d.fake_score.network, adversary.heads.network
+
+    def logits(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        return head(adversary.adapter.bottleneck(network, x, t, cond))
+
+    both = torch.cat([x_t, x_t]), torch.cat([t, t]), cond.cat(cond)
+    loss = count(lambda: logits(*both).sum().backward())
+    for trained in (network, head):
+        trained.zero_grad()
+    with frozen(network, head):
+        judge = count_both_ways(lambda x: logits(x, t, cond), x_t)
+    return BottleneckPieces(real, loss, judge)
 
 
 def least_work(d: Distillation, p: Pieces, iteration: int) -> int:
@@ -105,12 +174,8 @@ def least_work(d: Distillation, p: Pieces, iteration: int) -> int:
         total += (p.teacher + p.student) * ((config.isg.weight > 0) + (config.dmd.weight > 0))
     else:
         total += p.student
-    if turn.adversarial:
-        total += p.text + p.dino * (1 + (config.adversarial.reference != "none")) + p.heads
-        if turn.generator:
-            total += p.decode_back + p.dino_back + p.heads_judge
-        else:
-            total += p.decode + p.dino
+    if p.adversary:
+        total += p.adversary.least(turn.generator, turn.adversarial)
     return total
 
 
@@ -120,15 +185,13 @@ def table(run: Run, pieces: Pieces | None = None) -> list[tuple[str, int, int]]:
     batch = next(run.data(1))[0]
     pieces = pieces or count_pieces(d, batch)
     rows = {}
-    for iteration in range(1, 2000):
+    for iteration in range(1, 200):
         turn = draw_turn(d, iteration)
         how = "simulated" if turn.simulate else "from data"
         kind = f"{'generator' if turn.generator else 'plain'} turn, anchor {turn.anchor}, {how}"
         if kind not in rows:
             counted = count(lambda i=iteration: train_iteration(d, [batch], i, Measures()))
             rows[kind] = (kind, counted, least_work(d, pieces, iteration))
-        if len(rows) == 4 * len(d.anchors):
-            break
     return [rows[kind] for kind in sorted(rows)]
 
 
@@ -141,12 +204,14 @@ def as_markdown(rows: list[tuple[str, int, int]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, help="YAML of a FLUX recipe")
+    parser.add_argument("--config", required=True, help="YAML of a recipe")
     parser.add_argument("--output", type=Path, help="markdown file to write the table to")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        text = as_markdown(table(prepare(load_config(args.config, args.overrides), Path(folder))))
+        config = load_config(args.config, args.overrides)
+        run = prepare(config, Path(folder), RECIPES[config.recipe].family)
+        text = as_markdown(table(run))
     print(text)
     if args.output:
         args.output.write_text(text)

@@ -4,110 +4,45 @@
     x       the student's prediction of x_0 at x_tau
     theta   generator, every N-th iteration:  L_DMD + lambda_adv L_adv + lambda_isg L_ISG, then IDA
     phi     fake score, every iteration:      L_fake on sg(x)
-    heads   discriminator, every iteration:   hinge loss on sg(x) and a real image
+    heads   discriminator, every iteration:   L_D on sg(x) and a real image
 
 `train_iteration` is the algorithm; below it stands one function per line of it. The equations are
-in `senseflow.core`, everything that differs between teachers behind `senseflow.models.teacher`.
+in `senseflow.core`, everything that differs between teachers behind `senseflow.models.teacher`,
+the adversaries (SenseFlow's, DMD2's) in `senseflow.discriminators`.
 Random draws are functions of seed, iteration and purpose (shared by all ranks: which anchor,
 simulate or not), and of the sample's index in the global batch for all else; so which networks are
 called never depends on a rank, and results do not depend on how the batch is split (but for
 shuffled references and virtual batches, which look at the other samples of a micro-batch).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from senseflow.core.adversarial import (
-    hinge_discriminator_loss,
-    hinge_generator_loss,
-    margin,
-    omega,
-)
-from senseflow.core.anchors import Anchors, TimeLaw, draw_range, draw_time
 from senseflow.core.dmd import dmd_gradient, dmd_loss, fake_score_loss
 from senseflow.core.draws import Draws
 from senseflow.core.ida import align_
 from senseflow.core.isg import isg_loss
-from senseflow.core.path import Denoised, add_noise, ode_step
+from senseflow.core.path import add_noise, ode_step
 from senseflow.data.sampler import Batch
-from senseflow.engine.config import Config
-from senseflow.engine.measures import Measures, image_drift, phase
+from senseflow.engine.measures import Measures, phase
 from senseflow.engine.optim import Trained
 from senseflow.engine.parallel import local_shards
-from senseflow.models.diffaug import NUM_UNIFORMS, diff_augment
-from senseflow.models.teacher import Adapter, Conditioning
-from senseflow.models.vfm_discriminator import FrozenBackbone, PromptEncoder
-
-
-@dataclass(frozen=True)
-class Discriminator:
-    """D(x, c, r) = h(f_VFM(x), c, r): frozen features and text, heads that learn."""
-
-    backbone: FrozenBackbone
-    prompt_encoder: PromptEncoder
-    heads: Trained
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """The parts of one distillation."""
-
-    config: Config
-    adapter: Adapter
-    anchors: Anchors
-    teacher: nn.Module
-    generator: Trained
-    fake_score: Trained
-    discriminator: Discriminator | None
-    device: torch.device
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What all ranks and micro-batches share in one iteration."""
-
-    iteration: int
-    anchor: int  # 0 is the noisiest
-    simulate: bool
-    generator: bool  # theta's turn
-    adversarial: bool  # the discriminator sees x: omega(tau) > 0
-
-
-@dataclass(frozen=True)
-class Views:
-    """What the discriminator's heads see of one micro-batch."""
-
-    fake: list[Tensor]  # features of the decoded x, a (B, C, h, w) per tap
-    text: Tensor  # (B, D)
-    reference: list[Tensor] | None  # features of real images
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One micro-batch on its way through the iteration."""
-
-    batch: Batch
-    draws: Draws
-    cond: Conditioning
-    tau: Tensor  # (B,)
-    x_tau: Tensor
-    denoised: Denoised  # of G at x_tau; its x_0 is x
-    pictures: dict[str, Tensor] = field(default_factory=dict)  # latents, for the image strip
-    views: Views | None = None
-
-    @property
-    def x(self) -> Tensor:
-        return self.denoised.x_0
-
-    def detach(self) -> "Sample":
-        """The same without the generator's graph; x is from before theta's step."""
-        views = self.views and replace(self.views, fake=[f.detach() for f in self.views.fake])
-        denoised = Denoised(self.denoised.x_0.detach(), self.denoised.eps.detach())
-        return replace(self, denoised=denoised, views=views)
+from senseflow.models.teacher import Conditioning
+from senseflow.state import (
+    Distillation,
+    Sample,
+    Turn,
+    batch_on_device,
+    clean_latents,
+    denoise,
+    denoise_guided,
+    draw_scale,
+    draw_times,
+    on_device,
+    times,
+)
 
 
 def train_iteration(
@@ -123,8 +58,8 @@ def train_iteration(
     samples = []
     for batch in batches:
         sample = generate(d, turn, batch)
-        if turn.adversarial:
-            sample = view(d, turn, sample, measures)
+        if turn.adversarial and d.discriminator:
+            sample = d.discriminator.view(d, turn, sample, measures)
         if turn.generator:
             sample = generator_backward(d, turn, sample, len(batches), measures)
         samples.append(sample.detach())
@@ -133,14 +68,14 @@ def train_iteration(
         update(d.generator, "generator", measures)
         align(d)
 
-    if d.config.dmd.weight > 0:
-        for sample in samples:
+    for i, sample in enumerate(samples):
+        if d.config.dmd.weight > 0:
             fake_score_backward(d, sample, len(batches), measures)
-        update(d.fake_score, "fake_score", measures)
-
-    if turn.adversarial and d.discriminator:
-        for i, sample in enumerate(samples):
+        if turn.adversarial:
             discriminator_backward(d, sample, len(batches), i == 0, measures)
+    if fake_score_learns(d):
+        update(d.fake_score, "fake_score", measures)
+    if turn.adversarial and d.discriminator:
         update(d.discriminator.heads, "discriminator", measures)
     return samples[0].pictures
 
@@ -153,8 +88,7 @@ def draw_turn(d: Distillation, iteration: int) -> Turn:
     draws = Draws(d.config.train.seed, iteration, ())
     anchor = int(torch.randint(len(d.anchors), (), generator=draws.shared("anchor")))
     u = float(torch.rand((), generator=draws.shared("simulate")))
-    weight = omega(d.adapter.path, times(d.anchors.times[anchor], 1), _omega_power(d))
-    adversarial = d.discriminator is not None and bool(weight > 0)
+    adversarial = d.discriminator is not None and d.discriminator.plays(d, anchor)
     has_loss = d.config.dmd.weight + d.config.isg.weight > 0 or adversarial
     return Turn(
         iteration=iteration,
@@ -169,7 +103,7 @@ def draw_turn(d: Distillation, iteration: int) -> Turn:
 def generate(d: Distillation, turn: Turn, batch: Batch) -> Sample:
     """Steps 1 to 3: encode the prompts, build x_tau, predict x, with grad on theta's turn."""
     draws = Draws(d.config.train.seed, turn.iteration, tuple(batch.indices))
-    batch = replace(batch, images=on_device(d, batch.images))
+    batch = batch_on_device(d, batch)
     cond = d.adapter.encode_prompts(batch.prompts)
     tau = times(d.anchors.times[turn.anchor], len(batch.prompts), d.device)
     x_tau, pictures = student_input(d, turn, batch, draws, cond)
@@ -194,8 +128,7 @@ def student_input(
     if turn.simulate:
         x_clean = backward_simulation(d, turn, draws, cond)
     else:
-        posterior = on_device(d, draws.normal("posterior", shape))
-        x_clean = d.adapter.encode_images(batch.images, posterior)
+        x_clean = clean_latents(d, batch, draws, "posterior")
     tau = times(d.anchors.times[turn.anchor], len(eps), d.device)
     return add_noise(d.adapter.path, x_clean, eps, tau), {"clean input": x_clean}
 
@@ -230,8 +163,8 @@ def generator_backward(
     if config.dmd.weight > 0:
         losses["loss/dmd"] = dmd(d, sample, pictures)
         total = total + config.dmd.weight * losses["loss/dmd"]
-    if turn.adversarial:
-        losses["loss/adv"] = adversarial(d, sample)
+    if turn.adversarial and d.discriminator:
+        losses["loss/adv"] = d.discriminator.generator_loss(d, sample)
         total = total + config.adversarial.weight * losses["loss/adv"]
     if config.isg.weight > 0:
         losses["loss/isg"] = isg(d, turn, sample, pictures)
@@ -274,15 +207,6 @@ def isg(d: Distillation, turn: Turn, sample: Sample, pictures: dict[str, Tensor]
     return isg_loss(x_direct, x_target, config.loss)
 
 
-def adversarial(d: Distillation, sample: Sample) -> Tensor:
-    """L_adv: the heads judge x; their weights and buffers take no part."""
-    assert d.discriminator and sample.views
-    views = sample.views
-    with frozen(d.discriminator.heads.network):
-        logits = d.discriminator.heads.network(views.fake, views.text, views.reference)
-    return hinge_generator_loss(logits, omega(d.adapter.path, sample.tau, _omega_power(d)))
-
-
 @phase("generator")
 def align(d: Distillation) -> None:
     """IDA (Eq. 9), at once after theta's step."""
@@ -309,124 +233,23 @@ def fake_score_backward(
     measures.add({"loss/fake": loss})
 
 
-@phase("discriminator")
-def view(d: Distillation, turn: Turn, sample: Sample, measures: Measures) -> Sample:
-    """Decode x once and take the features of it (with grad on theta's turn) and of the reference.
-
-    Both the generator's and the heads' turn use them.
-    """
-    assert d.discriminator
-    real = sample.batch.images
-    with torch.set_grad_enabled(turn.generator):
-        images = d.adapter.decode(sample.x)
-        fake = d.discriminator.backbone(augment(d, sample, images, "augment fake"))
-    with torch.no_grad():
-        text = d.discriminator.prompt_encoder(sample.batch.prompts).to(d.device)
-        reference = reference_features(d, real)
-    measures.add(image_drift(images, real))
-    return replace(sample, views=Views(fake, text, reference))
+def fake_score_learns(d: Distillation) -> bool:
+    """Whether any loss reaches phi."""
+    shared = d.discriminator is not None and d.discriminator.trains_fake_score
+    return d.config.dmd.weight > 0 or shared
 
 
-def reference_features(d: Distillation, real: Tensor) -> list[Tensor] | None:
-    """Features of each prompt's own real image, of another sample's ("shuffled"), or none."""
-    assert d.discriminator
-    mode = d.config.adversarial.reference
-    if mode == "none":
-        return None
-    return d.discriminator.backbone(real.roll(1, 0) if mode == "shuffled" else real)
-
-
-@phase("discriminator")
 def discriminator_backward(
     d: Distillation, sample: Sample, num_micro: int, first: bool, measures: Measures
 ) -> None:
-    """Backpropagate the hinge loss of one micro-batch into the heads.
-
-    Spectral norm's power iteration moves with the first micro-batch only, so that its buffers do
-    not depend on how the batch is split.
-    """
-    assert d.discriminator and sample.views
-    views, heads = sample.views, d.discriminator.heads.network
-    with torch.no_grad():
-        images = sample.batch.images
-        real = d.discriminator.backbone(augment(d, sample, images, "augment real"))
-    heads.train(first)
-    both = [torch.cat(pair) for pair in zip(views.fake, real, strict=True)]
-    logits_fake, logits_real = heads(both, views.text, views.reference).chunk(2)
-    weight = omega(d.adapter.path, sample.tau, _omega_power(d))
-    loss = hinge_discriminator_loss(logits_real, logits_fake, weight)
-    (loss / num_micro).backward()
-    heads.eval()
-    measures.add(
-        {"loss/discriminator": loss, "discriminator/margin": margin(logits_real, logits_fake)}
-    )
-
-
-# ------------------------------------------------------------------------------------ in common
-
-
-def denoise(
-    d: Distillation, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning
-) -> Denoised:
-    """The prediction of the student or the fake score at (x_t, t)."""
-    return d.adapter.path.read(d.adapter.predict(network, x_t, t, cond), x_t, t)
-
-
-def denoise_guided(
-    d: Distillation, x_t: Tensor, t: Tensor, cond: Conditioning, scale: Tensor
-) -> Denoised:
-    """The teacher's prediction at (x_t, t) with its guidance."""
-    output = d.adapter.predict_guided(d.teacher, x_t, t, cond, scale)
-    return d.adapter.path.read(output, x_t, t)
+    """Backpropagate L_D of one micro-batch into the heads (and, with DMD2's, into phi)."""
+    assert d.discriminator
+    loss = d.discriminator.loss(d, sample, first, measures)
+    (d.config.adversarial.discriminator_weight * loss / num_micro).backward()
+    measures.add({"loss/discriminator": loss})
 
 
 @phase("optimizer")
 def update(trained: Trained, name: str, measures: Measures) -> None:
     """Clip and step one network."""
     measures.add({f"grad_norm/{name}": trained.step()})
-
-
-def augment(d: Distillation, sample: Sample, images: Tensor, purpose: str) -> Tensor:
-    """DiffAugment with this sample's draws; images (B, 3, H, W)."""
-    if not d.config.adversarial.augment:
-        return images
-    return diff_augment(images, on_device(d, sample.draws.uniform(purpose, NUM_UNIFORMS)))
-
-
-def draw_times(
-    d: Distillation, sample: Sample, purpose: str, law: TimeLaw, span: tuple[float, float]
-) -> Tensor:
-    """One t per sample, (B,)."""
-    return draw_time(law, on_device(d, sample.draws.uniform(f"{purpose} t")[:, 0]), *span)
-
-
-def draw_scale(d: Distillation, sample: Sample, purpose: str, span: tuple[float, float]) -> Tensor:
-    """One guidance scale per sample, (B,)."""
-    return draw_range(*span, on_device(d, sample.draws.uniform(f"{purpose} guidance")[:, 0]))
-
-
-def on_device(d: Distillation, tensor: Tensor) -> Tensor:
-    """A host tensor on the run's device, without waiting for it."""
-    if d.device.type == "cuda":
-        return tensor.pin_memory().to(d.device, non_blocking=True)
-    return tensor
-
-
-def times(t: float, num: int, device: torch.device | None = None) -> Tensor:
-    """(num,) copies of one time."""
-    return torch.full((num,), t, dtype=torch.float32, device=device)
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Neither gradients for the weights nor changes of the buffers; gradients flow through."""
-    network.requires_grad_(False)
-    network.eval()
-    try:
-        yield
-    finally:
-        network.requires_grad_(True)
-
-
-def _omega_power(d: Distillation) -> float:
-    return d.config.adversarial.omega_power

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""What all tests share: saved random pipelines, not to be changed by a test."""
 
 from pathlib import Path
 
@@ -6,11 +6,31 @@ import pytest
 import torch
 
 from flux_pipeline import save_flux_pipeline
+from sd35_pipeline import save_sd35_pipeline
+from sdxl_pipeline import save_sdxl_pipeline
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved random FluxPipeline (tests/flux_pipeline.py); not to be changed by a test."""
+    """A FluxPipeline (tests/flux_pipeline.py)."""
     return save_flux_pipeline(tmp_path_factory.mktemp("flux") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def sd35_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusion3Pipeline with dual attention, as SD3.5 Medium (tests/sd35_pipeline.py)."""
+    return save_sd35_pipeline(tmp_path_factory.mktemp("sd35") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def sd35_large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusion3Pipeline without dual attention, as SD3.5 Large."""
+    return save_sd35_pipeline(tmp_path_factory.mktemp("sd35_large") / "pipeline", large=True)
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusionXLPipeline (tests/sdxl_pipeline.py)."""
+    return save_sdxl_pipeline(tmp_path_factory.mktemp("sdxl") / "pipeline")

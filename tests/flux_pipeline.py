@@ -1,6 +1,5 @@
 """A random FluxPipeline of a few thousand parameters: every real class, no real weights."""
 
-import string
 from pathlib import Path
 
 import torch
@@ -10,25 +9,11 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
-from transformers import T5Tokenizer as T5
+from transformers import CLIPTextModel
 
-LETTERS = string.ascii_lowercase + string.digits
-T5_LENGTH = 16  # tokens the T5 tokenizer admits
+from text_parts import clip_config, clip_tokenizer, t5_text, t5_tokenizer, tiny_vae
+
 UNIT = 4  # pixels of one image token: the VAE's factor 2, packed 2 x 2
-
-
-def clip_tokenizer() -> CLIPTokenizer:
-    """One token per letter."""
-    pieces = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{c}</w>" for c in LETTERS)]
-    vocab = {piece: number for number, piece in enumerate(pieces)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
-
-
-def t5_tokenizer() -> T5:
-    """One token per letter or space."""
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *LETTERS]
-    return T5(vocab=[(p, -1.0) for p in pieces], extra_ids=0, model_max_length=T5_LENGTH)
 
 
 def transformer(guidance_embeds: bool = True) -> FluxTransformer2DModel:
@@ -48,52 +33,8 @@ def transformer(guidance_embeds: bool = True) -> FluxTransformer2DModel:
 
 
 def vae() -> AutoencoderKL:
-    """Factor 2, four latent channels, no quant convolutions."""
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    ).eval()
-
-
-def clip_text(vocab_size: int) -> CLIPTextModel:
-    """32 wide; its pooled output is taken at the end-of-text token, id 1."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=vocab_size,
-            hidden_size=32,
-            intermediate_size=64,
-            projection_dim=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-    ).eval()
-
-
-def t5_text(vocab_size: int) -> T5EncoderModel:
-    """32 wide."""
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=vocab_size,
-            d_model=32,
-            d_kv=16,
-            d_ff=64,
-            num_layers=1,
-            num_heads=2,
-            feed_forward_proj="gated-gelu",
-        )
-    ).eval()
+    """FLUX's scaling and shift, no quant convolutions."""
+    return tiny_vae(scaling=0.3611, shift=0.1159)
 
 
 def save_flux_pipeline(folder: Path, seed: int = 0) -> Path:
@@ -104,9 +45,9 @@ def save_flux_pipeline(folder: Path, seed: int = 0) -> Path:
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.1582, use_dynamic_shifting=False),
         vae=vae(),
-        text_encoder=clip_text(len(clip)),
+        text_encoder=CLIPTextModel(clip_config(clip)).eval(),
         tokenizer=clip,
-        text_encoder_2=t5_text(len(t5)),
+        text_encoder_2=t5_text(t5),
         tokenizer_2=t5,
         transformer=transformer(),
     ).save_pretrained(folder)

@@ -9,8 +9,6 @@ from senseflow.core.anchors import Anchors
 from senseflow.core.path import FlowPath, add_noise
 from senseflow.data.sampler import Batch
 from senseflow.distill import (
-    Distillation,
-    Turn,
     align,
     discriminator_backward,
     draw_turn,
@@ -19,9 +17,9 @@ from senseflow.distill import (
     generator_backward,
     train_iteration,
     update,
-    view,
 )
 from senseflow.engine.measures import Measures
+from senseflow.state import Distillation, Turn
 from toy import (
     AffineGenerator,
     GaussianNetwork,
@@ -78,7 +76,8 @@ def test_each_phase_changes_only_its_own_network():
     turn = Turn(iteration=6, anchor=2, simulate=True, generator=True, adversarial=True)
     start = snapshot(d)
 
-    sample = view(d, turn, generate(d, turn, toy_batch()), Measures())
+    sample = generate(d, turn, toy_batch())
+    sample = d.discriminator.view(d, turn, sample, Measures())
     sample = generator_backward(d, turn, sample, 1, Measures())
     assert changed(start, snapshot(d)) == set()  # the heads' spectral norm buffers among them
     assert with_gradients(d) == {"generator"}
@@ -201,14 +200,34 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_named():
     assert measures.sums["loss/fake"].isfinite()
 
 
-def test_parts_switched_off_are_not_built_and_not_called():
-    d = toy_distillation(
-        toy_config(adversarial=dict(weight=0.0), isg=dict(weight=0.0), ida=dict(lam=None))
-    )
+@pytest.mark.parametrize("off", [dict(kind="none"), dict(weight=0.0)])
+def test_parts_switched_off_are_not_built_and_not_called(off):
+    d = toy_distillation(toy_config(adversarial=off, isg=dict(weight=0.0), ida=dict(lam=None)))
     assert d.discriminator is None
     iteration = turn_of(d, generator=True, anchor=2, simulate=False)
     train_iteration(d, [toy_batch()], iteration, Measures())
     assert calls(d.teacher) == [1, 0] and d.adapter.decoded == 0
+
+
+def as_latents(batch: Batch, d: Distillation) -> Batch:
+    """The same samples, encoded beforehand."""
+    latents = d.adapter.encode_images(batch.images, torch.zeros(1, *d.adapter.shape))
+    return Batch(batch.prompts, batch.indices, latents=latents)
+
+
+@pytest.mark.parametrize("simulate", [False, True])
+def test_stored_latents_are_not_encoded_and_decoded_once_for_the_heads(simulate):
+    d = warmed_up()
+    iteration = turn_of(d, generator=True, anchor=2, simulate=simulate)
+    batch = as_latents(toy_batch(), d)
+    d.adapter.encoded = d.adapter.decoded = 0
+    train_iteration(d, [batch], iteration, Measures())
+    assert (d.adapter.encoded, d.adapter.decoded) == (0, 2)  # x, and the real image
+    sample = generate(d, draw_turn(d, iteration), batch)
+    clean = add_noise(
+        d.adapter.path, batch.latents, sample.draws.normal("eps", (4, 4, 4)), sample.tau
+    )
+    assert torch.equal(sample.x_tau, clean) != simulate
 
 
 def test_distilling_reaches_a_gaussian_teachers_mean_and_covariance():

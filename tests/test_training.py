@@ -16,10 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from senseflow.engine.build import check
 from senseflow.engine.config import load_config
 from senseflow.engine.launch import check_devices, check_split
+from senseflow.models.flux import FLUX
 from senseflow.tiny.pictures import write_dataset
-from senseflow.trainer import trainer_flux_senseflow as trainer
+from senseflow.trainer.recipes import TRAINERS
 
 CONFIG = "configs/FLUX/flux_senseflow_tiny.yaml"
 SHORT = [
@@ -208,7 +210,7 @@ def test_bad_input_through_the_script_is_one_line(data, tmp_path):
     [
         ("paths.dataset=nowhere.json", "nowhere.json"),
         ("paths.pretrained_model=nowhere", "nowhere is not a diffusers pipeline folder"),
-        ("paths.pretrained_model=assets/tiny/flux/judge", "no model_index.json"),
+        ("paths.pretrained_model=assets/tiny/common/judge", "no model_index.json"),
         ("paths.student_config=nowhere/config.json", "nowhere/config.json not found"),
         ("paths.flux_wo_guidance_embed=nowhere", "nowhere/transformer/config.json not found"),
     ],
@@ -216,7 +218,7 @@ def test_bad_input_through_the_script_is_one_line(data, tmp_path):
 def test_bad_paths_are_found_before_anything_is_loaded(data, override, message):
     config = load_config(CONFIG, [f"paths.dataset={data}", override])
     with pytest.raises(ValueError, match=message):
-        trainer.check(config)
+        check(config, FLUX)
 
 
 def test_batch_must_divide_over_processes_and_micro_batches():
@@ -237,8 +239,9 @@ def test_every_process_needs_a_gpu_of_its_own_or_none():
         check_devices(2, 1)
 
 
-def test_trainer_module_is_short():
-    assert len(Path(trainer.__file__).read_text().splitlines()) < 100
+def test_trainer_modules_are_short():
+    for trainer in TRAINERS:
+        assert len(Path(trainer.__file__).read_text().splitlines()) < 100
 
 
 def test_nothing_outside_tiny_asks_whether_a_teacher_is_tiny():

@@ -8,7 +8,7 @@ from torch import nn
 from senseflow.core.anchors import Anchors
 from senseflow.core.path import FlowPath, over_sample
 from senseflow.data.sampler import Batch
-from senseflow.distill import Discriminator, Distillation
+from senseflow.discriminators import VFMDiscriminator
 from senseflow.engine.config import (
     AdversarialConfig,
     AnchorsConfig,
@@ -26,6 +26,7 @@ from senseflow.engine.config import (
 from senseflow.engine.optim import Trained
 from senseflow.models.teacher import Conditioning
 from senseflow.models.vfm_discriminator import FrozenBackbone, Heads
+from senseflow.state import Distillation
 
 ANCHORS = (1000.0, 904.5, 759.5, 512.8)
 
@@ -41,7 +42,7 @@ def toy_config(**sections) -> Config:
         "fake_score": dict(ttur=2, time="logit_normal"),
         "ida": dict(lam=0.9),
         "isg": dict(weight=1.0, guidance=(1.0, 8.0), margin=20.0),
-        "adversarial": dict(weight=2.0, taps=(0, 1)),
+        "adversarial": dict(kind="vfm", weight=2.0, taps=(0, 1)),
         "backward_simulation": dict(probability=0.5),
         "data": dict(max_sequence_length=8),
     }
@@ -59,7 +60,8 @@ def toy_config(**sections) -> Config:
         data=DataConfig,
     )
     return Config(
-        **{k: kind(**{**settings[k], **sections.get(k, {})}) for k, kind in kinds.items()}
+        recipe="flux_senseflow",
+        **{k: kind(**{**settings[k], **sections.get(k, {})}) for k, kind in kinds.items()},
     )
 
 
@@ -128,10 +130,10 @@ def trained(network: nn.Module, config: Config, lr: float = 1e-2) -> Trained:
 def toy_distillation(config: Config) -> Distillation:
     """Teacher, generator and fake score start alike; a random DINOv2-shaped ViT judges."""
     discriminator = None
-    if config.adversarial.weight > 0:
+    if config.adversarial.in_use == "vfm":
         backbone = FrozenBackbone(random_vit(), config.adversarial.taps, random_seed=0)
         heads = Heads(3, backbone.width, 3, config.adversarial.reference != "none").eval()
-        discriminator = Discriminator(backbone, ToyPromptEncoder(), trained(heads, config))
+        discriminator = VFMDiscriminator(backbone, ToyPromptEncoder(), trained(heads, config))
     adapter = ToyAdapter(FlowPath())
     return Distillation(
         config=config,

@@ -1,4 +1,5 @@
-"""The adversarial losses: hinge with the anchor's weight omega (SenseFlow Eqs. 13-15)."""
+"""The adversarial losses: hinge with the anchor's weight omega (SenseFlow Eqs. 13-15), and DMD2's
+non-saturating ones."""
 
 import torch
 from torch import Tensor
@@ -26,6 +27,16 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor, weight: Tensor) -> Tens
 def hinge_generator_loss(fake: Tensor, weight: Tensor) -> Tensor:
     """-mean omega D(fake); logits (B, L), weight (B,) (Eq. 14)."""
     return -(weight * fake.float().mean(1)).mean()
+
+
+def softplus_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """mean softplus(D(fake)) + softplus(-D(real)); logits (B, L) (DMD2, Eq. 4)."""
+    return F.softplus(fake.float()).mean() + F.softplus(-real.float()).mean()
+
+
+def softplus_generator_loss(fake: Tensor) -> Tensor:
+    """mean softplus(-D(fake)); logits (B, L) (DMD2, Eq. 4)."""
+    return F.softplus(-fake.float()).mean()
 
 
 @torch.no_grad()

@@ -16,7 +16,10 @@ def align_(phi: Iterable[Tensor], theta: Iterable[Tensor], lam: float) -> None:
     """
     phi, theta = list(phi), list(theta)
     if [p.shape for p in phi] != [p.shape for p in theta]:
-        raise ValueError("IDA needs fake score and generator of one architecture")
+        raise ValueError(
+            f"IDA needs fake score and generator of one architecture: {len(phi)} and {len(theta)} "
+            "parameters, of other shapes"
+        )
     torch._foreach_lerp_(phi, theta, 1 - lam)
 
 

@@ -31,6 +31,11 @@ class Path(Protocol):
         """The clock's reading at exactly no noise: the end of the lowest segment."""
         ...
 
+    @property
+    def noisiest(self) -> float:
+        """The clock's highest reading."""
+        ...
+
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) clock -> alpha_t, sigma_t, (B,) each."""
         ...
@@ -59,6 +64,7 @@ class FlowPath:
 
     shift: float = 1.0
     clean: float = 0.0
+    noisiest: float = 1000.0
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         sigma = shift_sigma(t.float() / 1000, self.shift)
@@ -83,6 +89,7 @@ class VPPath:
     clean: float = -1.0
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
+        self.noisiest = float(len(alphas_cumprod) - 1)
         self.abar = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.double().cpu()])
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,33 +1,140 @@
-"""From sources of networks to sharded networks on a device, and back to a diffusers folder."""
+"""From a recipe and its configuration to a run: networks sharded on their device, data, export."""
 
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import cast
 
 import torch
 from torch import nn
 
-from senseflow.distill import Discriminator, Distillation
+from senseflow.core.anchors import Anchors
+from senseflow.core.path import Path as NoisePath
+from senseflow.data.dataset import open_dataset
+from senseflow.data.items import Samples
+from senseflow.data.latents_lmdb import LatentsScaling
+from senseflow.data.sampler import Share, batches
+from senseflow.discriminators import (
+    BottleneckAdapter,
+    BottleneckDiscriminator,
+    VFMDiscriminator,
+)
 from senseflow.engine.checkpoint import export_student
 from senseflow.engine.config import Config, Dtype
+from senseflow.engine.loop import Run, open_run_folder
 from senseflow.engine.optim import Trained
-from senseflow.engine.parallel import Ranks, fill_shards, shard
+from senseflow.engine.parallel import Ranks, fill_shards, shard, start_ranks
+from senseflow.models.bottleneck_classifier import ClassifierHead, add_encoder_pass
+from senseflow.models.networks import NetworkSource
+from senseflow.models.pipeline import latent_shape
+from senseflow.models.teacher import Adapter, TeacherFamily, TeacherSettings
 from senseflow.models.vfm_discriminator import FrozenBackbone, Heads, PromptEncoder
 from senseflow.sampling.student import StudentCard, base_fingerprint, write_card
+from senseflow.state import Discriminator, Distillation
 
 
-class NetworkSource(Protocol):
-    """A network on the meta device, where its weights are read, and its units of sharding."""
+def check(config: Config, family: TeacherFamily) -> None:
+    """What can be said about the input before any network is loaded; raises ValueError."""
+    settings = teacher_settings(config)
+    family.require(settings)
+    check_times(config, family.path(settings), family.anchors(settings, config.anchors.times))
+    family.teacher(settings)
+    family.student(settings)
+    read_data(config, settings)
 
-    network: nn.Module
 
-    def read(self, key: str) -> torch.Tensor: ...
+def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
+    """Every part of the run, sharded and on its device."""
+    ranks = start_ranks(config.parallel.replicas)
+    settings = teacher_settings(config)
+    adapter = family.load_adapter(settings, ranks.device)
+    if config.parallel.activation_checkpointing:
+        adapter.pipeline.vae.enable_gradient_checkpointing()
+    anchors = family.anchors(settings, config.anchors.times)
+    check_times(config, adapter.path, anchors)
+    optimizer = config.optimizer
+    generator = build_network(family.student(settings), config, ranks)
+    fake_score = build_network(family.student(settings), config, ranks)
+    parts = Distillation(
+        config=config,
+        adapter=adapter,
+        anchors=anchors,
+        teacher=build_network(family.teacher(settings), config, ranks),
+        generator=Trained.build(generator, optimizer.lr, optimizer),
+        fake_score=Trained.build(fake_score, optimizer.fake_score_lr, optimizer),
+        discriminator=build_discriminator(config, adapter, fake_score, ranks),
+        device=ranks.device,
+    )
+    dataset, on_gpu = read_data(config, settings), ranks.device.type == "cuda"
+    if ranks.is_main:
+        open_run_folder(folder, config)
+    data = partial(batches, dataset, share(config, ranks), config.data.num_workers, on_gpu)
+    return Run(config, parts, ranks, data, partial(export, parts, family, ranks), folder)
 
-    def blocks(self) -> list[nn.Module]: ...
+
+def teacher_settings(config: Config) -> TeacherSettings:
+    """What the family of the teacher needs to know of a configuration."""
+    paths = config.paths
+    return TeacherSettings(
+        folder=Path(paths.pretrained_model),
+        resolution=config.train.resolution,
+        max_sequence_length=config.data.max_sequence_length,
+        shift=config.anchors.shift,
+        compute_dtype=torch_dtype(config.precision.compute),
+        vae_dtype=torch_dtype(config.precision.vae),
+        student_config=Path(paths.student_config) if paths.student_config else None,
+        linked=Path(paths.flux_wo_guidance_embed) if paths.flux_wo_guidance_embed else None,
+        fold_guidance=config.student.fold_guidance,
+    )
 
 
 def torch_dtype(name: Dtype) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def check_times(config: Config, path: NoisePath, anchors: Anchors) -> None:
+    """Raise ValueError for times off the path's clock, and for an ISG margin without room."""
+    spans = {
+        "anchors.times": (anchors.times[-1], anchors.times[0]),
+        "dmd.time_range": config.dmd.time_range,
+        "fake_score.time_range": config.fake_score.time_range,
+    }
+    if config.adversarial.in_use == "bottleneck":
+        spans["adversarial.time_range"] = config.adversarial.time_range
+    for name, (low, high) in spans.items():
+        if low < 0 or high > path.noisiest:
+            raise ValueError(
+                f"{name}: {low:g} to {high:g} is not within this teacher's clock, 0 to "
+                f"{path.noisiest:g}"
+            )
+    if config.isg.weight > 0:
+        anchors.check_margin(config.isg.margin)
+
+
+def read_data(config: Config, settings: TeacherSettings) -> Samples:
+    """The data set of a run; raises ValueError for latents that are not this teacher's."""
+    return open_dataset(
+        Path(config.paths.dataset),
+        config.train.resolution,
+        latent_shape(settings),
+        crop=config.data.crop,
+        seed=config.train.seed,
+        max_unreadable=config.data.max_unreadable,
+        latents_scaling=LatentsScaling.of_vae(settings.folder / "vae"),
+        latents_scaled=config.data.latents_scaled,
+    )
+
+
+def share(config: Config, ranks: Ranks) -> Share:
+    """This rank's share of the global batches."""
+    train = config.train
+    return Share(
+        train.seed,
+        train.batch_size,
+        train.grad_accumulation,
+        ranks.rank,
+        ranks.world_size,
+        config.data.separate_real,
+    )
 
 
 def build_network(source: NetworkSource, config: Config, ranks: Ranks) -> nn.Module:
@@ -37,15 +144,24 @@ def build_network(source: NetworkSource, config: Config, ranks: Ranks) -> nn.Mod
         p.requires_grad for p in network.parameters()
     ):
         network.enable_gradient_checkpointing()
-    shard(network, source.blocks(), ranks.mesh, torch_dtype(config.precision.compute))
+    shard(network, source.blocks, ranks.mesh, torch_dtype(config.precision.compute))
     fill_shards(network, source.read, ranks.device)
     return network
 
 
-def build_discriminator(config: Config, ranks: Ranks) -> Discriminator | None:
-    """Frozen DINOv2 and CLIP text, and sharded heads; None when its weight is 0."""
-    if config.adversarial.weight == 0:
-        return None
+def build_discriminator(
+    config: Config, adapter: Adapter, fake_score: nn.Module, ranks: Ranks
+) -> Discriminator | None:
+    """The adversary of the configuration, its heads sharded; None when it has none."""
+    if config.adversarial.in_use == "vfm":
+        return build_vfm(config, ranks)
+    if config.adversarial.in_use == "bottleneck":
+        return build_bottleneck(config, adapter, fake_score, ranks)
+    return None
+
+
+def build_vfm(config: Config, ranks: Ranks) -> VFMDiscriminator:
+    """Frozen DINOv2 and CLIP text, and sharded heads."""
     settings, paths = config.adversarial, config.paths
     frozen_dtype = torch_dtype(config.precision.compute)
     backbone = FrozenBackbone(
@@ -63,30 +179,48 @@ def build_discriminator(config: Config, ranks: Ranks) -> Discriminator | None:
     )
     heads.to(ranks.device).eval()
     shard(heads, heads.heads, ranks.mesh, heads.dtype)
-    return Discriminator(
+    return VFMDiscriminator(
         backbone.to(ranks.device),
         prompt_encoder.to(ranks.device),
         Trained.build(heads, config.optimizer.discriminator_lr, config.optimizer),
     )
 
 
+def build_bottleneck(
+    config: Config, adapter: Adapter, fake_score: nn.Module, ranks: Ranks
+) -> BottleneckDiscriminator:
+    """DMD2's head, sharded, and the encoder pass of the fake score that feeds it."""
+    settings = config.adversarial
+    width = fake_score.config.block_out_channels[-1]
+    head = ClassifierHead(
+        width, settings.downsamplings, settings.norm_groups, config.train.seed
+    ).to(ranks.device)
+    shard(head, [], ranks.mesh, torch_dtype(config.precision.heads))
+    add_encoder_pass(fake_score)
+    return BottleneckDiscriminator(
+        cast(BottleneckAdapter, adapter),
+        Trained.build(head, config.optimizer.discriminator_lr, config.optimizer),
+    )
+
+
 def export(
-    parts: Distillation, source: NetworkSource, ranks: Ranks, iteration: int, folder: Path
+    parts: Distillation, family: TeacherFamily, ranks: Ranks, iteration: int, folder: Path
 ) -> None:
     """Write the generator as a diffusers folder with a card of how it is to be sampled."""
     config = parts.config
-    dtype = torch_dtype(config.precision.compute)
     base = Path(config.paths.pretrained_model)
     card = StudentCard(
-        family="flux",
-        anchors=tuple(t / 1000 for t in parts.anchors.times),
+        family=family.name,
+        anchors=family.sampled_at(parts.adapter.path, parts.anchors),
         height=config.train.resolution[0],
         width=config.train.resolution[1],
         guidance=None,
         max_sequence_length=config.data.max_sequence_length,
         base_name=base.name,
-        base_fingerprint=base_fingerprint(base / "transformer"),
+        base_fingerprint=base_fingerprint(base / family.component),
         iteration=iteration,
     )
+    component = family.student(teacher_settings(config)).network
+    dtype = torch_dtype(config.precision.compute)
     describe = partial(write_card, card=card)
-    export_student(parts.generator.network, source.network, folder, dtype, ranks, describe)
+    export_student(parts.generator.network, component, folder, dtype, ranks, describe)

@@ -19,6 +19,9 @@ from senseflow.core.anchors import TimeLaw
 from senseflow.core.isg import IsgLoss
 
 Range = tuple[float, float]
+RecipeName = Literal[
+    "flux_senseflow", "sdxl_senseflow", "sdxl_dmd2", "sd35_senseflow", "sd35_large_senseflow"
+]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -35,7 +38,7 @@ class PathsConfig:
     """Where the networks and the data are; folders of diffusers, files, or names timm knows."""
 
     pretrained_model: str  # the teacher's diffusers folder
-    dataset: str  # JSON with keys, image_paths, prompts
+    dataset: str  # JSON with keys, image_paths, prompts; or an LMDB folder of latents
     student_config: str | None = None  # config.json of student and fake score; None: the teacher's
     flux_wo_guidance_embed: str | None = None  # folder with transformer/ linked to the teacher's
     dinov2: str = "vit_large_patch14_dinov2.lvd142m"  # timm name, or local-dir:FOLDER
@@ -169,18 +172,35 @@ class IsgConfig:
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """The VFM discriminator: weight (0 switches it off), omega, taps, reference, heads."""
+    """The adversary. vfm: heads on DINOv2 and CLIP (SenseFlow). bottleneck: a classifier on the
+    fake score's UNet (DMD2). none, or weight 0: no adversary is built."""
 
-    weight: float
+    kind: Literal["vfm", "bottleneck", "none"]
+    weight: float  # of L_adv in the generator's loss
+    discriminator_weight: float = 1.0  # of L_D in the discriminator's own
+    # vfm
     omega_power: float = 2.0
     reference: Literal["paired", "shuffled", "none"] = "paired"
     taps: tuple[int, ...] = (2, 5, 8, 10, 14, 19, 23)
     virtual_batch: int = 1
     augment: bool = True
+    # bottleneck
+    time_range: Range = (0.0, 999.0)  # of the noise on the latents it sees
+    downsamplings: int = 3  # of the head, before its convolution over 4 x 4
+    norm_groups: int = 32
 
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "adversarial.weight must not be negative")
+        _require(self.discriminator_weight > 0, "adversarial.discriminator_weight must be positive")
         _require(self.virtual_batch >= 1, "adversarial.virtual_batch must be at least 1")
+        _require(self.downsamplings >= 0, "adversarial.downsamplings must not be negative")
+        _require(self.norm_groups >= 1, "adversarial.norm_groups must be at least 1")
+        _require_range("adversarial.time_range", self.time_range)
+
+    @property
+    def in_use(self) -> str:
+        """The kind that is built: "none" at weight 0."""
+        return self.kind if self.weight > 0 else "none"
 
 
 @dataclass(frozen=True)
@@ -218,9 +238,11 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Reading images and prompts."""
+    """Reading images (or latents) and prompts."""
 
-    max_sequence_length: int  # T5 tokens, the same number in training and sampling
+    max_sequence_length: int | None = None  # T5 tokens, one number in training and sampling
+    separate_real: bool = False  # draw the discriminator's real samples apart from the prompts
+    latents_scaled: bool | None = None  # of an LMDB that does not say; None: as DMD2's, yes
     num_workers: int = 4
     crop: Literal["center", "random"] = "center"
     max_unreadable: int = 100  # unreadable files met before the run stops
@@ -239,6 +261,7 @@ class LogConfig:
 class Config:
     """One run."""
 
+    recipe: RecipeName  # which script runs it
     paths: PathsConfig
     train: TrainConfig
     optimizer: OptimizerConfig
@@ -257,9 +280,14 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
+        adversary = self.adversarial.in_use
         _require(
-            self.dmd.weight + self.isg.weight + self.adversarial.weight > 0,
-            "dmd.weight, isg.weight and adversarial.weight are all 0: the generator has no loss",
+            self.dmd.weight + self.isg.weight > 0 or adversary != "none",
+            "dmd.weight and isg.weight are 0 and there is no adversary: the generator has no loss",
+        )
+        _require(
+            adversary != "vfm" or not self.data.separate_real,
+            "data.separate_real: the vfm adversary compares a prompt's image with its own real one",
         )
         spent = self.lr_scheduler.warmup_iterations + self.lr_scheduler.decay_iterations
         _require(

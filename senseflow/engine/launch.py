@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -21,20 +20,22 @@ import transformers
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from senseflow.data.json_images import UnreadableImagesError
-from senseflow.engine.config import Config, load_config
-from senseflow.engine.loop import NonFiniteError, Run
+from senseflow.data.items import UnreadableImagesError
+from senseflow.engine.build import check, prepare
+from senseflow.engine.config import Config
+from senseflow.engine.loop import NonFiniteError
+from senseflow.engine.recipe import SCRIPTS, Recipe
 
 
-def launch(module: str, check: Callable[[Config], None]) -> None:
+def launch(module: str, recipe: Recipe) -> None:
     """Start GPUS processes of `module` on this node; errors of the input end it at once."""
     parser = argparse.ArgumentParser(
         prog=os.environ.get("SENSEFLOW_SCRIPT", module),
         description="Distil a teacher. Run again with the same SAVE_DIR, it goes on from the last "
         "complete checkpoint. Several nodes: the same command on each, with NODE_RANK, MASTER_ADDR "
         "and MASTER_PORT set.",
-        epilog="example: sh exp_flux/train_flux_senseflow.sh 1 8 "
-        "configs/FLUX/flux_senseflow.yaml runs/flux train.seed=1",
+        epilog=f"example: sh {SCRIPTS[recipe.name]} 1 8 {recipe.config} runs/{recipe.name} "
+        "train.seed=1",
     )
     parser.add_argument("nodes", type=int, metavar="NODES", help="number of nodes")
     parser.add_argument("gpus", type=int, metavar="GPUS", help="processes per node")
@@ -43,8 +44,8 @@ def launch(module: str, check: Callable[[Config], None]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
     args = parser.parse_args()
     try:
-        config = load_config(args.config, args.overrides)
-        check(config)
+        config = recipe.load(Path(args.config), args.overrides)
+        check(config, recipe.family)
         check_split(config, args.nodes * args.gpus)
         check_devices(args.gpus, torch.cuda.device_count())
         where = rendezvous(args.nodes)
@@ -92,7 +93,8 @@ def check_split(config: Config, world_size: int) -> None:
             f"processes x train.grad_accumulation {config.train.grad_accumulation}"
         )
     micro = config.train.batch_size // parts
-    if config.adversarial.weight and config.adversarial.reference == "shuffled" and micro < 2:
+    adversary = config.adversarial
+    if adversary.in_use == "vfm" and adversary.reference == "shuffled" and micro < 2:
         raise ValueError(
             "adversarial.reference shuffled needs micro-batches of two samples or more"
         )
@@ -132,24 +134,23 @@ def be_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def main(
-    module: str, check: Callable[[Config], None], prepare: Callable[[Config, Path], Run]
-) -> None:
+def main(module: str, recipe: Recipe) -> None:
     """Entry point of a trainer module: the launcher, or with --worker one process of the run."""
     quiet_libraries()
+    logging.basicConfig(format="%(message)s")
     if "--worker" not in sys.argv:
-        launch(module, check)
+        logging.getLogger("senseflow").setLevel(logging.INFO)
+        launch(module, recipe)
         return
     config, folder, *overrides = [a for a in sys.argv[1:] if a != "--worker"]
     rank = os.environ.get("RANK", "0")
     where = "" if rank == "0" else f" (rank {rank})"
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("senseflow").setLevel(logging.INFO if rank == "0" else logging.WARNING)
     try:
-        settings = load_config(config, overrides)
+        settings = recipe.load(Path(config), overrides)
+        logging.getLogger("senseflow").setLevel(logging.INFO if rank == "0" else logging.WARNING)
         if settings.train.deterministic:
             be_deterministic()
-        run = prepare(settings, Path(folder))
+        run = prepare(settings, Path(folder), recipe.family)
         done = run.resume()
     except (ValueError, OSError) as error:
         sys.exit(f"error{where}: {error}")

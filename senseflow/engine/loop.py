@@ -14,15 +14,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from senseflow.core.ida import squared_gap
-from senseflow.data.json_images import Unreadable
+from senseflow.data.items import Unreadable
 from senseflow.data.sampler import Batch
-from senseflow.distill import Distillation, train_iteration
+from senseflow.distill import train_iteration
 from senseflow.engine.checkpoint import Checkpoints, step_name
 from senseflow.engine.config import Config, differences, load_config, save_config
 from senseflow.engine.measures import STOPWATCH, Log, Measures, image_drift
 from senseflow.engine.optim import Trained, lr_factor
 from senseflow.engine.parallel import Ranks, local_shards, sum_over_ranks
-from senseflow.engine.strips import labelled_grid, save_picture
+from senseflow.engine.strips import labelled_grid
+from senseflow.pictures import save_whole
+from senseflow.state import Distillation, first_samples, real_images
 
 logger = logging.getLogger(__name__)
 
@@ -102,10 +104,10 @@ class Run:
         strip_due = False
         began, since = time.perf_counter(), done
         for iteration in range(done + 1, config.iter_num + 1):
-            pictures, real = self.iterate(data, iteration)
+            pictures, batch = self.iterate(data, iteration)
             strip_due |= is_due(iteration, self.config.log.sample_interval)
             if strip_due and {"teacher x0", "ISG target"} & pictures.keys():
-                self.show(iteration, pictures, real)
+                self.show(iteration, pictures, batch)
                 strip_due = False
             stop, num_unreadable = agreement.reach(len(self.unreadable.seen))
             self.unreadable.check(num_unreadable)
@@ -128,8 +130,8 @@ class Run:
 
     def iterate(
         self, data: Iterator[list[Batch]], iteration: int
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """One iteration; returns the latents it computed and the real images, for the strip."""
+    ) -> tuple[dict[str, Tensor], Batch]:
+        """One iteration; returns the latents it computed and its first batch, for the strip."""
         with STOPWATCH.measure("data"):
             batches = next(data)
         self.unreadable.note([bad for batch in batches for bad in batch.unreadable])
@@ -137,7 +139,7 @@ class Run:
         for trained in self.trained.values():
             trained.set_lr(factor)
         pictures = train_iteration(self.parts, batches, iteration, self.measures)
-        return pictures, batches[0].images
+        return pictures, batches[0]
 
     def report(
         self, log: Log | None, bar: tqdm, iteration: int, since: int, seconds: float
@@ -173,17 +175,19 @@ class Run:
         ).tolist()
         return float((gap / size) ** 0.5)
 
-    def show(self, iteration: int, pictures: dict[str, Tensor], real: Tensor) -> None:
-        """Write the image strip of this iteration; without a discriminator also measure drift."""
+    def show(self, iteration: int, pictures: dict[str, Tensor], batch: Batch) -> None:
+        """Write the image strip of this iteration; measure drift if the discriminator did not."""
         num, decode = self.config.log.num_pictures, self.parts.adapter.decode
+        measured = self.parts.discriminator is not None and self.parts.discriminator.sees_images
         with torch.no_grad():
-            if self.parts.discriminator is None:
+            real = real_images(self.parts, first_samples(self.parts, batch, num))
+            if not measured:
                 generated = decode(pictures["generated"][:num])
-                self.measures.add(image_drift(generated, real[:num].to(generated.device)))
+                self.measures.add(image_drift(generated, real))
             if self.ranks.is_main:
                 columns = {name: decode(latents[:num]) for name, latents in pictures.items()}
                 file = self.folder / "samples" / f"{step_name(iteration)}.png"
-                save_picture(labelled_grid({**columns, "real": real[:num]}), file)
+                save_whole(labelled_grid({**columns, "real": real}), file)
 
     def save(self, iteration: int) -> None:
         """The checkpoint first: where time is short, it is what must not be lost."""

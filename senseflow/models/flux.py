@@ -4,73 +4,59 @@ FLUX is a flow teacher whose clock is sigma. Its guidance is an embedding: the t
 student and fake score do not. Latents are packed: 2 x 2 patches become tokens of 4 C channels.
 """
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 from senseflow.core.anchors import Anchors, dynamic_mu, exponential_shift, shift_time
 from senseflow.core.path import FlowPath
-from senseflow.models.teacher import Conditioning
-from senseflow.models.weights import Weights, component_weights
+from senseflow.models.networks import NetworkSource, frozen_network, open_network, read_json
+from senseflow.models.pipeline import (
+    PipelineAdapter,
+    image_patch,
+    load_encoders,
+    require_pipeline,
+    require_resolution,
+    require_t5_length,
+)
+from senseflow.models.teacher import (
+    Conditioning,
+    TeacherFamily,
+    TeacherSettings,
+    sigmas_of,
+)
+from senseflow.models.weights import Weights
 
-PIPELINE = "FluxPipeline"
 GUIDANCE_EMBEDDER = "time_text_embed.guidance_embedder."
 TIME_BIAS = "time_text_embed.timestep_embedder.linear_2.bias"
 
 
 @dataclass(frozen=True)
-class FluxAdapter:
+class FluxAdapter(PipelineAdapter):
     """A FLUX teacher without its transformer: prompts, images, packing, time and guidance."""
 
-    pipeline: FluxPipeline  # transformer=None
-    resolution: tuple[int, int]  # height, width in pixels
     max_sequence_length: int  # T5 tokens
-    compute_dtype: torch.dtype
-    path: FlowPath
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        resolution: tuple[int, int],
-        max_sequence_length: int,
-        compute_dtype: torch.dtype,
-        vae_dtype: torch.dtype,
-        device: torch.device,
-    ) -> "FluxAdapter":
-        """Read encoders, VAE and scheduler. Raises ValueError for a folder of another family."""
-        require_flux_folder(folder)
-        require_fit(folder, resolution, max_sequence_length)
-        pipeline = FluxPipeline.from_pretrained(
-            folder,
-            transformer=None,
-            dtype={"vae": vae_dtype, "default": compute_dtype},
-            local_files_only=True,
+    def load(cls, settings: TeacherSettings, device: torch.device) -> "FluxAdapter":
+        """Read encoders and VAE."""
+        pipeline = load_encoders(FluxPipeline, "transformer", settings, device)
+        assert settings.max_sequence_length, "checked by require"
+        return cls(
+            pipeline,
+            FlowPath(),
+            settings.resolution,
+            settings.compute_dtype,
+            settings.max_sequence_length,
         )
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline.to(device)
-        for encoder in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
-            encoder.eval().requires_grad_(False)
-        return cls(pipeline, resolution, max_sequence_length, compute_dtype, FlowPath())
-
-    def latent_shape(self) -> tuple[int, int, int]:
-        factor = self.pipeline.vae_scale_factor
-        height, width = self.resolution
-        return self.pipeline.vae.config.latent_channels, height // factor, width // factor
-
-    def anchors(self, times: tuple[float, ...], shift: float | None) -> Anchors:
-        """The unshifted times (thousandths) through `shift`; None: the scheduler's at this size."""
-        _, height, width = self.latent_shape()
-        if shift is None:
-            shift = scheduler_shift(self.pipeline.scheduler.config, (height // 2) * (width // 2))
-        return Anchors(tuple(shift_time(t, shift) for t in times), end=self.path.clean)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
@@ -79,24 +65,13 @@ class FluxAdapter:
         )
         return Conditioning(prompt_embeds, pooled)
 
-    @torch.no_grad()
-    def encode_images(self, images: Tensor, eps: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        posterior = vae.encode(images.to(vae.dtype)).latent_dist
-        sample = posterior.mean.float() + posterior.std.float() * eps
-        return (sample - vae.config.shift_factor) * vae.config.scaling_factor
-
-    def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        scaled = latents / vae.config.scaling_factor + vae.config.shift_factor
-        return vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float()
-
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return self._call(network, x_t, t, cond, None)
 
     def predict_guided(
         self, teacher: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning, scale: Tensor
     ) -> Tensor:
+        """The guidance goes into the teacher's embedding: one forward."""
         return self._call(teacher, x_t, t, cond, scale)
 
     def _call(
@@ -157,92 +132,79 @@ def scheduler_shift(config: Any, num_tokens: int) -> float:
     return exponential_shift(mu) if config.time_shift_type == "exponential" else mu
 
 
-def require_fit(folder: Path, resolution: tuple[int, int], max_sequence_length: int) -> None:
-    """Raise ValueError for a size the VAE cannot do, or more T5 tokens than the teacher knows."""
-    levels = len(read_json(folder / "vae" / "config.json")["block_out_channels"])
-    multiple = 2 * 2 ** (levels - 1)
-    if any(side % multiple for side in resolution):
-        raise ValueError(
-            f"train.resolution {list(resolution)}: both sides must be multiples of {multiple}"
-        )
-    stated = read_json(folder / "tokenizer_2" / "tokenizer_config.json").get("model_max_length")
-    if stated and max_sequence_length > stated:
-        raise ValueError(
-            f"data.max_sequence_length {max_sequence_length}: the teacher's T5 tokenizer was made "
-            f"for {stated}"
-        )
+def read_path(settings: TeacherSettings) -> FlowPath:
+    """The clock is sigma itself, so the path has no shift."""
+    return FlowPath()
 
 
-def require_flux_folder(folder: Path) -> None:
-    """Raise ValueError unless `folder` is a diffusers FluxPipeline."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ValueError(f"{folder} is not a diffusers pipeline folder: no model_index.json")
-    name = json.loads(index.read_text()).get("_class_name")
-    if name != PIPELINE:
-        raise ValueError(f"{folder} holds a {name}, this recipe distils a {PIPELINE}")
+def read_anchors(settings: TeacherSettings, times: tuple[float, ...]) -> Anchors:
+    """The times through the shift: the scheduler's own at this size unless one is given."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
+        settings.folder, subfolder="scheduler"
+    )
+    side = image_patch(settings, patch=2)
+    num_tokens = (settings.resolution[0] // side) * (settings.resolution[1] // side)
+    shift = settings.shift or scheduler_shift(scheduler.config, num_tokens)
+    return Anchors(tuple(shift_time(t, shift) for t in times), end=FlowPath.clean)
+
+
+def require(settings: TeacherSettings) -> None:
+    """Raise ValueError unless the settings fit a FLUX folder."""
+    require_pipeline(settings.folder, FluxPipeline)
+    require_resolution(settings, patch=2)
+    require_t5_length(settings, "tokenizer_2")
 
 
 # ------------------------------------------------------------------------------------- networks
 
 
-@dataclass(frozen=True)
-class NetworkSource:
-    """A network on the meta device and where each of its weights is read."""
-
-    network: FluxTransformer2DModel
-    read: Callable[[str], Tensor]
-
-    def blocks(self) -> list[nn.Module]:
-        """The units of sharding."""
-        return [*self.network.transformer_blocks, *self.network.single_transformer_blocks]
+def blocks_of(network: FluxTransformer2DModel) -> list[nn.Module]:
+    """The units of sharding."""
+    return [*network.transformer_blocks, *network.single_transformer_blocks]
 
 
-def teacher_source(folder: Path, dtype: torch.dtype) -> NetworkSource:
+def teacher_source(settings: TeacherSettings) -> NetworkSource:
     """The frozen teacher of a FLUX folder; it must have a guidance embedding."""
-    config = read_json(folder / "transformer" / "config.json")
+    folder = settings.folder / "transformer"
+    config = read_json(folder / "config.json")
     if not config.get("guidance_embeds"):
         raise ValueError(
-            f"{folder}/transformer has no guidance embedding; the FLUX recipe guides its teacher "
-            "through one"
+            f"{folder} has no guidance embedding; the FLUX recipe guides its teacher through one"
         )
-    weights = component_weights(folder / "transformer")
-    network = meta_transformer(config).to(dtype).eval().requires_grad_(False)
-    weights.require(network.state_dict())
-    return NetworkSource(network, weights.read)
+    source, _ = open_network(FluxTransformer2DModel, folder, config, blocks_of)
+    return frozen_network(source, settings.compute_dtype)
 
 
-def student_source(
-    teacher: Path, config_file: Path | None, linked: Path | None, fold_guidance: float | None
-) -> NetworkSource:
+def student_source(settings: TeacherSettings) -> NetworkSource:
     """The start of student and fake score: the teacher's weights without guidance embedding.
 
-    config_file: the student's config.json; None takes the teacher's and drops the embedding.
-    linked: a folder whose transformer/ holds links to the teacher's weights and, for when there is
-    no config_file, a config.json.
-    fold_guidance: adds what the embedding says at this guidance to the bias of the time embedding's
-    last layer, so that the student starts as the teacher at that guidance, exactly.
+    settings.student_config: the student's config.json; None takes the teacher's and drops the
+    embedding. settings.linked: a folder whose transformer/ holds links to the teacher's weights
+    and, for when there is no student_config, a config.json. settings.fold_guidance: adds what the
+    embedding says at this guidance to the bias of the time embedding's last layer, so that the
+    student starts as the teacher at that guidance, exactly.
     """
-    folder = (linked or teacher) / "transformer"
-    if config_file:
-        config = read_json(config_file)
-    elif linked:
-        config = read_json(folder / "config.json")
-    else:
-        config = {**read_json(folder / "config.json"), "guidance_embeds": False}
-    if config.get("guidance_embeds"):
-        raise ValueError("the student's config.json must say guidance_embeds: false")
-    weights = component_weights(folder)
-    network = meta_transformer(config)
-    weights.require(network.state_dict(), spare=GUIDANCE_EMBEDDER)
-    if fold_guidance is None:
-        return NetworkSource(network, weights.read)
-    offset = guidance_offset(weights, fold_guidance)
+    folder = (settings.linked or settings.folder) / "transformer"
+    config = _student_config(settings, read_json(settings.student_config or folder / "config.json"))
+    source, weights = open_network(
+        FluxTransformer2DModel, folder, config, blocks_of, spare=GUIDANCE_EMBEDDER
+    )
+    if settings.fold_guidance is None:
+        return source
+    offset = guidance_offset(weights, settings.fold_guidance)
 
     def read(key: str) -> Tensor:
         return weights.read(key).float() + offset if key == TIME_BIAS else weights.read(key)
 
-    return NetworkSource(network, read)
+    return NetworkSource(source.network, read, source.blocks)
+
+
+def _student_config(settings: TeacherSettings, config: dict[str, Any]) -> dict[str, Any]:
+    if settings.student_config is None and settings.linked is None:
+        return {**config, "guidance_embeds": False}
+    if config.get("guidance_embeds"):
+        raise ValueError("the student's config.json must say guidance_embeds: false")
+    return config
 
 
 def guidance_offset(weights: Weights, guidance: float) -> Tensor:
@@ -262,19 +224,14 @@ def guidance_offset(weights: Weights, guidance: float) -> Tensor:
         return embedder(project(torch.tensor([1000 * guidance])))[0]
 
 
-def meta_transformer(config: dict[str, Any]) -> FluxTransformer2DModel:
-    """A FLUX transformer on the meta device, in float32."""
-    if config.get("_class_name", "FluxTransformer2DModel") != "FluxTransformer2DModel":
-        raise ValueError(f"expected a FluxTransformer2DModel, got {config['_class_name']}")
-    with torch.device("meta"):
-        return FluxTransformer2DModel.from_config(config)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; a missing or broken file is a ValueError that names it."""
-    if not file.is_file():
-        raise ValueError(f"{file} not found")
-    try:
-        return dict(json.loads(file.read_text()))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
+FLUX = TeacherFamily(
+    name="flux",
+    component="transformer",
+    require=require,
+    path=read_path,
+    anchors=read_anchors,
+    sampled_at=sigmas_of,
+    load_adapter=FluxAdapter.load,
+    teacher=teacher_source,
+    student=student_source,
+)

@@ -1,16 +1,21 @@
-"""What an adapter offers: everything in which one teacher family differs from another.
+"""What a teacher family offers: its adapter, its networks, and what it requires of a folder.
 
 An adapter holds the frozen encoders, never a trained network: generator, fake score and teacher
-share one signature and are arguments. Packing, position ids, the network's own time and its
-guidance stay inside.
+share one signature and are arguments. Packing, position and time ids, the network's own time and
+the way it is guided stay inside.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from senseflow.core.path import Path
+from senseflow.core.anchors import Anchors
+from senseflow.core.path import Path as NoisePath
+from senseflow.models.networks import NetworkSource
 
 
 @dataclass(frozen=True)
@@ -20,11 +25,36 @@ class Conditioning:
     prompt_embeds: Tensor
     pooled: Tensor
 
+    def expand(self, num: int) -> "Conditioning":
+        """One encoded prompt (B = 1) for `num` samples."""
+        return Conditioning(self.prompt_embeds.expand(num, -1, -1), self.pooled.expand(num, -1))
+
+    def cat(self, other: "Conditioning") -> "Conditioning":
+        """Both batches, one after the other."""
+        return Conditioning(
+            torch.cat([self.prompt_embeds, other.prompt_embeds]),
+            torch.cat([self.pooled, other.pooled]),
+        )
+
+
+def sigmas_of(path: NoisePath, anchors: Anchors) -> tuple[float, ...]:
+    """The noise levels of flow anchors, in (0, 1]."""
+    _, sigma = path.alpha_sigma(torch.tensor(anchors.times))
+    return tuple(sigma.tolist())
+
 
 class Adapter(Protocol):
     """One teacher family, as the iteration sees it; latents are (B, C, h, w) float32."""
 
-    path: Path
+    @property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline without its denoiser."""
+        ...
+
+    @property
+    def path(self) -> NoisePath:
+        """The noise path, with the clock that all times of the iteration are read on."""
+        ...
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one sample at the run's resolution."""
@@ -51,3 +81,33 @@ class Adapter(Protocol):
     ) -> Tensor:
         """The teacher's output with guidance scale (B,), the way this family is guided."""
         ...
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """What the configuration of a run tells a family of its teacher and student."""
+
+    folder: Path  # the teacher's diffusers pipeline
+    resolution: tuple[int, int]  # height, width in pixels
+    max_sequence_length: int | None  # T5 tokens
+    shift: float | None  # of the anchors' times; None: the scheduler's own
+    compute_dtype: torch.dtype
+    vae_dtype: torch.dtype
+    student_config: Path | None = None  # config.json of the student; None: the teacher's
+    linked: Path | None = None  # folder with links to the teacher's weights (FLUX)
+    fold_guidance: float | None = None  # FLUX
+
+
+@dataclass(frozen=True)
+class TeacherFamily:
+    """One architecture of teachers; `senseflow.trainer` names the one of each recipe."""
+
+    name: str  # on the cards of students
+    component: str  # the trained part's folder in a pipeline
+    require: Callable[[TeacherSettings], None]  # raises ValueError; reads no weights
+    path: Callable[[TeacherSettings], NoisePath]  # of the folder's scheduler
+    anchors: Callable[[TeacherSettings, tuple[float, ...]], Anchors]  # of times before any shift
+    sampled_at: Callable[[NoisePath, Anchors], tuple[float, ...]]  # the anchors on a student's card
+    load_adapter: Callable[[TeacherSettings, torch.device], Adapter]
+    teacher: Callable[[TeacherSettings], NetworkSource]
+    student: Callable[[TeacherSettings], NetworkSource]

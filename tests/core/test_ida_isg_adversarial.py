@@ -2,16 +2,19 @@
 
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from senseflow.core.adversarial import (
     hinge_discriminator_loss,
     hinge_generator_loss,
     margin,
     omega,
+    softplus_discriminator_loss,
+    softplus_generator_loss,
 )
 from senseflow.core.ida import align_, squared_gap
 from senseflow.core.isg import isg_loss
-from senseflow.core.path import FlowPath, ode_step
+from senseflow.core.path import FlowPath, VPPath, ode_step
 
 
 def test_ida_end_points_and_the_point_between():
@@ -83,3 +86,34 @@ def test_hinge_losses_by_hand():
     assert hinge_discriminator_loss(real, fake, weight).item() == pytest.approx((1.25 + 1.0) / 2)
     assert hinge_generator_loss(fake, weight).item() == pytest.approx(0.5 / 2)
     assert margin(real, fake).item() == pytest.approx(0.625 + 0.25)
+
+
+def test_omega_on_the_vp_path_is_the_share_of_the_image():
+    """Never 0: SDXL's top anchor keeps a little of it."""
+    abar = torch.linspace(0.999, 0.005, 1000, dtype=torch.float64)
+    tau = torch.tensor([999.0, 499.0])
+    expected = abar[[999, 499]].float()
+    torch.testing.assert_close(omega(VPPath(abar), tau), expected)
+    torch.testing.assert_close(omega(VPPath(abar), tau, 1.0), expected.sqrt())
+
+
+def test_softplus_losses_are_cross_entropies_of_real_and_fake():
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (5 * torch.randn(2, 3, 4, generator=generator)).requires_grad_()
+    entropy = binary_cross_entropy_with_logits
+    ones, zeros = torch.ones(3, 4), torch.zeros(3, 4)
+    expected = entropy(real, ones) + entropy(fake, zeros)
+    torch.testing.assert_close(softplus_discriminator_loss(real, fake), expected)
+    torch.testing.assert_close(softplus_generator_loss(fake), entropy(fake, ones))
+    far = torch.full((1, 1), 1e4)
+    assert softplus_generator_loss(-far).item() == 1e4 and softplus_generator_loss(far).item() == 0
+
+
+def test_softplus_losses_pull_the_logits_apart_and_the_generators_pushes_up():
+    real, fake = (torch.zeros(2, 3, requires_grad=True) for _ in range(2))
+    softplus_discriminator_loss(real, fake).backward()
+    torch.testing.assert_close(real.grad, torch.full((2, 3), -0.5 / 6))
+    torch.testing.assert_close(fake.grad, torch.full((2, 3), 0.5 / 6))
+    fake.grad = None
+    softplus_generator_loss(fake).backward()
+    torch.testing.assert_close(fake.grad, torch.full((2, 3), -0.5 / 6))

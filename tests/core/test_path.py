@@ -1,5 +1,7 @@
 """Both noise paths against their definitions and against diffusers' own schedulers."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
@@ -64,3 +66,29 @@ def test_vp_step_is_ddim_of_diffusers():
 def test_shift_has_fixed_ends_and_is_sd3s():
     sigma = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
     torch.testing.assert_close(shift_sigma(sigma, 3.0), torch.tensor([0.0, 0.5, 0.75, 0.9, 1.0]))
+
+
+def test_vp_steps_of_an_exact_gaussian_teacher_converge_to_its_flow():
+    """Data N(m, s^2): the flow keeps (x_t - alpha m) / std_t; the error of n steps falls as 1/n."""
+    path, mean, std = sdxl_path(), 0.7, 0.5
+    start = torch.linspace(-2, 2, 9).view(1, 9)
+
+    def spread(t):
+        alpha, sigma = path.alpha_sigma(t)
+        return (alpha**2 * std**2 + sigma**2).sqrt()
+
+    def walk(num_steps):
+        steps = torch.linspace(999, path.clean, num_steps + 1)[:, None]
+        x_t = start
+        for t, s in pairwise(steps):
+            alpha, sigma = path.alpha_sigma(t)
+            eps = sigma / spread(t) ** 2 * (x_t - alpha * mean)
+            x_t = ode_step(path, path.read(eps, x_t, t), s)
+        return x_t
+
+    top = torch.tensor([999.0])
+    alpha, _ = path.alpha_sigma(top)
+    exact = mean + std / spread(top) * (start - alpha * mean)
+    errors = [(walk(n) - exact).abs().max().item() for n in (10, 100, 1000)]
+    assert errors[2] < 6e-3
+    assert errors[1] / errors[0] < 0.2 and errors[2] / errors[1] < 0.2

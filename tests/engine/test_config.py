@@ -41,22 +41,100 @@ def test_flux_recipe_has_the_published_numbers():
     assert (c.train.save_interval, c.train.batch_size) == (1500, 8)
 
 
-def test_every_key_of_the_dataclasses_stands_in_the_recipe():
-    tree = yaml.safe_load(RECIPE.read_text())
-    config = dataclasses.asdict(load_config(RECIPE))
-    assert {s: set(keys) for s, keys in tree.items()} | {"paths": set(config["paths"])} == {
-        s: set(keys) for s, keys in config.items()
-    }
+RECIPES = {
+    "flux_senseflow": "FLUX",
+    "sd35_senseflow": "SD35",
+    "sd35_large_senseflow": "SD35",
+    "sdxl_senseflow": "sdxl",
+    "sdxl_dmd2": "sdxl",
+}
+VFM_PATHS = {f"paths.{k}" for k in ("dinov2", "dinov2_weights", "clip", "clip_weights")}
+VFM = {f"adversarial.{k}" for k in ("omega_power", "reference", "taps", "virtual_batch", "augment")}
+VFM |= VFM_PATHS | {"paths.clip_quick_gelu"}
+BOTTLENECK = {f"adversarial.{k}" for k in ("time_range", "downsamplings", "norm_groups")}
+FLUX_ONLY = {"student.fold_guidance", "paths.flux_wo_guidance_embed"}
 
 
-def test_the_embedded_recipe_is_the_full_one_but_for_sizes_rates_batch_and_n():
-    full, small = load_config(RECIPE), load_config("configs/FLUX/flux_senseflow_tiny.yaml")
+def recipe_file(name: str, suffix: str = "") -> Path:
+    return Path("configs") / RECIPES[name] / f"{name}{suffix}.yaml"
+
+
+@pytest.mark.parametrize("suffix", ["", "_tiny"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_key_that_applies_stands_in_the_recipe(name, suffix):
+    tree = yaml.safe_load(recipe_file(name, suffix).read_text())
+    config = load_config(recipe_file(name, suffix))
+    assert tree.pop("recipe") == config.recipe == name
+    written = {f"{section}.{key}" for section, keys in tree.items() for key in keys}
+    sections = dataclasses.asdict(config)
+    del sections["recipe"]
+    possible = {f"{section}.{key}" for section, keys in sections.items() for key in keys}
+    elsewhere = set() if name == "flux_senseflow" else set(FLUX_ONLY)
+    elsewhere |= VFM if config.adversarial.kind == "bottleneck" else BOTTLENECK
+    elsewhere |= {"data.max_sequence_length"} if "sdxl" in name else set()
+    assert written == possible - elsewhere
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_embedded_recipe_is_the_full_one_but_for_sizes_rates_batch_and_n(name):
+    full, small = load_config(recipe_file(name)), load_config(recipe_file(name, "_tiny"))
     changed = {line.partition(":")[0] for line in differences(full, small)}
     method = ("anchors", "dmd", "ida", "isg", "student", "backward_simulation", "fake_score")
     assert {key for key in changed if key.startswith(method)} == {"fake_score.ttur"}
-    assert {key for key in changed if key.startswith("adversarial")} == {"adversarial.taps"}
+    sizes = {"adversarial.taps", "adversarial.downsamplings"}
+    assert {key for key in changed if key.startswith("adversarial")} <= sizes
     rates = {"optimizer.lr", "optimizer.fake_score_lr", "optimizer.discriminator_lr"}
     assert {key for key in changed if key.startswith("optimizer")} == rates
+
+
+def row(c: Config) -> tuple:
+    """What METHOD's table of recipes says, in its order."""
+    return (
+        c.anchors.times,
+        c.fake_score.ttur,
+        c.ida.lam,
+        (c.adversarial.kind, c.adversarial.weight, c.isg.weight),
+        c.dmd.guidance,
+        c.isg.guidance,
+        c.isg.margin,
+        (c.dmd.time, c.dmd.time_range),
+        (c.fake_score.time, c.fake_score.time_range),
+        c.backward_simulation.probability,
+        (c.optimizer.lr, c.optimizer.fake_score_lr, c.optimizer.discriminator_lr),
+        (c.train.save_interval, c.train.resolution),
+    )
+
+
+INTEGER, THOUSANDTHS = (999, 749, 499, 249), (1000, 750, 500, 250)
+INNER, ALL = ("uniform", (20, 980)), (0, 1000)
+PUBLISHED = {
+    "sdxl_senseflow": (INTEGER, 5, None, ("vfm", 0.5, 0.2), (8, 8), (3, 15), 20, INNER,
+                       ("uniform", (0, 999)), 0.5, (1e-6,) * 3, (3000, (1024, 1024))),
+    "sd35_senseflow": (THOUSANDTHS, 10, 0.98, ("vfm", 0.1, 0.5), (2, 8), (2, 4), 50, INNER,
+                       ("logit_normal", ALL), 0.5, (1e-6,) * 3, (3000, (1024, 1024))),
+    "sd35_large_senseflow": (THOUSANDTHS, 5, 0.97, ("vfm", 0.1, 1.0), (3, 10), (5, 5), 50, INNER,
+                             ("logit_normal", ALL), 0.5, (1e-6,) * 3, (3000, (1024, 1024))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_have_the_published_numbers(name):
+    assert row(load_config(recipe_file(name))) == PUBLISHED[name]
+
+
+def test_dmd2_has_the_published_numbers():
+    c = load_config(recipe_file("sdxl_dmd2"))
+    a = c.adversarial
+    assert (a.kind, a.weight, a.discriminator_weight, a.time_range) == (
+        "bottleneck",
+        0.005,
+        0.01,
+        (0, 999),
+    )
+    assert (a.downsamplings, a.norm_groups) == (3, 32)
+    assert (c.ida.lam, c.isg.weight, c.backward_simulation.probability) == (None, 0, 1)
+    assert (c.fake_score.ttur, c.dmd.guidance, c.anchors.times) == (5, (8, 8), INTEGER)
+    assert c.data.separate_real and c.dmd.time_range == (20, 980)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +160,8 @@ def test_the_embedded_recipe_is_the_full_one_but_for_sizes_rates_batch_and_n():
             {"dmd__weight": 0, "isg__weight": 0, "adversarial__weight": 0},
             r"the generator has no loss",
         ),
+        ({"adversarial__kind": "gan"}, r"adversarial.kind: 'gan' is none of vfm, bottleneck, none"),
+        ({"data__separate_real": True}, r"data.separate_real: the vfm adversary"),
     ],
 )
 def test_bad_values_are_named_with_file_and_key(tmp_path, changes, message):

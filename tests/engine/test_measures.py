@@ -7,7 +7,8 @@ import torch
 
 from senseflow.engine.measures import STOPWATCH, Log, Measures, image_drift, phase
 from senseflow.engine.parallel import Ranks
-from senseflow.engine.strips import labelled_grid, save_picture
+from senseflow.engine.strips import labelled_grid
+from senseflow.pictures import save_whole
 
 ONE = Ranks(0, 1, torch.device("cpu"), None)
 
@@ -57,5 +58,5 @@ def test_strip_has_a_labelled_column_per_picture(tmp_path):
     picture = labelled_grid(columns)
     assert picture.size == (2 * 96, 16 + 2 * 96)
     assert picture.getpixel((48, 60)) == (0, 0, 0) and picture.getpixel((144, 60)) == (255,) * 3
-    save_picture(picture, tmp_path / "a" / "strip.png")
+    save_whole(picture, tmp_path / "a" / "strip.png")
     assert [f.name for f in (tmp_path / "a").iterdir()] == ["strip.png"]

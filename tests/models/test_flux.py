@@ -10,30 +10,33 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from safetensors.torch import load_file, save_file
-
-from senseflow.models.flux import (
-    GUIDANCE_EMBEDDER,
-    FluxAdapter,
-    pack,
-    require_flux_folder,
-    student_source,
-    teacher_source,
-    unpack,
+from teacher_parts import (
+    CPU,
+    PROMPTS,
+    Inputs,
+    assert_same_weights,
+    built,
+    changed_copy,
+    settings_of,
 )
 
-CPU = torch.device("cpu")
+from senseflow.models.flux import FLUX, GUIDANCE_EMBEDDER, FluxAdapter, pack, unpack
+from text_parts import T5_LENGTH
+
 LENGTH = 12
+TIMES = (1000.0, 750.0, 500.0, 250.0)
+FLUX_DEV = dict(
+    shift=3.0,
+    use_dynamic_shifting=True,
+    base_shift=0.5,
+    max_shift=1.15,
+    base_image_seq_len=256,
+    max_image_seq_len=4096,
+)
 
 
 def adapter_of(folder, resolution=(32, 32), dtype=torch.float32) -> FluxAdapter:
-    return FluxAdapter.load(Path(folder), resolution, LENGTH, dtype, torch.float32, CPU)
-
-
-def built(source):
-    """A network with its weights, without sharding."""
-    network = source.network.to_empty(device="cpu")
-    network.load_state_dict({k: source.read(k) for k in network.state_dict()})
-    return network.eval()
+    return FLUX.load_adapter(settings_of(folder, resolution, LENGTH, compute_dtype=dtype), CPU)
 
 
 def side_of(folder, tokens: int) -> int:
@@ -52,7 +55,7 @@ def seen_by_the_network(folder, dtype, **call):
 
     pipeline.transformer.register_forward_hook(hook, with_kwargs=True)
     pipeline(
-        ["a red seven", "two blue ones"],
+        PROMPTS,
         max_sequence_length=LENGTH,
         output_type="latent",
         generator=torch.Generator().manual_seed(0),
@@ -70,17 +73,14 @@ def test_prediction_equals_the_pipelines_own_call_at_all_anchors(flux_folder, dt
     seen = seen_by_the_network(
         flux_folder, dtype, height=height, width=width, num_inference_steps=4, guidance_scale=3.5
     )
-    adapter = adapter_of(flux_folder, (height, width), dtype)
-    teacher = built(teacher_source(Path(flux_folder), dtype))
-    cond = adapter.encode_prompts(["a red seven", "two blue ones"])
-    anchors = adapter.anchors((1000.0, 750.0, 500.0, 250.0), None).times
+    settings = settings_of(flux_folder, (height, width), LENGTH, compute_dtype=dtype)
+    adapter = FLUX.load_adapter(settings, CPU)
+    teacher = built(FLUX.teacher(settings))
+    inputs = Inputs(teacher)
+    cond = adapter.encode_prompts(PROMPTS)
+    anchors = FLUX.anchors(settings, TIMES).times
     assert len(seen) == 4
     for tau, (given, output) in zip(anchors, seen, strict=True):
-        received = {}
-        hook = teacher.register_forward_pre_hook(
-            lambda module, args, kwargs, received=received: received.update(kwargs),
-            with_kwargs=True,
-        )
         _, h, w = adapter.latent_shape()
         with torch.no_grad():
             v = adapter.predict_guided(
@@ -90,7 +90,7 @@ def test_prediction_equals_the_pipelines_own_call_at_all_anchors(flux_folder, dt
                 cond,
                 torch.full((2,), 3.5),
             )
-        hook.remove()
+        received = inputs.latest
         for name in ("hidden_states", "encoder_hidden_states", "pooled_projections"):
             assert torch.equal(received[name], given[name]), name
         same_time = dict(rtol=2e-7, atol=0) if dtype == torch.float32 else dict(rtol=0, atol=0)
@@ -107,25 +107,37 @@ def test_pack_is_the_pipelines_and_unpack_its_inverse():
 
 
 @pytest.mark.parametrize("side", [256, 512, 1024])
-def test_anchors_are_those_of_diffusers_own_scheduler(flux_folder, side):
-    """FLUX.1-dev's scheduler at real sizes, as FluxPipeline sets it for 4 steps."""
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        shift=3.0,
-        use_dynamic_shifting=True,
-        base_shift=0.5,
-        max_shift=1.15,
-        base_image_seq_len=256,
-        max_image_seq_len=4096,
-    )
+def test_anchors_are_those_of_diffusers_own_scheduler(flux_folder, tmp_path, side):
+    """FLUX.1-dev's scheduler at real numbers of tokens, as FluxPipeline sets it for 4 steps."""
+    folder = with_scheduler(flux_folder, tmp_path / "dev", **FLUX_DEV)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.25, 4), mu=calculate_shift((side // 16) ** 2))
-    adapter = adapter_of(flux_folder)
-    adapter.pipeline.register_modules(scheduler=scheduler)
-    factor = adapter.pipeline.vae_scale_factor
-    same_tokens = (side * factor // 8, side * factor // 8)
-    adapter = FluxAdapter(adapter.pipeline, same_tokens, LENGTH, torch.float32, adapter.path)
-    anchors = adapter.anchors((1000.0, 750.0, 500.0, 250.0), None)
+    same_tokens = side_of(flux_folder, side // 16)
+    settings = settings_of(folder, (same_tokens, same_tokens))
+    anchors = FLUX.anchors(settings, TIMES)
+    assert anchors.times == pytest.approx((1000 * scheduler.sigmas[:-1]).tolist(), rel=1e-6)
+    assert anchors.times[0] == 1000 and anchors.end == FLUX.path(settings).clean
+    on_the_card = FLUX.sampled_at(FLUX.path(settings), anchors)
+    assert on_the_card == pytest.approx(scheduler.sigmas[:-1].tolist(), rel=1e-6)
+
+
+def with_scheduler(folder, target, **config) -> Path:
+    return changed_copy(folder, target, "scheduler/scheduler_config.json", **config)
+
+
+def test_anchors_of_other_shifts(flux_folder, tmp_path):
+    """A scheduler's constant shift, its linear dynamic one, and a shift the run gives."""
+    constant = settings_of(flux_folder)  # the tests' own folder: shift 3.1582
+    assert FLUX.anchors(constant, TIMES).times == pytest.approx(
+        [1000, 904.5, 759.5, 512.8], abs=0.06
+    )
+    folder = with_scheduler(flux_folder, tmp_path / "l", **FLUX_DEV, time_shift_type="linear")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.25, 4), mu=calculate_shift(64))
     expected = (1000 * scheduler.sigmas[:-1]).tolist()
-    assert anchors.times == pytest.approx(expected, rel=1e-6)
+    assert FLUX.anchors(settings_of(folder), TIMES).times == pytest.approx(expected, rel=1e-6)
+    given = settings_of(folder, shift=3.0)
+    assert FLUX.anchors(given, TIMES).times == pytest.approx((1000, 900, 750, 500))
 
 
 def test_vae_both_ways_as_the_pipeline_scales_it(flux_folder):
@@ -144,22 +156,28 @@ def test_vae_both_ways_as_the_pipeline_scales_it(flux_folder):
 
 
 def test_student_is_the_teacher_without_its_guidance_embedding(flux_folder):
-    student = built(student_source(Path(flux_folder), None, None, None))
-    teacher = built(teacher_source(Path(flux_folder), torch.float32))
-    theirs = teacher.state_dict()
-    mine = student.state_dict()
+    settings = settings_of(flux_folder)
+    mine = built(FLUX.student(settings)).state_dict()
+    theirs = built(FLUX.teacher(settings)).state_dict()
     assert {k for k in theirs if k not in mine} == {
         k for k in theirs if k.startswith(GUIDANCE_EMBEDDER)
     }
     assert all(torch.equal(mine[k], theirs[k]) for k in mine)
 
 
+def test_teacher_is_frozen_in_its_own_dtype_and_the_student_learns_in_float32(flux_folder):
+    settings = settings_of(flux_folder, compute_dtype=torch.bfloat16)
+    teacher, student = FLUX.teacher(settings).network, FLUX.student(settings).network
+    assert {(p.dtype, p.requires_grad) for p in teacher.parameters()} == {(torch.bfloat16, False)}
+    assert {(p.dtype, p.requires_grad) for p in student.parameters()} == {(torch.float32, True)}
+
+
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
 def test_folded_guidance_is_exact(flux_folder, guidance):
-    adapter = adapter_of(flux_folder)
-    teacher = built(teacher_source(Path(flux_folder), torch.float32))
-    folded = built(student_source(Path(flux_folder), None, None, guidance))
-    dropped = built(student_source(Path(flux_folder), None, None, None))
+    settings = settings_of(flux_folder)
+    adapter, teacher = adapter_of(flux_folder), built(FLUX.teacher(settings))
+    folded = built(FLUX.student(settings_of(flux_folder, fold_guidance=guidance)))
+    dropped = built(FLUX.student(settings))
     cond = adapter.encode_prompts(["a", "b"])
     x_t, t = torch.randn(2, *adapter.latent_shape()), torch.tensor([1000.0, 512.8])
     with torch.no_grad():
@@ -195,16 +213,26 @@ def linked_folder(flux_folder, tmp_path) -> Path:
 
 def test_the_readmes_folder_of_links_gives_the_same_student(flux_folder, tmp_path):
     linked = linked_folder(flux_folder, tmp_path)
-    one = built(student_source(tmp_path / "teacher", None, linked, None)).state_dict()
-    other = built(student_source(Path(flux_folder), None, None, None)).state_dict()
-    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    one = built(FLUX.student(settings_of(tmp_path / "teacher", linked=linked)))
+    assert_same_weights(one, built(FLUX.student(settings_of(flux_folder))))
+
+
+def test_a_student_config_with_a_guidance_embedding_is_refused(flux_folder, tmp_path):
+    linked = linked_folder(flux_folder, tmp_path)
+    theirs = flux_folder / "transformer" / "config.json"
+    for settings in (
+        settings_of(flux_folder, student_config=theirs),
+        settings_of(tmp_path / "teacher", linked=linked, student_config=theirs),
+    ):
+        with pytest.raises(ValueError, match="must say guidance_embeds: false"):
+            FLUX.student(settings)
 
 
 def test_a_dangling_link_is_an_error(flux_folder, tmp_path):
     linked = linked_folder(flux_folder, tmp_path)
     (tmp_path / "teacher" / "transformer" / "b.safetensors").unlink()
     with pytest.raises(ValueError, match=r"b.safetensors is a link to .* which does not exist"):
-        student_source(tmp_path / "teacher", None, linked, None)
+        FLUX.student(settings_of(tmp_path / "teacher", linked=linked))
 
 
 def test_a_truncated_weights_file_is_named(flux_folder, tmp_path):
@@ -212,38 +240,39 @@ def test_a_truncated_weights_file_is_named(flux_folder, tmp_path):
     file = tmp_path / "teacher" / "transformer" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
-        teacher_source(tmp_path / "teacher", torch.float32)
+        FLUX.teacher(settings_of(tmp_path / "teacher"))
 
 
 def test_a_full_size_config_does_not_fit_and_the_keys_are_named(flux_folder):
     full = Path("exp_flux/flux-wo-guidance-embed/transformer/config.json")
     with pytest.raises(ValueError, match=r"do not fit.*keys are missing, such as"):
-        student_source(Path(flux_folder), full, None, None)
+        FLUX.student(settings_of(flux_folder, student_config=full))
 
 
 def test_folders_that_are_no_flux_teacher(flux_folder, tmp_path):
     with pytest.raises(ValueError, match=r"no model_index.json"):
-        require_flux_folder(tmp_path)
+        FLUX.require(settings_of(tmp_path))
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
     with pytest.raises(ValueError, match=r"holds a StableDiffusion3Pipeline"):
-        require_flux_folder(tmp_path)
-    require_flux_folder(Path(flux_folder))
+        FLUX.require(settings_of(tmp_path))
+    FLUX.require(settings_of(flux_folder))
 
 
 def test_a_teacher_without_guidance_embedding_is_refused(flux_folder, tmp_path):
-    shutil.copytree(flux_folder, tmp_path / "teacher")
-    file = tmp_path / "teacher" / "transformer" / "config.json"
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, "guidance_embeds": False}))
+    file = "transformer/config.json"
+    folder = changed_copy(flux_folder, tmp_path / "teacher", file, guidance_embeds=False)
     with pytest.raises(ValueError, match="has no guidance embedding"):
-        teacher_source(tmp_path / "teacher", torch.float32)
+        FLUX.teacher(settings_of(folder))
 
 
-def test_more_t5_tokens_than_the_teacher_knows(flux_folder):
+def test_t5_lengths_the_teacher_does_not_know(flux_folder):
     with pytest.raises(ValueError, match=r"max_sequence_length 99.*was made for 16"):
-        FluxAdapter.load(Path(flux_folder), (32, 32), 99, torch.float32, torch.float32, CPU)
+        FLUX.require(settings_of(flux_folder, length=99))
+    with pytest.raises(ValueError, match=r"max_sequence_length is missing"):
+        FLUX.require(settings_of(flux_folder, length=None))
+    FLUX.require(settings_of(flux_folder, length=T5_LENGTH))
 
 
-def test_a_resolution_the_vae_cannot_do(flux_folder):
-    with pytest.raises(ValueError, match=r"train.resolution \[32, 33\].*multiples of"):
-        adapter_of(flux_folder, (32, 33))
+def test_resolutions_that_do_not_fit_are_refused(flux_folder):
+    with pytest.raises(ValueError, match=r"train.resolution \[32, 34\].*multiples of 4"):
+        FLUX.require(settings_of(flux_folder, (32, 34)))

@@ -1,0 +1,65 @@
+"""The five published recipes: which teacher family each distils, and how its YAML is read."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from senseflow.engine.config import Config, load_config
+from senseflow.models.teacher import TeacherFamily
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = {
+    "flux_senseflow": "exp_flux/train_flux_senseflow.sh",
+    "sdxl_senseflow": "exp_sdxl/train_sdxl_senseflow.sh",
+    "sdxl_dmd2": "exp_sdxl/train_sdxl_dmd2.sh",
+    "sd35_senseflow": "exp_sd35/train_SD35_senseflow.sh",
+    "sd35_large_senseflow": "exp_sd35/train_SD35_large_senseflow.sh",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training script runs."""
+
+    name: str
+    family: TeacherFamily
+    adversary: str  # besides "none"
+    config: Path  # its published YAML, from the root of the repository
+    lends_paths: str | None = None  # the recipe whose YAML only lends its paths to this one
+
+    def load(self, file: Path, overrides: list[str]) -> Config:
+        """The configuration in `file` with `key.sub=value` overrides.
+
+        A YAML of the recipe `lends_paths` gives its paths alone; all numbers are those of this
+        recipe's own YAML beside it. Raises ValueError for a YAML of any other recipe, and for
+        another adversary than this recipe's.
+        """
+        config = load_config(file, overrides)
+        if self.lends_paths and config.recipe == self.lends_paths:
+            own = self._beside(file)
+            config = replace(load_config(own, overrides), paths=config.paths)
+            logger.info(
+                "%s is the recipe %s: its paths are used, and the numbers of %s",
+                file,
+                self.lends_paths,
+                own,
+            )
+        if config.recipe != self.name:
+            raise ValueError(
+                f"{file} is the recipe {config.recipe}, which sh {SCRIPTS[config.recipe]} runs; "
+                f"this script runs {self.name}"
+            )
+        if config.adversarial.in_use not in (self.adversary, "none"):
+            raise ValueError(
+                f"{file}: adversarial.kind {config.adversarial.kind}: {self.name} has "
+                f"{self.adversary} or none"
+            )
+        return config
+
+    def _beside(self, file: Path) -> Path:
+        """This recipe's YAML next to that of `lends_paths`, else the published one."""
+        assert self.lends_paths
+        own = file.with_name(file.name.replace(self.lends_paths, self.name))
+        return own if own != file and own.is_file() else ROOT / self.config

@@ -1,0 +1,79 @@
+"""The adversary of DMD2: a classifier on the bottleneck of the fake score's UNet.
+
+Its input is a latent diffused to a random t. It reads the output of the UNet's mid-block, so its
+loss trains the encoder half of the fake score too (DMD2, Section 4.3).
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+
+class ClassifierHead(nn.Module):
+    """Mid-block features (B, width, h, w) to logits (B, L); L is 1 at 1024 px.
+
+    downsamplings: convolutions that halve the map, before one that takes 4 x 4 of it to a logit.
+    """
+
+    def __init__(self, width: int, downsamplings: int, norm_groups: int, seed: int) -> None:
+        super().__init__()
+        if width % norm_groups:
+            raise ValueError(
+                f"adversarial.norm_groups {norm_groups} does not divide the mid-block's {width} "
+                "channels"
+            )
+        self.smallest = 4 * 2**downsamplings  # rows and columns of the map
+        self.downsamplings = downsamplings
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            layers: list[nn.Module] = []
+            for stride, padding in [*[(2, 1)] * downsamplings, (4, 0)]:
+                layers.append(nn.Conv2d(width, width, 4, stride=stride, padding=padding))
+                layers += [nn.GroupNorm(norm_groups, width), nn.SiLU()]
+            self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Raises ValueError for a map too small for the convolutions."""
+        if min(features.shape[-2:]) < self.smallest:
+            raise ValueError(
+                f"adversarial.downsamplings {self.downsamplings} needs a bottleneck of at least "
+                f"{self.smallest} x {self.smallest}, this one is {list(features.shape[-2:])}"
+            )
+        dtype = self.layers[-1].weight.dtype  # as FSDP gathers it
+        return self.layers(features.to(dtype)).flatten(1)
+
+
+def add_encoder_pass(unet: UNet2DConditionModel) -> None:
+    """Give a UNet, sharded or not, the method `encode`."""
+    unet.encode = MethodType(encode, unet)
+    if isinstance(unet, FSDPModule):
+        register_fsdp_forward_method(unet, "encode")
+
+
+def encode(
+    unet: UNet2DConditionModel,
+    sample: Tensor,
+    timestep: Tensor,
+    encoder_hidden_states: Tensor,
+    added_cond_kwargs: dict[str, Any],
+) -> Tensor:
+    """The mid-block's output (B, C, h, w), through the UNet's own parts; its up half is not run."""
+    embedding = unet.time_embedding(unet.get_time_embed(sample, timestep))
+    added = unet.get_aug_embed(embedding, encoder_hidden_states, added_cond_kwargs)
+    embedding = embedding if added is None else embedding + added
+    states = unet.process_encoder_hidden_states(encoder_hidden_states, added_cond_kwargs)
+    features = unet.conv_in(sample)
+    for block in [*unet.down_blocks, unet.mid_block]:
+        text = {"encoder_hidden_states": states} if reads_text(block) else {}
+        output = block(features, embedding, **text)
+        features = output[0] if isinstance(output, tuple) else output
+    return features
+
+
+def reads_text(block: nn.Module) -> bool:
+    """Whether a UNet block has cross-attention, as diffusers itself asks."""
+    return getattr(block, "has_cross_attention", False)

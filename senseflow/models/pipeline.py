@@ -1,0 +1,163 @@
+"""What the adapters of all families share: encoders, VAE and scheduler of a diffusers pipeline."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import Tensor, nn
+
+from senseflow.core.guidance import guide
+from senseflow.core.path import Path as NoisePath
+from senseflow.models.networks import (
+    Blocks,
+    NetworkSource,
+    frozen_network,
+    open_network,
+    read_json,
+)
+from senseflow.models.teacher import Conditioning, TeacherSettings
+
+
+@dataclass(frozen=True)
+class PipelineAdapter(ABC):
+    """A teacher without its denoiser: the pipeline's encoders, and its VAE both ways."""
+
+    pipeline: Any  # a diffusers pipeline without its denoiser
+    path: NoisePath
+    resolution: tuple[int, int]  # height, width in pixels
+    compute_dtype: torch.dtype
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        factor = self.pipeline.vae_scale_factor
+        height, width = self.resolution
+        return self.pipeline.vae.config.latent_channels, height // factor, width // factor
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor, eps: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        posterior = vae.encode(images.to(vae.dtype)).latent_dist
+        sample = posterior.mean.float() + posterior.std.float() * eps
+        return (sample - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+        return vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float()
+
+    @abstractmethod
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """See `senseflow.models.teacher.Adapter`."""
+
+
+class CfgAdapter(PipelineAdapter):
+    """A teacher guided by classifier-free guidance."""
+
+    @abstractmethod
+    def null(self, cond: Conditioning) -> Conditioning:
+        """The conditioning of no prompt, for as many samples as `cond`."""
+
+    def predict_guided(
+        self, teacher: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning, scale: Tensor
+    ) -> Tensor:
+        """uncond + scale (cond - uncond); both halves in one forward."""
+        both = self.null(cond).cat(cond)
+        output = self.predict(teacher, torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        return guide(*output.chunk(2), scale)
+
+
+def load_encoders(
+    pipeline_class: type[DiffusionPipeline],
+    component: str,
+    settings: TeacherSettings,
+    device: torch.device,
+) -> Any:
+    """The frozen encoders, VAE and scheduler of a pipeline folder, without its denoiser."""
+    pipeline = pipeline_class.from_pretrained(
+        settings.folder,
+        **{component: None},
+        dtype={"vae": settings.vae_dtype, "default": settings.compute_dtype},
+        local_files_only=True,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    return pipeline
+
+
+def latent_shape(settings: TeacherSettings) -> tuple[int, int, int]:
+    """(C, h, w) of one sample at the run's resolution, by the VAE's config."""
+    config = read_json(settings.folder / "vae" / "config.json")
+    height, width = (side // image_patch(settings, patch=1) for side in settings.resolution)
+    return config["latent_channels"], height, width
+
+
+def require_pipeline(folder: Path, pipeline_class: type[DiffusionPipeline]) -> None:
+    """Raise ValueError unless `folder` is a diffusers pipeline of this class."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"{folder} is not a diffusers pipeline folder: no model_index.json")
+    name = read_json(index).get("_class_name")
+    if name != pipeline_class.__name__:
+        raise ValueError(
+            f"{folder} holds a {name}, this recipe distils a {pipeline_class.__name__}"
+        )
+
+
+def image_patch(settings: TeacherSettings, patch: int) -> int:
+    """Pixels of the side of one of the network's patches of latents."""
+    config = read_json(settings.folder / "vae" / "config.json")
+    return patch * 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def require_resolution(settings: TeacherSettings, patch: int) -> None:
+    """Raise ValueError for a size the VAE and the network's patches of latents cannot do."""
+    multiple = image_patch(settings, patch)
+    if any(side % multiple for side in settings.resolution):
+        raise ValueError(
+            f"train.resolution {list(settings.resolution)}: both sides must be multiples of "
+            f"{multiple}"
+        )
+
+
+def require_plain_student(settings: TeacherSettings) -> None:
+    """Raise ValueError for keys that only a FLUX student has."""
+    if settings.linked or settings.fold_guidance is not None:
+        raise ValueError(
+            "paths.flux_wo_guidance_embed and student.fold_guidance are for FLUX alone; say null"
+        )
+
+
+def require_t5_length(settings: TeacherSettings, tokenizer: str) -> None:
+    """Raise ValueError without a T5 length, or for more tokens than the teacher knows."""
+    length = settings.max_sequence_length
+    if length is None:
+        raise ValueError("data.max_sequence_length is missing: the T5 tokens of this teacher")
+    config = read_json(settings.folder / tokenizer / "tokenizer_config.json")
+    stated = config.get("model_max_length")
+    if stated and length > stated:
+        raise ValueError(
+            f"data.max_sequence_length {length}: the teacher's T5 tokenizer was made for {stated}"
+        )
+
+
+def same_teacher(
+    network_class: type[ModelMixin], component: str, settings: TeacherSettings, blocks_of: Blocks
+) -> NetworkSource:
+    """The frozen teacher of a pipeline folder."""
+    folder = settings.folder / component
+    source, _ = open_network(network_class, folder, read_json(folder / "config.json"), blocks_of)
+    return frozen_network(source, settings.compute_dtype)
+
+
+def same_student(
+    network_class: type[ModelMixin], component: str, settings: TeacherSettings, blocks_of: Blocks
+) -> NetworkSource:
+    """The start of student and fake score: the teacher, in float32."""
+    folder = settings.folder / component
+    config = read_json(settings.student_config or folder / "config.json")
+    return open_network(network_class, folder, config, blocks_of)[0]

@@ -1,0 +1,123 @@
+"""SDXL: the adapter and the networks of a StableDiffusionXLPipeline folder.
+
+SDXL predicts noise on the variance preserving path; its clock is the integer step. Guidance is
+classifier-free, and no prompt is zeros (embeddings and pooled) with the same time ids. The time ids
+are the run's resolution as original and target size, uncropped: what the pipeline says by default
+where a student is sampled.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+from senseflow.core.anchors import Anchors
+from senseflow.core.path import VPPath
+from senseflow.models.pipeline import (
+    CfgAdapter,
+    load_encoders,
+    require_pipeline,
+    require_plain_student,
+    require_resolution,
+    same_student,
+    same_teacher,
+)
+from senseflow.models.teacher import Conditioning, TeacherFamily, TeacherSettings
+
+LEAST_ABAR = 1e-4  # of the last step; below it x_0 cannot be read off a prediction of noise
+
+
+@dataclass(frozen=True)
+class SDXLAdapter(CfgAdapter):
+    """An SDXL teacher without its UNet."""
+
+    @classmethod
+    def load(cls, settings: TeacherSettings, device: torch.device) -> "SDXLAdapter":
+        """Read encoders and VAE."""
+        pipeline = load_encoders(StableDiffusionXLPipeline, "unet", settings, device)
+        return cls(pipeline, read_path(settings), settings.resolution, settings.compute_dtype)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        prompt_embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            prompts, do_classifier_free_guidance=False
+        )
+        return Conditioning(prompt_embeds, pooled)
+
+    def null(self, cond: Conditioning) -> Conditioning:
+        return Conditioning(torch.zeros_like(cond.prompt_embeds), torch.zeros_like(cond.pooled))
+
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        sample, timestep, states, added = self._inputs(x_t, t, cond)
+        output = network(sample, timestep, states, added_cond_kwargs=added, return_dict=False)
+        return output[0].float()
+
+    def bottleneck(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The mid-block's output (B, C, h, w) at (x_t, t), of a network with `add_encoder_pass`."""
+        return network.encode(*self._inputs(x_t, t, cond)).float()
+
+    def _inputs(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> tuple[Any, ...]:
+        """A UNet's sample, timestep, encoder_hidden_states and added_cond_kwargs."""
+        dtype = self.compute_dtype
+        height, width = self.resolution
+        time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=dtype)
+        added = {
+            "text_embeds": cond.pooled.to(dtype),
+            "time_ids": time_ids.to(x_t.device).expand(len(x_t), 6),
+        }
+        return x_t.to(dtype), t.round(), cond.prompt_embeds.to(dtype), added
+
+
+def read_path(settings: TeacherSettings) -> VPPath:
+    """The noise schedule of the folder's scheduler; raises ValueError for one without noise
+    prediction, or whose last step leaves nothing of the image."""
+    scheduler = DDPMScheduler.from_pretrained(settings.folder, subfolder="scheduler")
+    if scheduler.config.prediction_type != "epsilon":
+        raise ValueError(
+            f"{settings.folder} predicts {scheduler.config.prediction_type}; the SDXL recipes "
+            "distil teachers that predict epsilon"
+        )
+    if scheduler.alphas_cumprod[-1] < LEAST_ABAR:
+        raise ValueError(
+            f"{settings.folder}: its schedule ends at zero signal (rescale_betas_zero_snr), where "
+            "a prediction of noise says nothing of the image"
+        )
+    return VPPath(scheduler.alphas_cumprod)
+
+
+def read_anchors(settings: TeacherSettings, times: tuple[float, ...]) -> Anchors:
+    """The integer steps themselves."""
+    if settings.shift is not None:
+        raise ValueError(f"anchors.shift {settings.shift:g}: SDXL's steps have no shift; say null")
+    if any(t != int(t) for t in times):
+        raise ValueError(f"anchors.times {list(times)}: SDXL's are whole steps")
+    return Anchors(times, end=VPPath.clean)
+
+
+def require(settings: TeacherSettings) -> None:
+    """Raise ValueError unless the settings fit an SDXL folder."""
+    require_pipeline(settings.folder, StableDiffusionXLPipeline)
+    require_resolution(settings, patch=1)
+    require_plain_student(settings)
+    if settings.max_sequence_length is not None:
+        raise ValueError("data.max_sequence_length: SDXL has no T5; leave it out")
+
+
+def blocks_of(network: UNet2DConditionModel) -> list[nn.Module]:
+    """The units of sharding."""
+    return [*network.down_blocks, network.mid_block, *network.up_blocks]
+
+
+SDXL = TeacherFamily(
+    name="sdxl",
+    component="unet",
+    require=require,
+    path=read_path,
+    anchors=read_anchors,
+    sampled_at=lambda path, anchors: anchors.times,
+    load_adapter=SDXLAdapter.load,
+    teacher=lambda settings: same_teacher(UNet2DConditionModel, "unet", settings, blocks_of),
+    student=lambda settings: same_student(UNet2DConditionModel, "unet", settings, blocks_of),
+)
