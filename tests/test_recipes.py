@@ -1,0 +1,169 @@
+"""Every recipe from its shell script to its images, on the embedded teachers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from senseflow.engine.build import check
+from senseflow.engine.config import load_config
+from senseflow.tiny.pictures import write_dataset
+from senseflow.trainer.recipes import RECIPES
+
+SHORT = [
+    "train.iter_num=2",
+    "train.batch_size=2",
+    "train.save_interval=2",
+    "train.log_interval=1",
+    "log.sample_interval=1",
+    "lr_scheduler.warmup_iterations=0",
+    "lr_scheduler.decay_iterations=0",
+]
+TINY = {
+    "sdxl_senseflow": ("exp_sdxl/train_sdxl_senseflow.sh", "sdxl/sdxl_senseflow_tiny.yaml"),
+    "sdxl_dmd2": ("exp_sdxl/train_sdxl_dmd2.sh", "sdxl/sdxl_dmd2_tiny.yaml"),
+    "sd35_senseflow": ("exp_sd35/train_SD35_senseflow.sh", "SD35/sd35_senseflow_tiny.yaml"),
+    "sd35_large_senseflow": (
+        "exp_sd35/train_SD35_large_senseflow.sh",
+        "SD35/sd35_large_senseflow_tiny.yaml",
+    ),
+}
+SAMPLING = {
+    "sdxl_senseflow": ["scripts_sdxl/test_sdxl_senseflow.py", "--sdxl_ckpt"],
+    "sdxl_dmd2": ["scripts_sdxl/test_sdxl_dmd2.py", "--sdxl_ckpt"],
+    "sd35_senseflow": ["scripts_sd35/test_senseflow_sd35.py", "--sd35_ckpt"],
+    "sd35_large_senseflow": ["scripts_sd35/test_senseflow_sd35_large.py", "--sd35_ckpt"],
+}
+ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+PROMPT = "a red seven left of a blue two on white"
+
+
+def run(*words: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, env=ENVIRONMENT, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """A JSON data set of embedded pictures."""
+    folder = tmp_path_factory.mktemp("images")
+    write_dataset(folder, num=8, seed=0, num_prompts=2)
+    return folder / "data.json"
+
+
+@pytest.fixture(scope="module")
+def latents(images, tmp_path_factory) -> Path:
+    """The same as an LMDB through SDXL's VAE, made by the command of the README."""
+    folder = tmp_path_factory.mktemp("lmdb") / "latents"
+    teacher = ["--teacher", "assets/tiny/sdxl/pipeline", "--resolution", "32"]
+    words = [sys.executable, "-m", "senseflow.data.convert", images, "--output", folder, *teacher]
+    result = run(*words)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_recipe_trains_and_its_student_is_sampled(name, images, latents, tmp_path):
+    script, config = TINY[name]
+    data = latents if "sdxl" in name else images
+    folder = tmp_path / "run"
+    result = run("sh", script, 1, 1, f"configs/{config}", folder, f"paths.dataset={data}", *SHORT)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    assert {"loss/dmd", "loss/fake", "loss/generator"} <= rows[-1].keys()
+    assert ("loss/isg" in rows[-1]) == (name != "sdxl_dmd2")
+    assert (folder / "samples" / "step_0000002.png").exists()
+
+    base = load_config(f"configs/{config}").paths.pretrained_model
+    out = tmp_path / "out"
+    words = [*SAMPLING[name], base, "--checkpoint", folder, "--output_dir", out]
+    result = run(sys.executable, *words, "--prompt", PROMPT)
+    assert result.returncode == 0, result.stderr
+    (file,) = [f for f in out.glob("*.png") if f.name != "grid.png"]
+    assert Image.open(file).size == (32, 32)
+    levels = json.loads(file.with_suffix(".json").read_text())
+    anchors = [999, 749, 499, 249] if "sdxl" in name else [1, 0.9, 0.75, 0.5]
+    found = levels.get("timesteps") or levels["sigmas"]
+    assert found == pytest.approx(anchors, abs=1e-4)
+
+
+def test_the_seeds_line_for_large_with_the_yaml_of_medium(images, tmp_path):
+    """As the seed README writes it; the user's paths are in the YAML."""
+    tree = yaml.safe_load(Path("configs/SD35/sd35_senseflow_tiny.yaml").read_text())
+    tree["paths"] |= {"pretrained_model": "assets/tiny/sd35_large/pipeline", "dataset": str(images)}
+    mine, folder = tmp_path / "sd35_senseflow_tiny.yaml", tmp_path / "run"
+    mine.write_text(yaml.safe_dump(tree))
+    own = Path("configs/SD35/sd35_large_senseflow_tiny.yaml")
+    (tmp_path / own.name).write_text(own.read_text())
+    result = run("sh", "exp_sd35/train_SD35_large_senseflow.sh", 1, 1, mine, folder, *SHORT)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("its paths are used") == 1
+    config = load_config(folder / "config.yaml")
+    assert config.recipe == "sd35_large_senseflow" and config.ida.lam == 0.97
+    assert config.paths.pretrained_model == "assets/tiny/sd35_large/pipeline"
+    assert config.paths.dataset == str(images)
+
+
+def test_senseflow_switched_off_part_by_part_is_dmd(images, tmp_path):
+    """One switch at a time, to DMD with TTUR alone."""
+    switches = ["ida.lam=null", "isg.weight=0", "adversarial.kind=none"]
+    script, config = TINY["sd35_senseflow"]
+    words = ["sh", script, 1, 1, f"configs/{config}"]
+    gone = {"ida.lam=null": "", "isg.weight=0": "loss/isg", "adversarial.kind=none": "loss/adv"}
+    for number in (1, 2, 3):
+        used, folder = switches[:number], tmp_path / str(number)
+        result = run(*words, folder, f"paths.dataset={images}", *SHORT, *used)
+        assert result.returncode == 0, result.stderr
+        row = json.loads((folder / "stats.jsonl").read_text().splitlines()[-1])
+        assert "loss/dmd" in row and not [name for switch in used if (name := gone[switch]) in row]
+
+
+def test_dmd2_moves_fake_score_and_heads_apart_from_the_real_draw(latents, tmp_path):
+    script, config = TINY["sdxl_dmd2"]
+    folder = tmp_path / "run"
+    words = ["sh", script, 1, 1, f"configs/{config}", folder, f"paths.dataset={latents}"]
+    assert run(*words, *SHORT).returncode == 0
+    row = json.loads((folder / "stats.jsonl").read_text().splitlines()[-1])
+    assert row["loss/discriminator"] == pytest.approx(2 * torch.log(torch.tensor(2.0)), rel=0.3)
+    assert row["grad_norm/discriminator"] > 0
+    student = load_file(folder / "student" / "step_0000002" / "diffusion_pytorch_model.safetensors")
+    teacher = load_file("assets/tiny/sdxl/pipeline/unet/diffusion_pytorch_model.safetensors")
+    assert student.keys() == teacher.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("sd35_senseflow", "paths.pretrained_model=assets/tiny/flux/pipeline",
+         "holds a FluxPipeline, this recipe distils a StableDiffusion3Pipeline"),
+        ("sdxl_dmd2", "paths.pretrained_model=assets/tiny/sd35_medium/pipeline",
+         "holds a StableDiffusion3Pipeline, this recipe distils a StableDiffusionXLPipeline"),
+        ("sd35_large_senseflow", "paths.pretrained_model=assets/tiny/sd35_medium/pipeline",
+         r"holds SD3\.5 Medium .*train_SD35_senseflow.sh"),
+        ("sd35_senseflow", "isg.margin=125",
+         r"isg\.margin 125 leaves no mid-point between the anchors 1000 and 750"),
+        ("sdxl_senseflow", "isg.margin=130", r"isg\.margin 130 leaves no mid-point"),
+        ("sdxl_senseflow", "dmd.time_range=[20, 1000]",
+         r"dmd\.time_range: 20 to 1000 is not within this teacher's clock, 0 to 999"),
+        ("sdxl_senseflow", "anchors.times=[999.5, 500]", r"anchors\.times .*whole steps"),
+        ("sdxl_senseflow", "data.max_sequence_length=77", "SDXL has no T5"),
+        ("sd35_senseflow", "data.max_sequence_length=null", "max_sequence_length is missing"),
+        ("sd35_senseflow", "student.fold_guidance=3.5", "for FLUX alone"),
+        ("sd35_senseflow", "train.resolution=512", "table of positions ends at"),
+        ("sdxl_dmd2", "train.resolution=64",
+         r"latents.*\[?8, 8, 8\]?.*\[?8, 16, 16\]?"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_found_before_anything_is_loaded(name, override, message, images, latents):
+    data = latents if "sdxl" in name else images
+    config = load_config(f"configs/{TINY[name][1]}", [f"paths.dataset={data}", override])
+    with pytest.raises(ValueError, match=message):
+        check(config, RECIPES[name].family)
