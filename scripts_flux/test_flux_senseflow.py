@@ -1,4 +1,4 @@
-"""Sample images from a FLUX student: `python scripts_flux/test_flux_senseflow.py --help`."""
+"""Sample images from a FLUX student; `--help` says how."""
 
 import sys
 from pathlib import Path

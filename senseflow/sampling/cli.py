@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import sys
 import warnings
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from senseflow.sampling.families import check_base
 from senseflow.sampling.plan import ROOT, Family, Prompt, shard_of
 
 logger = logging.getLogger("senseflow")
@@ -49,7 +51,7 @@ def main(family: Family, arguments: list[str] | None = None) -> int:
 def build_parser(family: Family) -> Parser:
     """The flags of the README, and more."""
     parser = Parser(
-        description=f"Sample images from a SenseFlow student of {family.title}, or, with "
+        description=f"Sample images from a {family.method} student of {family.title}, or, with "
         "--teacher, from the teacher itself.",
         epilog=f"example: %(prog)s {family.base_flag} /path/to/base --checkpoint /path/to/run "
         "--output_dir ./outputs",
@@ -61,14 +63,13 @@ def build_parser(family: Family) -> Parser:
     )  # fmt: skip
     paths.add_argument(
         "--checkpoint", type=Path, metavar="CKPT",
-        help="the student: run folder, student or checkpoint step, diffusers component folder, "
-        ".safetensors, or .pth with weights, bare or under 'model' or 'ema_model'",
+        help="the student: run folder, student or checkpoint step, diffusers component or "
+        "pipeline folder, .safetensors (one, or an index of shards), or .pth with weights, bare "
+        "or under 'model' or 'ema_model'",
     )  # fmt: skip
     paths.add_argument(
         family.config_flag, dest="config", type=Path, metavar="JSON",
-        help="config.json of the student's network (default: the checkpoint's own; else the "
-        f"base's, without guidance embedding if the weights have none; else "
-        f"{family.default_config.relative_to(ROOT)})",
+        help=f"config.json of the student's network (default: {_default_config(family)})",
     )  # fmt: skip
     paths.add_argument("--lora", type=Path, metavar="PATH", help="LoRA folder or file to add")
     paths.add_argument(
@@ -76,7 +77,7 @@ def build_parser(family: Family) -> Parser:
         help="sample the base itself with its own schedule: references for FID-T",
     )  # fmt: skip
     _add_prompt_flags(parser)
-    _add_sampling_flags(parser)
+    _add_sampling_flags(parser, family)
     _add_machine_flags(parser)
     return parser
 
@@ -95,26 +96,46 @@ def _add_prompt_flags(parser: Parser) -> None:
     group.add_argument("--overwrite", action="store_true", help="make existing images again")
 
 
-def _add_sampling_flags(parser: Parser) -> None:
+def _default_config(family: Family) -> str:
+    base = family.base_flag.removeprefix("--")
+    said = f"the checkpoint's own; else <{base}>/{family.component}/config.json"
+    if family.last_config:
+        said += f", fitted to the weights; else {family.last_config.relative_to(ROOT)}"
+    return said
+
+
+def _add_sampling_flags(parser: Parser, family: Family) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--batch_size", type=int, default=1)
     group.add_argument(
-        "--steps", type=int, help="1, 2, 4 or 8 (default: 4, the trained anchors; teacher: any, 50)"
-    )
+        "--steps", type=int,
+        help="1, 2, 4 or 8 (default: 4, the trained anchors; teacher: any, "
+        f"{family.teacher_steps})",
+    )  # fmt: skip
     group.add_argument(
         "--two_steps", choices=("spread", "first"), default="spread",
         help="with --steps 2: anchors 1 and 3, or the first two",
     )  # fmt: skip
     group.add_argument(
+        family.levels.flag, dest="levels", nargs="+", type=family.levels.number, metavar="X",
+        help="in place of --steps: which of the trained anchors, falling from the first",
+    )  # fmt: skip
+    group.add_argument(
         "--sampler", choices=("x0", "euler"), help="(default: x0; with --teacher: euler)"
     )
-    group.add_argument("--height", type=int, help="pixels (default: trained size, or 1024)")
+    group.add_argument("--height", type=int, help="pixels (default: trained size, or the base's)")
     group.add_argument("--width", type=int)
-    group.add_argument("--guidance", type=float, help="embedded guidance of the teacher (3.5)")
-    group.add_argument("--seed", type=int, default=0, help="image i has seed + i (0)")
     group.add_argument(
-        "--max_sequence_length", type=int, help="T5 tokens (default: the trained number, or 512)"
+        "--guidance", type=float, help=f"guidance of the teacher ({family.teacher_guidance:g})"
     )
+    group.add_argument("--seed", type=int, default=0, help="image i has seed + i (0)")
+    if family.t5_length:
+        group.add_argument(
+            "--max_sequence_length", type=int,
+            help="T5 tokens (default: the trained number, or what the base states)",
+        )  # fmt: skip
+    else:
+        parser.set_defaults(max_sequence_length=None)
 
 
 def _add_machine_flags(parser: Parser) -> None:
@@ -146,7 +167,12 @@ def check(family: Family, args: argparse.Namespace) -> None:
     for flag in ("start_idx", "seed"):
         if getattr(args, flag) < 0:
             raise ValueError(f"--{flag} {getattr(args, flag)} must not be negative")
-    family.check_base(args.base)
+    if args.levels and (args.steps or args.teacher):
+        other = "--steps" if args.steps else "--teacher"
+        raise ValueError(f"{family.levels.flag} and {other} exclude each other")
+    if args.guidance is not None and not math.isfinite(args.guidance):
+        raise ValueError(f"--guidance {args.guidance} is not a finite number")
+    check_base(family, args.base)
     for flag, path in (("--checkpoint", args.checkpoint), ("--lora", args.lora)):
         if path and not path.exists():
             raise ValueError(f"{flag} {path} does not exist")

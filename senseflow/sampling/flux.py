@@ -4,24 +4,53 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senseflow.sampling.plan import ROOT, Family, Plan
+from senseflow.sampling.levels import SIGMAS
+from senseflow.sampling.plan import ROOT, Family, Plan, Sides, stated_length, vae_factor
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import FluxPipeline
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
     from PIL import Image
     from torch import nn
 
-
-def size_multiple(base: Path) -> int:
-    """The VAE's factor times two: latents are packed 2 x 2."""
-    blocks = json.loads((base / "vae" / "config.json").read_text())["block_out_channels"]
-    return 2 * 2 ** (len(blocks) - 1)
+SIDE = 1024  # pixels
+T5_LENGTH = 512
 
 
-def fit_config(config: dict[str, Any], has_guidance: bool) -> dict[str, Any]:
+def sides(base: Path, config: dict[str, Any] | None) -> Sides:
+    """Multiples of the VAE's factor times two: latents are packed 2 x 2."""
+    return Sides(2 * vae_factor(base), SIDE)
+
+
+def default_anchors(base: Path) -> list[float]:
+    """FluxPipeline's own four steps at 1024 x 1024: 1, .9045, .7595, .5128."""
+    from senseflow.sampling.scheduler import own_sigmas
+
+    return own_sigmas(json.loads((base / "scheduler" / "scheduler_config.json").read_text()))
+
+
+def t5_length(base: Path) -> int:
+    """512 for FLUX.1-dev."""
+    return stated_length(base / "tokenizer_2", T5_LENGTH)
+
+
+def takes_guidance(config: dict[str, Any]) -> bool:
+    """Students may have kept the teacher's guidance embedding."""
+    return bool(config.get("guidance_embeds"))
+
+
+def fit_config(config: dict[str, Any], keys: list[str]) -> dict[str, Any]:
     """The teacher's config for weights that may have dropped the guidance embedding."""
-    return {**config, "guidance_embeds": has_guidance}
+    return {**config, "guidance_embeds": any("guidance_embedder." in key for key in keys)}
+
+
+def make_scheduler(
+    own: "FlowMatchEulerDiscreteScheduler", plan: Plan
+) -> "FlowMatchEulerDiscreteScheduler":
+    """See `senseflow.sampling.scheduler.flow_scheduler`."""
+    from senseflow.sampling.scheduler import flow_scheduler
+
+    return flow_scheduler(own, plan)
 
 
 def open_pipeline(base: Path, network: "nn.Module | None", dtype: "torch.dtype") -> "FluxPipeline":
@@ -36,12 +65,13 @@ def sample(
     pipeline: "FluxPipeline", prompts: list[str], generators: list["torch.Generator"], plan: Plan
 ) -> list["Image.Image"]:
     """One batch through FluxPipeline's own call."""
+    pipeline.scheduler.generators = generators  # the pipeline does not hand them on
     return pipeline(
         prompts,
         height=plan.height,
         width=plan.width,
         num_inference_steps=plan.steps,
-        sigmas=plan.sigmas,
+        sigmas=plan.levels,
         guidance_scale=plan.guidance,
         max_sequence_length=plan.max_sequence_length,
         generator=generators,
@@ -51,13 +81,24 @@ def sample(
 FLUX = Family(
     name="flux",
     title="FLUX.1-dev",
+    script="scripts_flux/test_flux_senseflow.py",
     pipeline_class="FluxPipeline",
+    network_class="FluxTransformer2DModel",
     component="transformer",
+    key_mark="single_transformer_blocks.",
+    blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
     base_flag="--flux_ckpt",
     config_flag="--dit_config",
-    default_config=ROOT / "exp_flux" / "flux-wo-guidance-embed" / "transformer" / "config.json",
-    size_multiple=size_multiple,
-    fit_config=fit_config,
+    levels=SIGMAS,
+    teacher_steps=50,
+    teacher_guidance=3.5,
+    default_anchors=default_anchors,
+    sides=sides,
+    make_scheduler=make_scheduler,
     open_pipeline=open_pipeline,
     sample=sample,
+    t5_length=t5_length,
+    last_config=ROOT / "exp_flux" / "flux-wo-guidance-embed" / "transformer" / "config.json",
+    takes_guidance=takes_guidance,
+    fit_config=fit_config,
 )

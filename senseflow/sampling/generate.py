@@ -15,36 +15,19 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
 import senseflow
-from senseflow.models.weights import Weights
+from senseflow.pictures import save_whole
+from senseflow.sampling.families import check_keys
 from senseflow.sampling.plan import Family, Plan, Prompt, shard_of
-from senseflow.sampling.scheduler import (
-    FlowMatchEulerX0Scheduler,
-    default_anchors,
-    exact_scheduler,
-    sigmas_of,
-)
-from senseflow.sampling.student import (
-    StudentCard,
-    StudentFiles,
-    base_fingerprint,
-    build_student,
-    find_student,
-    has_guidance,
-    open_weights,
-    read_config,
-)
+from senseflow.sampling.planning import check_card, choose_config, make_plan
+from senseflow.sampling.student import StudentFiles, build_student, find_student, open_weights
 
 logger = logging.getLogger(__name__)
 
-GUIDANCE = 3.5  # FLUX.1-dev's usual one
-TEACHER_STEPS = 50
-SIDE = 1024  # pixels, of students that do not say
-MAX_T5_LENGTH = 512  # what the pipelines allow
 GRID_CELLS = 64
 GRID_SIDE = 512  # pixels at most of one cell
 
@@ -60,15 +43,16 @@ def generate(family: Family, args: argparse.Namespace, prompts: list[Prompt]) ->
     weights, config, config_name = None, None, None
     if files:
         weights = open_weights(files.weights)
+        check_keys(family, files.weights, weights.keys)
         config, config_name = choose_config(family, files, weights, args)
         logger.info("weights: %s\nconfig: %s", files.weights, config_name)
     plan = make_plan(family, args, files, config)
     settings = describe(family, args, plan, files, config_name, dtype)
-    todo = missing_images(args.output_dir, prompts, settings, args)
+    todo = missing_images(family, prompts, settings, args)
     if todo:
         network = build_student(weights, config, dtype, config_name) if files else None
         pipeline = family.open_pipeline(args.base, network, dtype)
-        pipeline.scheduler = make_scheduler(pipeline.scheduler, plan)
+        pipeline.scheduler = family.make_scheduler(pipeline.scheduler, plan)
         prepare(pipeline, family, args, device)
         args.output_dir.mkdir(parents=True, exist_ok=True)
         sample_all(family, pipeline, plan, todo, settings, args)
@@ -92,104 +76,6 @@ def find_device(name: str | None, offload: bool) -> torch.device:
     return device
 
 
-def check_card(family: Family, card: StudentCard | None, args: argparse.Namespace) -> None:
-    """The card must be of this family; another base than the trained one is only warned of."""
-    if card is None:
-        return
-    if card.family != family.name:
-        raise ValueError(
-            f"checkpoint {args.checkpoint} is a {card.family} student, not {family.name}"
-        )
-    try:
-        same = base_fingerprint(args.base / family.component) == card.base_fingerprint
-    except ValueError:
-        logger.warning("warning: %s has no weights to compare with the student's base", args.base)
-        return
-    if not same:
-        logger.warning(
-            "warning: the student was distilled from another %s than %s", card.base_name, args.base
-        )
-
-
-def choose_config(
-    family: Family, files: StudentFiles, weights: Weights, args: argparse.Namespace
-) -> tuple[dict[str, Any], str]:
-    """The flag's config; else the checkpoint's own; else the base's, fitted; else the default."""
-    file = args.config or files.config
-    if file:
-        return read_config(file), str(file)
-    file = args.base / family.component / "config.json"
-    if file.is_file():
-        fitted = family.fit_config(read_config(file), has_guidance(weights))
-        changed = {k: v for k, v in fitted.items() if read_config(file).get(k) != v}
-        said = ", ".join(f"{k} {json.dumps(v)}" for k, v in changed.items())
-        return fitted, f"{file} with {said}" if said else str(file)
-    return read_config(family.default_config), str(family.default_config)
-
-
-def make_plan(
-    family: Family,
-    args: argparse.Namespace,
-    files: StudentFiles | None,
-    config: dict[str, Any] | None,
-) -> Plan:
-    """Steps, sigmas, size and T5 length, from the flags, else the card, else the base.
-
-    files and config are the student's; None for the teacher.
-    """
-    card = files.card if files else None
-    trained = (card.height, card.width) if card else (SIDE, SIDE)
-    height = trained[0] if args.height is None else args.height
-    width = trained[1] if args.width is None else args.width
-    family.check_size(args.base, height, width)
-    length = args.max_sequence_length or (
-        card.max_sequence_length if card else t5_length(args.base)
-    )
-    if length > MAX_T5_LENGTH:
-        raise ValueError(f"--max_sequence_length {length}: the pipeline allows {MAX_T5_LENGTH}")
-    sigmas, steps, guidance = None, args.steps or TEACHER_STEPS, args.guidance
-    takes_guidance = config is None or config.get("guidance_embeds")
-    if guidance is not None and not takes_guidance:
-        raise ValueError(f"--guidance {guidance:g}: this student takes no guidance")
-    if guidance is None and takes_guidance:
-        guidance = card.guidance if card and card.guidance is not None else GUIDANCE
-    if files:
-        own = FlowMatchEulerDiscreteScheduler.load_config(args.base / "scheduler")
-        anchors = list(card.anchors) if card else default_anchors(own)
-        steps = args.steps or len(anchors)
-        try:
-            sigmas = sigmas_of(anchors, steps, args.two_steps)
-        except ValueError as error:
-            raise ValueError(f"--steps {error}") from error
-    return Plan(
-        steps=steps,
-        sampler=args.sampler or ("euler" if args.teacher else "x0"),
-        sigmas=sigmas,
-        guidance=guidance,
-        max_sequence_length=length,
-        height=height,
-        width=width,
-    )
-
-
-def t5_length(base: Path) -> int:
-    """The length the base's T5 tokenizer states: 512 for FLUX.1-dev."""
-    file = base / "tokenizer_2" / "tokenizer_config.json"
-    stated = json.loads(file.read_text()).get("model_max_length") if file.is_file() else None
-    return int(min(stated or MAX_T5_LENGTH, MAX_T5_LENGTH))
-
-
-def make_scheduler(
-    own: FlowMatchEulerDiscreteScheduler, plan: Plan
-) -> FlowMatchEulerDiscreteScheduler:
-    """A student's takes the plan's sigmas as they are; a teacher's is the base's own."""
-    if plan.sigmas is not None:
-        return exact_scheduler(own.config, plan.sampler)
-    if plan.sampler == "x0":
-        return FlowMatchEulerX0Scheduler.from_config(own.config)
-    return FlowMatchEulerDiscreteScheduler.from_config(own.config, stochastic_sampling=False)
-
-
 def prepare(
     pipeline: DiffusionPipeline, family: Family, args: argparse.Namespace, device: torch.device
 ) -> None:
@@ -198,7 +84,9 @@ def prepare(
     if args.lora:
         add_lora(pipeline, family, args.lora)
     if args.compile:
-        getattr(pipeline, family.component).compile_repeated_blocks()
+        for module in getattr(pipeline, family.component).modules():
+            if type(module).__name__ in family.blocks:
+                module.compile()
     if args.offload:
         pipeline.enable_model_cpu_offload(device=device)
     else:
@@ -234,7 +122,7 @@ def describe(
         "lora": str(args.lora.resolve()) if args.lora else None,
         "steps": plan.steps,
         "sampler": plan.sampler,
-        "sigmas": plan.sigmas,
+        family.levels.name: plan.levels,
         "guidance": plan.guidance,
         "max_sequence_length": plan.max_sequence_length,
         "height": plan.height,
@@ -250,20 +138,20 @@ def image_file(folder: Path, prompt: Prompt) -> Path:
 
 
 def missing_images(
-    folder: Path, prompts: list[Prompt], settings: dict[str, Any], args: argparse.Namespace
+    family: Family, prompts: list[Prompt], settings: dict[str, Any], args: argparse.Namespace
 ) -> list[Prompt]:
     """The prompts without an image; raises ValueError when one was made with other settings."""
     if args.overwrite:
         return prompts
     todo = []
     for prompt in prompts:
-        file = image_file(folder, prompt)
+        file = image_file(args.output_dir, prompt)
         if not file.is_file():
             todo.append(prompt)
             continue
         expected = {"prompt": prompt.text, "seed": args.seed + prompt.index, **settings}
         if args.teacher:
-            del expected["sigmas"]  # known once the scheduler has run
+            del expected[family.levels.name]  # known once the scheduler has run
         changed = _changed(file.with_suffix(".json"), expected)
         if changed:
             raise ValueError(
@@ -299,17 +187,16 @@ def sample_all(
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+    levels = family.levels.name
     with tqdm(total=len(todo), unit="image") as bar:
         for batch in _batches(todo, args.batch_size):
             seeds = [args.seed + prompt.index for prompt in batch]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            if isinstance(pipeline.scheduler, FlowMatchEulerX0Scheduler):
-                pipeline.scheduler.generators = generators
             images = family.sample(pipeline, [prompt.text for prompt in batch], generators, plan)
-            used = plan.sigmas or pipeline.scheduler.sigmas[:-1].tolist()
+            used = plan.levels or getattr(pipeline.scheduler, levels)[: plan.steps].tolist()
             for prompt, seed, image in zip(batch, seeds, images, strict=True):
                 sidecar = {"prompt": prompt.text, "index": prompt.index, "seed": seed, **settings}
-                sidecar |= {"sigmas": used, "versions": versions}
+                sidecar |= {levels: used, "versions": versions}
                 write_image(image_file(args.output_dir, prompt), image, sidecar)
                 bar.update()
 
@@ -323,17 +210,7 @@ def _batches(todo: list[Prompt], size: int) -> Iterator[list[Prompt]]:
 def write_image(file: Path, image: Image.Image, sidecar: dict[str, Any]) -> None:
     """The sidecar, then the image: an image that is there is whole and described."""
     file.with_suffix(".json").write_text(json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n")
-    save_whole(file, image)
-
-
-def save_whole(file: Path, image: Image.Image) -> None:
-    """Write a PNG so that it appears whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        image.save(partial, format="PNG")
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    save_whole(image, file)
 
 
 def write_grid(files: list[Path], args: argparse.Namespace) -> None:
@@ -351,4 +228,4 @@ def write_grid(files: list[Path], args: argparse.Namespace) -> None:
     for number, image in enumerate(images):
         grid.paste(image, (number % columns * width, number // columns * height))
     name = "grid.png" if num_shards == 1 else f"grid_{shard}of{num_shards}.png"
-    save_whole(args.output_dir / name, grid)
+    save_whole(grid, args.output_dir / name)

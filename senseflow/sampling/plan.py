@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from senseflow.sampling.levels import Levels
+
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, SchedulerMixin
     from PIL import Image
     from torch import nn
 
@@ -33,51 +35,75 @@ class Plan:
 
     steps: int
     sampler: str  # "x0" or "euler"
-    sigmas: list[float] | None  # None: the scheduler's own (teacher)
+    levels: list[float] | None  # sigmas or timesteps; None: the scheduler's own (teacher)
     guidance: float | None  # None: the network takes none
-    max_sequence_length: int  # T5 tokens
+    max_sequence_length: int | None  # T5 tokens; None: no T5
     height: int
     width: int
 
 
 @dataclass(frozen=True)
-class Family:
-    """One kind of teacher on the command line."""
+class Sides:
+    """Which heights and widths, in pixels, a base can draw."""
 
-    name: str
+    multiple: int
+    default: int  # of students that do not say
+    largest: int | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of teacher on the command line: all that differs, said in the family's own module.
+
+    A new family is a module with one of these, a script of a few lines, and its place in
+    `senseflow.sampling.families`.
+    """
+
+    name: str  # on its students' cards
     title: str
+    script: str  # from the repository's root
     pipeline_class: str
+    network_class: str
     component: str  # the trained part's folder
+    key_mark: str  # how some key of its networks begins, and no key of another family's
+    blocks: tuple[str, ...]  # classes that --compile compiles
     base_flag: str
     config_flag: str
-    default_config: Path
-    size_multiple: Callable[[Path], int]  # of height and width in pixels, from the base's folder
-    fit_config: Callable[[dict[str, Any], bool], dict[str, Any]]  # the base's, to has_guidance
+    levels: Levels
+    teacher_steps: int
+    teacher_guidance: float
+    default_anchors: Callable[[Path], list[float]]  # of the base, for students without a card
+    sides: Callable[[Path, dict[str, Any] | None], Sides]  # of the base and the student's config
+    make_scheduler: Callable[["SchedulerMixin", Plan], "SchedulerMixin"]  # from the base's own
     open_pipeline: Callable[[Path, "nn.Module | None", "torch.dtype"], "DiffusionPipeline"]
     sample: Callable[
         ["DiffusionPipeline", list[str], list["torch.Generator"], Plan], list["Image.Image"]
     ]
+    method: str = "SenseFlow"
+    t5_length: Callable[[Path], int] | None = None  # by default, of the base; None: no T5
+    last_config: Path | None = None  # for a base without a config of its network
+    is_this_size: Callable[[Path], bool] = lambda base: True  # False: another family's, same class
+    takes_guidance: Callable[[dict[str, Any]], bool] = lambda config: False  # a student's config
+    fit_config: Callable[[dict[str, Any], list[str]], dict[str, Any]] = lambda config, keys: config
 
-    def check_base(self, folder: Path) -> None:
-        """Raise ValueError unless the folder is a pipeline of this family."""
-        index = folder / "model_index.json"
-        if not index.is_file():
-            raise ValueError(
-                f"{self.base_flag} {folder} is not a diffusers folder of {self.title}: "
-                f"{'no model_index.json in it' if folder.is_dir() else 'there is no such folder'}"
-            )
-        found = json.loads(index.read_text()).get("_class_name")
-        if found != self.pipeline_class:
-            raise ValueError(
-                f"{self.base_flag} {folder} is a {found}; {self.title} is a {self.pipeline_class}"
-            )
 
-    def check_size(self, base: Path, height: int, width: int) -> None:
-        """Raise ValueError unless both sides are positive multiples the VAE and network allow."""
-        multiple = self.size_multiple(base)
-        for name, side in (("--height", height), ("--width", width)):
-            if side < multiple or side % multiple:
-                raise ValueError(f"{name} {side} is not a positive multiple of {multiple}")
+def base_config(base: Path, part: str) -> dict[str, Any]:
+    """config.json of a base's part, {} without one."""
+    file = base / part / "config.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def vae_factor(base: Path) -> int:
+    """Pixels of one latent: 8 for all full-size bases."""
+    file = base / "vae" / "config.json"
+    return 2 ** (len(json.loads(file.read_text())["block_out_channels"]) - 1)
+
+
+def stated_length(tokenizer: Path, most: int) -> int:
+    """The tokens a base's T5 tokenizer states, at most `most`."""
+    file = tokenizer / "tokenizer_config.json"
+    stated = json.loads(file.read_text()).get("model_max_length") if file.is_file() else None
+    return int(min(stated or most, most))
 
 
 def shard_of(text: str | None) -> tuple[int, int]:

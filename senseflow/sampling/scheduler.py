@@ -1,20 +1,26 @@
-"""The few-step samplers of flow students."""
+"""The few-step samplers: of flow students, and of SDXL's."""
+
+from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler
 from diffusers.configuration_utils import FrozenDict
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteSchedulerOutput,
 )
+from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
 from torch import Tensor
+
+from senseflow.sampling.plan import Plan
 
 
 class FlowMatchEulerX0Scheduler(FlowMatchEulerDiscreteScheduler):
     """x_0 = x_t - sigma v, then x_next = (1 - sigma_next) x_0 + sigma_next fresh noise.
 
-    The stock scheduler with `stochastic_sampling` always on, step for step. FluxPipeline hands its
-    generators to the initial noise but not to `step`: put them, one per row of the batch, in
-    `generators` before the call, and an image depends on its own seed alone, not on its batch.
+    The stock scheduler with `stochastic_sampling` always on, step for step. FluxPipeline and
+    StableDiffusion3Pipeline hand their generators to the initial noise but not to `step`: put
+    them, one per row of the batch, in `generators` before the call, and an image depends on its
+    own seed alone, not on its batch.
     """
 
     generators: list[torch.Generator] | None = None
@@ -48,8 +54,19 @@ def exact_scheduler(config: FrozenDict, sampler: str) -> FlowMatchEulerDiscreteS
     return FlowMatchEulerDiscreteScheduler.from_config(config, **changes, stochastic_sampling=False)
 
 
-def default_anchors(config: FrozenDict, num: int = 4) -> list[float]:
-    """The sigmas of `num` steps under a scheduler's own shift, noisy to clean.
+def flow_scheduler(
+    own: FlowMatchEulerDiscreteScheduler, plan: Plan
+) -> FlowMatchEulerDiscreteScheduler:
+    """A student's takes the plan's sigmas as they are; a teacher's is the base's own."""
+    if plan.levels is not None:
+        return exact_scheduler(own.config, plan.sampler)
+    if plan.sampler == "x0":
+        return FlowMatchEulerX0Scheduler.from_config(own.config)
+    return FlowMatchEulerDiscreteScheduler.from_config(own.config, stochastic_sampling=False)
+
+
+def own_sigmas(config: dict[str, Any], num: int = 4) -> list[float]:
+    """The sigmas of `num` steps under a flow scheduler's own shift, noisy to clean.
 
     With dynamic shifting the shift is the largest, that of the size the teacher was trained at:
     FLUX.1-dev gives 1, .9045, .7595, .5128, FluxPipeline's own four steps at 1024 x 1024.
@@ -60,36 +77,26 @@ def default_anchors(config: FrozenDict, num: int = 4) -> list[float]:
     return scheduler.sigmas[:-1].tolist()
 
 
-def sigmas_of(anchors: list[float], steps: int, two_steps: str = "spread") -> list[float]:
-    """The sigmas of `steps` steps for a student trained at K anchors: 1, 2, K or 2K.
+class Float32LCMScheduler(LCMScheduler):
+    """LCMScheduler whose steps, and their noise, are float32 whatever the network's type.
 
-    1: the first anchor. 2: the first and the middle one ("spread"), or the first two ("first").
-    2K: the anchors, and between them the points twice as dense through the anchors' own shift
-    sigma = s u / (1 + (s - 1) u) of equally spaced u. Raises ValueError for other numbers.
+    At SDXL's first anchor x_0 = (x_t - sigma eps) / alpha divides by .07: done in bfloat16, the
+    step alone doubles the error that the network's rounded output brings.
     """
-    num = len(anchors)
-    possible = sorted({1, 2, num, 2 * num})
-    if steps == num:
-        return list(anchors)
-    if steps == 1:
-        return anchors[:1]
-    if steps == 2 and num > 2:
-        return anchors[:2] if two_steps == "first" else [anchors[0], anchors[num // 2]]
-    if steps == 2 * num:
-        return _twice_as_dense(anchors)
-    raise ValueError(f"{steps}: a student of {num} anchors samples in {possible} steps")
 
-
-def _twice_as_dense(anchors: list[float]) -> list[float]:
-    num = len(anchors)
-    times = [1 - step / num for step in range(num)]
-    below_one = list(zip(anchors, times, strict=True))[1:]
-    shifts = [sigma * (1 - u) / (u * (1 - sigma)) for sigma, u in below_one]
-    if anchors[0] != 1 or not shifts or max(shifts) > 1.02 * min(shifts):
-        raise ValueError(
-            f"{2 * num}: the anchors {anchors} are not one shift of equally spaced times"
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> LCMSchedulerOutput | tuple[Tensor, Tensor]:
+        """One step from `sample` (B, ...) with eps = `model_output`; the results in its type."""
+        stepped = super().step(
+            model_output.float(), timestep, sample.float(), generator=generator, return_dict=False
         )
-    shift = sum(shifts) / len(shifts)
-    between = [u - 0.5 / num for u in times]
-    dense = [shift * u / (1 + (shift - 1) * u) for u in between]
-    return [sigma for pair in zip(anchors, dense, strict=True) for sigma in pair]
+        following, denoised = (value.to(sample.dtype) for value in stepped)
+        if not return_dict:
+            return following, denoised
+        return LCMSchedulerOutput(prev_sample=following, denoised=denoised)

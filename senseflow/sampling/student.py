@@ -17,11 +17,11 @@ from typing import Any
 
 import diffusers
 import torch
-from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from senseflow.models.weights import Weights, open_index, open_safetensors
+from senseflow.sampling.levels import counted
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +32,10 @@ STEP = re.compile(r"step_(\d+)$")
 PICKLES = (".pth", ".pt", ".bin")
 PICKLED = ("model", "ema_model")  # where a training checkpoint keeps its weights
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-GUIDANCE_KEY = "guidance_embedder."
+PREFIXES = ("module.", "model.", *(f"{component}." for component in COMPONENTS))
 FORMS = (
     "a run folder or one of its student/step_* or checkpoints/step_* folders, a diffusers "
-    "component folder (config.json and safetensors), a .safetensors file, a "
+    "component folder (config.json and safetensors) or whole pipeline, a .safetensors file, a "
     ".safetensors.index.json, or a .pth, .pt or .bin with weights, bare or under 'model' or "
     "'ema_model'"
 )
@@ -46,14 +46,17 @@ class StudentCard:
     """How a student was trained, and so how it is to be sampled: `senseflow.json` beside it."""
 
     family: str
-    anchors: tuple[float, ...]  # sigmas, from noisy to clean
+    anchors: tuple[float, ...]  # from noisy to clean: sigmas, or SDXL's timesteps as int
     height: int  # pixels trained at
     width: int
     guidance: float | None  # embedded guidance, if the network has it
-    max_sequence_length: int  # T5 tokens
+    max_sequence_length: int | None  # T5 tokens; None: no T5
     base_name: str
     base_fingerprint: str  # of the teacher's weights, see base_fingerprint
     iteration: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "anchors", counted(self.anchors))
 
 
 def write_card(folder: Path, card: StudentCard) -> None:
@@ -76,10 +79,6 @@ def read_card(folder: Path) -> StudentCard | None:
         if number != CARD_FORMAT:
             raise ValueError(f"format {number}; this version reads format {CARD_FORMAT}")
         card = StudentCard(**tree, base_name=base["name"], base_fingerprint=base["fingerprint"])
-        card = dataclasses.replace(card, anchors=tuple(float(a) for a in card.anchors))
-        falling = all(a > b > 0 for a, b in zip(card.anchors, card.anchors[1:], strict=False))
-        if not falling or not card.anchors or card.anchors[0] > 1:
-            raise ValueError(f"anchors {list(card.anchors)} do not fall from 1 towards 0")
     except KeyError as error:
         raise ValueError(f"{file} is not a student's card: it has no {error}") from error
     except (ValueError, TypeError, AttributeError) as error:
@@ -197,7 +196,7 @@ def _weights_file(folder: Path) -> Path:
 def open_weights(file: Path) -> Weights:
     """The tensors of a weights file; raises ValueError naming the file when it is damaged."""
     if file.name.endswith(".index.json"):
-        return open_index(file)
+        return _stripped(open_index(file))
     if file.suffix == ".safetensors":
         return _stripped(open_safetensors(file))
     return _open_pickle(file)
@@ -240,15 +239,11 @@ def _stripped(weights: Weights) -> Weights:
     names = {key: key for key in weights.keys}
     for wrapper in WRAPPERS:
         names = {key.replace(wrapper, ""): name for key, name in names.items()}
-    for prefix in ("module.", "model.", "transformer.", "unet."):
-        if names and all(key.startswith(prefix) for key in names):
-            names = {key.removeprefix(prefix): name for key, name in names.items()}
+    while names and (
+        prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in names)), "")
+    ):
+        names = {key.removeprefix(prefix): name for key, name in names.items()}
     return Weights(weights.source, list(names), lambda key: weights.read(names[key]))
-
-
-def has_guidance(weights: Weights) -> bool:
-    """Whether the network embeds a guidance scale (FLUX)."""
-    return any(GUIDANCE_KEY in key for key in weights.keys)
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -273,7 +268,7 @@ def build_student(
     network_class = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not isinstance(network_class, type) or not issubclass(network_class, diffusers.ModelMixin):
         raise ValueError(f"{config_name}: _class_name {name!r} is not a network of diffusers")
-    with init_empty_weights():
+    with torch.device("meta"):  # SD3.5's table of positions too: 0.9 GB that the weights bring
         network = network_class.from_config(config)
     wanted = network.state_dict()
     problems = _misfits(weights, {key: value.shape for key, value in wanted.items()})
@@ -284,6 +279,7 @@ def build_student(
     except (SafetensorError, RuntimeError, OSError) as error:
         raise ValueError(f"{weights.source} is damaged: {error}") from error
     network.load_state_dict(state, assign=True, strict=True)
+    assert not any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers()))
     return network.eval().requires_grad_(False)
 
 

@@ -1,30 +1,26 @@
 """The inference command line as a user types it, on a tiny pipeline."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import command_line
 import numpy as np
 import pytest
 import torch
+from command_line import PROMPTS, ROOT, only_picture, pictures, prompt_flags, sidecars
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
-from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
-from safetensors.torch import save_file
 
 from flux_pipeline import UNIT, transformer
 from senseflow.sampling import generate
-from senseflow.sampling.cli import main
 from senseflow.sampling.flux import FLUX
 from senseflow.sampling.student import StudentCard, base_fingerprint, write_card
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "scripts_flux/test_flux_senseflow.py"
 ANCHORS = (1.0, 0.9045, 0.7595, 0.5128)
-PROMPTS = ["a red seven", "a blue cat", "three green apples in a bowl"]
 
 
 @pytest.fixture(scope="module")
@@ -46,31 +42,12 @@ def student(network, flux_folder, tmp_path_factory) -> Path:
 
 def call(flux_folder: Path, *flags: object) -> int:
     """The script's main in this process."""
-    return main(FLUX, ["--flux_ckpt", str(flux_folder), *map(str, flags)])
-
-
-def prompt_flags(prompts=PROMPTS) -> list[str]:
-    return [word for prompt in prompts for word in ("--prompt", prompt)]
-
-
-def pictures(folder: Path) -> dict[str, np.ndarray]:
-    return {f.name: np.array(Image.open(f)) for f in sorted(folder.glob("0*.png"))}
-
-
-def sidecars(folder: Path) -> list[dict]:
-    return [json.loads(f.read_text()) for f in sorted(folder.glob("0*.json"))]
+    return command_line.call(FLUX, flux_folder, *flags)
 
 
 def error_of(capsys, flux_folder: Path, *flags: object) -> str:
     """The one line of an exit with status 2."""
-    capsys.readouterr()
-    try:
-        status = call(flux_folder, *flags)
-    except SystemExit as stop:
-        status = stop.code
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert status == 2 and len(lines) == 1
-    return lines[0]
+    return command_line.error_of(capsys, FLUX, flux_folder, *flags)
 
 
 def stock_images(flux_folder, network, seeds, stochastic: bool) -> list[np.ndarray]:
@@ -110,7 +87,7 @@ def test_the_four_default_steps_are_the_plain_pipelines_own(flux_folder, network
     image = pipeline(
         PROMPTS[0], height=32, width=32, num_inference_steps=4, max_sequence_length=16
     ).images[0]
-    assert np.array_equal(next(iter(pictures(tmp_path / "out").values())), np.array(image))
+    assert np.array_equal(only_picture(tmp_path / "out"), np.array(image))
 
 
 def test_card_gives_size_anchors_and_t5_length_at_other_sizes_too(flux_folder, student, tmp_path):
@@ -123,7 +100,7 @@ def test_card_gives_size_anchors_and_t5_length_at_other_sizes_too(flux_folder, s
     assert own["max_sequence_length"] == 12 and own["iteration"] == 20 and own["guidance"] is None
     assert own["seed"] == 0 and own["prompt"] == PROMPTS[0] and own["versions"]["torch"]
     assert own["checkpoint"].endswith("student/step_0000020/diffusion_pytorch_model.safetensors")
-    assert next(iter(pictures(tmp_path / "b").values())).shape == (48, 32, 3)
+    assert only_picture(tmp_path / "b").shape == (48, 32, 3)
 
 
 @pytest.mark.parametrize(
@@ -232,29 +209,10 @@ def test_teacher_mode_is_the_base_itself(sampler, stochastic, flux_folder, tmp_p
         PROMPTS[0], height=16, width=24, num_inference_steps=6, guidance_scale=2.0,
         max_sequence_length=16,
     ).images[0]  # fmt: skip
-    assert np.array_equal(next(iter(pictures(tmp_path).values())), np.array(image))
+    assert np.array_equal(only_picture(tmp_path), np.array(image))
     record = sidecars(tmp_path)[0]
     assert record["guidance"] == 2 and record["checkpoint"] is None and len(record["sigmas"]) == 6
     assert call(flux_folder, *flags, "--prompt", PROMPTS[0], "--output_dir", tmp_path) == 0
-
-
-def test_lora_changes_the_images(flux_folder, student, network, tmp_path, capsys):
-    adapted = transformer(guidance_embeds=False)
-    adapted.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
-    folder = tmp_path / "lora"
-    FluxPipeline.save_lora_weights(folder, get_peft_model_state_dict(adapted))
-    flags = ["--checkpoint", student, "--prompt", PROMPTS[0], "--output_dir"]
-    assert call(flux_folder, *flags, tmp_path / "plain") == 0
-    file = folder / "pytorch_lora_weights.safetensors"
-    for name, path in (("a", folder), ("b", file)):
-        assert call(flux_folder, *flags, tmp_path / name, "--lora", path) == 0
-    plain, a, b = (next(iter(pictures(tmp_path / n).values())) for n in ("plain", "a", "b"))
-    assert np.array_equal(a, b) and not np.array_equal(a, plain)
-    save_file({"nothing.weight": torch.zeros(1)}, tmp_path / "no.safetensors")
-    text = error_of(
-        capsys, flux_folder, *flags, tmp_path / "c", "--lora", tmp_path / "no.safetensors"
-    )
-    assert "no.safetensors" in text
 
 
 def test_another_base_is_warned_of(flux_folder, student, tmp_path, capsys):
@@ -313,6 +271,13 @@ def test_nothing_is_loaded_when_nothing_is_missing(flux_folder, student, tmp_pat
         (["--checkpoint", "RUN", "--device", "cuda:99"], "--device cuda:99: this machine has"),
         (["--checkpoint", "RUN", "--device", "cpu", "--offload"], "it needs a GPU"),
         (["--checkpoint", "RUN", "--guidance", 3], "--guidance 3: this student takes no guidance"),
+        (["--teacher", "--guidance", "nan"], "--guidance nan is not a finite number"),
+        (
+            ["--checkpoint", "RUN", "--sigmas", 1, 0.8],
+            "--sigmas 0.8 is none of the trained anchors",
+        ),
+        (["--checkpoint", "RUN", "--sigmas", 1, "--steps", 1], "--sigmas and --steps exclude"),
+        (["--teacher", "--sigmas", 1], "--sigmas and --teacher exclude each other"),
         (["--checkpoint", "RUN", "--shard", "2/2"], "--shard 2/2 is not I/N"),
         (["--checkpoint", "RUN", "--dit_config", "no.json"], "--dit_config no.json is not a file"),
         (["--checkpoint", "RUN", "--lora", "no"], "--lora no does not exist"),
@@ -338,21 +303,12 @@ def test_wrong_bases(flux_folder, student, tmp_path, capsys):
     flags = ["--checkpoint", student, "--output_dir", tmp_path / "out"]
     assert "there is no such folder" in error_of(capsys, tmp_path / "no", *flags)
     assert "no model_index.json in it" in error_of(capsys, tmp_path, *flags)
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
-    assert "is a StableDiffusion3Pipeline" in error_of(capsys, tmp_path, *flags)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "SanaPipeline"}')
+    assert "is a SanaPipeline; FLUX.1-dev is" in error_of(capsys, tmp_path, *flags)
     base = tmp_path / "base"
     shutil.copytree(flux_folder, base)
     (base / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     assert "diffusion_pytorch_model" in error_of(capsys, base, *flags)
-
-
-def test_a_students_card_of_another_family(flux_folder, student, tmp_path, capsys):
-    run = tmp_path / "run"
-    shutil.copytree(student, run)
-    card = run / "student" / "step_0000020" / "senseflow.json"
-    card.write_text(card.read_text().replace('"flux"', '"sd35"'))
-    text = error_of(capsys, flux_folder, "--checkpoint", run, "--output_dir", tmp_path / "out")
-    assert "is a sd35 student, not flux" in text
 
 
 def test_prompt_files_and_names(flux_folder, student, tmp_path):
@@ -372,4 +328,4 @@ def test_the_test_prompts_are_23():
 
 
 def test_the_multiple_is_the_vae_factor_times_two(flux_folder):
-    assert FLUX.size_multiple(flux_folder) == UNIT
+    assert FLUX.sides(flux_folder, None).multiple == UNIT

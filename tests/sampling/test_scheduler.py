@@ -1,7 +1,5 @@
 """The x0 scheduler against diffusers' own, and the sigmas of 1, 2, K and 2K steps."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -10,9 +8,8 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from senseflow.sampling.scheduler import (
     FlowMatchEulerX0Scheduler,
-    default_anchors,
     exact_scheduler,
-    sigmas_of,
+    own_sigmas,
 )
 
 ANCHORS = [1.0, 0.9045, 0.7595, 0.5128]
@@ -106,43 +103,10 @@ def test_sigmas_are_taken_as_they_are(sampler, dynamic):
 def test_default_anchors_are_the_pipelines_own_four_steps_at_1024():
     scheduler = stock()
     scheduler.set_timesteps(sigmas=np.linspace(1, 0.25, 4), mu=calculate_shift(4096))
-    assert default_anchors(stock().config) == scheduler.sigmas[:-1].tolist()
-    assert default_anchors(stock().config) == pytest.approx(ANCHORS, abs=5e-5)
+    assert own_sigmas(stock().config) == scheduler.sigmas[:-1].tolist()
+    assert own_sigmas(stock().config) == pytest.approx(ANCHORS, abs=5e-5)
 
 
 def test_default_anchors_of_a_constant_shift():
     config = stock(use_dynamic_shifting=False, shift=3.1582).config
-    assert default_anchors(config) == pytest.approx(ANCHORS, abs=5e-5)
-
-
-def test_fewer_steps():
-    assert sigmas_of(ANCHORS, 4) == ANCHORS
-    assert sigmas_of(ANCHORS, 1) == [1.0]
-    assert sigmas_of(ANCHORS, 2) == [1.0, 0.7595]
-    assert sigmas_of(ANCHORS, 2, "first") == [1.0, 0.9045]
-
-
-@pytest.mark.parametrize("shift", [math.exp(1.15), 3.0, 1.0])
-def test_eight_steps_go_through_the_anchors_own_shift(shift):
-    times = [1 - step / 8 for step in range(8)]
-    dense = [shift * u / (1 + (shift - 1) * u) for u in times]
-    assert sigmas_of(dense[::2], 8) == pytest.approx(dense, abs=1e-9)
-
-
-def test_eight_steps_of_rounded_anchors_keep_them():
-    dense = sigmas_of(ANCHORS, 8)
-    assert dense[::2] == ANCHORS
-    scheduler = stock()
-    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 8, 8), mu=1.15)
-    assert dense == pytest.approx(scheduler.sigmas[:-1].tolist(), abs=2e-4)
-
-
-@pytest.mark.parametrize("steps", [3, 5, 16, 0])
-def test_other_numbers_of_steps_name_the_possible_ones(steps):
-    with pytest.raises(ValueError, match=r"in \[1, 2, 4, 8\] steps"):
-        sigmas_of(ANCHORS, steps)
-
-
-def test_eight_steps_need_anchors_of_one_shift():
-    with pytest.raises(ValueError, match="not one shift"):
-        sigmas_of([1.0, 0.9, 0.3, 0.2], 8)
+    assert own_sigmas(config) == pytest.approx(ANCHORS, abs=5e-5)

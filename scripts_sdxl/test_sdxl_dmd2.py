@@ -1,0 +1,12 @@
+"""Sample images from a DMD2 student of SDXL; `--help` says how."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+
+from senseflow.sampling.cli import main
+from senseflow.sampling.sdxl import SDXL_DMD2
+
+if __name__ == "__main__":
+    sys.exit(main(SDXL_DMD2))

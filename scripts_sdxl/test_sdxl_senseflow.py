@@ -1,0 +1,12 @@
+"""Sample images from an SDXL student; `--help` says how."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+
+from senseflow.sampling.cli import main
+from senseflow.sampling.sdxl import SDXL
+
+if __name__ == "__main__":
+    sys.exit(main(SDXL))

@@ -1,0 +1,68 @@
+"""Every family, so that an input of another one is answered with the script to use."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from senseflow.sampling.flux import FLUX
+from senseflow.sampling.plan import Family
+from senseflow.sampling.sd35 import SD35, SD35_LARGE
+from senseflow.sampling.sdxl import SDXL, SDXL_DMD2
+
+FAMILIES = (FLUX, SD35, SD35_LARGE, SDXL, SDXL_DMD2)
+
+
+def check_base(family: Family, base: Path) -> None:
+    """Raise ValueError unless the folder is a pipeline of this family."""
+    index = base / "model_index.json"
+    if not index.is_file():
+        raise ValueError(
+            f"{family.base_flag} {base} is not a diffusers folder of {family.title}: "
+            f"{'no model_index.json in it' if base.is_dir() else 'there is no such folder'}"
+        )
+    found = json.loads(index.read_text()).get("_class_name")
+    meant = [f for f in FAMILIES if f.pipeline_class == found and f.is_this_size(base)]
+    if found != family.pipeline_class:
+        raise ValueError(
+            f"{family.base_flag} {base} is a {found}; {family.title} is a "
+            f"{family.pipeline_class}{_use(meant)}"
+        )
+    if family not in meant:
+        raise ValueError(f"{family.base_flag} {base} is not {family.title}{_use(meant)}")
+
+
+def check_card_family(family: Family, checkpoint: Path, name: str) -> None:
+    """Raise ValueError unless the card's family is this one."""
+    if name != family.name:
+        others = [f for f in FAMILIES if f.name == name]
+        raise ValueError(
+            f"checkpoint {checkpoint} is a student of family {name}, not {family.name}"
+            f"{_use(others)}"
+        )
+
+
+def check_config(family: Family, file: Path, config: dict[str, Any]) -> None:
+    """Raise ValueError when a config.json is that of another family's network."""
+    found = config.get("_class_name")
+    others = [f for f in FAMILIES if f.network_class == found]
+    if others and found != family.network_class:
+        raise ValueError(
+            f"{file} is of a {found}; {family.title} has a {family.network_class}{_use(others)}"
+        )
+
+
+def check_keys(family: Family, file: Path, keys: Iterable[str]) -> None:
+    """Raise ValueError when weights are plainly another family's."""
+    keys = list(keys)
+    others = [f for f in FAMILIES if any(key.startswith(f.key_mark) for key in keys)]
+    if others and family.name not in {f.name for f in others}:
+        raise ValueError(
+            f"the weights in {file} are of a {others[0].network_class}; {family.title} has a "
+            f"{family.network_class}{_use(others)}"
+        )
+
+
+def _use(families: list[Family]) -> str:
+    scripts = " or ".join(f.script for f in families)
+    return f": use {scripts}" if scripts else ""

@@ -1,0 +1,124 @@
+"""Which noise levels a student is sampled at: its trained anchors, some of them, or twice as many.
+
+Flow students count in sigmas, 1 (pure noise) to 0; SDXL's in integer timesteps, 999 to 0.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+
+@dataclass(frozen=True)
+class Levels:
+    """One way to count noise: how it is called, compared, and made denser."""
+
+    name: str  # of the pipelines' argument, the sidecar's key and the flag
+    number: type[float] | type[int]
+    tolerance: float  # within which a number typed by hand is an anchor
+    fits: Callable[[Sequence[float]], bool]  # whether falling numbers are counted this way
+    denser: Callable[[list[float]], list[float]]  # K anchors -> 2K levels, the anchors among them
+
+    @property
+    def flag(self) -> str:
+        """The command line's flag that takes them."""
+        return f"--{self.name}"
+
+    def of_steps(self, anchors: list[float], steps: int, two_steps: str = "spread") -> list[float]:
+        """The levels of `steps` steps for a student trained at K anchors: 1, 2, K or 2K.
+
+        1: the first anchor. 2: the first and the middle one ("spread"), or the first two ("first").
+        2K: `denser`. Raises ValueError for other numbers.
+        """
+        num = len(anchors)
+        if steps == num:
+            return list(anchors)
+        if steps == 1:
+            return anchors[:1]
+        if steps == 2 and num > 2:
+            return anchors[:2] if two_steps == "first" else [anchors[0], anchors[num // 2]]
+        if steps == 2 * num:
+            return self.denser(anchors)
+        possible = sorted({1, 2, num, 2 * num})
+        raise ValueError(f"{steps}: a student of {num} anchors samples in {possible} steps")
+
+    def among(self, anchors: list[float], wanted: list[float]) -> list[float]:
+        """The anchors that `wanted` names, which must fall from the first one.
+
+        Raises ValueError, naming the anchors, when a number is none of them or they do not fall.
+        """
+        chosen = []
+        for value in wanted:
+            nearest = min(anchors, key=lambda anchor: abs(anchor - value))
+            if not abs(nearest - value) <= self.tolerance:
+                raise ValueError(f"{value:g} is none of the trained anchors {_said(anchors)}")
+            chosen.append(nearest)
+        if any(a <= b for a, b in pairwise(chosen)):
+            raise ValueError(f"{_said(wanted)} do not fall as the trained anchors {_said(anchors)}")
+        if chosen[0] != anchors[0]:
+            raise ValueError(
+                f"{_said(wanted)} do not begin with the first of the trained anchors "
+                f"{_said(anchors)}, where the sample is pure noise"
+            )
+        return chosen
+
+    def check(self, anchors: Sequence[float]) -> None:
+        """Raise ValueError when a card's anchors are not counted this way."""
+        if not self.fits(anchors):
+            raise ValueError(f"the card's anchors {_said(anchors)} are not {self.name}")
+
+
+def _said(values: Sequence[float]) -> str:
+    return ", ".join(f"{v:g}" for v in values)
+
+
+def _denser_sigmas(anchors: list[float]) -> list[float]:
+    """Between the anchors, the points twice as dense through the anchors' own shift.
+
+    The shift s is that of sigma = s u / (1 + (s - 1) u) with equally spaced u.
+    """
+    num = len(anchors)
+    times = [1 - step / num for step in range(num)]
+    below_one = list(zip(anchors, times, strict=True))[1:]
+    shifts = [sigma * (1 - u) / (u * (1 - sigma)) for sigma, u in below_one]
+    if anchors[0] != 1 or not shifts or max(shifts) > 1.02 * min(shifts):
+        raise ValueError(
+            f"{2 * num}: the anchors {anchors} are not one shift of equally spaced times"
+        )
+    shift = sum(shifts) / len(shifts)
+    between = [u - 0.5 / num for u in times]
+    dense = [shift * u / (1 + (shift - 1) * u) for u in between]
+    return [sigma for pair in zip(anchors, dense, strict=True) for sigma in pair]
+
+
+def _denser_timesteps(anchors: list[float]) -> list[float]:
+    """Between the anchors, the middles; below the last, half way to -1, where no noise is left."""
+    below = [*anchors[1:], -1]
+    middles = [int(a + b) // 2 for a, b in zip(anchors, below, strict=True)]
+    return [t for pair in zip(anchors, middles, strict=True) for t in pair]
+
+
+def _are_sigmas(anchors: Sequence[float]) -> bool:
+    return anchors[-1] > 0 and anchors[0] <= 1
+
+
+def _are_timesteps(anchors: Sequence[float]) -> bool:
+    return anchors[-1] >= 0 and anchors[0] >= 1 and all(float(a).is_integer() for a in anchors)
+
+
+SIGMAS = Levels("sigmas", float, 1e-3, _are_sigmas, _denser_sigmas)
+TIMESTEPS = Levels("timesteps", int, 0, _are_timesteps, _denser_timesteps)
+
+
+def counted(anchors: Sequence[float]) -> tuple[float, ...]:
+    """Anchors as a card keeps them: sigmas in (0, 1] as float, or timesteps as int.
+
+    Raises ValueError when they do not fall, or are neither.
+    """
+    numbers = all(isinstance(a, int | float) and not isinstance(a, bool) for a in anchors)
+    if anchors and numbers and all(a > b for a, b in pairwise(anchors)):
+        for levels in (SIGMAS, TIMESTEPS):
+            if levels.fits(anchors):
+                return tuple(levels.number(a) for a in anchors)
+    raise ValueError(
+        f"anchors {list(anchors)} do not fall, as sigmas from 1 towards 0 or as integer timesteps"
+    )
