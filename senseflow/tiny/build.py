@@ -1,161 +1,206 @@
-"""Rebuild the embedded teachers and their judges from nothing but scikit-learn's digits.
+"""Rebuild the embedded teachers and their judge from nothing but scikit-learn's digits.
 
-    python -m senseflow.tiny.build flux --output assets/tiny/flux      (about 85 minutes, one core)
-    python -m senseflow.tiny.build flux --quick --output /tmp/flux     (minutes; same sizes)
+    python -m senseflow.tiny.build common --output assets/tiny/common        (42 minutes, one core)
+    python -m senseflow.tiny.build flux --output assets/tiny/flux            (50 minutes)
+    python -m senseflow.tiny.build sd35_medium --output assets/tiny/sd35_medium
+    python -m senseflow.tiny.build flux --quick --output quick/flux --common assets/tiny/common
 
-Every stage writes a folder beside the output; a finished stage is not done again. The output is put
-together, and replaced, only when all stages are there.
+`common` is what all families share: the autoencoder, the judge, and the discriminator's DINOv2 and
+CLIP. Every stage writes a folder beside the output, WORK/STAGE/, which is finished when it holds
+stage.json and is then not done again. The output is put together, and replaced, only when all
+stages are there: pipeline/ (or one folder per network), stages.json, SHA256SUMS, the old README.md.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers import AutoencoderKL
+from safetensors.torch import load_model, save_model
+from torch import nn
 
+from senseflow.tiny import flux, sd35, sdxl
 from senseflow.tiny.backbone import save_vit, train_clip, train_vit
-from senseflow.tiny.flux import Lesson, distil_guidance, new_transformer, save_pipeline, train_flow
 from senseflow.tiny.judge import train_judge
-from senseflow.tiny.text import FluxText
+from senseflow.tiny.lesson import Lesson, teach
 from senseflow.tiny.vae import train_vae
 
 SEED = 0
 _STAGE_FILE = "stage.json"
+_SUMS_FILE, _README_FILE = "SHA256SUMS", "README.md"
+_LEARNER_FILE = "learner.safetensors"
+# Of a quick build: enough to run every line, not to learn anything.
+_QUICK_ITERATIONS, _QUICK_PICTURES, _QUICK_BATCH = 200, 100, 4  # divisors
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Iterations of each stage, and pictures whose latents are kept in memory for the flow."""
+class Site:
+    """Where a build works, and whether it is a quick one."""
 
-    vae: int
-    flow: int
-    refine: int
-    guidance: int
-    judge: int
-    dinov2: int
-    clip: int
-    pictures: int
+    work: Path
+    common: Path
+    quick: bool
+
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder of all families."""
+        return AutoencoderKL.from_pretrained(self.common / "vae")
+
+    def iterations(self, full: int) -> int:
+        """How many iterations to do of `full`."""
+        return max(2, full // _QUICK_ITERATIONS) if self.quick else full
+
+    def lesson(self, full: Lesson) -> Lesson:
+        """What to do of the lesson `full`."""
+        if not self.quick:
+            return full
+        return dataclasses.replace(
+            full,
+            iterations=self.iterations(full.iterations),
+            num_pictures=full.num_pictures // _QUICK_PICTURES,
+            batch_size=full.batch_size // _QUICK_BATCH,
+        )
 
 
-FULL = Budget(
-    vae=2400,
-    flow=8250,
-    refine=2000,
-    guidance=800,
-    judge=1000,
-    dinov2=2400,
-    clip=400,
-    pictures=60_000,
-)
-QUICK = Budget(
-    vae=150, flow=120, refine=20, guidance=20, judge=60, dinov2=40, clip=20, pictures=4000
-)
+Stage = Callable[[Site, Path], dict]  # writes the given folder, returns its figures
 
 
-def build_vae(work: Path, budget: Budget) -> dict:
+@dataclass(frozen=True)
+class Target:
+    """The stages of one output, in order, and which of its folders is made by which of them."""
+
+    stages: dict[str, Stage]
+    folders: dict[str, str]
+
+
+def build_vae(site: Site, folder: Path) -> dict:
     """The autoencoder."""
-    vae, figures = train_vae(budget.vae, SEED)
-    vae.save_pretrained(work / "vae")
+    vae, figures = train_vae(site.iterations(2400), SEED)
+    vae.save_pretrained(folder)
     return figures
 
 
-def build_flow(work: Path, budget: Budget) -> dict:
-    """Text encoders and the transformer without guidance, from random weights."""
-    torch.manual_seed(SEED)
-    text, transformer = FluxText().eval(), new_transformer()
-    lesson = Lesson(budget.flow, 2e-3, budget.pictures, dark_weight=1, seed=SEED)
-    vae = AutoencoderKL.from_pretrained(work / "vae")
-    transformer, text, figures = train_flow(vae, transformer, text, lesson)
-    save_flow(transformer, text, work / "flow")
-    return figures
-
-
-def build_refine(work: Path, budget: Budget) -> dict:
-    """The same networks, with more of the dark pictures that they learn last."""
-    vae = AutoencoderKL.from_pretrained(work / "vae")
-    lesson = Lesson(budget.refine, 1e-3, budget.pictures // 3, dark_weight=4, seed=SEED + 1)
-    transformer, text, figures = train_flow(vae, *load_flow(work / "flow"), lesson)
-    save_flow(transformer, text, work / "refine")
-    return figures
-
-
-def save_flow(transformer: FluxTransformer2DModel, text: FluxText, folder: Path) -> None:
-    """Write a transformer and its text encoders."""
-    transformer.save_pretrained(folder / "transformer")
-    text.save(folder)
-
-
-def load_flow(folder: Path) -> tuple[FluxTransformer2DModel, FluxText]:
-    """Read what `save_flow` wrote."""
-    return FluxTransformer2DModel.from_pretrained(folder / "transformer"), FluxText.load(folder)
-
-
-def build_guidance(work: Path, budget: Budget) -> dict:
-    """The transformer with guidance distilled into its embedding."""
-    vae = AutoencoderKL.from_pretrained(work / "vae")
-    lesson = Lesson(budget.guidance, 7e-4, budget.pictures // 4, dark_weight=2, seed=SEED + 2)
-    student, figures = distil_guidance(vae, *load_flow(work / "refine"), lesson)
-    student.save_pretrained(work / "guidance")
-    return figures
-
-
-def build_judge(work: Path, budget: Budget) -> dict:
+def build_judge(site: Site, folder: Path) -> dict:
     """The classifier that measures."""
-    judge, figures = train_judge(budget.judge, SEED)
-    judge.save(work / "judge")
+    judge, figures = train_judge(site.iterations(1000), SEED)
+    judge.save(folder)
     return figures
 
 
-def build_dinov2(work: Path, budget: Budget) -> dict:
+def build_dinov2(site: Site, folder: Path) -> dict:
     """The discriminator's image backbone."""
-    vit, figures = train_vit(budget.dinov2, SEED)
-    save_vit(vit, work / "dinov2")
+    vit, figures = train_vit(site.iterations(2400), SEED)
+    save_vit(vit, folder)
     return figures
 
 
-def build_clip(work: Path, budget: Budget) -> dict:
+def build_clip(site: Site, folder: Path) -> dict:
     """The discriminator's text tower."""
-    vit = timm.create_model(f"local-dir:{work / 'dinov2'}", pretrained=True).eval()
-    return train_clip(vit, budget.clip, SEED, work / "clip")
+    vit = timm.create_model(f"local-dir:{site.work / 'dinov2'}", pretrained=True).eval()
+    return train_clip(vit, site.iterations(400), SEED, folder)
 
 
-STAGES: dict[str, Callable[[Path, Budget], dict]] = {
-    "vae": build_vae,
-    "flow": build_flow,
-    "refine": build_refine,
-    "guidance": build_guidance,
-    "judge": build_judge,
-    "dinov2": build_dinov2,
-    "clip": build_clip,
+def build_flow(site: Site, folder: Path) -> dict:
+    """FLUX without guidance, from random weights."""
+    torch.manual_seed(SEED)
+    lesson = Lesson(8250, 2e-3, 60_000, dark_weight=1, seed=SEED)
+    learner, figures = teach(site.vae(), flux.FluxLearner(), site.lesson(lesson))
+    save_learner(learner, folder)
+    return figures
+
+
+def build_refine(site: Site, folder: Path) -> dict:
+    """The same networks, with more of the dark pictures that they learn last."""
+    learner = load_flux(site.work / "flow")
+    lesson = Lesson(2000, 1e-3, 20_000, dark_weight=4, seed=SEED + 1)
+    learner, figures = teach(site.vae(), learner, site.lesson(lesson))
+    save_learner(learner, folder)
+    return figures
+
+
+def build_guidance(site: Site, folder: Path) -> dict:
+    """FLUX with guidance distilled into its embedding, as a pipeline."""
+    learner, vae = load_flux(site.work / "refine"), site.vae()
+    lesson = Lesson(800, 7e-4, 15_000, dark_weight=2, seed=SEED + 2)
+    learner, figures = flux.distil_guidance(vae, learner, site.lesson(lesson))
+    flux.save_pipeline(vae, learner, folder)
+    return figures
+
+
+def save_learner(learner: nn.Module, folder: Path) -> None:
+    """Write the weights of a learner."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(learner, str(folder / _LEARNER_FILE))
+
+
+def load_flux(folder: Path) -> flux.FluxLearner:
+    """Read what `save_learner` wrote of a FLUX learner."""
+    learner = flux.FluxLearner()
+    load_model(learner, folder / _LEARNER_FILE)
+    return learner
+
+
+def build_sd35(size: str, site: Site, folder: Path) -> dict:
+    """SD3.5 of one size, as a pipeline."""
+    torch.manual_seed(SEED)
+    lesson, vae = Lesson(7500, 2e-3, 60_000, dark_weight=2, seed=SEED), site.vae()
+    learner, figures = teach(vae, sd35.SD35Learner(size), site.lesson(lesson))
+    sd35.save_pipeline(vae, learner, folder)
+    return figures
+
+
+def build_sdxl(site: Site, folder: Path) -> dict:
+    """SDXL, as a pipeline."""
+    torch.manual_seed(SEED)
+    lesson = Lesson(6500, 1.5e-3, 60_000, dark_weight=2, seed=SEED, batch_size=96)
+    vae = site.vae()
+    learner, figures = teach(vae, sdxl.SDXLLearner(), site.lesson(lesson))
+    sdxl.save_pipeline(vae, learner, folder)
+    return figures
+
+
+TARGETS = {
+    "common": Target(
+        {"vae": build_vae, "judge": build_judge, "dinov2": build_dinov2, "clip": build_clip},
+        {name: name for name in ("vae", "judge", "dinov2", "clip")},
+    ),
+    "flux": Target(
+        {"flow": build_flow, "refine": build_refine, "guidance": build_guidance},
+        {"pipeline": "guidance"},
+    ),
+    "sd35_medium": Target({"teach": partial(build_sd35, "sd35_medium")}, {"pipeline": "teach"}),
+    "sd35_large": Target({"teach": partial(build_sd35, "sd35_large")}, {"pipeline": "teach"}),
+    "sdxl": Target({"teach": build_sdxl}, {"pipeline": "teach"}),
 }
 
 
-def run_stage(name: str, work: Path, budget: Budget) -> None:
+def run_stage(name: str, stage: Stage, site: Site) -> None:
     """Do one stage, unless it is finished, and record its time and figures."""
-    record = work / name / _STAGE_FILE
+    record = site.work / name / _STAGE_FILE
     if record.exists():
         return
     start = time.monotonic()
-    figures = STAGES[name](work, budget)
+    figures = stage(site, record.parent)
     record.write_text(json.dumps({**figures, "time_s": round(time.monotonic() - start)}) + "\n")
 
 
 def write_checksums(folder: Path) -> None:
     """Write SHA256SUMS, in the format of sha256sum, of every file in `folder` but its README."""
-    skipped = {"SHA256SUMS", "README.md"}
+    skipped = {_SUMS_FILE, _README_FILE}
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in skipped)
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n"
         for path in files
     ]
-    (folder / "SHA256SUMS").write_text("".join(lines))
+    (folder / _SUMS_FILE).write_text("".join(lines))
 
 
 def forget_paths(folder: Path) -> None:
@@ -166,51 +211,67 @@ def forget_paths(folder: Path) -> None:
             path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def assemble(work: Path, output: Path) -> None:
+def assemble(target: Target, work: Path, output: Path) -> None:
     """Put the finished stages together as `output`, replacing what was there but its README."""
-    fresh = work / "assembled"
+    fresh = output.with_name(output.name + ".assembled")
     shutil.rmtree(fresh, ignore_errors=True)
-    save_pipeline(
-        AutoencoderKL.from_pretrained(work / "vae"),
-        FluxTransformer2DModel.from_pretrained(work / "guidance"),
-        FluxText.load(work / "refine"),
-        fresh / "pipeline",
-    )
-    forget_paths(fresh / "pipeline")
-    for name in ("judge", "dinov2", "clip"):
-        shutil.copytree(work / name, fresh / name, ignore=shutil.ignore_patterns(_STAGE_FILE))
-    stages = {name: json.loads((work / name / _STAGE_FILE).read_text()) for name in STAGES}
+    for folder, stage in target.folders.items():
+        shutil.copytree(work / stage, fresh / folder, ignore=shutil.ignore_patterns(_STAGE_FILE))
+    forget_paths(fresh)
+    stages = {name: json.loads((work / name / _STAGE_FILE).read_text()) for name in target.stages}
     (fresh / "stages.json").write_text(json.dumps(stages, indent=2) + "\n")
-    readme = output / "README.md"
-    if readme.exists():
-        shutil.copy(readme, fresh)
+    if (output / _README_FILE).exists():
+        shutil.copy(output / _README_FILE, fresh)
     for path in fresh.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     write_checksums(fresh)
-    shutil.rmtree(output, ignore_errors=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(fresh, output)
+    former = output.with_name(output.name + ".former")
+    if output.exists():
+        output.rename(former)
+    fresh.rename(output)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; what does not fit together ends with an error."""
+    parser = argparse.ArgumentParser(
+        description="Rebuild an embedded teacher, or what all of them share, from random weights.",
+        epilog="example: python -m senseflow.tiny.build flux --quick --output quick/flux "
+        "--common assets/tiny/common",
+    )
+    parser.add_argument("target", choices=list(TARGETS))
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--common", type=Path, help="folder that holds vae/ (default: common, beside OUTPUT)"
+    )
+    parser.add_argument("--work", type=Path, help="folder of stages (default: OUTPUT.building)")
+    parser.add_argument("--quick", action="store_true", help="a few iterations of everything")
+    parser.add_argument("--stages", nargs="+", help="only these (default: all)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    arguments = parser.parse_args()
+    known = list(TARGETS[arguments.target].stages)
+    arguments.stages = arguments.stages or known
+    if unknown := [name for name in arguments.stages if name not in known]:
+        parser.error(f"{arguments.target} has no stage {unknown[0]!r}, but {', '.join(known)}")
+    output = arguments.output.resolve()
+    arguments.work = arguments.work or output.with_name(output.name + ".building")
+    arguments.common = arguments.common or output.with_name("common")
+    if arguments.target != "common" and not (arguments.common / "vae" / "config.json").exists():
+        parser.error(f"no vae/ in {arguments.common}: name it with --common, or build it first")
+    return arguments
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Rebuild an embedded teacher: real diffusers classes, trained on digits.",
-        epilog="example: python -m senseflow.tiny.build flux --quick --output /tmp/flux",
-    )
-    parser.add_argument("teacher", choices=["flux"])
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--work", type=Path, help="folder of stages (default: OUTPUT.building)")
-    parser.add_argument("--quick", action="store_true", help="a few iterations of everything")
-    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    work = arguments.work or arguments.output.with_name(arguments.output.name + ".building")
-    for name in arguments.stages:
-        run_stage(name, work, QUICK if arguments.quick else FULL)
-    if all((work / name / _STAGE_FILE).exists() for name in STAGES):
-        assemble(work, arguments.output)
+    target = TARGETS[arguments.target]
+    site = Site(arguments.work, arguments.common, arguments.quick)
+    for name, stage in target.stages.items():
+        if name in arguments.stages:
+            run_stage(name, stage, site)
+    if all((site.work / name / _STAGE_FILE).exists() for name in target.stages):
+        assemble(target, site.work, arguments.output)
 
 
 if __name__ == "__main__":

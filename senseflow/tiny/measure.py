@@ -1,34 +1,38 @@
 """Measure an embedded teacher and its students: attribute accuracies, FID-T, FID-real, diversity.
 
     python -m senseflow.tiny.measure --pipeline assets/tiny/flux/pipeline \
-        --judge assets/tiny/flux/judge --student mine=runs/mine --output report
+        --common assets/tiny/common --student mine=runs/mine --output report
 
-Samples are drawn with FluxPipeline itself. FID-T is the Frechet distance, in the judge's features,
-to the teacher's own pictures at 28 steps of the same prompts; every other row, the teacher at 28
-steps included (the floor that sampling noise leaves), starts from other noise than that reference.
-FID-real is the distance to rendered pictures of those prompts. Half of the prompts are held out.
+Samples are drawn with the stock pipeline itself, FLUX, SD3.5 or SDXL. FID-T is the Frechet
+distance, in the judge's features, to the teacher's own pictures at 28 steps of the same prompts;
+every other row, the teacher at 28 steps included (the floor that sampling noise leaves), starts
+from other noise than that reference. FID-real is the distance to rendered pictures of those
+prompts. Half of the prompts are held out.
 """
 
 import argparse
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from senseflow.evaluation.frechet import FeatureStatistics, frechet_distance
-from senseflow.models.flux import student_source
+from senseflow.pictures import to_pil
 from senseflow.sampling.student import load_student
 from senseflow.tiny.captions import attributes_of, is_held_out
+from senseflow.tiny.families import (
+    REFERENCE_SEED,
+    TEACHER_STEPS,
+    Method,
+    Sampler,
+    few_step_methods,
+)
 from senseflow.tiny.judge import Judge, diversity
-from senseflow.tiny.pictures import SIZE, evaluation_prompts, render, to_pil
-from senseflow.tiny.text import T5_LENGTH
+from senseflow.tiny.pictures import SIZE, evaluation_prompts, render
 
-TEACHER_STEPS = 28
-REFERENCE_SEED, REAL_SEED = 10_000, 20_000
+REAL_SEED = 20_000
 COLUMNS = {
     "fid_t": "FID-T",
     "fid_real": "FID-real",
@@ -39,83 +43,6 @@ COLUMNS = {
     "all_held_out": "all, held-out prompts",
     "diversity": "diversity",
 }
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row: which transformer ("teacher" or a student's name), how many steps, which sampler."""
-
-    network: str
-    num_steps: int
-    sampler: str = "euler"
-    first_seed: int = 0
-
-    def label(self) -> str:
-        """The row's name in tables and pictures."""
-        steps = f"{self.num_steps} step" + ("s" if self.num_steps > 1 else "")
-        sampler = "" if self.num_steps in (1, TEACHER_STEPS) else f", {self.sampler}"
-        suffix = " (reference)" if self.first_seed == REFERENCE_SEED else ""
-        return f"{self.network}, {steps}{sampler}{suffix}"
-
-
-def few_step_methods(network: str) -> list[Method]:
-    """4 and 2 steps with both samplers, and 1 step, where both are the same."""
-    both = [Method(network, steps, sampler) for steps in (4, 2) for sampler in ("euler", "x0")]
-    return [*both, Method(network, 1)]
-
-
-def initial_latents(prompt_indices: range, seed: int, shape: tuple[int, int]) -> torch.Tensor:
-    """Unit noise (B, *shape), one generator per prompt and seed, whatever the batch."""
-    generator = torch.Generator()
-    noise = [
-        torch.randn(shape, generator=generator.manual_seed(1_000_003 * seed + index))
-        for index in prompt_indices
-    ]
-    return torch.stack(noise)
-
-
-@dataclass
-class Sampler:
-    """Draws pictures of `prompts` with a FluxPipeline and any of several transformers."""
-
-    pipeline: FluxPipeline
-    transformers: dict[str, FluxTransformer2DModel]
-    prompts: list[str]
-    guidance: float
-    batch_size: int = 250
-
-    @torch.no_grad()
-    def draw(self, method: Method, seed: int) -> torch.Tensor:
-        """One picture per prompt: (P, 3, 32, 32) in [-1, 1]."""
-        pipeline = self.pipeline
-        pipeline.transformer = self.transformers[method.network]
-        pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
-            pipeline.scheduler.config, stochastic_sampling=method.sampler == "x0"
-        )
-        factor = 2 * pipeline.vae_scale_factor
-        shape = ((SIZE // factor) ** 2, pipeline.transformer.config.in_channels)
-        pictures = []
-        for start in range(0, len(self.prompts), self.batch_size):
-            chunk = range(start, min(start + self.batch_size, len(self.prompts)))
-            # FluxPipeline hands its scheduler no generator: fresh noise comes from the global one.
-            torch.manual_seed(1_000_003 * seed + start)
-            output = pipeline(
-                prompt=[self.prompts[index] for index in chunk],
-                num_inference_steps=method.num_steps,
-                guidance_scale=self.guidance,
-                height=SIZE,
-                width=SIZE,
-                latents=initial_latents(chunk, seed, shape),
-                max_sequence_length=T5_LENGTH,
-                output_type="pt",
-            )
-            pictures.append(output.images.float() * 2 - 1)
-        return torch.cat(pictures)
-
-    def draw_seeds(self, method: Method, num_seeds: int) -> torch.Tensor:
-        """Pictures (seeds, P, 3, 32, 32) from `num_seeds` consecutive seeds."""
-        seeds = range(method.first_seed, method.first_seed + num_seeds)
-        return torch.stack([self.draw(method, seed) for seed in seeds])
 
 
 def measure_row(
@@ -145,7 +72,9 @@ def measure_all(
     sampler: Sampler, judge: Judge, methods: list[Method], num_seeds: int, num_shown: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, torch.Tensor]]:
     """Measures of each method by label, and the first `num_shown` pictures of each."""
-    reference = Method("teacher", TEACHER_STEPS, first_seed=REFERENCE_SEED)
+    reference = Method(
+        "teacher", TEACHER_STEPS, sampler.family.teacher_samplers[0], first_seed=REFERENCE_SEED
+    )
     real_scenes = attributes_of(sampler.prompts * num_seeds)
     real = render(real_scenes, torch.Generator().manual_seed(REAL_SEED))
     references = {"fid_real": FeatureStatistics.of(judge.features(real))}
@@ -175,9 +104,11 @@ def format_table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_comparison(shown: dict[str, torch.Tensor], prompts: list[str], zoom: int = 2) -> Image:
+def draw_comparison(
+    shown: dict[str, torch.Tensor], prompts: list[str], zoom: int = 2
+) -> Image.Image:
     """A picture with one row per method and one column per prompt, labelled."""
-    cell, margin, header = SIZE * zoom + 4, 190, 92
+    cell, margin, header = SIZE * zoom + 4, 16 + 6 * max(map(len, shown)), 92
     columns = len(next(iter(shown.values())))
     canvas = Image.new("RGB", (margin + columns * cell, header + len(shown) * cell), "white")
     pen = ImageDraw.Draw(canvas)
@@ -203,23 +134,26 @@ def mixed_prompts(num: int) -> list[str]:
     return [prompt for pair in pairs for prompt in pair][:num]
 
 
-def untrained(pipeline: Path) -> FluxTransformer2DModel:
-    """The student before its first iteration: the teacher without its guidance embedding."""
-    source = student_source(pipeline, None, None, None)
-    network = source.network.to_empty(device="cpu")
-    network.load_state_dict({key: source.read(key) for key in network.state_dict()})
-    return network.eval()
+def load_students(sampler: Sampler, students: list[str]) -> list[Method]:
+    """Give the sampler each NAME=CKPT of `students`; their rows."""
+    methods = []
+    for student in students:
+        name, _, checkpoint = student.partition("=")
+        if not checkpoint or name in sampler.networks:
+            raise ValueError(f"--student wants NAME=CKPT with a name of its own, got {student!r}")
+        sampler.networks[name] = load_student(Path(checkpoint))
+        methods += few_step_methods(name, sampler.family.student_samplers)
+    return methods
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description="Measure an embedded FLUX teacher and its students.",
+        description="Measure an embedded teacher (FLUX, SD3.5 or SDXL) and its students.",
         epilog="example: python -m senseflow.tiny.measure --pipeline assets/tiny/flux/pipeline "
-        "--judge assets/tiny/flux/judge --student mine=student_folder --output report",
+        "--common assets/tiny/common --student mine=student_folder --output report",
     )
-    parser.add_argument("--pipeline", type=Path, required=True, help="FluxPipeline folder")
-    parser.add_argument("--judge", type=Path, required=True, help="judge folder")
+    parser.add_argument("--pipeline", type=Path, required=True, help="a diffusers pipeline folder")
     parser.add_argument(
         "--student",
         action="append",
@@ -227,40 +161,52 @@ def parse_arguments() -> argparse.Namespace:
         metavar="NAME=CKPT",
         help="a run folder or any checkpoint the sampling scripts take; may be repeated",
     )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        help="the teacher's (default: 3.5 embedded for FLUX, CFG 4.5 for SD3.5, 5 for SDXL)",
+    )
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """What both commands that measure take."""
+    parser.add_argument("--common", type=Path, required=True, help="folder that holds judge/")
     parser.add_argument("--num_prompts", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3, help="pictures per prompt")
-    parser.add_argument("--guidance", type=float, default=3.5, help="the teacher's guidance")
     parser.add_argument("--columns", type=int, default=12, help="prompts in the picture")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    return parser.parse_args()
 
 
 def main() -> None:
     """Measure, print the table, and write table.md, results.json and comparison.png."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    pipeline = FluxPipeline.from_pretrained(arguments.pipeline)
-    pipeline.set_progress_bar_config(disable=True)
-    transformers = {"teacher": pipeline.transformer, "untrained": untrained(arguments.pipeline)}
-    methods = [Method("teacher", TEACHER_STEPS), *few_step_methods("teacher")]
-    methods += [Method("untrained", 4, "euler"), Method("untrained", 4, "x0")]
-    for student in arguments.student:
-        name, _, folder = student.partition("=")
-        if not folder or name in transformers:
-            raise ValueError(f"--student wants NAME=FOLDER with a name of its own, got {student!r}")
-        transformers[name] = load_student(Path(folder))
-        methods += few_step_methods(name)
     prompts = mixed_prompts(arguments.num_prompts)
-    sampler = Sampler(pipeline, transformers, prompts, arguments.guidance)
-    judge = Judge.load(arguments.judge)
+    sampler = Sampler(arguments.pipeline, prompts, arguments.guidance)
+    sampler.networks["untrained"] = sampler.untrained()
+    teacher_samplers = sampler.family.teacher_samplers
+    methods = [
+        Method("teacher", TEACHER_STEPS, teacher_samplers[0]),
+        *few_step_methods("teacher", teacher_samplers),
+        *(Method("untrained", 4, name) for name in sampler.family.student_samplers),
+        *load_students(sampler, arguments.student),
+    ]
+    judge = Judge.load(arguments.common / "judge")
     rows, shown = measure_all(sampler, judge, methods, arguments.seeds, arguments.columns)
-    arguments.output.mkdir(parents=True, exist_ok=True)
     table = format_table(rows)
-    (arguments.output / "table.md").write_text(table)
-    (arguments.output / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
-    draw_comparison(shown, prompts).save(arguments.output / "comparison.png")
+    write_report(arguments.output, table, rows, draw_comparison(shown, prompts))
     print(table)
+
+
+def write_report(output: Path, table: str, results: dict, picture: Image.Image) -> None:
+    """Write table.md, results.json and comparison.png."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "table.md").write_text(table)
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    picture.save(output / "comparison.png")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from sklearn.datasets import load_digits
 
+from senseflow.pictures import to_pil
 from senseflow.tiny.captions import ATTRIBUTES, captions_of, split_scenes
 
 SIZE = 32
@@ -120,12 +120,6 @@ def evaluation_prompts(num: int, held_out: bool) -> list[str]:
         raise ValueError(f"num is {num}, but there are {len(pool)} such prompts")
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(_SPLIT_SEED))
     return captions_of(pool[order[:num]])
-
-
-def to_pil(images: torch.Tensor) -> list[Image.Image]:
-    """Pictures (B, 3, H, W) in [-1, 1] as 8-bit PIL images."""
-    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return [Image.fromarray(level.permute(1, 2, 0).contiguous().numpy()) for level in levels]
 
 
 def write_dataset(output: Path, num: int, seed: int, num_prompts: int = 1000) -> None:

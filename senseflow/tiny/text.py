@@ -1,13 +1,14 @@
 """Tokenizers and text encoders of the embedded teachers: real CLIP and T5, a toy vocabulary."""
 
 import itertools
-from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
@@ -16,17 +17,23 @@ from transformers import (
 
 from senseflow.tiny.captions import CAPTION_WORDS
 
-CLIP_LENGTH = 16
+CLIP_LENGTH = 16  # of FLUX's and the discriminator's towers
+SHORT_CLIP_LENGTH = 12  # of SD3.5's and SDXL's: the longest caption, with its start and end
 # T5 attends to its padding in FLUX, so training and inference must pad to one length: pass this as
 # `max_sequence_length` wherever a prompt is encoded. A caption has at most 11 tokens with its end.
 T5_LENGTH = 12
 WIDTH = 64
+CLIP_WIDTHS = (32, 48)  # of SDXL's and SD3.5's two towers
+SD35_T5_WIDTH = 96
 
 
-def byte_pair_vocabulary(words: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def byte_pair_vocabulary(
+    words: tuple[str, ...], first: tuple[str, ...] = ()
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges of a byte-pair tokenizer that keeps each of `words` in one piece.
 
-    The end token has the highest id, which is where CLIP towers read their pooled vector.
+    The vocabulary begins with the tokens `first`. The end token has the highest id, which is where
+    CLIP towers read their pooled vector.
     """
     merges: list[tuple[str, str]] = []
     for word in words:
@@ -39,16 +46,22 @@ def byte_pair_vocabulary(words: tuple[str, ...]) -> tuple[dict[str, int], list[t
             merges.append((pieces[0], pieces[1]))
             pieces[:2] = [pieces[0] + pieces[1]]
     letters = sorted(set("".join(words)))
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    tokens = [*first, *letters, *(f"{letter}</w>" for letter in letters)]
     tokens += [left + right for left, right in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     return {token: index for index, token in enumerate(dict.fromkeys(tokens))}, merges
 
 
-def new_clip_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer of the caption words, padded to 16."""
+def new_clip_tokenizer(length: int = CLIP_LENGTH) -> CLIPTokenizer:
+    """A CLIP tokenizer of the caption words, padded to `length` with its end token."""
     vocabulary, merges = byte_pair_vocabulary(CAPTION_WORDS)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_LENGTH)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+
+
+def new_second_clip_tokenizer(length: int) -> CLIPTokenizer:
+    """The same, padded with "!" (id 0), as the second tokenizer of SDXL and SD3.5."""
+    vocabulary, merges = byte_pair_vocabulary(CAPTION_WORDS, first=("!",))
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length, pad_token="!")
 
 
 def new_t5_tokenizer() -> T5Tokenizer:
@@ -58,30 +71,29 @@ def new_t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_LENGTH)
 
 
-def new_clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained CLIP text encoder of width 64."""
-    config = CLIPTextConfig(
+def clip_config(tokenizer: CLIPTokenizer, width: int = WIDTH) -> CLIPTextConfig:
+    """A CLIP text tower of two layers for `tokenizer`."""
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        projection_dim=WIDTH,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=CLIP_LENGTH,
+        max_position_embeddings=tokenizer.model_max_length,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
 
 
-def new_t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    """An untrained T5 encoder of width 64, without dropout."""
+def new_t5_encoder(tokenizer: T5Tokenizer, width: int = WIDTH) -> T5EncoderModel:
+    """An untrained T5 encoder, without dropout."""
     config = T5Config(
         vocab_size=len(tokenizer),
-        d_model=WIDTH,
+        d_model=width,
         d_kv=16,
-        d_ff=2 * WIDTH,
+        d_ff=2 * width,
         num_layers=2,
         num_heads=4,
         relative_attention_num_buckets=16,
@@ -95,39 +107,86 @@ def new_t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
     return T5EncoderModel(config)
 
 
-class FluxText(nn.Module):
-    """Both FLUX text encoders with their tokenizers, as FluxPipeline calls them."""
+class Text(nn.Module):
+    """The text encoders of one family with their tokenizers, in the order of its pipeline."""
+
+    def __init__(self, tokenizers: list, encoders: list[nn.Module]) -> None:
+        super().__init__()
+        self.tokenizers, self.encoders = tokenizers, nn.ModuleList(encoders)
+
+    def tokenize(self, prompts: list[str]) -> list[torch.Tensor]:
+        """Token ids of `prompts` (B, L), padded, one tensor per tokenizer."""
+        return [
+            tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            for tokenizer in self.tokenizers
+        ]
+
+    def components(self) -> dict:
+        """Tokenizers and encoders by the names that diffusers pipelines give them."""
+        names = ["", *(f"_{i + 1}" for i in range(1, len(self.encoders)))]
+        encoders = {f"text_encoder{n}": e for n, e in zip(names, self.encoders, strict=True)}
+        tokenizers = {f"tokenizer{n}": t for n, t in zip(names, self.tokenizers, strict=True)}
+        return {**encoders, **tokenizers}
+
+
+class FluxText(Text):
+    """CLIP for the pooled vector and T5 for the sequence."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.clip_tokenizer, self.t5_tokenizer = new_clip_tokenizer(), new_t5_tokenizer()
-        self.clip = new_clip_encoder(self.clip_tokenizer)
-        self.t5 = new_t5_encoder(self.t5_tokenizer)
+        tokenizers = [new_clip_tokenizer(), new_t5_tokenizer()]
+        clip = CLIPTextModel(clip_config(tokenizers[0]))
+        super().__init__(tokenizers, [clip, new_t5_encoder(tokenizers[1])])
 
-    def save(self, folder: Path) -> None:
-        """Write both encoders; the tokenizers are made anew by `load`."""
-        self.clip.save_pretrained(folder / "clip")
-        self.t5.save_pretrained(folder / "t5")
+    def forward(self, ids: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompt embeddings (B, 12, 64) and pooled (B, 64) of token ids."""
+        clip, t5 = self.encoders
+        return t5(ids[1]).last_hidden_state, clip(ids[0]).pooler_output
 
-    @classmethod
-    def load(cls, folder: Path) -> "FluxText":
-        """The encoders of a folder that `save` wrote, in eval mode."""
-        text = cls()
-        text.clip = CLIPTextModel.from_pretrained(folder / "clip")
-        text.t5 = T5EncoderModel.from_pretrained(folder / "t5")
-        return text.eval()
 
-    def tokenize(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids of `prompts`, padded: CLIP (B, 16) and T5 (B, 12)."""
-        tokenizers = (self.clip_tokenizer, self.t5_tokenizer)
-        clip, t5 = (
-            tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-            for tokenizer in tokenizers
-        )
-        return clip, t5
+class SDXLText(Text):
+    """Two CLIP towers: penultimate states side by side, the second's projection as pooled."""
 
-    def forward(
-        self, clip_ids: torch.Tensor, t5_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pooled CLIP vectors (B, 64) and T5 states (B, 12, 64) of token ids."""
-        return self.clip(clip_ids).pooler_output, self.t5(t5_ids).last_hidden_state
+    def __init__(self) -> None:
+        tokenizers = [
+            new_clip_tokenizer(SHORT_CLIP_LENGTH),
+            new_second_clip_tokenizer(SHORT_CLIP_LENGTH),
+        ]
+        first = CLIPTextModel(clip_config(tokenizers[0], CLIP_WIDTHS[0]))
+        second = CLIPTextModelWithProjection(clip_config(tokenizers[1], CLIP_WIDTHS[1]))
+        super().__init__(tokenizers, [first, second])
+
+    def forward(self, ids: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompt embeddings (B, 12, 80) and pooled (B, 48) of token ids."""
+        outputs = [
+            encoder(i, output_hidden_states=True)
+            for encoder, i in zip(self.encoders, ids, strict=True)
+        ]
+        states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        return states, outputs[1].text_embeds
+
+
+class SD35Text(Text):
+    """Two CLIP towers with projections, side by side and padded to T5's width, then T5 after."""
+
+    def __init__(self) -> None:
+        tokenizers = [
+            new_clip_tokenizer(SHORT_CLIP_LENGTH),
+            new_second_clip_tokenizer(SHORT_CLIP_LENGTH),
+            new_t5_tokenizer(),
+        ]
+        clips = [
+            CLIPTextModelWithProjection(clip_config(tokenizer, width))
+            for tokenizer, width in zip(tokenizers[:2], CLIP_WIDTHS, strict=True)
+        ]
+        super().__init__(tokenizers, [*clips, new_t5_encoder(tokenizers[2], SD35_T5_WIDTH)])
+
+    def forward(self, ids: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompt embeddings (B, 24, 96) and pooled (B, 80) of token ids."""
+        *clips, t5 = self.encoders
+        outputs = [
+            encoder(i, output_hidden_states=True) for encoder, i in zip(clips, ids[:2], strict=True)
+        ]
+        states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        states = F.pad(states, (0, SD35_T5_WIDTH - states.shape[-1]))
+        prompt_embeds = torch.cat([states, t5(ids[2]).last_hidden_state], dim=1)
+        return prompt_embeds, torch.cat([output.text_embeds for output in outputs], dim=-1)

@@ -1,4 +1,4 @@
-"""The commands of the embedded teacher, as a user types them."""
+"""The commands of the embedded teachers, as a user types them."""
 
 import json
 import os
@@ -10,8 +10,11 @@ import pytest
 from diffusers import FluxTransformer2DModel
 from PIL import Image
 
+from senseflow.tiny import build, compare, measure, pictures
+
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "assets" / "tiny" / "flux"
+ASSETS = ROOT / "assets" / "tiny"
+COMMON, FLUX = ASSETS / "common", ASSETS / "flux" / "pipeline"
 
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -25,37 +28,156 @@ def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("module", ["pictures", "build", "measure"])
-def test_help_gives_an_example(module):
-    assert "example: python -m senseflow.tiny" in run(f"senseflow.tiny.{module}", "--help").stdout
+@pytest.fixture
+def call(monkeypatch):
+    """Runs a command's main in this process."""
+
+    def call_main(module, *arguments) -> None:
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        module.main()
+
+    return call_main
 
 
-def test_measure_writes_table_results_and_picture(tmp_path):
-    teacher = FluxTransformer2DModel.from_pretrained(FOLDER / "pipeline" / "transformer")
-    student = FluxTransformer2DModel.from_config({**teacher.config, "guidance_embeds": False})
-    student.load_state_dict(teacher.state_dict(), strict=False)
-    student.save_pretrained(tmp_path / "student")
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    teacher = FluxTransformer2DModel.from_pretrained(FLUX / "transformer")
+    network = FluxTransformer2DModel.from_config({**teacher.config, "guidance_embeds": False})
+    network.load_state_dict(teacher.state_dict(), strict=False)
+    folder = tmp_path_factory.mktemp("student")
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("module", [pictures, build, measure, compare])
+def test_help_gives_an_example(module, call, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        call(module, "--help")
+    assert "example: python -m senseflow.tiny" in capsys.readouterr().out
+
+
+def test_measure_writes_table_results_and_picture(tmp_path, student):
     finished = run(
         "senseflow.tiny.measure",
-        *("--pipeline", FOLDER / "pipeline", "--judge", FOLDER / "judge"),
-        *("--student", f"mine={tmp_path / 'student'}", "--output", tmp_path / "report"),
+        *("--pipeline", FLUX, "--common", COMMON),
+        *("--student", f"mine={student}", "--output", tmp_path / "report"),
         *("--num_prompts", "8", "--seeds", "2", "--columns", "4"),
     )
     rows = json.loads((tmp_path / "report" / "results.json").read_text())
     assert len(rows) == 15
     assert rows["teacher, 28 steps (reference)"]["fid_t"] == pytest.approx(0, abs=1e-3)
     assert {"mine, 4 steps, x0", "mine, 4 steps, euler", "mine, 1 step"} <= set(rows)
+    assert rows["mine, 4 steps, x0"] == rows["untrained, 4 steps, x0"]
     table = (tmp_path / "report" / "table.md").read_text()
     assert table.strip() == finished.stdout.strip()
     assert Image.open(tmp_path / "report" / "comparison.png").size[0] > 4 * 64
 
 
-@pytest.mark.long
-def test_quick_build_makes_every_folder(tmp_path):
-    run("senseflow.tiny.build", "flux", "--quick", "--output", tmp_path / "flux")
-    rebuilt = {str(p.relative_to(tmp_path / "flux")) for p in (tmp_path / "flux").rglob("*.json")}
-    shipped = {str(p.relative_to(FOLDER)) for p in FOLDER.rglob("*.json")}
-    assert rebuilt == shipped
-    assert (tmp_path / "flux" / "pipeline" / "transformer" / "config.json").read_text() == (
-        FOLDER / "pipeline" / "transformer" / "config.json"
-    ).read_text()
+@pytest.mark.parametrize("name", ["sd35_medium", "sdxl"])
+def test_measure_takes_every_family(name, tmp_path, call):
+    pipeline = ASSETS / name / "pipeline"
+    call(
+        measure,
+        *("--pipeline", pipeline, "--common", COMMON, "--output", tmp_path),
+        *("--student", f"mine={pipeline}", "--num_prompts", 4, "--seeds", 1, "--columns", 2),
+    )
+    rows = json.loads((tmp_path / "results.json").read_text())
+    sampler = {"sd35_medium": "x0", "sdxl": "lcm"}[name]
+    assert len(rows) == 15
+    assert rows[f"mine, 4 steps, {sampler}"] == rows[f"untrained, 4 steps, {sampler}"]
+    assert rows["mine, 1 step"]["fid_t"] != rows["teacher, 1 step"]["fid_t"]
+
+
+def test_compare_has_a_line_per_pair(tmp_path, student, call, capsys):
+    call(
+        compare,
+        *("--pair", "plain", FLUX, student, "--pair", "guided", FLUX, FLUX),
+        *("--common", COMMON, "--output", tmp_path),
+        *("--num_prompts", "6", "--seeds", "1", "--columns", "2"),
+    )
+    summary = capsys.readouterr().out.strip().splitlines()
+    assert [line.split(" |")[0] for line in summary] == [
+        "|",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        "| plain",
+        "| guided",
+    ]
+    assert (tmp_path / "table.md").read_text().startswith("\n".join(summary))
+    (rows,) = json.loads((tmp_path / "results.json").read_text()).values()
+    shown = f"{rows['plain, 4 steps, x0']['fid_t']:.2f}"
+    assert summary[2].split(" | ")[7] == shown
+    assert rows["guided, 4 steps, euler"] == rows["teacher, 4 steps, euler"]
+    assert Image.open(tmp_path / "comparison.png").size[1] > 6 * 64
+
+
+def architecture(config: Path) -> dict:
+    """A config.json without what the autoencoder measures of its own latents."""
+    measured = ("scaling_factor", "shift_factor")
+    return {k: v for k, v in json.loads(config.read_text()).items() if k not in measured}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("flux", "sd35_medium", "sdxl"),
+        pytest.param("common", marks=pytest.mark.long),
+        pytest.param("sd35_large", marks=pytest.mark.long),
+    ],
+)
+def test_quick_build_makes_the_shipped_files(target, tmp_path, call):
+    output = tmp_path / target
+    output.mkdir()
+    (output / "README.md").write_text("kept")
+    (output / "old").touch()
+    call(build, target, "--quick", "--output", output, "--common", COMMON)
+    assert (output / "README.md").read_text() == "kept"
+    files, shipped = (
+        {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        for folder in (output, ASSETS / target)
+    )
+    assert files == shipped
+    for name in files:
+        if name.endswith("config.json"):
+            assert architecture(output / name) == architecture(ASSETS / target / name), name
+    # A finished stage is not done again: the same bytes come out of the same work folder.
+    again = ("--work", tmp_path / f"{target}.building", "--output", tmp_path / "again")
+    call(build, target, *again, "--common", COMMON)
+    assert (tmp_path / "again" / "SHA256SUMS").read_text() == (output / "SHA256SUMS").read_text()
+
+
+def test_a_part_of_the_stages_leaves_the_output_alone(tmp_path, call):
+    output = tmp_path / "common"
+    call(build, "common", "--quick", "--stages", "judge", "--output", output)
+    assert not output.exists()
+    assert (tmp_path / "common.building" / "judge" / "stage.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["flux", "--stages", "vae"], "no stage 'vae', but flow, refine, guidance"),
+        (["sdxl"], "no vae/ in"),
+        (["pixart"], "invalid choice: 'pixart'"),
+    ],
+)
+def test_build_refuses(arguments, message, tmp_path, call, capsys):
+    with pytest.raises(SystemExit):
+        call(build, *arguments, "--output", tmp_path / "out")
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (measure, ["--pipeline", COMMON], "no model_index.json"),
+        (measure, ["--pipeline", FLUX, "--student", "mine"], "NAME=CKPT"),
+        (measure, ["--pipeline", FLUX, "--student", "teacher=x"], "a name of its own"),
+        (measure, ["--pipeline", FLUX, "--student", "mine=nowhere"], "nowhere does not exist"),
+        (compare, ["--pair", "a", FLUX, "x", "--pair", "a", FLUX, "y"], "a name of its own"),
+    ],
+)
+def test_measuring_refuses(module, arguments, message, tmp_path, call):
+    with pytest.raises(ValueError, match=message):
+        call(module, *arguments, "--common", COMMON, "--output", tmp_path / "report")
+    assert not (tmp_path / "report").exists()

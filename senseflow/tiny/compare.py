@@ -1,0 +1,140 @@
+"""Measure students of several embedded teachers, and put them in one table and one picture.
+
+    python -m senseflow.tiny.compare --common assets/tiny/common --output report \
+        --pair FLUX assets/tiny/flux/pipeline runs/flux \
+        --pair SDXL assets/tiny/sdxl/pipeline runs/sdxl
+
+Each pair of a teacher and its student is a line: the teacher at 28 steps (its FID-T is the floor
+that sampling noise leaves), the teacher at 4 steps with whichever of its samplers is nearer to
+that, the student at 4 steps with the sampler of its recipe. The whole table of each teacher, as
+senseflow.tiny.measure writes it, follows below.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from senseflow.sampling.student import load_student
+from senseflow.tiny.families import TEACHER_STEPS, Method, Sampler
+from senseflow.tiny.judge import Judge
+from senseflow.tiny.measure import (
+    add_common_arguments,
+    draw_comparison,
+    format_table,
+    measure_all,
+    mixed_prompts,
+    write_report,
+)
+
+NUM_STEPS = 4
+MEASURES = {"fid_t": "FID-T", "all": "all attributes", "mean": "mean attribute"}
+Pair = tuple[str, Path, Path]  # name, teacher's pipeline, student's checkpoint
+Rows = dict[str, dict[str, float]]
+
+
+def by_teacher(pairs: list[Pair]) -> dict[Path, dict[str, Path]]:
+    """Pipeline folder -> {name: checkpoint}, so that a teacher is measured once."""
+    teachers: dict[Path, dict[str, Path]] = {}
+    for name, pipeline, checkpoint in pairs:
+        if name == "teacher" or any(name in students for students in teachers.values()):
+            raise ValueError(f"--pair wants a name of its own, got {name!r}")
+        teachers.setdefault(pipeline, {})[name] = checkpoint
+    return teachers
+
+
+def compare(
+    sampler: Sampler, judge: Judge, students: dict[str, Path], num_seeds: int, num_shown: int
+) -> tuple[Rows, Rows, dict[str, torch.Tensor]]:
+    """A teacher and its students: all rows, one line of figures per student, and pictures."""
+    family = sampler.family
+    sampler.networks.update({name: load_student(path) for name, path in students.items()})
+    many = Method("teacher", TEACHER_STEPS, family.teacher_samplers[0])
+    few = [Method("teacher", NUM_STEPS, name) for name in family.teacher_samplers]
+    own = {name: Method(name, NUM_STEPS, family.recipe_sampler) for name in students}
+    others = [
+        Method(name, NUM_STEPS, other)
+        for name in students
+        for other in family.student_samplers
+        if other != family.recipe_sampler
+    ]
+    methods = [many, *few, *own.values(), *others]
+    rows, pictures = measure_all(sampler, judge, methods, num_seeds, num_shown)
+    better = min(few, key=lambda method: rows[method.label()]["fid_t"])
+    figures: Rows = {}
+    shown: dict[str, torch.Tensor] = {}
+    for name, method in own.items():
+        chosen = {"many": many, "few": better, "student": method}
+        figures[name] = {
+            f"{which} {key}": rows[other.label()][key]
+            for which, other in chosen.items()
+            for key in MEASURES
+        }
+        for other in chosen.values():
+            role = "teacher" if other.network == "teacher" else "student"
+            label = dataclasses.replace(other, network=role).label()
+            shown[f"{name}: {label}"] = pictures[other.label()]
+    return rows, figures, shown
+
+
+def format_summary(figures: Rows) -> str:
+    """A Markdown table with a line per student."""
+    groups = {
+        "many": f"teacher, {TEACHER_STEPS} steps",
+        "few": f"teacher, {NUM_STEPS} steps",
+        "student": f"student, {NUM_STEPS} steps",
+    }
+    heads = [f"{who}: {what}" for who in groups.values() for what in MEASURES.values()]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name, line in figures.items():
+        cells = [f"{value:z.2f}" if "fid" in key else f"{value:.3f}" for key, value in line.items()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Measure students of several embedded teachers: one table, one picture.",
+        epilog="example: python -m senseflow.tiny.compare --common assets/tiny/common "
+        "--pair FLUX assets/tiny/flux/pipeline runs/flux --output report",
+    )
+    parser.add_argument(
+        "--pair",
+        nargs=3,
+        action="append",
+        required=True,
+        metavar=("NAME", "PIPELINE", "CKPT"),
+        help="a line: teacher's pipeline folder, student's run folder or checkpoint; repeat it",
+    )
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print the summary, and write table.md, results.json and comparison.png."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    teachers = by_teacher([(name, Path(p), Path(c)) for name, p, c in arguments.pair])
+    prompts, judge = mixed_prompts(arguments.num_prompts), Judge.load(arguments.common / "judge")
+    results: dict[str, Rows] = {}
+    figures: Rows = {}
+    shown: dict[str, torch.Tensor] = {}
+    for pipeline, students in teachers.items():
+        sampler = Sampler(pipeline, prompts)
+        rows, lines, pictures = compare(
+            sampler, judge, students, arguments.seeds, arguments.columns
+        )
+        results[", ".join(students)] = rows
+        figures |= lines
+        shown |= pictures
+    summary = format_summary(figures)
+    parts = [summary, *(f"## {name}\n\n{format_table(rows)}" for name, rows in results.items())]
+    picture = draw_comparison(shown, prompts)
+    write_report(arguments.output, "\n".join(parts), results, picture)
+    print(summary)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Drawing with the stock pipelines of diffusers: how each family is called, and its samplers.
+
+Nothing here comes from senseflow.sampling, so that what is measured is what an outsider gets.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    LCMScheduler,
+    ModelMixin,
+    SchedulerMixin,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+)
+
+from senseflow.tiny.pictures import SIZE
+from senseflow.tiny.text import T5_LENGTH
+
+TEACHER_STEPS = 28
+REFERENCE_SEED = 10_000
+NUM_ANCHORS = 4
+NewScheduler = Callable[[Mapping], SchedulerMixin]  # from the config of the pipeline's own
+
+FLOW_SAMPLERS: dict[str, NewScheduler] = {
+    "euler": partial(FlowMatchEulerDiscreteScheduler.from_config, stochastic_sampling=False),
+    "x0": partial(FlowMatchEulerDiscreteScheduler.from_config, stochastic_sampling=True),
+}
+# In four steps LCM and DDIM stop at 999, 749, 499, 249; SDXL's own Euler at 751, 501, 251, 1.
+VP_SAMPLERS: dict[str, NewScheduler] = {
+    "euler": EulerDiscreteScheduler.from_config,
+    "lcm": partial(LCMScheduler.from_config, original_inference_steps=NUM_ANCHORS),
+    "ddim": partial(
+        DDIMScheduler.from_config,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    ),
+}
+
+
+def flux_steps(num_steps: int) -> dict[str, Any]:
+    return {"num_inference_steps": num_steps, "max_sequence_length": T5_LENGTH}
+
+
+def sd35_steps(num_steps: int) -> dict[str, Any]:
+    """Few steps are the anchors; left to itself the pipeline would end them at sigma .009."""
+    if num_steps == TEACHER_STEPS:
+        steps = {"num_inference_steps": num_steps}
+    else:
+        steps = {"sigmas": [1 - step / num_steps for step in range(num_steps)]}  # to be shifted
+    return {**steps, "max_sequence_length": T5_LENGTH}
+
+
+def sdxl_steps(num_steps: int) -> dict[str, Any]:
+    return {"num_inference_steps": num_steps}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is peculiar to the pipelines of one class.
+
+    Of `teacher_samplers` and `student_samplers` the first draws many steps, the last a single one.
+    """
+
+    pipeline: type[DiffusionPipeline]
+    network: str  # the component that a student replaces
+    guidance: float  # the teacher's
+    latent_shape: tuple[int, ...]  # of one sample, as the pipeline takes it
+    steps: Callable[[int], dict[str, Any]]  # arguments of the call, by the number of steps
+    samplers: dict[str, NewScheduler]
+    teacher_samplers: tuple[str, ...]
+    student_samplers: tuple[str, ...]
+    recipe_sampler: str  # which of them the recipe samples with
+
+
+FAMILIES = {
+    family.pipeline.__name__: family
+    for family in (
+        Family(
+            FluxPipeline,
+            "transformer",
+            guidance=3.5,
+            latent_shape=(16, 32),
+            steps=flux_steps,
+            samplers=FLOW_SAMPLERS,
+            teacher_samplers=("euler", "x0"),
+            student_samplers=("euler", "x0"),
+            recipe_sampler="x0",
+        ),
+        Family(
+            StableDiffusion3Pipeline,
+            "transformer",
+            guidance=4.5,
+            latent_shape=(8, 8, 8),
+            steps=sd35_steps,
+            samplers=FLOW_SAMPLERS,
+            teacher_samplers=("euler", "x0"),
+            student_samplers=("euler", "x0"),
+            recipe_sampler="x0",
+        ),
+        Family(
+            StableDiffusionXLPipeline,
+            "unet",
+            guidance=5.0,
+            latent_shape=(8, 8, 8),
+            steps=sdxl_steps,
+            samplers=VP_SAMPLERS,
+            teacher_samplers=("euler", "ddim"),
+            student_samplers=("lcm", "ddim"),
+            recipe_sampler="lcm",
+        ),
+    )
+}
+
+
+def family_of(folder: Path) -> Family:
+    """The family of a pipeline folder; a ValueError where it is of none."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"{folder} is not a pipeline folder: it has no model_index.json")
+    name = json.loads(index.read_text()).get("_class_name")
+    if name not in FAMILIES:
+        raise ValueError(f"{index}: _class_name is {name!r}, not one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row: which network ("teacher" or a student's name), how many steps, which sampler."""
+
+    network: str
+    num_steps: int
+    sampler: str
+    first_seed: int = 0
+
+    def label(self) -> str:
+        """The row's name in tables and pictures."""
+        steps = f"{self.num_steps} step" + ("s" if self.num_steps > 1 else "")
+        sampler = "" if self.num_steps in (1, TEACHER_STEPS) else f", {self.sampler}"
+        suffix = " (reference)" if self.first_seed == REFERENCE_SEED else ""
+        return f"{self.network}, {steps}{sampler}{suffix}"
+
+
+def few_step_methods(network: str, samplers: tuple[str, ...]) -> list[Method]:
+    """4 and 2 steps with every sampler, and 1 step, where they are the same."""
+    several = [Method(network, steps, sampler) for steps in (4, 2) for sampler in samplers]
+    return [*several, Method(network, 1, samplers[-1])]
+
+
+def initial_latents(prompt_indices: range, seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Unit noise (B, *shape), one generator per prompt and seed, whatever the batch."""
+    generator = torch.Generator()
+    noise = [
+        torch.randn(shape, generator=generator.manual_seed(1_000_003 * seed + index))
+        for index in prompt_indices
+    ]
+    return torch.stack(noise)
+
+
+class Sampler:
+    """Draws pictures of prompts with a pipeline folder and any of several networks.
+
+    `networks` begins with the folder's own, "teacher". guidance: the teacher's; None is its
+    family's.
+    """
+
+    def __init__(self, folder: Path, prompts: list[str], guidance: float | None = None) -> None:
+        self.family, self.prompts = family_of(folder), prompts
+        self.guidance = self.family.guidance if guidance is None else guidance
+        self.pipeline = self.family.pipeline.from_pretrained(folder)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.own_scheduler = self.pipeline.scheduler.config
+        self.networks: dict[str, ModelMixin] = {
+            "teacher": getattr(self.pipeline, self.family.network)
+        }
+
+    def guidance_of(self, network: str) -> float:
+        """The teacher's guidance for the teacher and for whatever embeds one, none for others."""
+        embeds = self.networks[network].config.get("guidance_embeds", False)
+        return self.guidance if network == "teacher" or embeds else 0.0
+
+    def untrained(self) -> ModelMixin:
+        """The student before its first iteration: the teacher without its guidance."""
+        teacher = self.networks["teacher"]
+        if not teacher.config.get("guidance_embeds", False):
+            return teacher
+        network = type(teacher).from_config({**teacher.config, "guidance_embeds": False})
+        network.load_state_dict({key: teacher.state_dict()[key] for key in network.state_dict()})
+        return network.eval()
+
+    @torch.no_grad()
+    def draw(self, method: Method, seed: int, batch_size: int = 250) -> torch.Tensor:
+        """One picture per prompt: (P, 3, 32, 32) in [-1, 1]."""
+        setattr(self.pipeline, self.family.network, self.networks[method.network])
+        self.pipeline.scheduler = self.family.samplers[method.sampler](self.own_scheduler)
+        pictures = []
+        for start in range(0, len(self.prompts), batch_size):
+            chunk = range(start, min(start + batch_size, len(self.prompts)))
+            # Pipelines of flows hand their scheduler no generator: fresh noise is the global one's.
+            torch.manual_seed(1_000_003 * seed + start)
+            output = self.pipeline(
+                prompt=[self.prompts[index] for index in chunk],
+                guidance_scale=self.guidance_of(method.network),
+                height=SIZE,
+                width=SIZE,
+                latents=initial_latents(chunk, seed, self.family.latent_shape),
+                output_type="pt",
+                **self.family.steps(method.num_steps),
+            )
+            pictures.append(output.images.float() * 2 - 1)
+        return torch.cat(pictures)
+
+    def draw_seeds(self, method: Method, num_seeds: int) -> torch.Tensor:
+        """Pictures (seeds, P, 3, 32, 32) from `num_seeds` consecutive seeds."""
+        seeds = range(method.first_seed, method.first_seed + num_seeds)
+        return torch.stack([self.draw(method, seed) for seed in seeds])

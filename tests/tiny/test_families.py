@@ -1,0 +1,94 @@
+"""The stock pipelines stop at the anchors, with and without guidance, from fixed noise."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from senseflow.tiny import flux, sd35, sdxl
+from senseflow.tiny.families import FAMILIES, Method, Sampler, family_of, initial_latents
+
+FLUX = Path(__file__).parents[2] / "assets" / "tiny" / "flux" / "pipeline"
+LADDERS = {4: [999, 749, 499, 249], 2: [999, 499], 1: [999]}
+
+
+@pytest.fixture(scope="module")
+def flux_sampler():
+    sampler = Sampler(FLUX, ["a red seven left of a blue two on white"] * 3)
+    sampler.networks["untrained"] = sampler.untrained()
+    return sampler
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "sigmas"),
+    [(4, [1, 0.9045, 0.7595, 0.5128, 0]), (2, [1, 0.7595, 0]), (1, [1, 0])],
+)
+def test_few_steps_of_flux_are_the_anchors(flux_sampler, num_steps, sigmas):
+    flux_sampler.draw(Method("teacher", num_steps, "euler"), seed=0)
+    found = flux_sampler.pipeline.scheduler.sigmas
+    torch.testing.assert_close(found, torch.tensor(sigmas).float(), atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "sigmas"), [(4, [1, 0.9, 0.75, 0.5, 0]), (2, [1, 0.75, 0]), (1, [1, 0])]
+)
+def test_few_steps_of_sd35_are_the_anchors(num_steps, sigmas):
+    family = FAMILIES["StableDiffusion3Pipeline"]
+    own = FlowMatchEulerDiscreteScheduler(shift=sd35.SAMPLING_SHIFT).config
+    scheduler = family.samplers["x0"](own)
+    scheduler.set_timesteps(sigmas=family.steps(num_steps)["sigmas"])
+    assert scheduler.config.stochastic_sampling
+    torch.testing.assert_close(scheduler.sigmas, torch.tensor(sigmas), check_dtype=False)
+
+
+@pytest.mark.parametrize("num_steps", LADDERS)
+@pytest.mark.parametrize("sampler", ["lcm", "ddim"])
+def test_few_steps_of_sdxl_are_the_anchors(num_steps, sampler):
+    scheduler = FAMILIES["StableDiffusionXLPipeline"].samplers[sampler](sdxl.new_scheduler().config)
+    scheduler.set_timesteps(num_steps)
+    assert scheduler.timesteps.tolist() == LADDERS[num_steps]
+    torch.testing.assert_close(scheduler.alphas_cumprod, sdxl.new_scheduler().alphas_cumprod)
+    # Where the network always predicts one x_0, that is what sampling ends with.
+    x_0, x_t = torch.randn(2, 8, 8, 8), torch.randn(2, 8, 8, 8)
+    for t in scheduler.timesteps:
+        abar = scheduler.alphas_cumprod[t]
+        x_t = scheduler.step((x_t - abar.sqrt() * x_0) / (1 - abar).sqrt(), t, x_t).prev_sample
+    torch.testing.assert_close(x_t, x_0, atol=1e-4, rtol=0)
+
+
+def test_one_step_is_the_same_with_either_sampler(flux_sampler):
+    euler, x0 = (flux_sampler.draw(Method("teacher", 1, name), 0) for name in ("euler", "x0"))
+    torch.testing.assert_close(euler, x0)
+
+
+def test_guidance_is_for_the_teacher_and_for_those_that_embed_it(flux_sampler):
+    flux_sampler.networks["embeds"] = flux_sampler.networks["teacher"]
+    guidance = {name: flux_sampler.guidance_of(name) for name in flux_sampler.networks}
+    assert guidance == {"teacher": 3.5, "untrained": 0.0, "embeds": 3.5}
+    assert not flux_sampler.networks["untrained"].config.guidance_embeds
+
+
+def test_pictures_do_not_depend_on_the_batch(flux_sampler):
+    method = Method("untrained", 4, "euler")
+    together, alone = flux_sampler.draw(method, 3), flux_sampler.draw(method, 3, batch_size=1)
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+    assert not torch.equal(together[0], together[1])
+    noise = initial_latents(range(3), 3, (2, 2))
+    assert torch.equal(noise[2:], initial_latents(range(2, 3), 3, (2, 2)))
+
+
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no model_index"):
+        family_of(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "PixArtPipeline"}))
+    with pytest.raises(ValueError, match=r"PixArtPipeline.*FluxPipeline"):
+        family_of(tmp_path)
+
+
+def test_packing_is_undone_by_the_pipeline():
+    latents = torch.randn(2, 8, 8, 8)
+    packed = flux.pack(latents)
+    assert packed.shape[1:] == FAMILIES["FluxPipeline"].latent_shape
+    torch.testing.assert_close(flux.FluxPipeline._unpack_latents(packed, 32, 32, 4), latents)
