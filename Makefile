@@ -27,7 +27,7 @@ demo: $(INSTALLED)
 	$(BIN)/python scripts_flux/test_flux_senseflow.py --flux_ckpt $(TINY)/pipeline \
 		--checkpoint $(RUN)/run --prompts_file $(RUN)/data/prompts_heldout.txt \
 		--num_prompts 16 --batch_size 16 --output_dir $(RUN)/images
-	$(BIN)/python -m senseflow.tiny.measure --pipeline $(TINY)/pipeline --judge $(TINY)/judge \
+	$(BIN)/python -m senseflow.tiny.measure --pipeline $(TINY)/pipeline --common assets/tiny/common \
 		--student student=$(RUN)/run --seeds 2 --threads $(PROCESSES) --output $(RUN)/report
 	@echo "the table: $(RUN)/report/table.md   the picture: $(RUN)/report/comparison.png"
 
