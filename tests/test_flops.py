@@ -19,7 +19,11 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+LONG = ("sd35_senseflow", "sdxl_senseflow")
+MARKED = [pytest.param(n, marks=pytest.mark.long if n in LONG else ()) for n in CONFIGS]
+
+
+@pytest.fixture(scope="module", params=MARKED)
 def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("flops")
     write_dataset(folder, num=8, seed=0, num_prompts=2)

@@ -158,6 +158,7 @@ def test_dmd2_moves_fake_score_and_heads_apart_from_the_real_draw(latents, tmp_p
         ("sd35_senseflow", "data.max_sequence_length=null", "max_sequence_length is missing"),
         ("sd35_senseflow", "student.fold_guidance=3.5", "for FLUX alone"),
         ("sd35_senseflow", "train.resolution=512", "table of positions ends at"),
+        ("sdxl_dmd2", "adversarial.downsamplings=1", r"needs a bottleneck of at least 8 x 8"),
         ("sdxl_dmd2", "train.resolution=64",
          r"latents.*\[?8, 8, 8\]?.*\[?8, 16, 16\]?"),
     ],

@@ -23,7 +23,11 @@ from senseflow.engine.config import Config, Dtype
 from senseflow.engine.loop import Run, open_run_folder
 from senseflow.engine.optim import Trained
 from senseflow.engine.parallel import Ranks, fill_shards, shard, start_ranks
-from senseflow.models.bottleneck_classifier import ClassifierHead, add_encoder_pass
+from senseflow.models.bottleneck_classifier import (
+    ClassifierHead,
+    add_encoder_pass,
+    require_head,
+)
 from senseflow.models.networks import NetworkSource
 from senseflow.models.pipeline import latent_shape
 from senseflow.models.teacher import Adapter, TeacherFamily, TeacherSettings
@@ -37,6 +41,8 @@ def check(config: Config, family: TeacherFamily) -> None:
     settings = teacher_settings(config)
     family.require(settings)
     check_times(config, family.path(settings), family.anchors(settings, config.anchors.times))
+    if config.adversarial.in_use == "bottleneck":
+        bottleneck_of(config, family)
     family.teacher(settings)
     family.student(settings)
     read_data(config, settings)
@@ -61,7 +67,7 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
         teacher=build_network(family.teacher(settings), config, ranks),
         generator=Trained.build(generator, optimizer.lr, optimizer),
         fake_score=Trained.build(fake_score, optimizer.fake_score_lr, optimizer),
-        discriminator=build_discriminator(config, adapter, fake_score, ranks),
+        discriminator=build_discriminator(config, family, adapter, fake_score, ranks),
         device=ranks.device,
     )
     dataset, on_gpu = read_data(config, settings), ranks.device.type == "cuda"
@@ -150,14 +156,27 @@ def build_network(source: NetworkSource, config: Config, ranks: Ranks) -> nn.Mod
 
 
 def build_discriminator(
-    config: Config, adapter: Adapter, fake_score: nn.Module, ranks: Ranks
+    config: Config,
+    family: TeacherFamily,
+    adapter: Adapter,
+    fake_score: nn.Module,
+    ranks: Ranks,
 ) -> Discriminator | None:
     """The adversary of the configuration, its heads sharded; None when it has none."""
     if config.adversarial.in_use == "vfm":
         return build_vfm(config, ranks)
     if config.adversarial.in_use == "bottleneck":
-        return build_bottleneck(config, adapter, fake_score, ranks)
+        return build_bottleneck(config, bottleneck_of(config, family), adapter, fake_score, ranks)
     return None
+
+
+def bottleneck_of(config: Config, family: TeacherFamily) -> tuple[int, int, int]:
+    """(C, h, w) that DMD2's head reads; raises ValueError where it cannot."""
+    if family.bottleneck is None:
+        raise ValueError(f"adversarial.kind bottleneck: a {family.name} network has none")
+    shape = family.bottleneck(teacher_settings(config))
+    require_head(shape, config.adversarial.downsamplings, config.adversarial.norm_groups)
+    return shape
 
 
 def build_vfm(config: Config, ranks: Ranks) -> VFMDiscriminator:
@@ -187,14 +206,16 @@ def build_vfm(config: Config, ranks: Ranks) -> VFMDiscriminator:
 
 
 def build_bottleneck(
-    config: Config, adapter: Adapter, fake_score: nn.Module, ranks: Ranks
+    config: Config,
+    shape: tuple[int, int, int],
+    adapter: Adapter,
+    fake_score: nn.Module,
+    ranks: Ranks,
 ) -> BottleneckDiscriminator:
     """DMD2's head, sharded, and the encoder pass of the fake score that feeds it."""
-    settings = config.adversarial
-    width = fake_score.config.block_out_channels[-1]
-    head = ClassifierHead(
-        width, settings.downsamplings, settings.norm_groups, config.train.seed
-    ).to(ranks.device)
+    settings, seed = config.adversarial, config.train.seed
+    head = ClassifierHead(shape[0], settings.downsamplings, settings.norm_groups, seed)
+    head.to(ranks.device)
     shard(head, [], ranks.mesh, torch_dtype(config.precision.heads))
     add_encoder_pass(fake_score)
     return BottleneckDiscriminator(

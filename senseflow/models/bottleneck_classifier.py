@@ -21,13 +21,6 @@ class ClassifierHead(nn.Module):
 
     def __init__(self, width: int, downsamplings: int, norm_groups: int, seed: int) -> None:
         super().__init__()
-        if width % norm_groups:
-            raise ValueError(
-                f"adversarial.norm_groups {norm_groups} does not divide the mid-block's {width} "
-                "channels"
-            )
-        self.smallest = 4 * 2**downsamplings  # rows and columns of the map
-        self.downsamplings = downsamplings
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             layers: list[nn.Module] = []
@@ -37,14 +30,24 @@ class ClassifierHead(nn.Module):
             self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Raises ValueError for a map too small for the convolutions."""
-        if min(features.shape[-2:]) < self.smallest:
-            raise ValueError(
-                f"adversarial.downsamplings {self.downsamplings} needs a bottleneck of at least "
-                f"{self.smallest} x {self.smallest}, this one is {list(features.shape[-2:])}"
-            )
         dtype = self.layers[-1].weight.dtype  # as FSDP gathers it
         return self.layers(features.to(dtype)).flatten(1)
+
+
+def require_head(bottleneck: tuple[int, int, int], downsamplings: int, norm_groups: int) -> None:
+    """Raise ValueError unless a `ClassifierHead` can read a bottleneck (C, h, w)."""
+    width, height, columns = bottleneck
+    if width % norm_groups:
+        raise ValueError(
+            f"adversarial.norm_groups {norm_groups} does not divide the bottleneck's {width} "
+            "channels"
+        )
+    smallest = 4 * 2**downsamplings
+    if min(height, columns) < smallest:
+        raise ValueError(
+            f"adversarial.downsamplings {downsamplings} needs a bottleneck of at least {smallest} "
+            f"x {smallest}; at this train.resolution it is {height} x {columns}"
+        )
 
 
 def add_encoder_pass(unet: UNet2DConditionModel) -> None:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from senseflow.core.anchors import Anchors
 from senseflow.core.path import VPPath
+from senseflow.models.networks import read_json
 from senseflow.models.pipeline import (
     CfgAdapter,
+    latent_shape,
     load_encoders,
     require_pipeline,
     require_plain_student,
@@ -105,6 +107,14 @@ def require(settings: TeacherSettings) -> None:
         raise ValueError("data.max_sequence_length: SDXL has no T5; leave it out")
 
 
+def bottleneck_shape(settings: TeacherSettings) -> tuple[int, int, int]:
+    """(C, h, w) of the mid-block's output at the run's resolution."""
+    widths = read_json(settings.folder / "unet" / "config.json")["block_out_channels"]
+    _, height, width = latent_shape(settings)
+    halved = 2 ** (len(widths) - 1)
+    return widths[-1], -(-height // halved), -(-width // halved)
+
+
 def blocks_of(network: UNet2DConditionModel) -> list[nn.Module]:
     """The units of sharding."""
     return [*network.down_blocks, network.mid_block, *network.up_blocks]
@@ -120,4 +130,5 @@ SDXL = TeacherFamily(
     load_adapter=SDXLAdapter.load,
     teacher=lambda settings: same_teacher(UNet2DConditionModel, "unet", settings, blocks_of),
     student=lambda settings: same_student(UNet2DConditionModel, "unet", settings, blocks_of),
+    bottleneck=bottleneck_shape,
 )

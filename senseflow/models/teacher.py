@@ -111,3 +111,4 @@ class TeacherFamily:
     load_adapter: Callable[[TeacherSettings, torch.device], Adapter]
     teacher: Callable[[TeacherSettings], NetworkSource]
     student: Callable[[TeacherSettings], NetworkSource]
+    bottleneck: Callable[[TeacherSettings], tuple[int, int, int]] | None = None  # (C, h, w), UNets

@@ -8,7 +8,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sdxl_pipeline
 from senseflow.engine.parallel import shard, start_ranks
-from senseflow.models.bottleneck_classifier import ClassifierHead, add_encoder_pass, encode
+from senseflow.models.bottleneck_classifier import (
+    ClassifierHead,
+    add_encoder_pass,
+    encode,
+    require_head,
+)
 from senseflow.models.sdxl import SDXL, blocks_of
 
 SIZE = (24, 40)
@@ -188,8 +193,21 @@ def test_head_at_full_size_is_dmd2s():
 def test_logits_of_other_maps_and_none_of_too_small_ones(shape, num_logits):
     head = ClassifierHead(8, downsamplings=1, norm_groups=4, seed=0)
     assert head(torch.randn(3, 8, *shape)).shape == (3, num_logits)
-    with pytest.raises(ValueError, match=r"downsamplings 1 needs .* 8 x 8, this one is \[7, "):
-        head(torch.randn(3, 8, 7, shape[1]))
+    require_head((8, *shape), downsamplings=1, norm_groups=4)
+    with pytest.raises(ValueError, match=r"downsamplings 1 needs .* 8 x 8; .* it is 7 x "):
+        require_head((8, 7, shape[1]), downsamplings=1, norm_groups=4)
+
+
+@pytest.mark.parametrize("size", [(24, 40), (32, 32), (40, 56)])
+def test_bottleneck_shape_is_the_mid_blocks(sdxl_folder, size):
+    adapter = SDXL.load_adapter(settings_of(sdxl_folder, resolution=size), CPU)
+    network = UNet2DConditionModel.from_pretrained(sdxl_folder / "unet")
+    add_encoder_pass(network)
+    x_t = torch.randn(1, *adapter.latent_shape())
+    with torch.no_grad():
+        cond = adapter.encode_prompts(["a"])
+        features = adapter.bottleneck(network, x_t, torch.tensor([500.0]), cond)
+    assert SDXL.bottleneck(settings_of(sdxl_folder, resolution=size)) == features.shape[1:]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -216,5 +234,5 @@ def test_head_is_seeded_and_leaves_the_global_generator_alone():
 
 
 def test_groups_that_do_not_divide_the_width_are_refused():
-    with pytest.raises(ValueError, match="norm_groups 3 does not divide the mid-block's 8"):
-        ClassifierHead(8, downsamplings=1, norm_groups=3, seed=0)
+    with pytest.raises(ValueError, match="norm_groups 3 does not divide the bottleneck's 8"):
+        require_head((8, 32, 32), downsamplings=1, norm_groups=3)

@@ -1,0 +1,637 @@
+"""The five recipes at full size, traced on a CPU without weights: shapes, gradients, TFLOP.
+
+    python -m benchmarks.full_size [--recipe NAME] [--resolution H W] [--output FILE.md]
+
+Folders of the real teachers' configurations are written, every network is built from them on the
+meta device through the package's own families and adapters, and whole iterations of
+`senseflow.distill` run on fake tensors (shapes and dtypes without memory): forward, backward,
+clipping, AdamW, IDA. What differs from a run: nothing is sharded, so that FSDP2's mixed precision
+is imitated module by module; tokenizers have a vocabulary of four; the turn is given, not drawn.
+
+TFLOP are those of matrix products, convolutions and attention (torch's FlopCounterMode), of one
+sample: all networks, text encoders and autoencoder too. Four iterations are counted: a generator
+turn and a plain one, at the top anchor and from data. A simulated iteration at anchor i differs
+from one from data by i forwards of the student instead of an encoding. The mean weighs each kind
+with its probability: a generator turn 1 / N, each anchor 1 / K, simulation p. It is given with
+activation checkpointing as the YAML has it, and without: what the method itself needs.
+"""
+
+import argparse
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from senseflow import distill
+from senseflow.data.sampler import Batch
+from senseflow.discriminators import BottleneckDiscriminator, VFMDiscriminator
+from senseflow.engine.build import check_times, teacher_settings, torch_dtype
+from senseflow.engine.config import Config
+from senseflow.engine.measures import Measures
+from senseflow.engine.optim import Trained
+from senseflow.engine.recipe import ROOT, Recipe
+from senseflow.models import networks
+from senseflow.models.bottleneck_classifier import ClassifierHead, add_encoder_pass
+from senseflow.models.networks import NetworkSource, read_json
+from senseflow.models.teacher import Adapter, TeacherSettings
+from senseflow.models.vfm_discriminator import FrozenBackbone, Heads, PromptEncoder
+from senseflow.models.weights import Weights
+from senseflow.state import Discriminator, Distillation, Turn
+from senseflow.trainer.trainer_flux_senseflow import RECIPE as FLUX
+from senseflow.trainer.trainer_sd35_large_senseflow import RECIPE as SD35_LARGE
+from senseflow.trainer.trainer_sd35_senseflow import RECIPE as SD35
+from senseflow.trainer.trainer_sdxl_DMD2 import RECIPE as DMD2
+from senseflow.trainer.trainer_sdxl_senseflow import RECIPE as SDXL
+
+RECIPES = {recipe.name: recipe for recipe in (FLUX, SDXL, DMD2, SD35, SD35_LARGE)}
+
+RELEASED_TFLOP = {"flux_senseflow": 609, "sd35_large_senseflow": 292, "sdxl_senseflow": 117}
+"""Per iteration and sample at 1024 x 1024, of the recipes as they were released."""
+
+# ------------------------------------------------------------------ the teachers' configurations
+
+FLUX_TRANSFORMER = dict(
+    patch_size=1,
+    in_channels=64,
+    num_layers=19,
+    num_single_layers=38,
+    attention_head_dim=128,
+    num_attention_heads=24,
+    joint_attention_dim=4096,
+    pooled_projection_dim=768,
+    guidance_embeds=True,
+    axes_dims_rope=[16, 56, 56],
+)
+SD35_LARGE_TRANSFORMER = dict(
+    sample_size=128,
+    patch_size=2,
+    in_channels=16,
+    out_channels=16,
+    num_layers=38,
+    attention_head_dim=64,
+    num_attention_heads=38,
+    joint_attention_dim=4096,
+    caption_projection_dim=2432,
+    pooled_projection_dim=2048,
+    pos_embed_max_size=192,
+    qk_norm="rms_norm",
+)
+SD35_TRANSFORMER = SD35_LARGE_TRANSFORMER | dict(
+    num_layers=24,
+    num_attention_heads=24,
+    caption_projection_dim=1536,
+    pos_embed_max_size=384,
+    dual_attention_layers=list(range(13)),
+)
+SDXL_UNET = dict(
+    sample_size=128,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=[320, 640, 1280],
+    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    layers_per_block=2,
+    transformer_layers_per_block=[1, 2, 10],
+    attention_head_dim=[5, 10, 20],
+    cross_attention_dim=2048,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+    use_linear_projection=True,
+)
+DENOISERS: dict[str, dict[str, Any]] = {
+    "flux_senseflow": FLUX_TRANSFORMER,
+    "sd35_senseflow": SD35_TRANSFORMER,
+    "sd35_large_senseflow": SD35_LARGE_TRANSFORMER,
+    "sdxl_senseflow": SDXL_UNET,
+    "sdxl_dmd2": SDXL_UNET,
+}
+
+SDXL_VAE = dict(
+    block_out_channels=[128, 256, 512, 512],
+    down_block_types=["DownEncoderBlock2D"] * 4,
+    up_block_types=["UpDecoderBlock2D"] * 4,
+    layers_per_block=2,
+    latent_channels=4,
+    norm_num_groups=32,
+    sample_size=1024,
+    scaling_factor=0.13025,
+    force_upcast=True,
+)
+FLUX_VAE = SDXL_VAE | dict(
+    latent_channels=16,
+    scaling_factor=0.3611,
+    shift_factor=0.1159,
+    use_quant_conv=False,
+    use_post_quant_conv=False,
+)
+
+CLIP_L = CLIPTextConfig(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    hidden_act="quick_gelu",
+    projection_dim=768,
+)
+BIG_G = CLIPTextConfig(
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    hidden_act="gelu",
+    projection_dim=1280,
+)
+T5_XXL = T5Config(
+    d_model=4096,
+    d_kv=64,
+    d_ff=10240,
+    num_layers=24,
+    num_heads=64,
+    feed_forward_proj="gated-gelu",
+)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a pipeline folder holds besides its denoiser."""
+
+    pipeline: str  # class names in diffusers
+    scheduler: str
+    schedule: dict[str, Any]
+    vae: dict[str, Any]
+    encoders: tuple[tuple[type[nn.Module], Any], ...]  # text_encoder, text_encoder_2, ...
+    t5_length: int = 512
+    settings: dict[str, Any] = field(default_factory=dict)  # of the pipeline
+
+
+SURROUNDINGS = {
+    "flux": Surroundings(
+        "FluxPipeline",
+        "FlowMatchEulerDiscreteScheduler",
+        dict(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
+        FLUX_VAE,
+        ((CLIPTextModel, CLIP_L), (T5EncoderModel, T5_XXL)),
+    ),
+    "sd35": Surroundings(
+        "StableDiffusion3Pipeline",
+        "FlowMatchEulerDiscreteScheduler",
+        dict(shift=3.0),
+        FLUX_VAE | dict(scaling_factor=1.5305, shift_factor=0.0609),
+        (
+            (CLIPTextModelWithProjection, CLIP_L),
+            (CLIPTextModelWithProjection, BIG_G),
+            (T5EncoderModel, T5_XXL),
+        ),
+    ),
+    "sdxl": Surroundings(
+        "StableDiffusionXLPipeline",
+        "EulerDiscreteScheduler",
+        dict(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            timestep_spacing="leading",
+            steps_offset=1,
+        ),
+        SDXL_VAE,
+        ((CLIPTextModel, CLIP_L), (CLIPTextModelWithProjection, BIG_G)),
+        settings=dict(force_zeros_for_empty_prompt=True, add_watermarker=False),
+    ),
+}
+
+
+def write_folder(folder: Path, recipe: Recipe) -> None:
+    """The teacher's pipeline folder: its config.json files, no weights."""
+    around, component = SURROUNDINGS[recipe.family.name], recipe.family.component
+    trees = {
+        "model_index.json": {"_class_name": around.pipeline},
+        "scheduler/scheduler_config.json": {"_class_name": around.scheduler, **around.schedule},
+        "vae/config.json": {"_class_name": "AutoencoderKL", **around.vae},
+        f"{component}/config.json": DENOISERS[recipe.name],
+    }
+    for number, (encoder, _) in enumerate(around.encoders, 1):
+        length = around.t5_length if encoder is T5EncoderModel else 77
+        name = "tokenizer" if number == 1 else f"tokenizer_{number}"
+        trees[f"{name}/tokenizer_config.json"] = {"model_max_length": length}
+    for name, tree in trees.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(tree, indent=2))
+
+
+# ----------------------------------------------------------------- networks without their weights
+
+
+class NoWeights(Weights):
+    """The weights of a folder without any: they fit every network and are never read."""
+
+    def require(self, keys: Any, spare: str | None = None) -> None:
+        pass
+
+
+def no_weights(folder: Path) -> Weights:
+    return NoWeights(folder, [], lambda key: torch.empty(0))
+
+
+def fake(network: nn.Module, mode: FakeTensorMode) -> Any:
+    """The same network of the meta device with fake tensors of the CPU; shared ones stay shared."""
+    made: dict[int, Tensor] = {}
+
+    def of(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        if id(tensor) not in made:
+            with mode:
+                empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                learns = isinstance(tensor, nn.Parameter)
+                made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if learns else empty
+        return made[id(tensor)]
+
+    for module in network.modules():
+        for held in (module._parameters, module._buffers):
+            held.update({name: of(tensor) for name, tensor in held.items()})
+    return network
+
+
+def compute_in(network: nn.Module, dtype: torch.dtype) -> None:
+    """FSDP2's mixed precision, unsharded: every module computes with its float32 parameters cast,
+    in a recomputed forward too; gradients reach the float32 ones."""
+
+    def cast(module: nn.Module, args: Any) -> None:
+        module.masters = dict(module._parameters)
+        for key, p in module.masters.items():
+            module._parameters[key] = None if p is None else p.to(dtype)
+
+    def restore(module: nn.Module, args: Any, output: Any) -> None:
+        module._parameters.update(module.masters)
+
+    for module in network.modules():
+        if module._parameters:
+            module.register_forward_pre_hook(cast)
+            module.register_forward_hook(restore, always_call=True)
+
+
+def fake_pipeline(recipe: Recipe, settings: TeacherSettings, mode: FakeTensorMode) -> Any:
+    """The diffusers pipeline of a folder, without its denoiser, in the dtypes of the settings."""
+    around, folder = SURROUNDINGS[recipe.family.name], settings.folder
+    parts: dict[str, Any] = {recipe.family.component: None}
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(read_json(folder / "vae" / "config.json"))
+        parts["vae"] = vae.to(settings.vae_dtype)
+        for number, (encoder, config) in enumerate(around.encoders, 1):
+            suffix = "" if number == 1 else f"_{number}"
+            parts[f"text_encoder{suffix}"] = encoder(config).to(settings.compute_dtype)
+            parts[f"tokenizer{suffix}"] = tokenizer(encoder, around)
+    for part in parts.values():
+        if isinstance(part, nn.Module):
+            fake(part, mode)
+    scheduler = getattr(diffusers, around.scheduler).from_pretrained(folder, subfolder="scheduler")
+    return getattr(diffusers, around.pipeline)(scheduler=scheduler, **parts, **around.settings)
+
+
+def tokenizer(encoder: type[nn.Module], around: Surroundings) -> Any:
+    """One of the right class and length that knows a letter."""
+    if encoder is T5EncoderModel:
+        pieces = [(piece, -1.0) for piece in ("<pad>", "</s>", "<unk>", "a")]
+        return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=around.t5_length)
+    vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2, "a</w>": 3}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+
+
+# ------------------------------------------------------------------------------------- the parts
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A recipe at full size."""
+
+    parts: Distillation
+    batch: Batch
+    mode: FakeTensorMode
+
+    def networks(self) -> dict[str, nn.Module]:
+        """All of them by name."""
+        d, pipeline = self.parts, self.parts.adapter.pipeline
+        found = {
+            "teacher": d.teacher,
+            "generator": d.generator.network,
+            "fake_score": d.fake_score.network,
+        }
+        if d.discriminator:
+            found["heads"] = d.discriminator.heads.network
+        if isinstance(d.discriminator, VFMDiscriminator):
+            found["dinov2"] = d.discriminator.backbone
+            found["clip_text"] = d.discriminator.prompt_encoder
+        parts = {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}
+        return found | dict(sorted(parts.items()))
+
+    def trained(self) -> dict[str, Trained]:
+        """Those that learn."""
+        d = self.parts
+        found = {"generator": d.generator, "fake_score": d.fake_score}
+        return found | ({"heads": d.discriminator.heads} if d.discriminator else {})
+
+
+def build(recipe: Recipe, folder: Path, overrides: list[str] | None = None) -> Instance:
+    """The published recipe on the folder of `write_folder`, every tensor a fake one."""
+    config = recipe.load(
+        ROOT / recipe.config, [f"paths.pretrained_model={folder}", *(overrides or [])]
+    )
+    settings, family = teacher_settings(config), recipe.family
+    family.require(settings)
+    anchors = family.anchors(settings, config.anchors.times)
+    check_times(config, family.path(settings), anchors)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    pipeline = fake_pipeline(recipe, settings, mode)
+    ready = dict(from_pretrained=lambda *_, **__: pipeline, to=lambda *_: pipeline)
+    with patch.multiple(type(pipeline), **ready):
+        adapter = family.load_adapter(settings, torch.device("cpu"))
+    if config.parallel.activation_checkpointing:
+        pipeline.vae.enable_gradient_checkpointing()
+    with patch.object(networks, "component_weights", no_weights):
+        teacher = family.teacher(settings).network
+        generator, fake_score = (student(family.student(settings), config, mode) for _ in range(2))
+    optimizer = config.optimizer
+    parts = Distillation(
+        config=config,
+        adapter=adapter,
+        anchors=anchors,
+        teacher=fake(teacher, mode),
+        generator=Trained.build(generator, optimizer.lr, optimizer),
+        fake_score=Trained.build(fake_score, optimizer.fake_score_lr, optimizer),
+        discriminator=discriminator(config, adapter, fake_score, mode),
+        device=torch.device("cpu"),
+    )
+    with mode:
+        return Instance(parts, one_sample(config, adapter), mode)
+
+
+def student(source: NetworkSource, config: Config, mode: FakeTensorMode) -> nn.Module:
+    """Generator or fake score."""
+    network = source.network
+    if config.parallel.activation_checkpointing:
+        network.enable_gradient_checkpointing()
+    fake(network, mode)
+    compute_in(network, torch_dtype(config.precision.compute))
+    return network
+
+
+def discriminator(
+    config: Config, adapter: Adapter, fake_score: nn.Module, mode: FakeTensorMode
+) -> Discriminator | None:
+    """The adversary of the configuration; DINOv2 and CLIP are of the names in its paths."""
+    settings, optimizer = config.adversarial, config.optimizer
+    if settings.in_use == "bottleneck":
+        width = fake_score.config.block_out_channels[-1]
+        with torch.device("meta"):
+            head = ClassifierHead(width, settings.downsamplings, settings.norm_groups, seed=0)
+        add_encoder_pass(fake_score)
+        trained = Trained.build(fake(head, mode), optimizer.discriminator_lr, optimizer)
+        return BottleneckDiscriminator(adapter, trained)
+    with torch.device("meta"):
+        backbone = FrozenBackbone(
+            config.paths.dinov2,
+            settings.taps,
+            random_seed=0,
+            dtype=torch_dtype(config.precision.compute),
+        )
+        prompt_encoder = PromptEncoder(config.paths.clip, checkpoint=None, random_seed=0)
+        with patch.object(_SpectralNorm, "_power_method", lambda *_: None):  # no weights to norm
+            heads = Heads(
+                backbone.num_features,
+                backbone.width,
+                prompt_encoder.dim,
+                settings.reference != "none",
+                settings.virtual_batch,
+                dtype=torch_dtype(config.precision.heads),
+            ).eval()
+    return VFMDiscriminator(
+        fake(backbone, mode),
+        fake(prompt_encoder, mode),
+        Trained.build(fake(heads, mode), optimizer.discriminator_lr, optimizer),
+    )
+
+
+def one_sample(config: Config, adapter: Adapter) -> Batch:
+    """One sample: an image for the flow recipes, latents for SDXL's, as their YAMLs say."""
+    if config.recipe.startswith("sdxl"):
+        one = Batch(["a"], [0], latents=torch.empty(1, *adapter.latent_shape()))
+    else:
+        one = Batch(["a"], [0], images=torch.empty(1, 3, *config.train.resolution))
+    return replace(one, other=one if config.data.separate_real else None)
+
+
+# ------------------------------------------------------------------------------------ iterations
+
+
+@dataclass
+class Trace:
+    """What one iteration did."""
+
+    pictures: dict[str, torch.Size]  # the latents it returns
+    calls: list[tuple[str, int, bool]]  # network, samples at once, whether with gradient
+    # of each step: network, and every parameter's own shape, its gradient's, its moments'
+    steps: dict[str, list[tuple[torch.Size, torch.Size | None, torch.Size | None]]]
+
+
+def trace(instance: Instance, generator: bool, anchor: int, simulate: bool) -> Trace:
+    """Run one iteration of this kind."""
+    d = instance.parts
+    adversarial = d.discriminator is not None and d.discriminator.plays(d, anchor)
+    turn = Turn(1, anchor, simulate, generator, adversarial)
+    given = patch.object(distill, "draw_turn", return_value=turn)
+    with watched(instance) as (calls, steps), instance.mode, given:
+        pictures = distill.train_iteration(d, [instance.batch], turn.iteration, Measures())
+    return Trace({name: x.shape for name, x in pictures.items()}, calls, steps)
+
+
+@contextmanager
+def watched(instance: Instance) -> Iterator[tuple[list[Any], dict[str, list[Any]]]]:
+    """Lists that the calls of whole denoisers and the steps of trained networks are added to."""
+    d, handles = instance.parts, []
+    calls: list[Any] = []
+    steps: dict[str, list[Any]] = defaultdict(list)
+
+    def watch_calls(name: str, network: nn.Module) -> None:
+        def called(module: nn.Module, args: Any, kwargs: Any) -> None:
+            sample = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            calls.append((name, len(sample), torch.is_grad_enabled()))
+
+        handles.append(network.register_forward_pre_hook(called, with_kwargs=True))
+
+    def watch_steps(name: str, trained: Trained) -> None:
+        def stepped(optimizer: torch.optim.AdamW, args: Any, kwargs: Any) -> None:
+            for p in trained.network.parameters():
+                moment = optimizer.state[p].get("exp_avg")
+                shapes = [None if x is None else x.shape for x in (p, p.grad, moment)]
+                steps[name].append(tuple(shapes))
+
+        handles.append(trained.optimizer.register_step_post_hook(stepped))
+
+    watch_calls("teacher", d.teacher)
+    for name, trained in instance.trained().items():
+        watch_steps(name, trained)
+        if name != "heads":
+            watch_calls(name, trained.network)
+    try:
+        yield calls, steps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# ----------------------------------------------------------------------------------------- FLOPs
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Counted FLOPs of one sample."""
+
+    forward: int  # of the student
+    encode: int  # of the image; 0 where the data are latents
+    turns: dict[tuple[bool, bool], int]  # generator turn, top anchor; from data
+
+    def at(self, generator: bool, anchor: int, simulate: bool) -> int:
+        """An iteration of this kind."""
+        if anchor == 0 or not simulate:
+            return self.turns[generator, anchor == 0]
+        return self.turns[generator, False] - self.encode + anchor * self.forward
+
+    def mean(self, config: Config) -> float:
+        """The mean over the recipe's iterations."""
+        p, total = config.backward_simulation.probability, 0.0
+        num = len(config.anchors.times)
+        often = 1 / config.fake_score.ttur
+        for generator, share in ((True, often), (False, 1 - often)):
+            for anchor in range(num):
+                for simulate, chance in ((True, p), (False, 1 - p)):
+                    total += share / num * chance * self.at(generator, anchor, simulate)
+        return total
+
+
+def count(instance: Instance, work: Callable[[], object]) -> int:
+    """FLOPs of a call."""
+    with instance.mode, FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def costs(instance: Instance) -> Costs:
+    """Count the four iterations and what the others are made of."""
+    d, batch = instance.parts, instance.batch
+    with instance.mode, torch.no_grad():
+        eps = torch.empty(1, *d.adapter.latent_shape())
+        t = torch.empty(1)
+        cond = d.adapter.encode_prompts(batch.prompts)
+        predict = partial(d.adapter.predict, d.generator.network, eps, t, cond)
+        forward = count(instance, predict)
+        encode = 0
+        if batch.images is not None:
+            encode = count(instance, partial(d.adapter.encode_images, batch.images, eps))
+    turns = {
+        (generator, top): count(
+            instance, partial(trace, instance, generator, 0 if top else 1, False)
+        )
+        for generator in (True, False)
+        for top in (True, False)
+    }
+    return Costs(forward, encode, turns)
+
+
+def checkpointing(instance: Instance, on: bool) -> None:
+    """Switch activation checkpointing of what is trained, and of the autoencoder."""
+    d = instance.parts
+    for network in (d.generator.network, d.fake_score.network, d.adapter.pipeline.vae):
+        network.enable_gradient_checkpointing() if on else network.disable_gradient_checkpointing()
+
+
+# ---------------------------------------------------------------------------------------- tables
+
+
+def network_rows(instance: Instance) -> list[str]:
+    """Parameters by network."""
+    rows = {k: sum(p.numel() for p in v.parameters()) for k, v in instance.networks().items()}
+    recipe = instance.parts.config.recipe
+    return [f"| {recipe} | {name} | {num:,} |" for name, num in rows.items()]
+
+
+def turn_rows(instance: Instance) -> list[str]:
+    """TFLOP by kind of iteration, and their mean."""
+    config = instance.parts.config
+    height, width = config.train.resolution
+    before = f"| {config.recipe} | {height} x {width} |"
+    configured = costs(instance)
+    checkpointing(instance, False)
+    without = costs(instance)
+    checkpointing(instance, config.parallel.activation_checkpointing)
+    last = len(config.anchors.times) - 1
+    kinds = {"top anchor": (0, False), "from data": (1, False), "last, simulated": (last, True)}
+    rows = []
+    for generator, name in ((True, "generator turn"), (False, "plain turn")):
+        for kind, where in kinds.items():
+            both = [c.at(generator, *where) / 1e12 for c in (configured, without)]
+            rows.append(f"{before} {name}, {kind} | {both[0]:.1f} | {both[1]:.1f} | |")
+    both = [c.mean(config) / 1e12 for c in (configured, without)]
+    released = RELEASED_TFLOP.get(config.recipe, "") if (height, width) == (1024, 1024) else ""
+    return [*rows, f"{before} **mean** | **{both[0]:.1f}** | **{both[1]:.1f}** | {released} |"]
+
+
+def report(names: list[str], resolution: list[int] | None) -> str:
+    """Both tables of these recipes, in markdown."""
+    parameters = ["| recipe | network | parameters |", "|---|---|---|"]
+    turns = [
+        "| recipe | resolution | iteration | TFLOP | without checkpointing | released |",
+        "|---|---|---|---|---|---|",
+    ]
+    size = [f"train.resolution={resolution}"] if resolution else []
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            write_folder(Path(folder), RECIPES[name])
+            instance = build(RECIPES[name], Path(folder), size)
+        parameters += network_rows(instance)
+        turns += turn_rows(instance)
+    return "\n".join([*parameters, "", *turns, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", choices=RECIPES, help="one recipe; else all, which takes long")
+    parser.add_argument(
+        "--resolution", nargs=2, type=int, metavar=("H", "W"), help="pixels; else the YAML's"
+    )
+    parser.add_argument("--output", type=Path, help="markdown file to write the tables to")
+    args = parser.parse_args()
+    try:
+        text = report([args.recipe] if args.recipe else list(RECIPES), args.resolution)
+    except ValueError as error:
+        parser.error(str(error))
+    print(text)
+    if args.output:
+        args.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

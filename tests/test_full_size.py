@@ -1,0 +1,148 @@
+"""Whole iterations of the five recipes at full size, on fake tensors: benchmarks/full_size.py.
+
+Without the marker `long`, SD3.5 Medium runs a plain turn.
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.full_size import RECIPES, build, costs, count, trace, write_folder
+
+T5 = 4_762_310_656
+FLOW_VAE, SDXL_VAE = 83_819_683, 83_653_863
+CLIP_L, CLIP_L_PROJECTED, BIG_G = 123_060_480, 123_650_304, 694_659_840
+VFM = {"heads": 773_391_872, "clip_text": CLIP_L_PROJECTED}
+SD35_ENCODERS = {
+    "text_encoder": CLIP_L_PROJECTED,
+    "text_encoder_2": BIG_G,
+    "text_encoder_3": T5,
+    "vae": FLOW_VAE,
+}
+SDXL_ENCODERS = {"text_encoder": CLIP_L, "text_encoder_2": BIG_G, "vae": SDXL_VAE}
+FLUX_ENCODERS = {"text_encoder": CLIP_L, "text_encoder_2": T5, "vae": FLOW_VAE}
+
+
+def denoisers(teacher: int, student: int | None = None) -> dict[str, int]:
+    student = student or teacher
+    return {"teacher": teacher, "generator": student, "fake_score": student}
+
+
+PARAMETERS = {
+    "sdxl_senseflow": denoisers(2_567_463_684) | VFM | SDXL_ENCODERS,
+    "sd35_senseflow": denoisers(2_243_171_520) | VFM | SD35_ENCODERS,
+    # three convolutions 4 x 4 that halve and one that ends, of 1280 channels, norms, one logit
+    "sdxl_dmd2": denoisers(2_567_463_684)
+    | {"heads": 4 * (16 * 1280 * 1280 + 1280 + 2 * 1280) + 1280 + 1}
+    | SDXL_ENCODERS,
+    "sd35_large_senseflow": denoisers(8_056_627_520) | VFM | SD35_ENCODERS,
+    "flux_senseflow": denoisers(11_901_408_320, 11_891_178_560) | VFM | FLUX_ENCODERS,
+}
+DINOV2 = 304_367_616 - 2 * 1024  # without its last norm, which is not run
+ALWAYS = ("sd35_senseflow",)
+# DMD2's classifier halves the bottleneck three times before a convolution over 4 x 4, so that no
+# side may be below 1024
+OTHER_SIZE = {"sdxl_dmd2": (1024, 1280)}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[] if name in ALWAYS else pytest.mark.long) for name in PARAMETERS
+    ],
+)
+def instance(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    write_folder(folder, RECIPES[request.param])
+    return build(RECIPES[request.param], folder)
+
+
+def resized(instance):
+    """The same networks at a size that is not square."""
+    d = instance.parts
+    size = OTHER_SIZE.get(d.config.recipe, (832, 1216))
+    parts = replace(d, adapter=replace(d.adapter, resolution=size))
+    batch = instance.batch
+    with instance.mode:
+        if batch.images is not None:
+            batch = replace(batch, images=batch.images.new_empty(1, 3, *size))
+        else:
+            batch = replace(batch, latents=batch.latents.new_empty(1, 4, *(s // 8 for s in size)))
+            batch = replace(batch, other=batch.other and replace(batch, other=None))
+    return replace(instance, parts=parts, batch=batch)
+
+
+def check(instance, traced, names):
+    """Latents have the latents' shape; all parameters of `names`, and no others, are stepped."""
+    shape = (1, *instance.parts.adapter.latent_shape())
+    assert {name: tuple(s) for name, s in traced.pictures.items()} == dict.fromkeys(
+        traced.pictures, shape
+    )
+    assert sorted(traced.steps) == sorted(names)
+    for name, shapes in traced.steps.items():
+        assert len(shapes) == len(list(instance.trained()[name].network.parameters()))
+        assert all(own == gradient == moment for own, gradient, moment in shapes), name
+
+
+def check_generator_turn(instance):
+    config, cfg = instance.parts.config, 1 if "flux" in instance.parts.config.recipe else 2
+    traced = trace(instance, generator=True, anchor=1, simulate=True)
+    check(instance, traced, ["generator", "fake_score", "heads"])
+    simulated, student = ("generator", 1, False), ("generator", 1, True)
+    dmd = [("teacher", cfg, False), ("fake_score", 1, False)]
+    isg = [("teacher", cfg, False), ("generator", 1, False)] if config.isg.weight else []
+    assert traced.calls == [simulated, student, *dmd, *isg, ("fake_score", 1, True)]
+    pictures = {"generated", "clean input", "teacher x0", "fake x0"}
+    assert set(traced.pictures) == pictures | ({"ISG target", "ISG direct"} if isg else set())
+
+
+def check_plain_turn(instance):
+    traced = trace(instance, generator=False, anchor=1, simulate=False)
+    check(instance, traced, ["fake_score", "heads"])
+    assert traced.calls == [("generator", 1, False), ("fake_score", 1, True)]
+
+
+def test_parameters(instance):
+    counted = {
+        name: sum(p.numel() for p in network.parameters())
+        for name, network in instance.networks().items()
+    }
+    if "dinov2" in counted:
+        assert counted.pop("dinov2") == DINOV2
+    assert counted == PARAMETERS[instance.parts.config.recipe]
+
+
+def test_weights_fill_all_of_a_denoiser(instance):
+    for name in ("teacher", "generator"):
+        network = instance.networks()[name]
+        held = {key for key, _ in [*network.named_parameters(), *network.named_buffers()]}
+        assert held == set(network.state_dict())
+
+
+@pytest.mark.long
+def test_a_generator_turn(instance):
+    check_generator_turn(instance)
+
+
+def test_a_plain_turn_that_is_not_square(instance):
+    check_plain_turn(resized(instance))
+
+
+@pytest.mark.long
+def test_a_plain_turn(instance):
+    check_plain_turn(instance)
+
+
+@pytest.mark.long
+def test_a_generator_turn_that_is_not_square(instance):
+    check_generator_turn(resized(instance))
+
+
+@pytest.mark.long
+def test_the_costs_of_simulated_iterations_add_up(instance):
+    """Two kinds that are not among those counted."""
+    counted = costs(instance)
+    for kind in ((False, 2, True), (True, 1, True)):
+        assert counted.at(*kind) == count(instance, lambda kind=kind: trace(instance, *kind))
+    mean = counted.mean(instance.parts.config)
+    assert counted.at(False, 0, False) < mean < counted.at(True, 3, True)
