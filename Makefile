@@ -1,5 +1,6 @@
 # make demo: distil the embedded FLUX teacher, sample, measure, and leave a picture and a table.
-# make test: the test suite.  Both make their own virtual environment in $(VENV) and install first.
+# make demo-all: the five recipes on their embedded teachers, and one table of all.
+# make test: the test suite.  All make their own virtual environment in $(VENV) and install first.
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
@@ -7,7 +8,7 @@ PROCESSES ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo demo-all test test-all lint clean
 
 $(INSTALLED): requirements.txt setup.py
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -18,18 +19,39 @@ $(INSTALLED): requirements.txt setup.py
 	touch $@
 
 TINY := assets/tiny/flux
+TRAIN := PYTHON=$(BIN)/python sh
+DATA = paths.dataset=$(RUN)/data/data.json
 
 demo: export CUDA_VISIBLE_DEVICES =
 demo: $(INSTALLED)
 	$(BIN)/python -m senseflow.tiny.pictures --output $(RUN)/data --num 4000
-	PYTHON=$(BIN)/python sh exp_flux/train_flux_senseflow.sh 1 $(PROCESSES) \
-		configs/FLUX/flux_senseflow_tiny.yaml $(RUN)/run paths.dataset=$(RUN)/data/data.json
+	$(TRAIN) exp_flux/train_flux_senseflow.sh 1 $(PROCESSES) \
+		configs/FLUX/flux_senseflow_tiny.yaml $(RUN)/run $(DATA)
 	$(BIN)/python scripts_flux/test_flux_senseflow.py --flux_ckpt $(TINY)/pipeline \
 		--checkpoint $(RUN)/run --prompts_file $(RUN)/data/prompts_heldout.txt \
 		--num_prompts 16 --batch_size 16 --output_dir $(RUN)/images
 	$(BIN)/python -m senseflow.tiny.measure --pipeline $(TINY)/pipeline --common assets/tiny/common \
 		--student student=$(RUN)/run --seeds 2 --threads $(PROCESSES) --output $(RUN)/report
 	@echo "the table: $(RUN)/report/table.md   the picture: $(RUN)/report/comparison.png"
+
+demo-all: export CUDA_VISIBLE_DEVICES =
+demo-all: $(INSTALLED)
+	$(BIN)/python -m senseflow.tiny.pictures --output $(RUN)/data --num 4000
+	$(TRAIN) exp_flux/train_flux_senseflow.sh 1 1 configs/FLUX/flux_senseflow_tiny.yaml $(RUN)/flux $(DATA)
+	$(TRAIN) exp_sdxl/train_sdxl_senseflow.sh 1 1 configs/sdxl/sdxl_senseflow_tiny.yaml $(RUN)/sdxl $(DATA)
+	$(TRAIN) exp_sdxl/train_sdxl_dmd2.sh 1 1 configs/sdxl/sdxl_dmd2_tiny.yaml $(RUN)/dmd2 $(DATA)
+	$(TRAIN) exp_sd35/train_SD35_senseflow.sh 1 1 configs/SD35/sd35_senseflow_tiny.yaml \
+		$(RUN)/sd35 $(DATA)
+	$(TRAIN) exp_sd35/train_SD35_large_senseflow.sh 1 1 configs/SD35/sd35_large_senseflow_tiny.yaml \
+		$(RUN)/sd35_large $(DATA)
+	$(BIN)/python -m senseflow.tiny.compare --common assets/tiny/common --threads 2 --num_prompts 500 --seeds 2 \
+		--output $(RUN)/all \
+		--pair "FLUX" assets/tiny/flux/pipeline $(RUN)/flux \
+		--pair "SDXL" assets/tiny/sdxl/pipeline $(RUN)/sdxl \
+		--pair "SDXL, DMD2" assets/tiny/sdxl/pipeline $(RUN)/dmd2 \
+		--pair "SD3.5 Medium" assets/tiny/sd35_medium/pipeline $(RUN)/sd35 \
+		--pair "SD3.5 Large" assets/tiny/sd35_large/pipeline $(RUN)/sd35_large
+	@echo "the table: $(RUN)/all/table.md   the picture: $(RUN)/all/comparison.png"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -32,7 +32,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -460,7 +460,8 @@ class Trace:
 def trace(instance: Instance, generator: bool, anchor: int, simulate: bool) -> Trace:
     """Run one iteration of this kind."""
     d = instance.parts
-    adversarial = d.discriminator is not None and d.discriminator.plays(d, anchor)
+    with unset_fake_temporarily():  # a drawn number is asked
+        adversarial = d.discriminator is not None and d.discriminator.plays(d, anchor)
     turn = Turn(1, anchor, simulate, generator, adversarial)
     given = patch.object(distill, "draw_turn", return_value=turn)
     with watched(instance) as (calls, steps), instance.mode, given:

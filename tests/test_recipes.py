@@ -1,16 +1,15 @@
 """Every recipe from its shell script to its images, on the embedded teachers."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
 
 from senseflow.engine.build import check
 from senseflow.engine.config import load_config
@@ -81,6 +80,9 @@ def test_a_recipe_trains_and_its_student_is_sampled(name, images, latents, tmp_p
     assert {"loss/dmd", "loss/fake", "loss/generator"} <= rows[-1].keys()
     assert ("loss/isg" in rows[-1]) == (name != "sdxl_dmd2")
     assert (folder / "samples" / "step_0000002.png").exists()
+    if name == "sdxl_dmd2":  # an untrained classifier knows nothing: twice log 2
+        assert rows[-1]["loss/discriminator"] == pytest.approx(2 * math.log(2), rel=0.3)
+        assert rows[-1]["grad_norm/discriminator"] > 0
 
     base = load_config(f"configs/{config}").paths.pretrained_model
     out = tmp_path / "out"
@@ -124,19 +126,6 @@ def test_senseflow_switched_off_part_by_part_is_dmd(images, tmp_path):
         assert result.returncode == 0, result.stderr
         row = json.loads((folder / "stats.jsonl").read_text().splitlines()[-1])
         assert "loss/dmd" in row and not [name for switch in used if (name := gone[switch]) in row]
-
-
-def test_dmd2_moves_fake_score_and_heads_apart_from_the_real_draw(latents, tmp_path):
-    script, config = TINY["sdxl_dmd2"]
-    folder = tmp_path / "run"
-    words = ["sh", script, 1, 1, f"configs/{config}", folder, f"paths.dataset={latents}"]
-    assert run(*words, *SHORT).returncode == 0
-    row = json.loads((folder / "stats.jsonl").read_text().splitlines()[-1])
-    assert row["loss/discriminator"] == pytest.approx(2 * torch.log(torch.tensor(2.0)), rel=0.3)
-    assert row["grad_norm/discriminator"] > 0
-    student = load_file(folder / "student" / "step_0000002" / "diffusion_pytorch_model.safetensors")
-    teacher = load_file("assets/tiny/sdxl/pipeline/unet/diffusion_pytorch_model.safetensors")
-    assert student.keys() == teacher.keys()
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,8 @@ def load_flux(folder: Path) -> flux.FluxLearner:
 def build_sd35(size: str, site: Site, folder: Path) -> dict:
     """SD3.5 of one size, as a pipeline."""
     torch.manual_seed(SEED)
-    lesson, vae = Lesson(7500, 2e-3, 60_000, dark_weight=2, seed=SEED), site.vae()
+    iterations, vae = {"sd35_medium": 7500, "sd35_large": 6500}[size], site.vae()
+    lesson = Lesson(iterations, 2e-3, 60_000, dark_weight=2, seed=SEED)
     learner, figures = teach(vae, sd35.SD35Learner(size), site.lesson(lesson))
     sd35.save_pipeline(vae, learner, folder)
     return figures
