@@ -93,7 +93,8 @@ class VPPath:
         self.abar = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.double().cpu()])
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        abar = self.abar.to(t.device)[t.round().long() + 1]
+        self.abar = self.abar.to(t.device)  # moved once
+        abar = self.abar[t.round().long() + 1]
         return abar.sqrt().float(), (1 - abar).sqrt().float()
 
     def target(self, x_0: Tensor, eps: Tensor) -> Tensor:
