@@ -101,6 +101,8 @@ def count_pieces(d: Distillation, batch: Batch) -> Pieces:
     num, shape = len(batch.prompts), d.adapter.latent_shape()
     x_t = torch.randn(num, *shape, device=d.device)
     t = torch.full((num,), 500.0, device=d.device)
+    if batch.images is None:
+        raise ValueError("the least work is counted on images: name a JSON in paths.dataset")
     batch = batch_on_device(d, batch)
     cond = d.adapter.encode_prompts(batch.prompts)
     with torch.no_grad():

@@ -45,7 +45,6 @@ class VFMDiscriminator:
     prompt_encoder: PromptEncoder
     heads: Trained
     sees_images: bool = True
-    trains_fake_score: bool = False
 
     def plays(self, d: Distillation, anchor: int) -> bool:
         """Where omega is not 0: everywhere but at the top anchor of flow teachers."""
@@ -72,7 +71,6 @@ class VFMDiscriminator:
             logits = self.heads.network(views.fake, views.text, views.reference)
         return hinge_generator_loss(logits, self._omega(d, sample.tau))
 
-    @phase("discriminator")
     def loss(self, d: Distillation, sample: Sample, first: bool, measures: Measures) -> Tensor:
         """The hinge loss of one micro-batch.
 
@@ -116,7 +114,6 @@ class BottleneckDiscriminator:
     adapter: BottleneckAdapter
     heads: Trained
     sees_images: bool = False
-    trains_fake_score: bool = True
 
     def plays(self, d: Distillation, anchor: int) -> bool:
         """At every anchor: its noise is drawn apart."""
@@ -139,7 +136,6 @@ class BottleneckDiscriminator:
             (gradient,) = torch.autograd.grad(loss, x)
         return loss.detach() + (gradient * (sample.x - x.detach())).sum()
 
-    @phase("discriminator")
     def loss(self, d: Distillation, sample: Sample, first: bool, measures: Measures) -> Tensor:
         """softplus(D(fake)) + softplus(-D(real)) of diffused latents; real ones with their own
         prompts. The gradient reaches the fake score's encoder half and the heads."""

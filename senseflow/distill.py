@@ -73,7 +73,7 @@ def train_iteration(
             fake_score_backward(d, sample, len(batches), measures)
         if turn.adversarial:
             discriminator_backward(d, sample, len(batches), i == 0, measures)
-    if fake_score_learns(d):
+    if d.config.dmd.weight > 0:
         update(d.fake_score, "fake_score", measures)
     if turn.adversarial and d.discriminator:
         update(d.discriminator.heads, "discriminator", measures)
@@ -233,12 +233,7 @@ def fake_score_backward(
     measures.add({"loss/fake": loss})
 
 
-def fake_score_learns(d: Distillation) -> bool:
-    """Whether any loss reaches phi."""
-    shared = d.discriminator is not None and d.discriminator.trains_fake_score
-    return d.config.dmd.weight > 0 or shared
-
-
+@phase("discriminator")
 def discriminator_backward(
     d: Distillation, sample: Sample, num_micro: int, first: bool, measures: Measures
 ) -> None:

@@ -72,7 +72,6 @@ class Discriminator(Protocol):
 
     heads: Trained
     sees_images: bool  # decodes x, so that drift is measured every iteration
-    trains_fake_score: bool  # its loss reaches phi
 
     def plays(self, d: "Distillation", anchor: int) -> bool:
         """Whether it takes part at this anchor; no network is called for it elsewhere."""

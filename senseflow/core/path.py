@@ -90,11 +90,13 @@ class VPPath:
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
         self.noisiest = float(len(alphas_cumprod) - 1)
-        self.abar = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.double().cpu()])
+        abar = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.double().cpu()])
+        self.tables = {abar.device: abar}
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        self.abar = self.abar.to(t.device)  # moved once
-        abar = self.abar[t.round().long() + 1]
+        if t.device not in self.tables:  # moved once: a copy from the host waits for the device
+            self.tables[t.device] = next(iter(self.tables.values())).to(t.device)
+        abar = self.tables[t.device][t.round().long() + 1]
         return abar.sqrt().float(), (1 - abar).sqrt().float()
 
     def target(self, x_0: Tensor, eps: Tensor) -> Tensor:

@@ -79,10 +79,12 @@ class Unreadable:
     file: Path  # the list in the run folder
     limit: int
     seen: set[str] = field(default_factory=set)
+    known: int = 0  # of those seen, listed by an earlier run, and so known to every rank
 
     def __post_init__(self) -> None:
         if self.file.exists():
             self.seen |= {row.partition("\t")[0] for row in self.file.read_text().splitlines()}
+        self.known = len(self.seen)
 
     def note(self, found: list[tuple[str, str]]) -> None:
         """Record samples met in a batch."""
@@ -91,6 +93,7 @@ class Unreadable:
                 continue
             self.seen.add(path)
             logger.warning("skipped %s: %s", path, reason)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a") as stream:
                 stream.write(f"{path}\t{reason}\n")
 

@@ -19,8 +19,8 @@ from senseflow.discriminators import (
     VFMDiscriminator,
 )
 from senseflow.engine.checkpoint import export_student
-from senseflow.engine.config import Config, Dtype
-from senseflow.engine.loop import Run, open_run_folder
+from senseflow.engine.config import Config, Dtype, PathsConfig
+from senseflow.engine.loop import Run
 from senseflow.engine.optim import Trained
 from senseflow.engine.parallel import Ranks, fill_shards, shard, start_ranks
 from senseflow.models.bottleneck_classifier import (
@@ -43,6 +43,8 @@ def check(config: Config, family: TeacherFamily) -> None:
     check_times(config, family.path(settings), family.anchors(settings, config.anchors.times))
     if config.adversarial.in_use == "bottleneck":
         bottleneck_of(config, family)
+    if config.adversarial.in_use == "vfm":
+        check_vfm_paths(config.paths)
     family.teacher(settings)
     family.student(settings)
     read_data(config, settings)
@@ -71,8 +73,6 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
         device=ranks.device,
     )
     dataset, on_gpu = read_data(config, settings), ranks.device.type == "cuda"
-    if ranks.is_main:
-        open_run_folder(folder, config)
     data = partial(batches, dataset, share(config, ranks), config.data.num_workers, on_gpu)
     return Run(config, parts, ranks, data, partial(export, parts, family, ranks), folder)
 
@@ -114,6 +114,17 @@ def check_times(config: Config, path: NoisePath, anchors: Anchors) -> None:
             )
     if config.isg.weight > 0:
         anchors.check_margin(config.isg.margin)
+
+
+def check_vfm_paths(paths: PathsConfig) -> None:
+    """Raise ValueError for local folders and files of the VFM adversary that are not there."""
+    for key in ("dinov2", "clip"):
+        name, weights = getattr(paths, key), getattr(paths, f"{key}_weights")
+        folder = name.removeprefix("local-dir:")
+        if folder != name and not Path(folder).is_dir():
+            raise ValueError(f"paths.{key} {name}: there is no such folder")
+        if weights and "/" in weights and not Path(weights).is_file():
+            raise ValueError(f"paths.{key}_weights {weights} is not a file")
 
 
 def read_data(config: Config, settings: TeacherSettings) -> Samples:
@@ -183,10 +194,16 @@ def build_vfm(config: Config, ranks: Ranks) -> VFMDiscriminator:
     """Frozen DINOv2 and CLIP text, and sharded heads."""
     settings, paths = config.adversarial, config.paths
     frozen_dtype = torch_dtype(config.precision.compute)
-    backbone = FrozenBackbone(
-        paths.dinov2, settings.taps, checkpoint=paths.dinov2_weights, dtype=frozen_dtype
-    )
-    prompt_encoder = PromptEncoder(paths.clip, paths.clip_weights, paths.clip_quick_gelu)
+    try:
+        backbone = FrozenBackbone(
+            paths.dinov2, settings.taps, checkpoint=paths.dinov2_weights, dtype=frozen_dtype
+        )
+        prompt_encoder = PromptEncoder(paths.clip, paths.clip_weights, paths.clip_quick_gelu)
+    except (RuntimeError, OSError) as error:
+        raise ValueError(
+            f"paths.dinov2 ({paths.dinov2}, {paths.dinov2_weights}) or paths.clip ({paths.clip}, "
+            f"{paths.clip_weights}) cannot be loaded: {error!r}"
+        ) from error
     heads = Heads(
         num_taps=backbone.num_features,
         width=backbone.width,

@@ -286,6 +286,10 @@ class Config:
             "dmd.weight and isg.weight are 0 and there is no adversary: the generator has no loss",
         )
         _require(
+            adversary != "bottleneck" or self.dmd.weight > 0,
+            "adversarial.kind bottleneck stands on the fake score: dmd.weight must be positive",
+        )
+        _require(
             adversary != "vfm" or not self.data.separate_real,
             "data.separate_real: the vfm adversary compares a prompt's image with its own real one",
         )
@@ -321,7 +325,9 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> Config:
 
 def save_config(config: Config, file: Path) -> None:
     """Write the resolved configuration so that `load_config` reads the same one back."""
-    file.write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+    partial.replace(file)
 
 
 def differences(config: Config, other: Config) -> list[str]:
@@ -355,7 +361,10 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise ValueError(f"override {override!r}: {section} is not a section")
-    tree[leaf] = yaml.safe_load(text)
+    try:
+        tree[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {override!r} is not valid YAML: {error}") from error
 
 
 def _build(cls: type, tree: Any, prefix: str) -> Any:

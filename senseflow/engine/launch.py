@@ -44,12 +44,16 @@ def launch(module: str, recipe: Recipe) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
     args = parser.parse_args()
     try:
+        if args.nodes < 1 or args.gpus < 1:
+            raise ValueError(f"NODES {args.nodes} and GPUS {args.gpus} must be at least 1")
+        if Path(args.save_dir).exists() and not Path(args.save_dir).is_dir():
+            raise ValueError(f"SAVE_DIR {args.save_dir} is a file")
         config = recipe.load(Path(args.config), args.overrides)
         check(config, recipe.family)
         check_split(config, args.nodes * args.gpus)
         check_devices(args.gpus, torch.cuda.device_count())
         where = rendezvous(args.nodes)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     threads = max(1, (os.cpu_count() or 1) // args.gpus)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -156,5 +160,5 @@ def main(module: str, recipe: Recipe) -> None:
         sys.exit(f"error{where}: {error}")
     try:
         run.train(done)
-    except (NonFiniteError, UnreadableImagesError, OSError) as error:
+    except (NonFiniteError, UnreadableImagesError, ValueError, OSError) as error:
         sys.exit(f"error{where}: {error}")

@@ -109,7 +109,8 @@ class Run:
             if strip_due and {"teacher x0", "ISG target"} & pictures.keys():
                 self.show(iteration, pictures, batch)
                 strip_due = False
-            stop, num_unreadable = agreement.reach(len(self.unreadable.seen))
+            mine = len(self.unreadable.seen) - (0 if self.ranks.is_main else self.unreadable.known)
+            stop, num_unreadable = agreement.reach(mine)
             self.unreadable.check(num_unreadable)
             last = stop or iteration == config.iter_num
             save = last or is_due(iteration, config.save_interval)
@@ -197,10 +198,13 @@ class Run:
     def resume(self) -> int:
         """Load the newest good checkpoint, if there is one; returns the iterations done."""
         found = self.checkpoints.newest()
+        if found:
+            self.checkpoints.load(found[1], self.trained)
+        if self.ranks.is_main:  # not before the checkpoint fits
+            open_run_folder(self.folder, self.config)
         if found is None:
             return 0
         iteration, folder = found
-        self.checkpoints.load(folder, self.trained)
         if self.ranks.is_main:
             logger.info("going on from %s", folder)
         student = self.folder / "student" / step_name(iteration)
@@ -214,7 +218,10 @@ def open_run_folder(folder: Path, config: Config) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "config.yaml"
     if file.exists():
-        changed = differences(load_config(file), config)
+        try:
+            changed = differences(load_config(file), config)
+        except ValueError as error:
+            changed = [f"{error}; not compared"]
         if changed:
             logger.warning("going on with a changed configuration: %s", "; ".join(changed))
     save_config(config, file)

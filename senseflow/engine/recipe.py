@@ -36,19 +36,19 @@ class Recipe:
         recipe's own YAML beside it. Raises ValueError for a YAML of any other recipe, and for
         another adversary than this recipe's.
         """
-        config = load_config(file, overrides)
+        config, read = load_config(file, overrides), file
         if self.lends_paths and config.recipe == self.lends_paths:
-            own = self._beside(file)
-            config = replace(load_config(own, overrides), paths=config.paths)
+            read = self._beside(file)
+            config = replace(load_config(read, overrides), paths=config.paths)
             logger.info(
                 "%s is the recipe %s: its paths are used, and the numbers of %s",
                 file,
                 self.lends_paths,
-                own,
+                read,
             )
         if config.recipe != self.name:
             raise ValueError(
-                f"{file} is the recipe {config.recipe}, which sh {SCRIPTS[config.recipe]} runs; "
+                f"{read} is the recipe {config.recipe}, which sh {SCRIPTS[config.recipe]} runs; "
                 f"this script runs {self.name}"
             )
         if config.adversarial.in_use not in (self.adversary, "none"):

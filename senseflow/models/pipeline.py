@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from senseflow.core.guidance import guide
@@ -75,12 +76,15 @@ def load_encoders(
     device: torch.device,
 ) -> Any:
     """The frozen encoders, VAE and scheduler of a pipeline folder, without its denoiser."""
-    pipeline = pipeline_class.from_pretrained(
-        settings.folder,
-        **{component: None},
-        dtype={"vae": settings.vae_dtype, "default": settings.compute_dtype},
-        local_files_only=True,
-    )
+    try:
+        pipeline = pipeline_class.from_pretrained(
+            settings.folder,
+            **{component: None},
+            dtype={"vae": settings.vae_dtype, "default": settings.compute_dtype},
+            local_files_only=True,
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{settings.folder} is damaged: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
     for part in pipeline.components.values():
@@ -110,7 +114,10 @@ def require_pipeline(folder: Path, pipeline_class: type[DiffusionPipeline]) -> N
 
 def image_patch(settings: TeacherSettings, patch: int) -> int:
     """Pixels of the side of one of the network's patches of latents."""
-    config = read_json(settings.folder / "vae" / "config.json")
+    file = settings.folder / "vae" / "config.json"
+    config = read_json(file)
+    if "block_out_channels" not in config:
+        raise ValueError(f"{file} is not an autoencoder's: it has no block_out_channels")
     return patch * 2 ** (len(config["block_out_channels"]) - 1)
 
 

@@ -120,14 +120,29 @@ def require(settings: TeacherSettings) -> None:
         )
 
 
+def num_dual_attention(settings: TeacherSettings) -> int:
+    """Blocks with dual attention: some in Medium, none in Large."""
+    config = read_json(settings.folder / "transformer" / "config.json")
+    return len(config.get("dual_attention_layers") or ())
+
+
+def require_medium(settings: TeacherSettings) -> None:
+    """As `require`; and the folder must not be SD3.5 Large's."""
+    require(settings)
+    if not num_dual_attention(settings):
+        raise ValueError(
+            f"{settings.folder} has no dual attention, so it is not SD3.5 Medium: "
+            "sh exp_sd35/train_SD35_large_senseflow.sh distils Large"
+        )
+
+
 def require_large(settings: TeacherSettings) -> None:
     """As `require`; and the folder must not be SD3.5 Medium's."""
     require(settings)
-    dual = read_json(settings.folder / "transformer" / "config.json").get("dual_attention_layers")
-    if dual:
+    if dual := num_dual_attention(settings):
         raise ValueError(
-            f"{settings.folder} holds SD3.5 Medium (dual attention in {len(dual)} blocks), this "
-            "is the recipe of Large: sh exp_sd35/train_SD35_senseflow.sh distils Medium"
+            f"{settings.folder} holds SD3.5 Medium (dual attention in {dual} blocks), this is the "
+            "recipe of Large: sh exp_sd35/train_SD35_senseflow.sh distils Medium"
         )
 
 
@@ -139,7 +154,7 @@ def blocks_of(network: SD3Transformer2DModel) -> list[nn.Module]:
 SD35 = TeacherFamily(
     name="sd35",
     component="transformer",
-    require=require,
+    require=require_medium,
     path=read_path,
     anchors=read_anchors,
     sampled_at=sigmas_of,

@@ -64,11 +64,12 @@ class SDXLAdapter(CfgAdapter):
         """A UNet's sample, timestep, encoder_hidden_states and added_cond_kwargs."""
         dtype = self.compute_dtype
         height, width = self.resolution
-        time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=dtype)
-        added = {
-            "text_embeds": cond.pooled.to(dtype),
-            "time_ids": time_ids.to(x_t.device).expand(len(x_t), 6),
-        }
+        time_ids = torch.zeros(
+            len(x_t), 6, dtype=dtype, device=x_t.device
+        )  # no host copy to wait for
+        time_ids[:, 0::4] = height  # original and target
+        time_ids[:, 1::4] = width
+        added = {"text_embeds": cond.pooled.to(dtype), "time_ids": time_ids}
         return x_t.to(dtype), t.round(), cond.prompt_embeds.to(dtype), added
 
 

@@ -177,3 +177,13 @@ def test_bad_files_are_named(tmp_path, text, message):
         read_lists(file)
     with pytest.raises(ValueError, match=r"nowhere.json not found"):
         read_lists(tmp_path / "nowhere.json")
+
+
+def test_what_an_earlier_run_listed_is_told_from_what_is_new(tmp_path):
+    """Every rank reads the whole list; only one of them may count it."""
+    first = Unreadable(tmp_path / "run" / "unreadable.txt", limit=9)
+    first.note([("a.png", "cut"), ("b.png", "cut")])
+    assert (first.known, len(first.seen)) == (0, 2)
+    again = Unreadable(tmp_path / "run" / "unreadable.txt", limit=9)
+    again.note([("b.png", "cut"), ("c.png", "cut")])
+    assert (again.known, len(again.seen)) == (2, 3)

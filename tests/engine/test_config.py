@@ -161,6 +161,10 @@ def test_dmd2_has_the_published_numbers():
             r"the generator has no loss",
         ),
         ({"adversarial__kind": "gan"}, r"adversarial.kind: 'gan' is none of vfm, bottleneck, none"),
+        (
+            {"adversarial__kind": "bottleneck", "dmd__weight": 0},
+            r"adversarial.kind bottleneck stands on the fake score",
+        ),
         ({"data__separate_real": True}, r"data.separate_real: the vfm adversary"),
     ],
 )
@@ -189,6 +193,8 @@ def test_overrides_and_what_they_may_not_be():
         load_config(RECIPE, ["train.seed"])
     with pytest.raises(ValueError, match=r"unknown section trian|unknown key trian.*train"):
         load_config(RECIPE, ["trian.seed=1"])
+    with pytest.raises(ValueError, match=r"override .* is not valid YAML"):
+        load_config(RECIPE, ["paths.dataset=*x"])
     with pytest.raises(ValueError, match="seed is not a section"):
         load_config(RECIPE, ["train.seed.x=1"])
 
