@@ -98,9 +98,9 @@ def test_a_recipe_trains_and_its_student_is_sampled(name, images, latents, tmp_p
 
 
 def test_the_seeds_line_for_large_with_the_yaml_of_medium(images, tmp_path):
-    """As the seed README writes it; the user's paths are in the YAML."""
+    """As the seed README writes it, with the embedded YAML; paths.dataset is the user's."""
     tree = yaml.safe_load(Path("configs/SD35/sd35_senseflow_tiny.yaml").read_text())
-    tree["paths"] |= {"pretrained_model": "assets/tiny/sd35_large/pipeline", "dataset": str(images)}
+    tree["paths"]["dataset"] = str(images)
     mine, folder = tmp_path / "sd35_senseflow_tiny.yaml", tmp_path / "run"
     mine.write_text(yaml.safe_dump(tree))
     own = Path("configs/SD35/sd35_large_senseflow_tiny.yaml")
@@ -108,6 +108,7 @@ def test_the_seeds_line_for_large_with_the_yaml_of_medium(images, tmp_path):
     result = run("sh", "exp_sd35/train_SD35_large_senseflow.sh", 1, 1, mine, folder, *SHORT)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("its paths are used") == 1
+    assert result.stderr.count("paths.pretrained_model is sd35_senseflow's") == 1
     config = load_config(folder / "config.yaml")
     assert config.recipe == "sd35_large_senseflow" and config.ida.lam == 0.97
     assert config.paths.pretrained_model == "assets/tiny/sd35_large/pipeline"

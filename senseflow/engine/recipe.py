@@ -1,6 +1,7 @@
 """The five published recipes: which teacher family each distils, and how its YAML is read."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,18 +29,23 @@ class Recipe:
     adversary: str  # besides "none"
     config: Path  # its published YAML, from the root of the repository
     lends_paths: str | None = None  # the recipe whose YAML only lends its paths to this one
+    is_lenders: Callable[[Path], bool] = lambda folder: False  # a teacher that is not lent
 
     def load(self, file: Path, overrides: list[str]) -> Config:
         """The configuration in `file` with `key.sub=value` overrides.
 
-        A YAML of the recipe `lends_paths` gives its paths alone; all numbers are those of this
-        recipe's own YAML beside it. Raises ValueError for a YAML of any other recipe, and for
-        another adversary than this recipe's.
+        A YAML of the recipe `lends_paths` gives its paths alone (and not its own kind of teacher);
+        all numbers are those of this recipe's own YAML beside it. Raises ValueError for a YAML of
+        any other recipe, and for another adversary than this recipe's.
         """
         config, read = load_config(file, overrides), file
         if self.lends_paths and config.recipe == self.lends_paths:
             read = self._beside(file)
-            config = replace(load_config(read, overrides), paths=config.paths)
+            own, paths = load_config(read, overrides), config.paths
+            if self.is_lenders(Path(paths.pretrained_model)):
+                logger.info("paths.pretrained_model is %s's: taking this recipe's", config.recipe)
+                paths = replace(paths, pretrained_model=own.paths.pretrained_model)
+            config = replace(own, paths=paths)
             logger.info(
                 "%s is the recipe %s: its paths are used, and the numbers of %s",
                 file,

@@ -6,6 +6,7 @@ network is told 1000 sigma. Medium and Large are one architecture with other con
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from diffusers import (
@@ -120,16 +121,21 @@ def require(settings: TeacherSettings) -> None:
         )
 
 
-def num_dual_attention(settings: TeacherSettings) -> int:
-    """Blocks with dual attention: some in Medium, none in Large."""
-    config = read_json(settings.folder / "transformer" / "config.json")
+def num_dual_attention(folder: Path) -> int:
+    """Blocks with dual attention of a pipeline folder: some in Medium, none in Large."""
+    config = read_json(folder / "transformer" / "config.json")
     return len(config.get("dual_attention_layers") or ())
+
+
+def is_medium(folder: Path) -> bool:
+    """Whether a folder is there and holds SD3.5 Medium."""
+    return (folder / "transformer" / "config.json").is_file() and num_dual_attention(folder) > 0
 
 
 def require_medium(settings: TeacherSettings) -> None:
     """As `require`; and the folder must not be SD3.5 Large's."""
     require(settings)
-    if not num_dual_attention(settings):
+    if not num_dual_attention(settings.folder):
         raise ValueError(
             f"{settings.folder} has no dual attention, so it is not SD3.5 Medium: "
             "sh exp_sd35/train_SD35_large_senseflow.sh distils Large"
@@ -139,7 +145,7 @@ def require_medium(settings: TeacherSettings) -> None:
 def require_large(settings: TeacherSettings) -> None:
     """As `require`; and the folder must not be SD3.5 Medium's."""
     require(settings)
-    if dual := num_dual_attention(settings):
+    if dual := num_dual_attention(settings.folder):
         raise ValueError(
             f"{settings.folder} holds SD3.5 Medium (dual attention in {dual} blocks), this is the "
             "recipe of Large: sh exp_sd35/train_SD35_senseflow.sh distils Medium"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from senseflow.engine.launch import main
 from senseflow.engine.recipe import Recipe
-from senseflow.models.sd35 import SD35_LARGE
+from senseflow.models.sd35 import SD35_LARGE, is_medium
 
 RECIPE = Recipe(
     name="sd35_large_senseflow",
@@ -17,6 +17,7 @@ RECIPE = Recipe(
     adversary="vfm",
     config=Path("configs/SD35/sd35_large_senseflow.yaml"),
     lends_paths="sd35_senseflow",
+    is_lenders=is_medium,
 )
 
 if __name__ == "__main__":
