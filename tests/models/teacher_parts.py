@@ -57,3 +57,15 @@ def assert_same_weights(network: nn.Module, other: nn.Module) -> None:
     mine, theirs = network.state_dict(), other.state_dict()
     assert mine.keys() == theirs.keys()
     assert [k for k in mine if not torch.equal(mine[k], theirs[k])] == []
+
+
+def spy_on_steps(pipeline: Any) -> list[torch.Tensor]:
+    """A list that every prediction the pipeline gives its scheduler is added to."""
+    given, step = [], pipeline.scheduler.step
+
+    def spy(prediction, *args, **kwargs):
+        given.append(prediction.clone())
+        return step(prediction, *args, **kwargs)
+
+    pipeline.scheduler.step = spy
+    return given

@@ -13,6 +13,7 @@ from teacher_parts import (
     built,
     changed_copy,
     settings_of,
+    spy_on_steps,
 )
 
 from sd35_pipeline import MAX_SIDE, UNIT
@@ -45,19 +46,13 @@ def scheduler_of(folder) -> FlowMatchEulerDiscreteScheduler:
 def seen_in_the_pipeline(folder, dtype, height, width):
     """Per step of the pipeline's own call: the transformer's inputs and output, and the guided
     prediction that its scheduler is given."""
-    pipeline, seen, guided = stock(folder, dtype), [], []
+    pipeline, seen = stock(folder, dtype), []
+    guided = spy_on_steps(pipeline)
 
     def hook(module, args, kwargs, output):
         seen.append((dict(kwargs), output[0].clone()))
 
-    step = pipeline.scheduler.step
-
-    def spy(prediction, *args, **kwargs):
-        guided.append(prediction.clone())
-        return step(prediction, *args, **kwargs)
-
     pipeline.transformer.register_forward_hook(hook, with_kwargs=True)
-    pipeline.scheduler.step = spy
     pipeline(
         PROMPTS,
         height=height,

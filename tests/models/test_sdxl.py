@@ -18,6 +18,7 @@ from teacher_parts import (
     built,
     changed_copy,
     settings_of,
+    spy_on_steps,
 )
 
 from senseflow.core.path import ode_step
@@ -68,19 +69,12 @@ def euler(folder) -> EulerDiscreteScheduler:
 def run_pipeline(pipeline, size, **call):
     """Latents of the pipeline's own call, and per step the UNet's inputs and output and the guided
     prediction that its scheduler is given."""
-    seen, guided = [], []
+    seen, guided = [], spy_on_steps(pipeline)
 
     def hook(module, args, kwargs, output):
         seen.append((dict(zip(NAMES, args, strict=False)) | kwargs, output[0].clone()))
 
-    step = pipeline.scheduler.step
-
-    def spy(prediction, *args, **kwargs):
-        guided.append(prediction.clone())
-        return step(prediction, *args, **kwargs)
-
     pipeline.unet.register_forward_hook(hook, with_kwargs=True)
-    pipeline.scheduler.step = spy
     latents = pipeline(
         PROMPTS,
         height=size[0],
