@@ -30,12 +30,12 @@ def hinge_generator_loss(fake: Tensor, weight: Tensor) -> Tensor:
 
 
 def softplus_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """mean softplus(D(fake)) + softplus(-D(real)); logits (B, L) (DMD2, Eq. 4)."""
+    """mean softplus(D(fake)) + softplus(-D(real)); logits (B, L), 0-d (DMD2, Section 4.3)."""
     return F.softplus(fake.float()).mean() + F.softplus(-real.float()).mean()
 
 
 def softplus_generator_loss(fake: Tensor) -> Tensor:
-    """mean softplus(-D(fake)); logits (B, L) (DMD2, Eq. 4)."""
+    """mean softplus(-D(fake)); logits (B, L), 0-d (DMD2, Section 4.3)."""
     return F.softplus(-fake.float()).mean()
 
 

@@ -64,7 +64,12 @@ def encode(
     encoder_hidden_states: Tensor,
     added_cond_kwargs: dict[str, Any],
 ) -> Tensor:
-    """The mid-block's output (B, C, h, w), through the UNet's own parts; its up half is not run."""
+    """The mid-block's output (B, C, h, w), through the UNet's own parts; its up half is not run.
+
+    sample (B, C_latent, H, W), timestep (B,), encoder_hidden_states (B, L, D), and the pooled
+    text_embeds (B, P) and time_ids (B, 6) of added_cond_kwargs: what the UNet's forward takes.
+    Gradients flow to the sample and to the weights that are not frozen.
+    """
     embedding = unet.time_embedding(unet.get_time_embed(sample, timestep))
     added = unet.get_aug_embed(embedding, encoder_hidden_states, added_cond_kwargs)
     embedding = embedding if added is None else embedding + added
