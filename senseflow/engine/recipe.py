@@ -7,10 +7,10 @@ from pathlib import Path
 
 from senseflow.engine.config import Config, load_config
 from senseflow.models.teacher import TeacherFamily
+from senseflow.sampling.plan import ROOT
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {
     "flux_senseflow": "exp_flux/train_flux_senseflow.sh",
     "sdxl_senseflow": "exp_sdxl/train_sdxl_senseflow.sh",

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from senseflow.sampling.flow import make_scheduler, sample
 from senseflow.sampling.levels import SIGMAS
-from senseflow.sampling.plan import ROOT, Family, Plan, Sides, stated_length, vae_factor
+from senseflow.sampling.plan import ROOT, Family, Sides, stated_length, vae_factor
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
-    from PIL import Image
+    from diffusers import FluxPipeline
     from torch import nn
 
 SIDE = 1024  # pixels
@@ -44,38 +44,12 @@ def fit_config(config: dict[str, Any], keys: list[str]) -> dict[str, Any]:
     return {**config, "guidance_embeds": any("guidance_embedder." in key for key in keys)}
 
 
-def make_scheduler(
-    own: "FlowMatchEulerDiscreteScheduler", plan: Plan
-) -> "FlowMatchEulerDiscreteScheduler":
-    """See `senseflow.sampling.scheduler.flow_scheduler`."""
-    from senseflow.sampling.scheduler import flow_scheduler
-
-    return flow_scheduler(own, plan)
-
-
 def open_pipeline(base: Path, network: "nn.Module | None", dtype: "torch.dtype") -> "FluxPipeline":
     """The base's pipeline; with a network, the base's own transformer is not read."""
     from diffusers import FluxPipeline
 
     replaced = {} if network is None else {"transformer": network}
     return FluxPipeline.from_pretrained(base, torch_dtype=dtype, **replaced)
-
-
-def sample(
-    pipeline: "FluxPipeline", prompts: list[str], generators: list["torch.Generator"], plan: Plan
-) -> list["Image.Image"]:
-    """One batch through FluxPipeline's own call."""
-    pipeline.scheduler.generators = generators  # the pipeline does not hand them on
-    return pipeline(
-        prompts,
-        height=plan.height,
-        width=plan.width,
-        num_inference_steps=plan.steps,
-        sigmas=plan.levels,
-        guidance_scale=plan.guidance,
-        max_sequence_length=plan.max_sequence_length,
-        generator=generators,
-    ).images
 
 
 FLUX = Family(

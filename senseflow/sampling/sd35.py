@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from senseflow.sampling.flow import make_scheduler, sample
 from senseflow.sampling.levels import SIGMAS
 from senseflow.sampling.plan import (
     Family,
-    Plan,
     Sides,
     base_config,
     stated_length,
@@ -16,14 +16,12 @@ from senseflow.sampling.plan import (
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-    from PIL import Image
+    from diffusers import StableDiffusion3Pipeline
     from torch import nn
 
 ANCHORS = [1.0, 0.9, 0.75, 0.5]  # shift 3 of 1, .75, .5, .25
 SIDE = 1024  # pixels
 T5_LENGTH = 256  # the pipeline's default
-NO_GUIDANCE = 1.0  # the pipeline then leaves out the unconditional half
 
 
 def sides(base: Path, config: dict[str, Any] | None) -> Sides:
@@ -51,15 +49,6 @@ def t5_length(base: Path) -> int:
     return stated_length(base / "tokenizer_3", T5_LENGTH)
 
 
-def make_scheduler(
-    own: "FlowMatchEulerDiscreteScheduler", plan: Plan
-) -> "FlowMatchEulerDiscreteScheduler":
-    """See `senseflow.sampling.scheduler.flow_scheduler`."""
-    from senseflow.sampling.scheduler import flow_scheduler
-
-    return flow_scheduler(own, plan)
-
-
 def open_pipeline(
     base: Path, network: "nn.Module | None", dtype: "torch.dtype"
 ) -> "StableDiffusion3Pipeline":
@@ -68,26 +57,6 @@ def open_pipeline(
 
     replaced = {} if network is None else {"transformer": network}
     return StableDiffusion3Pipeline.from_pretrained(base, torch_dtype=dtype, **replaced)
-
-
-def sample(
-    pipeline: "StableDiffusion3Pipeline",
-    prompts: list[str],
-    generators: list["torch.Generator"],
-    plan: Plan,
-) -> list["Image.Image"]:
-    """One batch through StableDiffusion3Pipeline's own call; CFG for a teacher alone."""
-    pipeline.scheduler.generators = generators  # the pipeline does not hand them on
-    return pipeline(
-        prompts,
-        height=plan.height,
-        width=plan.width,
-        num_inference_steps=plan.steps,
-        sigmas=plan.levels,
-        guidance_scale=NO_GUIDANCE if plan.guidance is None else plan.guidance,
-        max_sequence_length=plan.max_sequence_length,
-        generator=generators,
-    ).images
 
 
 SD35 = Family(

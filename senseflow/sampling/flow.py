@@ -1,0 +1,41 @@
+"""What FLUX and SD3.5 have in common on the command line: sigmas as they are, and their call."""
+
+from typing import TYPE_CHECKING
+
+from senseflow.sampling.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+    from PIL import Image
+
+NO_GUIDANCE = 1.0  # SD3.5's pipeline then leaves out the unconditional half
+
+
+def make_scheduler(
+    own: "FlowMatchEulerDiscreteScheduler", plan: Plan
+) -> "FlowMatchEulerDiscreteScheduler":
+    """See `senseflow.sampling.scheduler.flow_scheduler`."""
+    from senseflow.sampling.scheduler import flow_scheduler
+
+    return flow_scheduler(own, plan)
+
+
+def sample(
+    pipeline: "DiffusionPipeline",
+    prompts: list[str],
+    generators: list["torch.Generator"],
+    plan: Plan,
+) -> list["Image.Image"]:
+    """One batch through the pipeline's own call; guided where the plan has a scale."""
+    pipeline.scheduler.generators = generators  # the pipeline does not hand them on
+    return pipeline(
+        prompts,
+        height=plan.height,
+        width=plan.width,
+        num_inference_steps=plan.steps,
+        sigmas=plan.levels,
+        guidance_scale=NO_GUIDANCE if plan.guidance is None else plan.guidance,
+        max_sequence_length=plan.max_sequence_length,
+        generator=generators,
+    ).images
