@@ -1,5 +1,6 @@
 """The data set that a path stands for."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -20,17 +21,18 @@ def open_dataset(
     crop: Literal["center", "random"] = "center",
     seed: int = 0,
     max_unreadable: int = 100,
-    latents_scaling: LatentsScaling,
+    latents_scaling: Callable[[], LatentsScaling],
     latents_scaled: bool | None = None,
 ) -> JsonImages | LatentsLmdb:
     """Images or latents, by what `path` is; nothing but lists, shapes and a few rows is read.
 
     resolution, crop, seed: of images. latent_shape (C, h, w), latents_scaling: the teacher's, which
-    stored latents must fit. latents_scaled: see LatentsLmdb.
+    stored latents must fit; the latter is asked for latents alone, for it reads the VAE's weights.
+    latents_scaled: see LatentsLmdb.
     Raises ValueError saying what was found and what is expected.
     """
     if path.is_dir() and (path / DATA).is_file():
-        return LatentsLmdb(path, latent_shape, latents_scaling, latents_scaled, max_unreadable)
+        return LatentsLmdb(path, latent_shape, latents_scaling(), latents_scaled, max_unreadable)
     if path.suffix == ".json" and not path.is_dir():
         return JsonImages(path, resolution, crop, seed, max_unreadable)
     raise ValueError(f"data set {path} {_describe(path)}; {FORMS}")

@@ -136,7 +136,7 @@ def read_data(config: Config, settings: TeacherSettings) -> Samples:
         crop=config.data.crop,
         seed=config.train.seed,
         max_unreadable=config.data.max_unreadable,
-        latents_scaling=LatentsScaling.of_vae(settings.folder / "vae"),
+        latents_scaling=partial(LatentsScaling.of_vae, settings.folder / "vae"),
         latents_scaled=config.data.latents_scaled,
     )
 

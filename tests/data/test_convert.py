@@ -145,12 +145,12 @@ def test_images_become_what_the_vae_makes_of_them(tmp_path, request, which, nois
 
     scaling = LatentsScaling.of_vae(folder / "vae")
     shape = expected.shape[1:]
-    data = open_dataset(output, (SIZE, SIZE), shape, latents_scaling=scaling)
+    data = open_dataset(output, (SIZE, SIZE), shape, latents_scaling=lambda: scaling)
     assert isinstance(data, LatentsLmdb) and data.scaled and len(data) == 7
     item = data[Position(1, 0, 5)]
     np.testing.assert_allclose(item.latents.numpy(), expected[5], rtol=2e-3, atol=2e-4)
     with pytest.raises(ValueError, match="another VAE or another resolution"):
-        open_dataset(output, (SIZE, SIZE), (8, 8, 8), latents_scaling=scaling)
+        open_dataset(output, (SIZE, SIZE), (8, 8, 8), latents_scaling=lambda: scaling)
 
 
 def test_the_posterior_is_sampled_by_seed_and_place_alone(tmp_path, teacher):
@@ -181,7 +181,9 @@ def test_images_are_fitted_as_in_training(tmp_path, teacher):
     output = tmp_path / "lmdb"
     assert run_images(folder, output, teacher, "--mode", "--resolution", 12, 20) == 0
     scaling = LatentsScaling.of_vae(teacher / "vae")
-    data = open_dataset(tmp_path / "data.json", (12, 20), (4, 6, 10), latents_scaling=scaling)
+    data = open_dataset(
+        tmp_path / "data.json", (12, 20), (4, 6, 10), latents_scaling=lambda: scaling
+    )
     images = [data[Position(1, 0, i)].image for i in range(2)]
     pixels = [((x.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy() for x in images]
     expected = encode(teacher, [Image.fromarray(p) for p in pixels], noise=False)

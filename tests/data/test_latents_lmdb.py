@@ -237,13 +237,21 @@ def test_rows_without_usable_numbers_or_text_are_replaced_and_reported(tmp_path)
 
 
 def opened(path: Path):
-    return open_dataset(path, (32, 32), SHAPE, latents_scaling=SCALING)
+    return open_dataset(path, (32, 32), SHAPE, latents_scaling=lambda: SCALING)
 
 
 def test_open_dataset_reads_json_and_lmdb(tmp_path):
     write_dataset(tmp_path / "json", num=2, seed=0, num_prompts=2)
     assert isinstance(opened(tmp_path / "json" / "data.json"), JsonImages)
     assert isinstance(opened(write_dmd2(tmp_path / "lmdb", rows(2))), LatentsLmdb)
+
+
+def test_a_vaes_weights_are_not_read_for_images(tmp_path):
+    def asked():
+        raise AssertionError("the scaling is for latents")
+
+    write_dataset(tmp_path, num=2, seed=0, num_prompts=2)
+    open_dataset(tmp_path / "data.json", (32, 32), SHAPE, latents_scaling=asked)
 
 
 def test_open_dataset_says_what_it_found_and_what_is_expected(tmp_path):
