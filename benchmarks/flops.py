@@ -4,8 +4,8 @@
 
 Each (turn, anchor, simulated or not) is run and counted apart by torch's FlopCounterMode, on the
 real iteration with its real data. The least work is made of stand-alone counts of each network:
-forwards F of student, teacher and fake score, 3 F for a trained one (4 with activation
-checkpointing); on a plain turn k + 1 + 3 of them, on a generator turn k + 3 + (2 for ISG) +
+forwards F of student, teacher and fake score, 3 F for a trained one (and F / k for every k-th block
+recomputed); on a plain turn k + 1 + 3 of them, on a generator turn k + 3 + (2 for ISG) +
 (2 for DMD) + 3, k being the simulated steps, with one more for each guided forward of a teacher
 under classifier-free guidance; one prompt encoding; one VAE encoding unless simulated. SenseFlow's
 adversary, where omega is not 0: one decoding (with the way back on generator turns), DINOv2 of fake
@@ -168,7 +168,8 @@ def least_work(d: Distillation, p: Pieces, iteration: int) -> int:
     """METHOD's minimum of one iteration."""
     turn, config = draw_turn(d, iteration), d.config
     k = turn.anchor if turn.simulate else 0
-    trained = 3 + config.parallel.activation_checkpointing
+    every = config.parallel.activation_checkpointing
+    trained = 3 + (1 / every if every else 0)
     total = p.prompts + k * p.student + trained * p.student  # simulation; the fake score's step
     total += p.encode * (turn.anchor > 0 and not turn.simulate)
     if turn.generator:

@@ -52,8 +52,9 @@ from senseflow.engine.build import check_times, teacher_settings, torch_dtype
 from senseflow.engine.config import Config
 from senseflow.engine.measures import Measures
 from senseflow.engine.optim import Trained
+from senseflow.engine.parallel import recompute
 from senseflow.engine.recipe import ROOT, Recipe
-from senseflow.models import networks
+from senseflow.models import networks, text_encoders
 from senseflow.models.bottleneck_classifier import ClassifierHead, add_encoder_pass
 from senseflow.models.networks import NetworkSource, read_json
 from senseflow.models.teacher import Adapter, TeacherSettings
@@ -187,6 +188,10 @@ class Surroundings:
     t5_length: int = 512
     settings: dict[str, Any] = field(default_factory=dict)  # of the pipeline
 
+    def numbered(self) -> Iterator[tuple[str, tuple[type[nn.Module], Any]]]:
+        """The encoders with what diffusers puts behind their names: nothing, _2, _3."""
+        return zip(("", "_2", "_3"), self.encoders, strict=False)
+
 
 SURROUNDINGS = {
     "flux": Surroundings(
@@ -227,16 +232,17 @@ SURROUNDINGS = {
 def write_folder(folder: Path, recipe: Recipe) -> None:
     """The teacher's pipeline folder: its config.json files, no weights."""
     around, component = SURROUNDINGS[recipe.family.name], recipe.family.component
-    trees = {
+    trees: dict[str, dict[str, Any]] = {
         "model_index.json": {"_class_name": around.pipeline},
         "scheduler/scheduler_config.json": {"_class_name": around.scheduler, **around.schedule},
         "vae/config.json": {"_class_name": "AutoencoderKL", **around.vae},
         f"{component}/config.json": DENOISERS[recipe.name],
     }
-    for number, (encoder, _) in enumerate(around.encoders, 1):
+    for suffix, (encoder, config) in around.numbered():
         length = around.t5_length if encoder is T5EncoderModel else 77
-        name = "tokenizer" if number == 1 else f"tokenizer_{number}"
-        trees[f"{name}/tokenizer_config.json"] = {"model_max_length": length}
+        trees[f"tokenizer{suffix}/tokenizer_config.json"] = {"model_max_length": length}
+        trees[f"text_encoder{suffix}/config.json"] = config.to_dict()
+        trees["model_index.json"][f"text_encoder{suffix}"] = ["transformers", encoder.__name__]
     for name, tree in trees.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(tree, indent=2))
@@ -294,22 +300,24 @@ def compute_in(network: nn.Module, dtype: torch.dtype) -> None:
             module.register_forward_hook(restore, always_call=True)
 
 
-def fake_pipeline(recipe: Recipe, settings: TeacherSettings, mode: FakeTensorMode) -> Any:
-    """The diffusers pipeline of a folder, without its denoiser, in the dtypes of the settings."""
+def fake_adapter(recipe: Recipe, settings: TeacherSettings, mode: FakeTensorMode) -> Adapter:
+    """The family's adapter of a folder, in the dtypes of the settings."""
     around, folder = SURROUNDINGS[recipe.family.name], settings.folder
-    parts: dict[str, Any] = {recipe.family.component: None}
+    pipeline_class = getattr(diffusers, around.pipeline)
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(read_json(folder / "vae" / "config.json"))
-        parts["vae"] = vae.to(settings.vae_dtype)
-        for number, (encoder, config) in enumerate(around.encoders, 1):
-            suffix = "" if number == 1 else f"_{number}"
-            parts[f"text_encoder{suffix}"] = encoder(config).to(settings.compute_dtype)
-            parts[f"tokenizer{suffix}"] = tokenizer(encoder, around)
-    for part in parts.values():
-        if isinstance(part, nn.Module):
-            fake(part, mode)
+    rest = {f"tokenizer{s}": tokenizer(encoder, around) for s, (encoder, _) in around.numbered()}
+    rest["vae"] = fake(vae.to(settings.vae_dtype), mode)
     scheduler = getattr(diffusers, around.scheduler).from_pretrained(folder, subfolder="scheduler")
-    return getattr(diffusers, around.pipeline)(scheduler=scheduler, **parts, **around.settings)
+
+    def without_files(_: Path, dtype: Any, local_files_only: bool, **parts: Any) -> Any:
+        return pipeline_class(scheduler=scheduler, **parts, **rest, **around.settings)
+
+    ready = dict(from_pretrained=without_files, to=lambda *_: None)
+    with patch.multiple(pipeline_class, **ready):
+        return recipe.family.load_adapter(
+            settings, torch.device("cpu"), lambda source: fake(source.network, mode)
+        )
 
 
 def tokenizer(encoder: type[nn.Module], around: Surroundings) -> Any:
@@ -331,6 +339,7 @@ class Instance:
     parts: Distillation
     batch: Batch
     mode: FakeTensorMode
+    recomputed: list[nn.Module]  # what activation checkpointing may run again
 
     def networks(self) -> dict[str, nn.Module]:
         """All of them by name."""
@@ -365,15 +374,14 @@ def build(recipe: Recipe, folder: Path, overrides: list[str] | None = None) -> I
     anchors = family.anchors(settings, config.anchors.times)
     check_times(config, family.path(settings), anchors)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    pipeline = fake_pipeline(recipe, settings, mode)
-    ready = dict(from_pretrained=lambda *_, **__: pipeline, to=lambda *_: pipeline)
-    with patch.multiple(type(pipeline), **ready):
-        adapter = family.load_adapter(settings, torch.device("cpu"))
-    if config.parallel.activation_checkpointing:
-        pipeline.vae.enable_gradient_checkpointing()
-    with patch.object(networks, "component_weights", no_weights):
+    with (
+        patch.object(networks, "component_weights", no_weights),
+        patch.object(text_encoders, "component_weights", no_weights),
+    ):
+        adapter = fake_adapter(recipe, settings, mode)
         teacher = family.teacher(settings).network
-        generator, fake_score = (student(family.student(settings), config, mode) for _ in range(2))
+        sources = [family.student(settings) for _ in range(2)]
+    generator, fake_score = (student(source, config, mode) for source in sources)
     optimizer = config.optimizer
     parts = Distillation(
         config=config,
@@ -386,17 +394,17 @@ def build(recipe: Recipe, folder: Path, overrides: list[str] | None = None) -> I
         device=torch.device("cpu"),
     )
     with mode:
-        return Instance(parts, one_sample(config, adapter), mode)
+        batch = one_sample(config, adapter)
+    instance = Instance(parts, batch, mode, [b for source in sources for b in source.recomputed])
+    checkpointing(instance, config.parallel.activation_checkpointing)
+    return instance
 
 
 def student(source: NetworkSource, config: Config, mode: FakeTensorMode) -> nn.Module:
     """Generator or fake score."""
-    network = source.network
-    if config.parallel.activation_checkpointing:
-        network.enable_gradient_checkpointing()
-    fake(network, mode)
-    compute_in(network, torch_dtype(config.precision.compute))
-    return network
+    fake(source.network, mode)
+    compute_in(source.network, torch_dtype(config.precision.compute))
+    return source.network
 
 
 def discriminator(
@@ -562,11 +570,14 @@ def costs(instance: Instance) -> Costs:
     return Costs(forward, encode, turns)
 
 
-def checkpointing(instance: Instance, on: bool) -> None:
-    """Switch activation checkpointing of what is trained, and of the autoencoder."""
-    d = instance.parts
-    for network in (d.generator.network, d.fake_score.network, d.adapter.pipeline.vae):
-        network.enable_gradient_checkpointing() if on else network.disable_gradient_checkpointing()
+def checkpointing(instance: Instance, every: int) -> None:
+    """Activation checkpointing of every `every`-th block of what is trained, and of the VAE; 0: of
+    nothing."""
+    for block in instance.recomputed:
+        vars(block).pop("forward", None)
+    recompute(instance.recomputed, every)
+    vae = instance.parts.adapter.pipeline.vae
+    vae.enable_gradient_checkpointing() if every else vae.disable_gradient_checkpointing()
 
 
 # ---------------------------------------------------------------------------------------- tables
@@ -585,7 +596,7 @@ def turn_rows(instance: Instance) -> list[str]:
     height, width = config.train.resolution
     before = f"| {config.recipe} | {height} x {width} |"
     configured = costs(instance)
-    checkpointing(instance, False)
+    checkpointing(instance, 0)
     without = costs(instance)
     checkpointing(instance, config.parallel.activation_checkpointing)
     last = len(config.anchors.times) - 1

@@ -4,13 +4,16 @@ Its input is a latent diffused to a random t. It reads the output of the UNet's 
 loss trains the encoder half of the fake score too (DMD2, Section 4.3).
 """
 
+from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
-import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+from senseflow.models.networks import seeded
 
 
 class ClassifierHead(nn.Module):
@@ -21,13 +24,12 @@ class ClassifierHead(nn.Module):
 
     def __init__(self, width: int, downsamplings: int, norm_groups: int, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            layers: list[nn.Module] = []
-            for stride, padding in [*[(2, 1)] * downsamplings, (4, 0)]:
-                layers.append(nn.Conv2d(width, width, 4, stride=stride, padding=padding))
-                layers += [nn.GroupNorm(norm_groups, width), nn.SiLU()]
-            self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 1))
+        makers: list[Callable[[], nn.Module]] = []
+        for stride, padding in [*[(2, 1)] * downsamplings, (4, 0)]:
+            makers.append(partial(nn.Conv2d, width, width, 4, stride=stride, padding=padding))
+            makers += [partial(nn.GroupNorm, norm_groups, width), nn.SiLU]
+        self.draw = partial(seeded, seed, [*makers, partial(nn.Conv2d, width, 1, 1)])
+        self.layers = nn.Sequential(*self.draw())
 
     def forward(self, features: Tensor) -> Tensor:
         dtype = self.layers[-1].weight.dtype  # as FSDP gathers it
@@ -51,10 +53,17 @@ def require_head(bottleneck: tuple[int, int, int], downsamplings: int, norm_grou
 
 
 def add_encoder_pass(unet: UNet2DConditionModel) -> None:
-    """Give a UNet, sharded or not, the method `encode`."""
+    """Give a UNet, sharded or not, the method `encode`.
+
+    The pass ends in the mid-block, so a sharded mid-block gathers no weights ahead: those of the up
+    half would wait for a forward after the next step, stale by then.
+    """
     unet.encode = MethodType(encode, unet)
     if isinstance(unet, FSDPModule):
         register_fsdp_forward_method(unet, "encode")
+        for part in unet.mid_block.modules():
+            if isinstance(part, FSDPModule):
+                part.set_modules_to_forward_prefetch([])
 
 
 def encode(

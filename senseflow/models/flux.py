@@ -4,7 +4,7 @@ FLUX is a flow teacher whose clock is sigma. Its guidance is an embedding: the t
 student and fake score do not. Latents are packed: 2 x 2 patches become tokens of 4 C channels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from senseflow.core.anchors import Anchors, dynamic_mu, exponential_shift, shift_time
 from senseflow.core.path import FlowPath
-from senseflow.models.networks import NetworkSource, frozen_network, open_network, read_json
+from senseflow.models.networks import (
+    Build,
+    NetworkSource,
+    frozen_network,
+    open_network,
+    read_json,
+)
 from senseflow.models.pipeline import (
     PipelineAdapter,
     image_patch,
@@ -33,7 +39,7 @@ from senseflow.models.teacher import (
     TeacherSettings,
     sigmas_of,
 )
-from senseflow.models.weights import Weights
+from senseflow.models.weights import Stored, Weights
 
 GUIDANCE_EMBEDDER = "time_text_embed.guidance_embedder."
 TIME_BIAS = "time_text_embed.timestep_embedder.linear_2.bias"
@@ -46,9 +52,9 @@ class FluxAdapter(PipelineAdapter):
     max_sequence_length: int  # T5 tokens
 
     @classmethod
-    def load(cls, settings: TeacherSettings, device: torch.device) -> "FluxAdapter":
+    def load(cls, settings: TeacherSettings, device: torch.device, build: Build) -> "FluxAdapter":
         """Read encoders and VAE."""
-        pipeline = load_encoders(FluxPipeline, "transformer", settings, device)
+        pipeline = load_encoders(FluxPipeline, "transformer", settings, device, build)
         assert settings.max_sequence_length, "checked by require"
         return cls(
             pipeline,
@@ -159,7 +165,7 @@ def require(settings: TeacherSettings) -> None:
 
 
 def blocks_of(network: FluxTransformer2DModel) -> list[nn.Module]:
-    """The units of sharding."""
+    """The units of sharding, and of activation checkpointing."""
     return [*network.transformer_blocks, *network.single_transformer_blocks]
 
 
@@ -189,14 +195,16 @@ def student_source(settings: TeacherSettings) -> NetworkSource:
     source, weights = open_network(
         FluxTransformer2DModel, folder, config, blocks_of, spare=GUIDANCE_EMBEDDER
     )
+    source = replace(source, recomputed=source.blocks)
     if settings.fold_guidance is None:
         return source
     offset = guidance_offset(weights, settings.fold_guidance)
 
-    def read(key: str) -> Tensor:
-        return weights.read(key).float() + offset if key == TIME_BIAS else weights.read(key)
+    def read(key: str) -> Stored:
+        stored = weights.read(key)
+        return stored[...].float() + offset if key == TIME_BIAS else stored
 
-    return NetworkSource(source.network, read, source.blocks)
+    return replace(source, read=read)
 
 
 def _student_config(settings: TeacherSettings, config: dict[str, Any]) -> dict[str, Any]:
@@ -215,7 +223,7 @@ def guidance_offset(weights: Weights, guidance: float) -> Tensor:
         raise ValueError(
             f"{weights.source} has no guidance embedder to fold: student.fold_guidance"
         )
-    state = {key: weights.read(GUIDANCE_EMBEDDER + key).float() for key in keys}
+    state = {key: weights.read(GUIDANCE_EMBEDDER + key)[...].float() for key in keys}
     width, frequencies = state["linear_1.weight"].shape
     embedder = TimestepEmbedding(in_channels=frequencies, time_embed_dim=width)
     embedder.load_state_dict(state)

@@ -1,8 +1,8 @@
 """Networks on the meta device, where their weights are read, and their units of sharding."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,22 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from senseflow.models.weights import Weights, component_weights
+from senseflow.models.weights import Stored, Weights, component_weights
 
-Blocks = Callable[[Any], list[nn.Module]]  # a network's units of sharding
+Blocks = Callable[[Any], list[nn.Module]]  # parts of a network, in the order in which they run
 
 
 @dataclass(frozen=True)
 class NetworkSource:
-    """A network on the meta device and where each of its weights is read."""
+    """A network on the meta device, where each of its tensors is read, and what it is made of."""
 
     network: nn.Module
-    read: Callable[[str], Tensor]
-    blocks: list[nn.Module]  # the units of sharding
+    read: Callable[[str], Stored]  # a parameter or buffer by name; KeyError if there is none
+    blocks: list[nn.Module]  # the units of sharding, in the order in which they run
+    recomputed: list[nn.Module] = field(default_factory=list)  # those of activation checkpointing
+
+
+Build = Callable[[NetworkSource], nn.Module]  # puts a network with its weights on its device
 
 
 def open_network(
@@ -55,6 +59,33 @@ def meta_network(network_class: type[ModelMixin], config: dict[str, Any]) -> Any
         raise ValueError(f"expected a {name}, got {config['_class_name']}")
     with torch.device("meta"):
         return network_class.from_config(config)
+
+
+def in_turn(name: str, layers: Iterable[nn.Module]) -> Callable[[str], Stored]:
+    """Where the tensors of a network's list of layers, its attribute `name`, are read: in their
+    order, each layer made when its first tensor is asked for and the one before it let go."""
+    numbered, state = enumerate(layers), dict[str, Tensor]()
+
+    def read(key: str) -> Tensor:
+        while key not in state:
+            state.clear()
+            number, layer = next(numbered)
+            state.update({f"{name}.{number}.{k}": v for k, v in layer.state_dict().items()})
+        return state[key]
+
+    return read
+
+
+def seeded(seed: int, makers: Iterable[Callable[[], nn.Module]]) -> Iterator[nn.Module]:
+    """Layers made one after the other with the random numbers of a seed; the global generator is
+    left as it was. One that is made within `torch.device("meta")` draws none."""
+    drawn = torch.Generator().manual_seed(seed).get_state()
+    for make in makers:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(drawn)
+            layer = make()
+            drawn = torch.get_rng_state()
+        yield layer
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the adapters of all families share: encoders, VAE and scheduler of a diffusers pipeline."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from senseflow.core.guidance import guide
 from senseflow.core.path import Path as NoisePath
 from senseflow.models.networks import (
     Blocks,
+    Build,
     NetworkSource,
     frozen_network,
     open_network,
     read_json,
 )
 from senseflow.models.teacher import Conditioning, TeacherSettings
+from senseflow.models.text_encoders import keep_recording, text_encoders
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,18 @@ def load_encoders(
     component: str,
     settings: TeacherSettings,
     device: torch.device,
+    build: Build,
 ) -> Any:
-    """The frozen encoders, VAE and scheduler of a pipeline folder, without its denoiser."""
+    """The frozen encoders, VAE and scheduler of a pipeline folder, without its denoiser.
+
+    `build` loads the text encoders, one after the other; diffusers loads the rest.
+    """
+    sources = text_encoders(settings.folder, settings.compute_dtype)
+    encoders = {name: keep_recording(build(source)) for name, source in sources.items()}
     try:
         pipeline = pipeline_class.from_pretrained(
             settings.folder,
-            **{component: None},
+            **{component: None, **encoders},
             dtype={"vae": settings.vae_dtype, "default": settings.compute_dtype},
             local_files_only=True,
         )
@@ -162,9 +170,14 @@ def same_teacher(
 
 
 def same_student(
-    network_class: type[ModelMixin], component: str, settings: TeacherSettings, blocks_of: Blocks
+    network_class: type[ModelMixin],
+    component: str,
+    settings: TeacherSettings,
+    blocks_of: Blocks,
+    recomputed_of: Blocks,
 ) -> NetworkSource:
     """The start of student and fake score: the teacher, in float32."""
     folder = settings.folder / component
     config = read_json(settings.student_config or folder / "config.json")
-    return open_network(network_class, folder, config, blocks_of)[0]
+    source, _ = open_network(network_class, folder, config, blocks_of)
+    return replace(source, recomputed=recomputed_of(source.network))

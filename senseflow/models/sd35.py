@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from senseflow.core.anchors import Anchors, shift_time
 from senseflow.core.path import FlowPath
-from senseflow.models.networks import read_json
+from senseflow.models.networks import Build, read_json
 from senseflow.models.pipeline import (
     CfgAdapter,
     image_patch,
@@ -46,9 +46,9 @@ class SD35Adapter(CfgAdapter):
     empty: Conditioning  # the encoding of "", B = 1
 
     @classmethod
-    def load(cls, settings: TeacherSettings, device: torch.device) -> "SD35Adapter":
+    def load(cls, settings: TeacherSettings, device: torch.device, build: Build) -> "SD35Adapter":
         """Read encoders and VAE, and encode the empty prompt."""
-        pipeline = load_encoders(StableDiffusion3Pipeline, "transformer", settings, device)
+        pipeline = load_encoders(StableDiffusion3Pipeline, "transformer", settings, device, build)
         length = settings.max_sequence_length
         assert length, "checked by require"
         empty = encode(pipeline, [""], length)
@@ -153,7 +153,7 @@ def require_large(settings: TeacherSettings) -> None:
 
 
 def blocks_of(network: SD3Transformer2DModel) -> list[nn.Module]:
-    """The units of sharding."""
+    """The units of sharding, and of activation checkpointing."""
     return list(network.transformer_blocks)
 
 
@@ -169,7 +169,7 @@ SD35 = TeacherFamily(
         SD3Transformer2DModel, "transformer", settings, blocks_of
     ),
     student=lambda settings: same_student(
-        SD3Transformer2DModel, "transformer", settings, blocks_of
+        SD3Transformer2DModel, "transformer", settings, blocks_of, blocks_of
     ),
 )
 SD35_LARGE = replace(SD35, require=require_large)

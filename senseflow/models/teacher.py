@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from senseflow.core.anchors import Anchors
 from senseflow.core.path import Path as NoisePath
-from senseflow.models.networks import NetworkSource
+from senseflow.models.networks import Build, NetworkSource
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class TeacherFamily:
     path: Callable[[TeacherSettings], NoisePath]  # of the folder's scheduler
     anchors: Callable[[TeacherSettings, tuple[float, ...]], Anchors]  # of times before any shift
     sampled_at: Callable[[NoisePath, Anchors], tuple[float, ...]]  # the anchors on a student's card
-    load_adapter: Callable[[TeacherSettings, torch.device], Adapter]
+    load_adapter: Callable[[TeacherSettings, torch.device, Build], Adapter]
     teacher: Callable[[TeacherSettings], NetworkSource]
     student: Callable[[TeacherSettings], NetworkSource]
     bottleneck: Callable[[TeacherSettings], tuple[int, int, int]] | None = None  # (C, h, w), UNets

@@ -8,6 +8,7 @@ the only trained part. Losses and weights live elsewhere; this module ends at th
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import open_clip
@@ -18,6 +19,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
+
+from senseflow.models.networks import seeded
 
 COMMON_DIM = 64
 """Channels in which class map, text and reference meet; the logit is their product's sum."""
@@ -359,7 +362,8 @@ class Heads(nn.Module):
         num_taps: how many heads.
         width, text_dim, reference, virtual_batch: as in `Head`.
         seed: of the initial weights, so that all ranks start from the same heads; the global
-            generator is left as it was. Build on the CPU or the meta device.
+            generator is left as it was. Build on the CPU or the meta device; `draw` makes the heads
+            with their weights again, one after the other, to fill those of the meta device.
         dtype: of the convolutions; the features are cast to it. Weights stay float32.
     """
 
@@ -375,11 +379,9 @@ class Heads(nn.Module):
     ) -> None:
         super().__init__()
         self.dtype = dtype
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            self.heads = nn.ModuleList(
-                Head(width, text_dim, reference, virtual_batch) for _ in range(num_taps)
-            )
+        make = partial(Head, width, text_dim, reference, virtual_batch)
+        self.draw = partial(seeded, seed, [make] * num_taps)
+        self.heads = nn.ModuleList(self.draw())
 
     def forward(
         self, features: list[Tensor], text: Tensor, references: list[Tensor] | None

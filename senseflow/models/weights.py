@@ -1,15 +1,46 @@
 """Weights in safetensors, whole or in shards, read one tensor at a time."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Size, Tensor
 
 NAMES = ("diffusion_pytorch_model", "model")
 SUFFIXES = (".safetensors.index.json", ".safetensors")
+
+
+class Stored(Protocol):
+    """A tensor that may lie in a file; indexing reads that part of it alone, [...] all of it."""
+
+    @property
+    def shape(self) -> Size:
+        """Known without reading."""
+        ...
+
+    def __getitem__(self, rows: Any, /) -> Tensor:
+        """A part of the tensor."""
+        ...
+
+
+@dataclass(frozen=True)
+class InFile:
+    """A tensor of a safetensors file, which is open only while rows are read.
+
+    What has been read of a mapped file counts as this process's memory until the map is gone, and
+    that is with the tensor this returns.
+    """
+
+    file: Path
+    key: str
+    shape: Size
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        with safe_open(str(self.file), framework="pt") as opened:
+            return opened.get_slice(self.key)[rows]
 
 
 @dataclass(frozen=True)
@@ -18,18 +49,26 @@ class Weights:
 
     source: Path
     keys: list[str]
-    read: Callable[[str], Tensor]
+    read: Callable[[str], Stored]
 
-    def require(self, keys: Iterable[str], spare: str | None = None) -> None:
-        """Raise ValueError unless the files hold exactly `keys`, and any that begin with `spare`.
+    def require(self, wanted: Mapping[str, Stored], spare: str | None = None) -> None:
+        """Raise ValueError unless the files hold exactly the keys of `wanted`, in its shapes, and
+        any that begin with `spare`.
 
         The message names the first few keys that do not fit.
         """
-        wanted, held = set(keys), set(self.keys)
-        missing = sorted(wanted - held)
-        extra = sorted(k for k in held - wanted if not (spare and k.startswith(spare)))
-        for kind, names in (("are missing", missing), ("are not part of the network", extra)):
-            if names:
+        held = set(self.keys)
+        problems = {
+            "are missing": wanted.keys() - held,
+            "are not part of the network": {
+                k for k in held - wanted.keys() if not (spare and k.startswith(spare))
+            },
+            "have another shape": {
+                k for k in held & wanted.keys() if self.read(k).shape != wanted[k].shape
+            },
+        }
+        for kind, keys in problems.items():
+            if names := sorted(keys):
                 raise ValueError(
                     f"the weights in {self.source} do not fit their config.json: {len(names)} keys "
                     f"{kind}, such as {', '.join(names[:5])}"
@@ -45,16 +84,18 @@ def component_weights(folder: Path) -> Weights:
     for file in candidates:
         if file.is_symlink() or file.exists():
             return open_index(file) if file.suffix == ".json" else open_safetensors(file)
-    raise ValueError(f"no {NAMES[0]}.safetensors (or its index) in {folder}")
+    raise ValueError(f"no {' or '.join(NAMES)}.safetensors (or its index) in {folder}")
 
 
 def open_safetensors(file: Path) -> Weights:
     """One safetensors file."""
     try:
-        opened = safe_open(str(existing(file)), framework="pt")
+        with safe_open(str(existing(file)), framework="pt") as opened:
+            keys = opened.keys()
+            shapes = {key: Size(opened.get_slice(key).get_shape()) for key in keys}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is damaged or not a safetensors file: {error}") from error
-    return Weights(file, list(opened.keys()), opened.get_tensor)
+    return Weights(file, list(shapes), lambda key: InFile(file, key, shapes[key]))
 
 
 def open_index(file: Path) -> Weights:

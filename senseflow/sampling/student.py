@@ -54,6 +54,7 @@ class StudentCard:
     base_name: str
     base_fingerprint: str  # of the teacher's weights, see base_fingerprint
     iteration: int
+    ema: float | None = None  # decay, when the weights are the student's average
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "anchors", counted(self.anchors))
@@ -113,53 +114,69 @@ class StudentFiles:
     weights: Path  # .safetensors, .safetensors.index.json or a pickle
     config: Path | None  # its own config.json
     card: StudentCard | None
+    ema: bool = False  # the average is asked for
 
 
 def load_student(
     checkpoint: Path,
     config: Path | None = None,
     dtype: torch.dtype = torch.float32,
+    ema: bool = False,
 ) -> nn.Module:
     """The network of a checkpoint in any form (`FORMS`), in eval mode on the CPU.
 
-    config: its config.json; None takes the checkpoint's own.
+    config: its config.json; None takes the checkpoint's own. ema: see find_student.
     Raises ValueError when the path is none of the forms, a file is damaged, or the weights do not
     fit the config.
     """
-    files = find_student(checkpoint)
+    files = find_student(checkpoint, ema)
     config = config or files.config
     if config is None:
         raise ValueError(f"{checkpoint} has no config.json of its own: name one")
-    return build_student(open_weights(files.weights), read_config(config), dtype, str(config))
+    return build_student(open_weights(files.weights, ema), read_config(config), dtype, str(config))
 
 
-def find_student(checkpoint: Path) -> StudentFiles:
-    """Which files a checkpoint's path stands for; nothing is read but the card."""
+def find_student(checkpoint: Path, ema: bool = False) -> StudentFiles:
+    """Which files a checkpoint's path stands for; nothing is read but the card.
+
+    ema: the average of the student's weights; raises ValueError when there is none.
+    """
     if not checkpoint.exists():
         raise ValueError(f"checkpoint {checkpoint} does not exist; it may be {FORMS}")
     if checkpoint.is_file():
         if not checkpoint.name.endswith((".safetensors", ".safetensors.index.json", *PICKLES)):
             raise ValueError(f"checkpoint {checkpoint} is not a weights file; it may be {FORMS}")
-        return _with_neighbours(checkpoint)
-    return _with_neighbours(_weights_file(_component_folder(checkpoint)))
+        return _with_neighbours(checkpoint, ema)
+    return _with_neighbours(_weights_file(_component_folder(checkpoint, ema)), ema)
 
 
-def _with_neighbours(weights: Path) -> StudentFiles:
+def _with_neighbours(weights: Path, ema: bool) -> StudentFiles:
     """config.json counts as the weights' own when it is a diffusers network's."""
     config = weights.parent / "config.json"
     own = config.is_file() and "_class_name" in read_config(config)
-    return StudentFiles(weights, config if own else None, read_card(weights.parent))
+    card = read_card(weights.parent)
+    if ema and weights.suffix not in PICKLES and not (card and card.ema):
+        raise ValueError(
+            f"{weights} is no EMA; --ema takes a run trained with ema.decay, one of its ema/step_* "
+            "or checkpoints/step_* folders, or a .pth with 'ema_model'"
+        )
+    return StudentFiles(weights, config if own else None, card, ema)
 
 
-def _component_folder(folder: Path) -> Path:
+def _component_folder(folder: Path, ema: bool) -> Path:
     """The folder with config.json and safetensors that a folder stands for."""
-    if (folder / "student").is_dir() and newest_step(folder / "student"):
-        return newest_step(folder / "student")
-    if newest_step(folder) and folder.name == "student":
+    kind = "ema" if ema else "student"
+    if (folder / kind).is_dir() and newest_step(folder / kind):
+        return newest_step(folder / kind)
+    if ema and (folder / "student").is_dir():
+        raise ValueError(f"{folder} holds no EMA: the run was trained without ema.decay")
+    if newest_step(folder) and folder.name in ("student", "ema"):
         return newest_step(folder)
     step = newest_step(folder) if folder.name == "checkpoints" else folder
     if step and step.parent.name == "checkpoints" and STEP.match(step.name):
-        student = step.parent.parent / "student" / step.name
+        student = step.parent.parent / kind / step.name
+        if ema and not student.is_dir():
+            raise ValueError(f"{step} holds no EMA: there is no {student}")
         if not student.is_dir():
             raise ValueError(
                 f"{step} is a training checkpoint whose student {student} is gone; name another "
@@ -193,16 +210,19 @@ def _weights_file(folder: Path) -> Path:
     raise ValueError(f"checkpoint {folder} holds no weights; a checkpoint may be {FORMS}")
 
 
-def open_weights(file: Path) -> Weights:
-    """The tensors of a weights file; raises ValueError naming the file when it is damaged."""
+def open_weights(file: Path, ema: bool = False) -> Weights:
+    """The tensors of a weights file; raises ValueError naming the file when it is damaged.
+
+    ema: of a pickle, those under 'ema_model' alone.
+    """
     if file.name.endswith(".index.json"):
         return _stripped(open_index(file))
     if file.suffix == ".safetensors":
         return _stripped(open_safetensors(file))
-    return _open_pickle(file)
+    return _open_pickle(file, ema)
 
 
-def _open_pickle(file: Path) -> Weights:
+def _open_pickle(file: Path, ema: bool) -> Weights:
     try:
         tree = torch.load(
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
@@ -212,15 +232,18 @@ def _open_pickle(file: Path) -> Weights:
         raise ValueError(
             f"{file} is damaged or holds more than tensors, which is not read: {reason}"
         ) from error
-    tree = _inner(file, tree)
+    tree = _inner(file, tree, ema)
     return _stripped(Weights(file, list(tree), lambda key: tree[key]))
 
 
-def _inner(file: Path, tree: Any) -> dict[str, Tensor]:
+def _inner(file: Path, tree: Any, ema: bool) -> dict[str, Tensor]:
     """The weights in a pickled checkpoint: under one of PICKLED, or the whole of it."""
     found = tree
     if isinstance(tree, dict):
-        name = next((n for n in PICKLED if isinstance(tree.get(n), dict)), None)
+        names = ("ema_model",) if ema else PICKLED
+        name = next((n for n in names if isinstance(tree.get(n), dict)), None)
+        if ema and not name:
+            raise ValueError(f"{file} holds no EMA: there is no 'ema_model' in it")
         if name:
             logger.info("weights under %r in %s", name, file)
             found = tree[name]
@@ -275,7 +298,7 @@ def build_student(
     if problems:
         raise ValueError(f"the weights in {weights.source} do not fit {config_name}: {problems}")
     try:
-        state = {key: weights.read(key).to(dtype) for key in wanted}
+        state = {key: weights.read(key)[...].to(dtype) for key in wanted}
     except (SafetensorError, RuntimeError, OSError) as error:
         raise ValueError(f"{weights.source} is damaged: {error}") from error
     network.load_state_dict(state, assign=True, strict=True)

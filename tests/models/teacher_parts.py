@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from senseflow.engine.parallel import fill_shards
 from senseflow.models.networks import NetworkSource
 from senseflow.models.teacher import TeacherSettings
 
@@ -28,9 +29,8 @@ def settings_of(folder: Path, resolution=(32, 32), length: int | None = 12, **re
 
 def built(source: NetworkSource) -> nn.Module:
     """A network with its weights, without sharding."""
-    network = source.network.to_empty(device="cpu")
-    network.load_state_dict({k: source.read(k) for k in network.state_dict()})
-    return network.eval()
+    fill_shards(source.network, source.read, CPU)
+    return source.network.eval()
 
 
 def changed_copy(folder: Path, target: Path, file: str, **changes: Any) -> Path:

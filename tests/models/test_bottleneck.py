@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from teacher_parts import CPU, PROMPTS, settings_of
+from teacher_parts import CPU, PROMPTS, built, settings_of
 from torch.utils.flop_counter import FlopCounterMode
 
 import sdxl_pipeline
@@ -35,7 +35,7 @@ def with_encoder_pass(network: UNet2DConditionModel, sharded: bool) -> UNet2DCon
 
 @pytest.fixture(scope="module")
 def adapter(sdxl_folder):
-    return SDXL.load_adapter(settings_of(sdxl_folder, SIZE, length=None), CPU)
+    return SDXL.load_adapter(settings_of(sdxl_folder, SIZE, length=None), CPU, built)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_encode_is_the_mid_blocks_output_in_the_stock_forward(
 
 def test_encode_in_the_compute_dtype_is_the_stock_forwards(sdxl_folder):
     settings = settings_of(sdxl_folder, SIZE, length=None, compute_dtype=torch.bfloat16)
-    adapter, network = SDXL.load_adapter(settings, CPU), unet().bfloat16()
+    adapter, network = SDXL.load_adapter(settings, CPU, built), unet().bfloat16()
     x_t, t = torch.randn(2, *adapter.latent_shape()), torch.tensor([999.0, 3.0])
     cond = adapter.encode_prompts(PROMPTS)
     with torch.no_grad():
@@ -200,7 +200,7 @@ def test_logits_of_other_maps_and_none_of_too_small_ones(shape, num_logits):
 
 @pytest.mark.parametrize("size", [(24, 40), (32, 32), (40, 56)])
 def test_bottleneck_shape_is_the_mid_blocks(sdxl_folder, size):
-    adapter = SDXL.load_adapter(settings_of(sdxl_folder, resolution=size), CPU)
+    adapter = SDXL.load_adapter(settings_of(sdxl_folder, resolution=size), CPU, built)
     network = UNet2DConditionModel.from_pretrained(sdxl_folder / "unet")
     add_encoder_pass(network)
     x_t = torch.randn(1, *adapter.latent_shape())

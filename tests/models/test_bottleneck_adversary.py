@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from teacher_parts import CPU, settings_of
+from teacher_parts import CPU, built, settings_of
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -42,7 +42,7 @@ def unet(seed: int) -> nn.Module:
 
 def distillation(folder, sharded: bool = False, recomputed: bool = False) -> Distillation:
     """Generator, fake score and head on the random SDXL pipeline, as the engine builds them."""
-    adapter = SDXL.load_adapter(settings_of(folder, length=None), CPU)
+    adapter = SDXL.load_adapter(settings_of(folder, length=None), CPU, built)
     generator, fake_score, head = unet(0), unet(1), ClassifierHead(16, 1, 4, seed=2)
     for network in (generator, fake_score):
         if recomputed:

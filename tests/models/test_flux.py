@@ -36,7 +36,9 @@ FLUX_DEV = dict(
 
 
 def adapter_of(folder, resolution=(32, 32), dtype=torch.float32) -> FluxAdapter:
-    return FLUX.load_adapter(settings_of(folder, resolution, LENGTH, compute_dtype=dtype), CPU)
+    return FLUX.load_adapter(
+        settings_of(folder, resolution, LENGTH, compute_dtype=dtype), CPU, built
+    )
 
 
 def side_of(folder, tokens: int) -> int:
@@ -74,7 +76,7 @@ def test_prediction_equals_the_pipelines_own_call_at_all_anchors(flux_folder, dt
         flux_folder, dtype, height=height, width=width, num_inference_steps=4, guidance_scale=3.5
     )
     settings = settings_of(flux_folder, (height, width), LENGTH, compute_dtype=dtype)
-    adapter = FLUX.load_adapter(settings, CPU)
+    adapter = FLUX.load_adapter(settings, CPU, built)
     teacher = built(FLUX.teacher(settings))
     inputs = Inputs(teacher)
     cond = adapter.encode_prompts(PROMPTS)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from teacher_parts import CPU, PROMPTS, settings_of
+from teacher_parts import CPU, PROMPTS, built, settings_of
 from torch import Tensor, nn
 
 import sdxl_pipeline
@@ -189,7 +189,7 @@ def unet(seed: int) -> nn.Module:
 def assert_guided_within_the_segment(isg, folder, anchor: int) -> None:
     """The loss depends on the mid-point, and on the student's own prediction there."""
     settings = settings_of(folder, length=None)
-    adapter, student = SDXL.load_adapter(settings, CPU), Nudged(unet(1), anchor)
+    adapter, student = SDXL.load_adapter(settings, CPU, built), Nudged(unet(1), anchor)
     d = distillation(folder, adapter, unet(0).requires_grad_(False), student, guidance=5.0)
     x_tau = torch.randn(2, *adapter.latent_shape(), generator=torch.Generator().manual_seed(2))
     cond, losses = adapter.encode_prompts(PROMPTS), {}

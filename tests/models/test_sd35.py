@@ -76,7 +76,7 @@ def test_prediction_equals_the_pipelines_own_call_at_all_anchors(
     """Prompts, the null prompt, time and guidance, in the type the pipeline runs in."""
     folder = sd35_folder if family is SD35 else sd35_large_folder
     settings = settings_of(folder, size, LENGTH, compute_dtype=dtype)
-    adapter, teacher = family.load_adapter(settings, CPU), built(family.teacher(settings))
+    adapter, teacher = family.load_adapter(settings, CPU, built), built(family.teacher(settings))
     inputs = Inputs(teacher)
     cond = adapter.encode_prompts(PROMPTS)
     anchors = family.anchors(settings, TIMES).times
@@ -106,7 +106,7 @@ def test_prediction_equals_the_pipelines_own_call_at_all_anchors(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_prompts_and_no_prompt_are_the_pipelines(sd35_folder, dtype):
     settings = settings_of(sd35_folder, length=LENGTH, compute_dtype=dtype)
-    adapter = SD35.load_adapter(settings, CPU)
+    adapter = SD35.load_adapter(settings, CPU, built)
     pipeline = stock(sd35_folder, dtype)
     cond = adapter.encode_prompts(PROMPTS)
     null = adapter.null(cond)
@@ -123,7 +123,7 @@ def test_prompts_and_no_prompt_are_the_pipelines(sd35_folder, dtype):
 
 
 def test_encoders_are_frozen_and_in_eval_mode(sd35_folder):
-    adapter = SD35.load_adapter(settings_of(sd35_folder), CPU)
+    adapter = SD35.load_adapter(settings_of(sd35_folder), CPU, built)
     parts = [p for p in adapter.pipeline.components.values() if isinstance(p, torch.nn.Module)]
     assert len(parts) == 4  # three text encoders and the VAE
     assert not any(part.training for part in parts)
@@ -176,7 +176,7 @@ def test_a_dynamic_shift_is_refused(sd35_folder, tmp_path):
 
 
 def test_vae_both_ways_as_the_pipeline_scales_it(sd35_folder):
-    adapter, size = SD35.load_adapter(settings_of(sd35_folder), CPU), (32, 32)
+    adapter, size = SD35.load_adapter(settings_of(sd35_folder), CPU, built), (32, 32)
     vae, z = adapter.pipeline.vae, torch.randn(2, *adapter.latent_shape()).requires_grad_()
     pipeline = stock(sd35_folder)
     pipeline.scheduler.step = lambda prediction, t, latents, **_: (z.detach(),)

@@ -93,7 +93,7 @@ def test_prediction_equals_the_pipelines_own_call_at_all_anchors(sdxl_folder, si
     """Prompts, zeros for no prompt, time ids, time and guidance, in the pipeline's type; the sample
     is what EulerDiscreteScheduler scales to unit variance."""
     settings = sdxl_settings(sdxl_folder, size, compute_dtype=dtype)
-    adapter, teacher = SDXL.load_adapter(settings, CPU), built(SDXL.teacher(settings))
+    adapter, teacher = SDXL.load_adapter(settings, CPU, built), built(SDXL.teacher(settings))
     inputs = Inputs(teacher, NAMES)
     cond = adapter.encode_prompts(PROMPTS)
     _, seen = run_pipeline(stock(sdxl_folder, dtype), size, timesteps=STEPS)
@@ -127,7 +127,7 @@ def test_the_ode_from_the_top_anchor_to_the_end_is_the_pipelines_with_ddim(sdxl_
     pipeline.scheduler = ddim(sdxl_folder)
     expected, seen = run_pipeline(pipeline, size, num_inference_steps=4)
     settings = sdxl_settings(sdxl_folder, size)
-    adapter, teacher = SDXL.load_adapter(settings, CPU), built(SDXL.teacher(settings))
+    adapter, teacher = SDXL.load_adapter(settings, CPU, built), built(SDXL.teacher(settings))
     cond, path, x_t = adapter.encode_prompts(PROMPTS), adapter.path, seen[0][0]["sample"][:2]
     for tau, following in zip(TIMES, (*TIMES[1:], path.clean), strict=True):
         t = torch.full((2,), tau)
@@ -140,7 +140,7 @@ def test_the_ode_from_the_top_anchor_to_the_end_is_the_pipelines_with_ddim(sdxl_
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_prompts_and_no_prompt_are_the_pipelines(sdxl_folder, dtype):
     """The folder says force_zeros_for_empty_prompt."""
-    adapter = SDXL.load_adapter(sdxl_settings(sdxl_folder, compute_dtype=dtype), CPU)
+    adapter = SDXL.load_adapter(sdxl_settings(sdxl_folder, compute_dtype=dtype), CPU, built)
     cond = adapter.encode_prompts(PROMPTS)
     null = adapter.null(cond)
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_prompts_and_no_prompt_are_the_pipelines(sdxl_folder, dtype):
 
 def test_time_ids_are_the_resolution_as_original_and_target_size_uncropped(sdxl_folder):
     for height, width in ((1024, 1024), (832, 1216)):
-        adapter = SDXL.load_adapter(sdxl_settings(sdxl_folder, (height, width)), CPU)
+        adapter = SDXL.load_adapter(sdxl_settings(sdxl_folder, (height, width)), CPU, built)
         shape = adapter.latent_shape()
         assert shape[1:] == (height // 2, width // 2)  # the tiny VAE's factor
         received = {}
@@ -200,7 +200,7 @@ def test_ode_step_is_ddims_and_eulers_at_the_anchors_and_to_the_end(sdxl_folder)
 
 def test_a_drawn_time_is_the_same_step_for_path_and_network(sdxl_folder):
     """ISG's mid-points and DMD's t are drawn between the steps."""
-    adapter = SDXL.load_adapter(sdxl_settings(sdxl_folder), CPU)
+    adapter = SDXL.load_adapter(sdxl_settings(sdxl_folder), CPU, built)
     seen = []
 
     def network(sample, timestep, *args, **_):
@@ -218,7 +218,7 @@ def test_a_drawn_time_is_the_same_step_for_path_and_network(sdxl_folder):
 
 
 def test_vae_both_ways_as_the_pipelines(sdxl_folder):
-    adapter = SDXL.load_adapter(sdxl_settings(sdxl_folder), CPU)
+    adapter = SDXL.load_adapter(sdxl_settings(sdxl_folder), CPU, built)
     z = torch.randn(2, *adapter.latent_shape()).requires_grad_()
     pipeline = stock(sdxl_folder)
     pipeline.scheduler.step = lambda prediction, t, latents, **_: (z.detach(),)
@@ -243,7 +243,7 @@ def test_student_is_the_teacher(sdxl_folder):
     teacher, student = SDXL.teacher(settings), SDXL.student(settings)
     assert not any(p.requires_grad for p in teacher.network.parameters())
     assert all(p.requires_grad for p in student.network.parameters())
-    assert len(student.blocks) == 5  # two down, the middle, two up
+    assert len(student.blocks) == 9  # two down, the middle, two up, and their four attentions
     assert_same_weights(built(student), built(teacher))
     half = SDXL.student(sdxl_settings(sdxl_folder, compute_dtype=torch.bfloat16))
     assert {p.dtype for p in half.network.parameters()} == {torch.float32}
