@@ -1,22 +1,28 @@
 """Processes, devices and sharding: one path of numerics from one CPU process to many nodes.
 
-Student, fake score, teacher and the discriminator's heads are sharded with FSDP2, on one rank too.
-The first three are built on the meta device, sharded there, and their weights read straight into
-the shards: no rank ever holds a whole one. The heads are built whole on each rank first; text
-encoders, VAE and DINOv2 are not sharded.
+Student, fake score, teacher, text encoders and the discriminator's heads are sharded with FSDP2, on
+one rank too. They are built on the meta device, sharded there, and filled tensor by tensor: of a
+weights file a rank reads its own rows alone, and of new heads it draws one layer or head at a time,
+so no rank ever holds a whole network. VAE, DINOv2 and the discriminator's CLIP are small and whole.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.utils.checkpoint import checkpoint
+
+from senseflow.models.weights import Stored
 
 
 @dataclass(frozen=True)
@@ -33,58 +39,109 @@ class Ranks:
         return self.rank == 0
 
 
-def start_ranks(replicas: int = 1) -> Ranks:
-    """Join the process group torchrun describes (or a group of one), on a GPU or the CPU.
-
-    replicas > 1 is HSDP: that many groups, each holding every network whole in shards.
-    """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+def join_group() -> torch.device:
+    """Join the process group torchrun describes, or a group of one; this process's device."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)) if kind == "cuda" else None)
     if kind == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     if not dist.is_initialized() and "MASTER_PORT" in os.environ:
-        dist.init_process_group(backend)
+        store, *_ = next(dist.rendezvous("env://"))
+        env = os.environ  # apart for each start: torchrun keeps its store over restarts
+        start = f"{env.get('TORCHELASTIC_RUN_ID')}/{env.get('TORCHELASTIC_RESTART_COUNT')}"
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore(start, store),
+            rank=int(env["RANK"]),
+            world_size=int(env["WORLD_SIZE"]),
+        )
     elif not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return device
+
+
+def start_ranks(replicas: int = 1) -> Ranks:
+    """The group's ranks in a mesh.
+
+    replicas > 1 is HSDP: that many groups, each holding every network whole in shards.
+    """
+    device = join_group()
+    world_size = dist.get_world_size()
     if replicas > 1:
         shape, names = (replicas, world_size // replicas), ("replicate", "shard")
-        mesh = init_device_mesh(kind, shape, mesh_dim_names=names)
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     else:
-        mesh = init_device_mesh(kind, (world_size,), mesh_dim_names=("shard",))
-    return Ranks(rank, world_size, device, mesh)
+        mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
+    return Ranks(dist.get_rank(), world_size, device, mesh)
 
 
 def shard(
     network: nn.Module,
-    blocks: Iterable[nn.Module],
+    blocks: Sequence[nn.Module],
     mesh: DeviceMesh,
     compute_dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """FSDP2: one unit per block and one for the rest; parameters become DTensors.
 
+    blocks: in the order in which they run; one that holds others comes before them.
+
     The root reshards after its forward too: IDA and the optimizer write the shards between two
     forwards of one network, and an unsharded copy left behind would be stale. Gradients are reduced
     in float32. Inputs are not cast: the network's time must reach it in the adapter's own type.
+
+    Prefetch: in a forward each unit gathers the next one before it computes, so that the two
+    overlap also where the host is no faster than the device, and two units are whole at a time. In
+    a backward FSDP2's own rule stays: the unit whose forward was recorded before. It is the same
+    order, and right for a pass through half a network (DMD2's) too. The record is cleared at the
+    end of a backward; a network without any would keep every forward's, so a frozen one forgets it.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for unit in (*blocks, network):
+    units = [network, *blocks]
+    for unit in reversed(units):  # an inner one before the one around it
         fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    for unit, following in pairwise(units):
+        unit.set_modules_to_forward_prefetch([following])
+    if not any(p.requires_grad for p in network.parameters()):
+        network.register_forward_hook(forget_forward)
     return network
 
 
-def fill_shards(network: nn.Module, read: Callable[[str], Tensor], device: torch.device) -> None:
-    """Materialise a sharded meta network on `device` and fill every shard from `read(key)`.
+def forget_forward(network: FSDPModule, args: Any, output: Any) -> None:
+    """Clear the record of a forward that no backward will follow."""
+    if not torch.is_grad_enabled():
+        network.reset_iter_state()
 
-    read: returns the whole tensor of a state-dict key, lazily; only this rank's rows are kept.
+
+def recompute(blocks: Sequence[nn.Module], every: int) -> None:
+    """Activation checkpointing of every `every`-th block; 0: of none.
+
+    Such a block keeps its inputs alone and runs again on the way back; the others keep their
+    activations. The second run is of the block's own forward, inside FSDP2's hooks: its weights
+    have been gathered for the backward, and no collective is added. Nothing random is drawn in it.
+    """
+    for block in blocks[every - 1 :: every] if every else ():
+        block.forward = partial(
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+        )
+
+
+def fill_shards(network: nn.Module, read: Callable[[str], Stored], device: torch.device) -> None:
+    """Materialise a sharded meta network on `device` and fill its parameters and buffers.
+
+    read: the tensor of a name, called in the order of the state dict and then for the buffers that
+    stand in none; of it this rank's rows alone are read. Raises ValueError for a tensor that `read`
+    does not know (KeyError) or knows in another shape.
     """
     network.to_empty(device=device)
     with torch.no_grad():
-        for key, value in network.state_dict().items():
-            source = read(key)
+        for key, value in (network.state_dict() | dict(network.named_buffers())).items():
+            try:
+                source = read(key)
+            except KeyError as error:
+                raise ValueError(f"{key} is neither in the weights nor computed") from error
             if source.shape != value.shape:
                 raise ValueError(
                     f"{key} is {list(source.shape)} in the weights and {list(value.shape)} by "
@@ -95,8 +152,9 @@ def fill_shards(network: nn.Module, read: Callable[[str], Tensor], device: torch
                     value.shape, value.device_mesh, value.placements
                 )
                 rows = tuple(slice(o, o + s) for o, s in zip(offset, shape, strict=True))
-                value, source = value.to_local(), source[rows]
-            value.copy_(source)
+                value.to_local().copy_(source[rows])
+            else:
+                value.copy_(source[...])
 
 
 def local_shards(network: nn.Module) -> list[Tensor]:
