@@ -2,6 +2,8 @@
 # Distil FLUX.1-dev (or a fine-tuned copy) into a 4-step student.
 #   sh exp_flux/train_flux_senseflow.sh NODES GPUS CONFIG SAVE_DIR [key.sub=value ...]
 # GPUS: processes per node. Several nodes: the same command on each, with NODE_RANK, MASTER_ADDR and
-# MASTER_PORT set. Run again with the same SAVE_DIR, it goes on from the last complete checkpoint.
+# MASTER_PORT set; Slurm: slurm_flux.sbatch. Run again with the same SAVE_DIR, it goes on from the
+# last complete checkpoint; --max-restarts N does so by itself after a failure.
 export SENSEFLOW_SCRIPT="sh $0"
+export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}" # a lost connection is told in one line
 exec "${PYTHON:-python}" -m senseflow.trainer.trainer_flux_senseflow "$@"

@@ -2,6 +2,8 @@
 # Distil Stable Diffusion 3.5 Large (or a fine-tuned copy) into a 4-step student.
 #   sh exp_sd35/train_SD35_large_senseflow.sh NODES GPUS CONFIG SAVE_DIR [key.sub=value ...]
 # GPUS: processes per node. Several nodes: the same command on each, with NODE_RANK, MASTER_ADDR and
-# MASTER_PORT set. Run again with the same SAVE_DIR, it goes on from the last complete checkpoint.
+# MASTER_PORT set; Slurm: slurm_sd35.sbatch. Run again with the same SAVE_DIR, it goes on from the
+# last complete checkpoint; --max-restarts N does so by itself after a failure.
 export SENSEFLOW_SCRIPT="sh $0"
+export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}" # a lost connection is told in one line
 exec "${PYTHON:-python}" -m senseflow.trainer.trainer_sd35_large_senseflow "$@"

@@ -9,8 +9,8 @@ Where real samples are to be drawn apart from the prompts (DMD2), a second permu
 stream of the same seed, gives each position a second sample, with the same promises.
 """
 
-import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import cast
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from senseflow.core.draws import Draws
 from senseflow.data.items import Item, Position, Samples
+from senseflow.engine.stop import ignore_stop_signals, stop_signals_blocked
 
 
 @dataclass(frozen=True)
@@ -124,26 +125,20 @@ def _stack(items: list[Item]) -> Batch:
     )
 
 
-def ignore_interrupts(worker: int) -> None:
-    """A signal may reach the whole job; the run itself saves, stops and ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def batches(
     dataset: Samples, share: Share, num_workers: int, pin_memory: bool, start: int
 ) -> Iterator[list[Batch]]:
     """This rank's micro-batches, one list per iteration from `start` on, without end."""
-    loader = iter(
-        DataLoader(
-            cast(Dataset[Item], dataset),
-            batch_sampler=MicroBatches(share, len(dataset), start),
-            collate_fn=partial(collate, separate_real=share.separate_real),
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            multiprocessing_context="spawn" if num_workers else None,
-            worker_init_fn=ignore_interrupts,
-        )
+    loader = DataLoader(
+        cast(Dataset[Item], dataset),
+        batch_sampler=MicroBatches(share, len(dataset), start),
+        collate_fn=partial(collate, separate_real=share.separate_real),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        multiprocessing_context="spawn" if num_workers else None,
+        worker_init_fn=ignore_stop_signals,
     )
+    with stop_signals_blocked() if num_workers else nullcontext():
+        samples = iter(loader)
     while True:
-        yield [next(loader) for _ in range(share.grad_accumulation)]
+        yield [next(samples) for _ in range(share.grad_accumulation)]

@@ -1,39 +1,72 @@
-"""From the shell scripts to running processes: check the input, then start torchrun's agent.
+"""From the shell scripts to running processes: check the input, meet the other nodes, run torchrun.
 
 `launch` is what `sh exp_*/train_*.sh NODES GPUS CONFIG SAVE_DIR [key.sub=value ...]` calls; `main`
-is what each process runs.
+is what each process runs, also under `torchrun -m senseflow.trainer.trainer_X --worker CONFIG
+SAVE_DIR [key.sub=value ...]` alone.
 """
 
 import argparse
 import logging
 import os
 import signal
+import socket
 import sys
+import time
+import traceback
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import diffusers
-import psutil
 import torch
 import transformers
 from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from senseflow.data.items import UnreadableImagesError
+from senseflow.engine.agreement import AgreedError
 from senseflow.engine.build import check, prepare
 from senseflow.engine.config import Config
-from senseflow.engine.loop import NonFiniteError
+from senseflow.engine.meeting import FIRST_MEETING_S, Meeting, NodeGoneError, place_from
 from senseflow.engine.recipe import SCRIPTS, Recipe
+from senseflow.engine.stop import STARTED, Forwarder, StopRequest
+from senseflow.engine.watch import Failure, Watch, post, posted, report, say
+
+logger = logging.getLogger(__name__)
+
+AFTER_FAILURE_S = 15  # for all launchers to meet: their workers see a failure within a beat
+BEFORE_RESTART_S = 60  # where it is worth more patience
+AGAIN = "Run the same command again: it goes on from the last complete checkpoint"
 
 
 def launch(module: str, recipe: Recipe) -> None:
     """Start GPUS processes of `module` on this node; errors of the input end it at once."""
+    os.environ[STARTED] = str(time.monotonic())
+    stop = Forwarder()
+    stop.start()
+    set_up_output(logging.INFO)
+    args = read_arguments(module, recipe)
+    try:
+        place = place_from(dict(os.environ), args.nodes)
+        check_arguments(args, recipe)
+        worker = ["-m", module, "--worker", args.config, args.save_dir, *args.overrides]
+        meeting = Meeting(place, args.nodes, lambda: stop.reason is not None)
+        sys.exit(train(meeting, args.gpus, worker, args.max_restarts, stop))
+    except (ValueError, OSError, NodeGoneError) as error:
+        if stop.reason and isinstance(error, NodeGoneError):
+            logger.info("stopped by %s before the processes were started", stop.reason)
+            return
+        sys.exit(f"error: {error}")
+
+
+def read_arguments(module: str, recipe: Recipe) -> argparse.Namespace:
+    """The command line of the shell script; options may stand anywhere."""
     parser = argparse.ArgumentParser(
         prog=os.environ.get("SENSEFLOW_SCRIPT", module),
         description="Distil a teacher. Run again with the same SAVE_DIR, it goes on from the last "
         "complete checkpoint. Several nodes: the same command on each, with NODE_RANK, MASTER_ADDR "
-        "and MASTER_PORT set.",
+        "and MASTER_PORT set, or torchrun's PET_RDZV_ENDPOINT. SIGTERM, SIGINT or SIGUSR1, to any "
+        "process of it, saves a checkpoint and stops.",
         epilog=f"example: sh {SCRIPTS[recipe.name]} 1 8 {recipe.config} runs/{recipe.name} "
         "train.seed=1",
     )
@@ -42,40 +75,38 @@ def launch(module: str, recipe: Recipe) -> None:
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the recipe")
     parser.add_argument("save_dir", metavar="SAVE_DIR", help="run folder")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
-    args = parser.parse_args()
-    try:
-        if args.nodes < 1 or args.gpus < 1:
-            raise ValueError(f"NODES {args.nodes} and GPUS {args.gpus} must be at least 1")
-        if Path(args.save_dir).exists() and not Path(args.save_dir).is_dir():
-            raise ValueError(f"SAVE_DIR {args.save_dir} is a file")
-        config = recipe.load(Path(args.config), args.overrides)
-        check(config, recipe.family)
-        check_split(config, args.nodes * args.gpus)
-        check_devices(args.gpus, torch.cuda.device_count())
-        where = rendezvous(args.nodes)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    threads = max(1, (os.cpu_count() or 1) // args.gpus)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    worker = ["-m", module, "--worker", args.config, args.save_dir, *args.overrides]
-    sys.exit(
-        run_agent([f"--nnodes={args.nodes}", f"--nproc-per-node={args.gpus}", *where, *worker])
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="after a failure that need not repeat, start again from the last complete checkpoint, "
+        "at most N times (0)",
     )
+    return parser.parse_intermixed_args()
 
 
-def rendezvous(nodes: int) -> list[str]:
-    """torchrun's flags for where the processes meet."""
-    if nodes == 1:
-        return ["--standalone"]
-    missing = [n for n in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
-    if missing:
-        raise ValueError(f"{nodes} nodes need {', '.join(missing)} in the environment of each")
-    env = os.environ
-    return [
-        f"--node-rank={env['NODE_RANK']}",
-        f"--master-addr={env['MASTER_ADDR']}",
-        f"--master-port={env['MASTER_PORT']}",
-    ]
+def check_arguments(args: argparse.Namespace, recipe: Recipe) -> None:
+    """All that can be said before a process is started; raises ValueError or OSError."""
+    if args.nodes < 1 or args.gpus < 1:
+        raise ValueError(f"NODES {args.nodes} and GPUS {args.gpus} must be at least 1")
+    if args.max_restarts < 0:
+        raise ValueError(f"--max-restarts {args.max_restarts} must not be negative")
+    if Path(args.save_dir).exists() and not Path(args.save_dir).is_dir():
+        raise ValueError(f"SAVE_DIR {args.save_dir} is a file")
+    config = recipe.load(Path(args.config), args.overrides)
+    check(config, recipe.family)
+    check_split(config, args.nodes * args.gpus)
+    check_devices(args.gpus, torch.cuda.device_count())
+
+
+def set_defaults(meeting: Meeting, gpus: int) -> None:
+    """What the processes read from the environment, where the user has not set it."""
+    threads = max(1, (os.cpu_count() or 1) // gpus)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    interface = meeting.interface()
+    if interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def check_devices(processes: int, num_gpus: int) -> None:
@@ -104,28 +135,97 @@ def check_split(config: Config, world_size: int) -> None:
         )
 
 
-def run_agent(arguments: list[str]) -> int:
-    """torchrun in this process; SIGINT and SIGTERM are passed on, and the workers' own end awaited.
+def train(
+    meeting: Meeting, gpus: int, worker: list[str], max_restarts: int, stop: Forwarder
+) -> int:
+    """Start the processes, and again after a failure that need not repeat; returns the exit code.
 
-    torchrun itself would kill workers 30 s after such a signal, too soon to save a large model.
+    Starts are counted here, not by torchrun, which would restart after any failure and on each node
+    by its own count. Here all launchers meet after a failure and see one cause.
     """
+    start = 0
+    while True:
+        run_id = f"{meeting.job}.{start}"
+        if not meeting.gather(f"start/{run_id}", FIRST_MEETING_S) and not stop.reason:
+            raise NodeGoneError(f"not all of {meeting.nodes} nodes came to start")
+        if stop.reason:
+            logger.info("stopped by %s before the processes were started", stop.reason)
+            return 0
+        set_defaults(meeting, gpus)
+        failures = run_agent([*meeting.flags(run_id), f"--nproc-per-node={gpus}", *worker])
+        if not failures:
+            return 0
+        patience_s = BEFORE_RESTART_S if start < max_restarts else AFTER_FAILURE_S
+        cause, all_met = agree_on_cause(meeting, run_id, failures, patience_s)
+        start += 1
+        again = start <= max_restarts and all_met and not cause.final and not stop.reason
+        advice = f"Restart {start} of {max_restarts}" if again else AGAIN
+        others = "; the others were stopped" if meeting.nodes * gpus > 1 else ""
+        rest = "" if cause.final else f"{others}. {advice}"
+        say(replace(cause, message=cause.message + rest))
+        if not again:
+            return 1
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        for child in psutil.Process().children():
-            child.send_signal(signal.SIGTERM)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, forward)
+def agree_on_cause(
+    meeting: Meeting, run_id: str, failures: dict[int, ProcessFailure], patience_s: float
+) -> tuple[Failure, bool]:
+    """Why the processes of all nodes ended, the same on every node, and whether all nodes met.
+
+    failures: of this node, by rank. patience_s: seconds for the launchers to meet.
+    """
+    board, death = meeting.board(run_id), violent_death(failures)
+    if death:
+        meeting.ask(lambda: post(board, death))
+    all_met = meeting.gather(f"failed/{run_id}", patience_s)
+    cause = meeting.ask(lambda: posted(board))
+    if all_met:  # and node 0, which keeps the store, leaves it last
+        meeting.gather(f"told/{run_id}", patience_s if meeting.rank == 0 else 0)
+    return cause or Failure("a process ended without giving a cause (see above)"), all_met
+
+
+def violent_death(failures: dict[int, ProcessFailure]) -> Failure | None:
+    """What the first process to fail, on this node, had no chance to say itself; else None.
+
+    SIGABRT may be NCCL's answer to the death of another.
+    """
+    gravity = {1: 0, -signal.SIGABRT: 1}  # by exit code; torchrun's clock counts whole seconds
+    rank, first = min(
+        failures.items(), key=lambda item: (item[1].timestamp, -gravity.get(item[1].exitcode, 2))
+    )
+    name, code = f"rank {rank} (pid {first.pid}, host {socket.gethostname()})", first.exitcode
+    if code == 1:
+        return None
+    if code > 1:
+        return Failure(f"{name} ended with exit code {code}", gravity=2)
+    often = " (often: out of memory)" if code == -signal.SIGKILL else ""
+    end = f"was killed by {signal.Signals(-code).name}{often}"
+    return Failure(f"{name} {end}", gravity=gravity.get(code, 2))
+
+
+def run_agent(arguments: list[str]) -> dict[int, ProcessFailure]:
+    """torchrun in this process, once, until all workers ended; returns what failed, by rank.
+
+    Stop signals are not torchrun's: it would kill workers 30 s after one, too soon to save a large
+    model.
+    """
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     try:
-        torchrun.main(["--signals-to-handle=SIGHUP,SIGQUIT", *arguments])
+        torchrun.main(["--signals-to-handle=SIGHUP,SIGQUIT", "--max-restarts=0", *arguments])
     except ChildFailedError as error:
-        return max(1, max(failure.exitcode for failure in error.failures.values()))
-    return 0
+        return error.failures
+    return {}
+
+
+def set_up_output(level: int) -> None:
+    """The run's own notes alone."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("senseflow").setLevel(level)
+    quiet_libraries()
 
 
 def quiet_libraries() -> None:
-    """Keep loading bars and notes of the libraries out of the run's own output."""
+    """Without their loading bars and notes."""
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
@@ -140,25 +240,44 @@ def be_deterministic() -> None:
 
 def main(module: str, recipe: Recipe) -> None:
     """Entry point of a trainer module: the launcher, or with --worker one process of the run."""
-    quiet_libraries()
-    logging.basicConfig(format="%(message)s")
     if "--worker" not in sys.argv:
-        logging.getLogger("senseflow").setLevel(logging.INFO)
         launch(module, recipe)
         return
+    stop = StopRequest()
+    rank = int(os.environ.get("RANK", 0))
+    watch = Watch(rank, int(os.environ.get("WORLD_SIZE", 1)))
+    failure = work(recipe, rank, stop)
+    if failure:
+        report(failure)
+        os._exit(1)  # not by way of libraries that may wait for a peer that is gone
+    watch.finish()
+
+
+def work(recipe: Recipe, rank: int, stop: StopRequest) -> Failure | None:
+    """One process of the run, from its command line to the end; returns why it failed, if it did.
+
+    Errors of the input, found before training, would only repeat; so would a loss that is not
+    finite. A disk that fails in training may recover.
+    """
+    set_up_output(logging.INFO if rank == 0 else logging.WARNING)
     config, folder, *overrides = [a for a in sys.argv[1:] if a != "--worker"]
-    rank = os.environ.get("RANK", "0")
-    where = "" if rank == "0" else f" (rank {rank})"
+    final: tuple[type[Exception], ...] = (ValueError, OSError)
     try:
         settings = recipe.load(Path(config), overrides)
-        logging.getLogger("senseflow").setLevel(logging.INFO if rank == "0" else logging.WARNING)
+        if settings.train.time_limit is not None:
+            stop.time_limit_s = 3600 * settings.train.time_limit
         if settings.train.deterministic:
             be_deterministic()
         run = prepare(settings, Path(folder), recipe.family)
         done = run.resume()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error{where}: {error}")
-    try:
-        run.train(done)
-    except (NonFiniteError, UnreadableImagesError, ValueError, OSError) as error:
-        sys.exit(f"error{where}: {error}")
+        final = (ValueError, AgreedError, UnreadableImagesError)
+        with run.checkpoints:  # waits for a save in the background
+            run.train(done, stop)
+    except (ValueError, OSError, AgreedError, UnreadableImagesError) as error:
+        alone = rank > 0 and not isinstance(error, AgreedError)
+        where = f"rank {rank} on host {socket.gethostname()}: " if alone else ""
+        return Failure(f"{where}{error}", isinstance(error, final))
+    except Exception as error:
+        where = f"rank {rank} on host {socket.gethostname()}: "
+        return Failure(f"{where}{error!r}", trace=traceback.format_exc())
+    return None

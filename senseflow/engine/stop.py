@@ -1,0 +1,112 @@
+"""How a run is asked to save and stop: by a signal or by its time limit, at any moment.
+
+The launcher blocks STOP_SIGNALS in its main thread, and what is blocked is inherited by the
+processes it starts: a signal that reaches a worker while it still imports its libraries waits until
+`StopRequest` takes it up. Nothing is lost, and nothing dies of it.
+"""
+
+import atexit
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from types import FrameType
+
+import psutil
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: Slurm's warning
+STARTED = "SENSEFLOW_STARTED"  # in the environment: time.monotonic() when the launcher started
+
+
+class StopRequest:
+    """Whether this process was asked to save and stop, and why; first thing in a worker's `main`.
+
+    A process whose launcher is gone is asked to stop by that: run again, the same command must not
+    meet it in the run folder.
+
+    time_limit_s: seconds after `started` (this host's time.monotonic(), one clock for all its
+    processes) at which the run is to stop by itself; None: never. The clock is the launcher's: a
+    restart of the workers does not set it back.
+    """
+
+    def __init__(self, time_limit_s: float | None = None, started: float | None = None) -> None:
+        self.time_limit_s = time_limit_s
+        now = os.environ.get(STARTED, time.monotonic())
+        self.started = float(now) if started is None else started
+        self.received: str | None = None
+        self.launcher = os.getppid() if STARTED in os.environ else None
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._receive)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        atexit.register(ignore_stop_signals)  # Python would set the deadly default again
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or signal.Signals(number).name
+
+    @property
+    def reason(self) -> str | None:
+        """Such as "SIGTERM" or "time limit of 24 h"; None while the run is to go on."""
+        limit = self.time_limit_s
+        if self.received:
+            return self.received
+        if limit is not None and time.monotonic() - self.started >= limit:
+            return f"time limit of {limit / 3600:.4g} h"
+        if self.launcher is not None and os.getppid() != self.launcher:
+            return "the end of its launcher"
+        return None
+
+
+class Forwarder(threading.Thread):
+    """In the launcher: passes a stop signal on, once to each worker, also to one started later.
+
+    Signals are blocked in the main thread (workers inherit that) and delivered in this one, so that
+    no call into C++ of the main thread keeps them from it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="forward stop signals", daemon=True)
+        self.received: int | None = None
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._receive)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
+
+    @property
+    def reason(self) -> str | None:
+        return signal.Signals(self.received).name if self.received else None
+
+    def run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        told: set[int] = set()
+        while True:
+            time.sleep(0.2)
+            if self.received is None:
+                continue
+            for child in psutil.Process().children():
+                if child.pid not in told:
+                    told.add(child.pid)
+                    with suppress(psutil.NoSuchProcess):
+                        child.send_signal(self.received)
+
+
+def ignore_stop_signals(worker: int = 0) -> None:
+    """For a process that must outlive the signal: the run saves, stops and ends it itself."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Processes started inside inherit the block: no signal meets them before they ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    resource_tracker.ensure_running()  # Python's own helper, which unblocks them here again
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
