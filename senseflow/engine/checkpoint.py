@@ -1,134 +1,203 @@
-"""Full-state checkpoints that are complete or absent, and the exported student.
+"""Full-state checkpoints that are complete or absent, also written while the run goes on.
 
-A checkpoint is a torch distributed checkpoint of every trained network (with buffers) and its
-optimizer; the iteration number is all the rest, because schedules, data position and random draws
-are functions of it. It is written beside its place and renamed when whole; a manifest of
-digests tells a damaged one, and the one before it is used.
+A checkpoint is a torch distributed checkpoint of every trained network (with buffers), its
+optimizer and the student's EMA; the iteration number is all the rest, because schedules, data
+position and random draws are functions of it. It is written beside its place and renamed when
+whole; a manifest of digests tells a damaged one, and the one before it is used. Rank 0 alone lists
+and names folders, since listings of a network file system may be stale on the others.
 """
 
 import hashlib
 import json
 import logging
-import os
 import shutil
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from huggingface_hub import save_torch_state_dict
-from torch import nn
+from torch import Tensor
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.tensor import DTensor
 
+from senseflow.engine.disk import (
+    PARTIAL,
+    HostGroup,
+    cause,
+    empty_folder,
+    publish,
+    remove,
+    remove_partials,
+    write_whole,
+    writing,
+)
+from senseflow.engine.ema import Ema
 from senseflow.engine.optim import Trained
-from senseflow.engine.parallel import Ranks, any_rank
+from senseflow.engine.parallel import Ranks
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+NETWORK = "generator.network."  # how the keys of the student begin in a checkpoint
+EMA = "ema."
+
+State = dict[str, Any]  # nested, of sharded tensors
 
 
 def step_name(iteration: int) -> str:
     return f"step_{iteration:07d}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpoints:
-    """The `checkpoints/` and `last_iter` of a run folder."""
+    """The `checkpoints/` and `last_iter` of a run folder.
+
+    asynchronous: `save` returns when the state is copied to host memory; the rest happens in the
+    background. As a context manager it waits for that.
+    """
 
     run: Path
     keep_last: int
     ranks: Ranks
+    asynchronous: bool = False
+    host: HostGroup = field(init=False)
+    pending: Future[None] | None = field(default=None, init=False)
+    damaged: set[str] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        self.host = HostGroup(self.ranks)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except (OSError, RuntimeError) as failure:  # RuntimeError: another rank is gone
+            if error is None:
+                raise
+            logger.error("%s", failure)
 
     @property
     def folder(self) -> Path:
         return self.run / "checkpoints"
 
-    def save(self, iteration: int, trained: dict[str, Trained]) -> Path:
+    def save(
+        self,
+        iteration: int,
+        trained: dict[str, Trained],
+        ema: Ema | None = None,
+        after: Callable[[State], None] | None = None,
+    ) -> Path:
         """Write `checkpoints/step_<iteration>` whole, then remove the oldest beyond keep_last.
 
-        Raises OSError when the disk is full; what was there before stays.
+        after: what else is done with the saved state, once the checkpoint is there. Waits for the
+        save before. Raises OSError on all ranks when the disk is full or the folder gone, for a
+        save in the background at the next `save` or `wait`; what was there before stays.
         """
-        final, partial = self.folder / step_name(iteration), self.folder / ".partial"
-        if self.ranks.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.barrier()
-        try:
-            dcp.save(_state(trained), checkpoint_id=str(partial))
-        except dcp.CheckpointException as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise OSError(f"writing {final} failed: {_cause(error)}") from error
-        self._seal(partial, iteration)
-        if self.ranks.is_main:
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            write_whole(self.run / "last_iter", f"{iteration}\n")
-            self._prune()
-        dist.barrier()
-        return final
+        self.wait()
+        state = full_state(trained, ema)
+        if self.asynchronous:
+            state = _on_host(state)
+            executor = ThreadPoolExecutor(1, "checkpoint")
+            self.pending = executor.submit(self._write, iteration, state, after)
+            executor.shutdown(wait=False)
+        else:
+            self._write(iteration, state, after)
+        return self.folder / step_name(iteration)
 
-    def _seal(self, partial: Path, iteration: int) -> None:
-        """Every rank digests its share of the files; rank 0 writes the manifest, last."""
-        files = sorted(file for file in partial.iterdir() if file.is_file())
-        mine = {
-            file.name: _digest(file) for file in files[self.ranks.rank :: self.ranks.world_size]
-        }
-        parts: list[Any] = [None] * self.ranks.world_size
-        dist.all_gather_object(parts, mine)
-        if self.ranks.is_main:
-            manifest = {
-                "iteration": iteration,
-                "files": {k: v for part in parts for k, v in part.items()},
-            }
-            write_whole(partial / MANIFEST, json.dumps(manifest, indent=1))
+    def wait(self) -> None:
+        """Until the save in the background is done; raises its OSError, on all ranks."""
+        pending, self.pending = self.pending, None
+        if pending:
+            pending.result()
+
+    def _write(
+        self, iteration: int, state: State, after: Callable[[State], None] | None = None
+    ) -> None:
+        final, partial = self.folder / step_name(iteration), self.folder / PARTIAL
+        with writing(final):
+            try:
+                self.host.on_main(lambda: empty_folder(partial))
+                self.host.on_all(lambda: self._write_state(partial, state))
+                manifest = {"iteration": iteration, "files": self._digests(partial)}
+                self.host.on_main(lambda: self._finish(partial, final, manifest))
+            except OSError:
+                if self.ranks.is_main:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
+        if after:
+            after(state)
+
+    def _write_state(self, folder: Path, state: State) -> None:
+        dcp.save(state, storage_writer=_Writer(str(folder)), process_group=self.host.group)
+
+    def _digests(self, folder: Path) -> dict[str, str]:
+        """Of every file, each rank its share."""
+        names = self.host.on_main(lambda: sorted(file.name for file in folder.iterdir()))
+        mine: dict[str, str] = {}
+
+        def digest() -> None:
+            mine.update({name: _digest(folder / name) for name in self._share(names)})
+
+        self.host.on_all(digest)
+        return {name: value for part in self.host.gather(mine) for name, value in part.items()}
+
+    def _share(self, names: list[str]) -> list[str]:
+        return names[self.ranks.rank :: self.ranks.world_size]
+
+    def _finish(self, partial: Path, final: Path, manifest: dict[str, Any]) -> None:
+        """On rank 0: the manifest, the name, and then the oldest."""
+        write_whole(partial / MANIFEST, json.dumps(manifest, indent=1))
+        publish(partial, final)
+        self.damaged.discard(final.name)
+        write_whole(self.run / "last_iter", f"{manifest['iteration']}\n")
+        self._prune()
 
     def _prune(self) -> None:
-        if self.keep_last:
-            for old in self._complete()[: -self.keep_last]:
-                shutil.rmtree(old)
-
-    def _complete(self) -> list[Path]:
-        """Finished checkpoints, oldest first."""
-        return sorted(p for p in self.folder.glob("step_*") if (p / MANIFEST).is_file())
+        """Remove what is older than the last `keep_last` good ones; students stay."""
+        complete = complete_checkpoints(self.folder)
+        good = [folder for folder in complete if folder.name not in self.damaged]
+        if self.keep_last and good:
+            oldest = good[-self.keep_last :][0]
+            for folder in complete[: complete.index(oldest)]:
+                remove(folder)
 
     def newest(self) -> tuple[int, Path] | None:
         """Iteration and folder of the newest undamaged checkpoint; says what it passes over."""
-        for folder in reversed(self._complete()):
-            damage = self._damage(folder)
-            if not any_rank(damage is not None, self.ranks):
-                return _read_manifest(folder)["iteration"], folder
-            if damage:
+        for folder, manifest in self.host.on_main(self._listing):
+            damage = self.host.first(damage_in(folder, manifest, self._share))
+            if damage is None:
+                return manifest["iteration"], folder
+            self.damaged.add(folder.name)
+            if self.ranks.is_main:
                 logger.warning(
                     "checkpoint %s is damaged (%s): using the one before", folder, damage
                 )
         return None
 
-    def _damage(self, folder: Path) -> str | None:
-        """What is wrong with this rank's share of a checkpoint's files; None when nothing is."""
-        try:
-            digests = _read_manifest(folder)["files"]
-        except (ValueError, KeyError) as error:
-            return f"{MANIFEST} cannot be read: {error!r}"
-        for name in sorted(digests)[self.ranks.rank :: self.ranks.world_size]:
-            file = folder / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if _digest(file) != digests[name]:
-                return f"{name} has changed since it was written"
-        return None
+    def _listing(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Complete checkpoints with their manifests, newest first; removes unfinished ones."""
+        remove_partials(self.folder)
+        return [(f, read_manifest(f)) for f in reversed(complete_checkpoints(self.folder))]
 
-    def load(self, folder: Path, trained: dict[str, Trained]) -> None:
+    def load(self, folder: Path, trained: dict[str, Trained], ema: Ema | None = None) -> None:
         """Read a checkpoint into the networks and optimizers, in place.
 
-        Raises ValueError when its keys do not fit the networks of this configuration.
+        An EMA that it does not hold starts from its network, which is said. Raises ValueError when
+        its keys do not fit the networks of this configuration.
         """
-        state = _state(trained)
         held = set(dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata)
+        has_ema = any(key.startswith(EMA) for key in held)
+        state = full_state(trained, ema if has_ema else None)
         missing = sorted(set(_flat_keys(state)) - held)
         if missing:
             raise ValueError(
@@ -136,11 +205,9 @@ class Checkpoints:
                 f"missing, such as {', '.join(missing[:5])}"
             )
         try:
-            dcp.load(state, checkpoint_id=str(folder))
+            dcp.load(state, checkpoint_id=str(folder), process_group=self.host.group)
         except (dcp.CheckpointException, ValueError) as error:
-            raise ValueError(
-                f"{folder} does not fit this configuration: {_cause(error)}"
-            ) from error
+            raise ValueError(f"{folder} does not fit this configuration: {cause(error)}") from error
         for name, part in trained.items():
             settings = [
                 {key: group[key] for key in ("betas", "eps", "weight_decay")}
@@ -154,15 +221,46 @@ class Checkpoints:
             )
             for group, own in zip(part.optimizer.param_groups, settings, strict=True):
                 group.update(own)  # the configuration's, not those it was saved with
+        if ema and not has_ema:
+            ema.restart()
+            if self.ranks.is_main:
+                logger.info("%s holds no EMA: it starts from the student as it is", folder)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    manifest = json.loads((folder / MANIFEST).read_text())
-    return {"iteration": int(manifest["iteration"]), "files": dict(manifest["files"])}
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The finished ones in a `checkpoints` folder, oldest first."""
+    return sorted(p for p in folder.glob("step_*") if (p / MANIFEST).is_file())
 
 
-def _state(trained: dict[str, Trained]) -> dict[str, Any]:
-    state = {}
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Iteration and digests of the files; {"damage": why} when it cannot be read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return {"iteration": int(manifest["iteration"]), "files": dict(manifest["files"])}
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        return {"damage": f"{MANIFEST} cannot be read: {error!r}"}
+
+
+def damage_in(
+    folder: Path, manifest: dict[str, Any], share: Callable[[list[str]], list[str]] = list
+) -> str | None:
+    """What is wrong with a share of a checkpoint's files; None when nothing is."""
+    if "damage" in manifest:
+        return str(manifest["damage"])
+    for name in share(sorted(manifest["files"])):
+        try:
+            if _digest(folder / name) != manifest["files"][name]:
+                return f"{name} has changed since it was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error}"
+    return None
+
+
+def full_state(trained: dict[str, Trained], ema: Ema | None) -> State:
+    """Everything a checkpoint holds, by reference."""
+    state: State = {"ema": ema.shards} if ema else {}
     for name, part in trained.items():
         fresh = not part.optimizer.state
         network, optimizer = get_state_dict(part.network, part.optimizer)
@@ -171,6 +269,26 @@ def _state(trained: dict[str, Trained]) -> dict[str, Any]:
                 values["step"].zero_()
         state[name] = {"network": network, "optimizer": optimizer}
     return state
+
+
+def _on_host(state: State) -> State:
+    """A copy in host memory, which training no longer changes."""
+    stager = DefaultStager(
+        StagingOptions(
+            use_pinned_memory=False,
+            use_shared_memory=False,
+            use_async_staging=False,
+            use_non_blocking_copy=False,
+        )
+    )
+    return cast(State, stager.stage(state))
+
+
+def students(state: State) -> dict[str, dict[str, Tensor]]:
+    """The tensors of the student and, if there is one, its EMA, by their folders in a run."""
+    network = state["generator"]["network"]
+    assert state.get("ema", {}).keys() <= network.keys()
+    return {"student": network} | ({"ema": network | state["ema"]} if "ema" in state else {})
 
 
 def _flat_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
@@ -183,59 +301,54 @@ def _flat_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _cause(error: BaseException) -> str:
-    failures = getattr(error, "failures", None) or {}
-    return "; ".join(sorted({str(f[0]) for f in failures.values()})) or str(error)
-
-
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Replace a small file so that a reader sees the old or the new one, never half."""
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)
+class _Writer(dcp.FileSystemWriter):
+    """Raises the disk's own error, where torch raises one about its container's positions."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
-def export_student(
-    network: nn.Module,
-    component: nn.Module,
-    folder: Path,
-    dtype: torch.dtype,
-    ranks: Ranks,
-    describe: Callable[[Path], None],
-) -> None:
-    """Write a sharded network as a diffusers component folder; appears whole or not at all.
+class OpenCheckpoint:
+    """The tensors of a checkpoint, read one at a time and unsharded, without process groups."""
 
-    component: the same architecture on the meta device, for config.json. One tensor at a time is
-    gathered; rank 0 holds the whole in host memory, in `dtype`. Files are split at 10 GB.
-    describe: writes what else belongs into the folder.
-    """
-    state = {}
-    for key, value in network.state_dict().items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        if ranks.is_main:
-            state[key] = whole.detach().to("cpu", dtype).clone()
-    if ranks.is_main:
-        partial = folder.with_name("." + folder.name)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        component.save_config(partial)
-        save_torch_state_dict(
-            state,
-            partial,
-            filename_pattern="diffusion_pytorch_model{suffix}.safetensors",
-            max_shard_size="10GB",
-        )
-        describe(partial)
-        for file in partial.iterdir():
-            file.chmod(0o644)  # safetensors writes for its owner alone
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    dist.barrier()
+    def __init__(self, folder: Path) -> None:
+        self.reader = _Reader(str(folder))
+        held = self.reader.metadata.state_dict_metadata
+        self.shapes = {k: v for k, v in held.items() if hasattr(v, "size")}
+
+    def student(self, ema: bool) -> dict[str, str]:
+        """Where each tensor of the student (or its EMA, with the student's buffers) is kept."""
+        keys = {k.removeprefix(NETWORK): k for k in self.shapes if k.startswith(NETWORK)}
+        averaged = {k.removeprefix(EMA): k for k in self.shapes if k.startswith(EMA)}
+        if ema and not averaged:
+            raise ValueError(f"{self.reader.path} holds no EMA: the run was trained without one")
+        return keys | averaged if ema else keys
+
+    def read(self, key: str, dtype: torch.dtype) -> Tensor:
+        """One tensor, whole."""
+        shape = self.shapes[key]
+        value = torch.empty(shape.size, dtype=shape.properties.dtype)
+        with warnings.catch_warnings(action="ignore"):  # that it reads in a single process
+            dcp.load({key: value}, storage_reader=self.reader, no_dist=True)
+        return value.to(dtype)
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads the metadata once, not for every tensor."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self.metadata = super().read_metadata()
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> dcp.Metadata:
+        return self.metadata

@@ -68,6 +68,10 @@ def build_parser(family: Family) -> Parser:
         "or under 'model' or 'ema_model'",
     )  # fmt: skip
     paths.add_argument(
+        "--ema", action="store_true",
+        help="the average of the student's weights (runs with ema.decay, .pth with 'ema_model')",
+    )  # fmt: skip
+    paths.add_argument(
         family.config_flag, dest="config", type=Path, metavar="JSON",
         help=f"config.json of the student's network (default: {_default_config(family)})",
     )  # fmt: skip
@@ -156,6 +160,8 @@ def check(family: Family, args: argparse.Namespace) -> None:
     """What needs no torch; raises ValueError."""
     if args.teacher and args.checkpoint:
         raise ValueError("--teacher samples the base itself: leave out --checkpoint")
+    if args.teacher and args.ema:
+        raise ValueError("--teacher has no EMA: leave out --ema")
     if not args.teacher and not args.checkpoint:
         raise ValueError("--checkpoint is missing (or say --teacher to sample the base itself)")
     if args.prompt and args.prompts_file:

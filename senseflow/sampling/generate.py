@@ -38,11 +38,11 @@ def generate(family: Family, args: argparse.Namespace, prompts: list[Prompt]) ->
     transformers.utils.logging.disable_progress_bar()
     device = find_device(args.device, args.offload)
     dtype = getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
-    files = None if args.teacher else find_student(args.checkpoint)
+    files = None if args.teacher else find_student(args.checkpoint, args.ema)
     check_card(family, files.card if files else None, args)
     weights, config, config_name = None, None, None
     if files:
-        weights = open_weights(files.weights)
+        weights = open_weights(files.weights, files.ema)
         check_keys(family, files.weights, weights.keys)
         config, config_name = choose_config(family, files, weights, args)
         logger.info("weights: %s\nconfig: %s", files.weights, config_name)
@@ -117,6 +117,7 @@ def describe(
         "family": family.name,
         "base": str(args.base.resolve()),
         "checkpoint": str(files.weights.resolve()) if files else None,
+        "ema": args.ema or None,
         "iteration": files.card.iteration if files and files.card else None,
         "config": config_name,
         "lora": str(args.lora.resolve()) if args.lora else None,

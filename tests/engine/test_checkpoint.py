@@ -10,8 +10,10 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from senseflow.engine.checkpoint import Checkpoints, export_student
+from senseflow.engine.checkpoint import Checkpoints
 from senseflow.engine.config import OptimizerConfig
+from senseflow.engine.disk import HostGroup
+from senseflow.engine.export import Layout, export_student
 from senseflow.engine.optim import Trained
 from senseflow.engine.parallel import fill_shards, shard, start_ranks
 
@@ -175,9 +177,9 @@ def test_exported_student_loads_in_diffusers(tmp_path):
     with torch.device("meta"):
         component = FluxTransformer2DModel(**sizes)
     shard(network, [*network.transformer_blocks], RANKS.mesh)
-    export_student(
-        network, component, tmp_path / "step_1", torch.float32, RANKS, lambda folder: None
-    )
+    layout = Layout.plan(component, torch.float32)
+    state, host = network.state_dict(), HostGroup(RANKS)
+    export_student(state, layout, tmp_path / "step_1", host, lambda folder: None)
     loaded = FluxTransformer2DModel.from_pretrained(tmp_path / "step_1")
     assert_same(loaded.state_dict(), expected)
     config = json.loads((tmp_path / "step_1" / "config.json").read_text())

@@ -1,0 +1,138 @@
+"""A student as a diffusers component folder, written tensor by tensor.
+
+A safetensors file is the length of its header (8 bytes), the header (JSON: type, shape and place of
+every tensor) and the tensors' bytes; all shapes are known beforehand, so no more than one tensor is
+in memory.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from torch import Tensor, nn
+
+from senseflow.engine.disk import PARTIAL, HostGroup, empty_folder, publish, sync, writing
+from senseflow.sampling.student import StudentCard, write_card
+
+MAX_FILE_SIZE = "10GB"
+FILE_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
+TYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # as a safetensors header names them
+
+Describe = Callable[[Path], None]  # writes what else belongs into the folder
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tensors of a component go into which file, in which order."""
+
+    component: nn.Module  # on the meta device, for names, shapes and config.json
+    dtype: torch.dtype
+    files: dict[str, dict[str, Tensor]]  # file name -> key -> meta tensor
+    index: dict[str, Any] | None  # of the files, when they are more than one
+
+    @classmethod
+    def plan(
+        cls, component: nn.Module, dtype: torch.dtype, max_file_size: str | int = MAX_FILE_SIZE
+    ) -> "Layout":
+        """Split as diffusers does; the order of keys is the component's own."""
+        tensors = {k: v.to("meta", dtype) for k, v in component.state_dict().items()}
+        split = split_torch_state_dict_into_shards(
+            tensors, filename_pattern=FILE_PATTERN, max_shard_size=max_file_size
+        )
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        files = {
+            name: {k: tensors[k] for k in ks} for name, ks in split.filename_to_tensors.items()
+        }
+        return cls(component, dtype, files, index if split.is_sharded else None)
+
+    @property
+    def keys(self) -> list[str]:
+        """In the order they are written."""
+        return [key for tensors in self.files.values() for key in tensors]
+
+
+@dataclass(frozen=True)
+class StudentExport:
+    """What the folders of a run's student share."""
+
+    layout: Layout
+    card: StudentCard
+
+    def describe(self, iteration: int, ema: float | None) -> Describe:
+        """Writes the card of one iteration's student, or of its EMA with this decay."""
+        card = dataclasses.replace(self.card, iteration=iteration, ema=ema)
+        return lambda folder: write_card(folder, card)
+
+
+def export_student(
+    state: dict[str, Tensor], layout: Layout, folder: Path, host: HostGroup, describe: Describe
+) -> None:
+    """Write a sharded network as a diffusers component folder; appears whole or not at all.
+
+    state: its tensors by key, sharded. One at a time is gathered in rank 0's host memory. Raises
+    the same OSError on all ranks.
+    """
+    stream = (host.whole(state[key], layout.dtype) for key in layout.keys)
+
+    def take() -> None:
+        try:
+            if host.is_main:
+                write_component(folder, layout, stream, describe)
+        finally:
+            for _ in stream:  # rank 0 takes what the others send, also after an error
+                pass
+
+    host.on_all(take)
+
+
+def write_component(
+    folder: Path, layout: Layout, tensors: Iterator[Tensor | None], describe: Describe
+) -> None:
+    """Write a component folder from its tensors in the layout's order, whole or not at all."""
+    partial = folder.with_name(f"{PARTIAL}_{folder.name}")
+    with writing(folder):
+        try:
+            empty_folder(partial)
+            layout.component.save_config(partial)
+            for name, shapes in layout.files.items():
+                write_safetensors(partial / name, shapes, tensors)
+            if layout.index:
+                index = json.dumps(layout.index, indent=2, sort_keys=True) + "\n"
+                (partial / f"{FILE_PATTERN.format(suffix='')}.index.json").write_text(index)
+            describe(partial)
+            for file in partial.iterdir():
+                sync(file)
+            publish(partial, folder)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def write_safetensors(
+    file: Path, shapes: dict[str, Tensor], tensors: Iterator[Tensor | None]
+) -> None:
+    """Write one file; `tensors` yields at least those of `shapes`, in that order."""
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for key, like in shapes.items():
+        start, end = end, end + like.nbytes
+        place = {
+            "dtype": TYPES[like.dtype],
+            "shape": list(like.shape),
+            "data_offsets": [start, end],
+        }
+        header[key] = place
+    words = json.dumps(header, separators=(",", ":")).encode()
+    words += b" " * (-len(words) % 8)  # the tensors begin aligned
+    with file.open("wb") as stream:
+        stream.write(len(words).to_bytes(8, "little") + words)
+        for like in shapes.values():
+            tensor = next(tensors)
+            assert tensor is not None and (tensor.shape, tensor.dtype) == (like.shape, like.dtype)
+            stream.write(tensor.view(-1).view(torch.uint8).numpy())

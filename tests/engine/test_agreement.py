@@ -1,0 +1,68 @@
+"""What ranks tell each other: in time, alike, and an error where they would part."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch.distributed as dist
+
+from ranks import on_ranks
+from senseflow.engine.agreement import Agreement, DisagreementError, require_equal
+from senseflow.engine.parallel import start_ranks
+from senseflow.state import Turn
+
+
+def turn(iteration: int) -> Turn:
+    return Turn(iteration, iteration % 4, simulate=True, generator=False, adversarial=True)
+
+
+def check_parts(rank: int) -> None:
+    require_equal({"one": 1, "two": {"a": (1, 2.5)}})
+    with pytest.raises(DisagreementError, match=r"^ranks disagree: two \(rank 0 unlike 1, 2\)\."):
+        require_equal({"one": 1, "two": min(rank, 1)})
+
+
+def test_parts_that_differ_are_named_on_every_rank():
+    on_ranks(3, check_parts)
+
+
+def check_news(rank: int) -> None:
+    """A stop asked on rank 1 in iteration 3, and a file found by each in iteration 1."""
+    stop = SimpleNamespace(reason=None)
+    agreement = Agreement(start_ranks(), stop)
+    heard = []
+    for iteration in range(1, 6):
+        if rank == 1 and iteration == 3:
+            stop.reason = "SIGTERM"
+        heard.append(agreement.reach(1 + rank, turn(iteration + agreement.AHEAD)))
+    dist.barrier()
+    assert heard == [(False, 0), (False, 3), (False, 3), (True, 3), (True, 3)]
+
+
+def test_news_of_one_rank_reach_all_one_iteration_later():
+    on_ranks(2, check_news)
+
+
+def check_turns(rank: int) -> None:
+    """Rank 2 will draw another anchor in iteration 6: all learn it before they begin it."""
+    agreement = Agreement(start_ranks(), SimpleNamespace(reason=None))
+    begun = 0
+    with pytest.raises(DisagreementError, match=r"turn of iteration 6 \(rank 0 unlike 2\)"):
+        for iteration in range(1, 10):
+            begun = iteration
+            ahead = turn(iteration + agreement.AHEAD)
+            odd = rank == 2 and ahead.iteration == 6
+            agreement.reach(0, replace(ahead, anchor=ahead.anchor + 1) if odd else ahead)
+    assert begun == 5
+
+
+def test_a_rank_about_to_part_is_found_before_it_does():
+    on_ranks(3, check_turns)
+
+
+def test_one_rank_hears_itself_at_once():
+    stop = SimpleNamespace(reason=None)
+    agreement = Agreement(start_ranks(), stop)
+    assert agreement.reach(2, turn(3)) == (False, 2)
+    stop.reason = "time limit"
+    assert agreement.reach(2, turn(4)) == (True, 2)
