@@ -66,6 +66,8 @@ def train_iteration(
 
     if turn.generator:
         update(d.generator, "generator", measures)
+        if d.ema:
+            d.ema.update()
         align(d)
 
     for i, sample in enumerate(samples):

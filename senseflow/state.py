@@ -17,6 +17,7 @@ from senseflow.core.draws import Draws
 from senseflow.core.path import Denoised
 from senseflow.data.sampler import Batch
 from senseflow.engine.config import Config
+from senseflow.engine.ema import Ema
 from senseflow.engine.measures import Measures
 from senseflow.engine.optim import Trained
 from senseflow.models.teacher import Adapter, Conditioning
@@ -102,6 +103,7 @@ class Distillation:
     fake_score: Trained
     discriminator: Discriminator | None
     device: torch.device
+    ema: Ema | None = None  # of the generator
 
 
 def denoise(

@@ -35,6 +35,10 @@ class Item:
 class Samples(Protocol):
     """A data set."""
 
+    def fingerprint(self) -> str:
+        """Equal where the same samples stand in the same order, whatever the folder."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, position: Position) -> Item: ...

@@ -7,6 +7,7 @@ working directory.
 """
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +44,11 @@ class JsonImages(Dataset[Item]):
         self.max_unreadable = max_unreadable
         _, self.paths, self.prompts = read_lists(file)
         self.folder = file.parent
+
+    def fingerprint(self) -> str:
+        """Of all prompts, and the names of the files."""
+        names = [Path(path).name for path in self.paths]
+        return sha256(repr((self.prompts, names)).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -1,5 +1,6 @@
 """From a recipe and its configuration to a run: networks sharded on their device, data, export."""
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -18,21 +19,32 @@ from senseflow.discriminators import (
     BottleneckDiscriminator,
     VFMDiscriminator,
 )
-from senseflow.engine.checkpoint import export_student
+from senseflow.engine.agreement import require_equal
 from senseflow.engine.config import Config, Dtype, PathsConfig
+from senseflow.engine.disk import HostGroup, share_folder
+from senseflow.engine.ema import Ema
+from senseflow.engine.export import Layout, StudentExport
 from senseflow.engine.loop import Run
 from senseflow.engine.optim import Trained
-from senseflow.engine.parallel import Ranks, fill_shards, shard, start_ranks
+from senseflow.engine.parallel import (
+    Ranks,
+    fill_shards,
+    join_group,
+    recompute,
+    shard,
+    start_ranks,
+)
 from senseflow.models.bottleneck_classifier import (
     ClassifierHead,
     add_encoder_pass,
     require_head,
 )
-from senseflow.models.networks import NetworkSource
+from senseflow.models.networks import NetworkSource, in_turn
 from senseflow.models.pipeline import latent_shape
 from senseflow.models.teacher import Adapter, TeacherFamily, TeacherSettings
+from senseflow.models.text_encoders import text_encoders
 from senseflow.models.vfm_discriminator import FrozenBackbone, Heads, PromptEncoder
-from senseflow.sampling.student import StudentCard, base_fingerprint, write_card
+from senseflow.sampling.student import StudentCard, base_fingerprint
 from senseflow.state import Discriminator, Distillation
 
 
@@ -47,34 +59,52 @@ def check(config: Config, family: TeacherFamily) -> None:
         check_vfm_paths(config.paths)
     family.teacher(settings)
     family.student(settings)
+    text_encoders(settings.folder, settings.compute_dtype)
     read_data(config, settings)
 
 
 def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
     """Every part of the run, sharded and on its device."""
-    ranks = start_ranks(config.parallel.replicas)
+    join_group()
     settings = teacher_settings(config)
-    adapter = family.load_adapter(settings, ranks.device)
+    dataset = read_data(config, settings)
+    require_equal(what_is_shared(config, family, dataset))
+    ranks = start_ranks(config.parallel.replicas)
+    share_folder(folder, HostGroup(ranks))
+    build = partial(build_network, config=config, ranks=ranks)
+    adapter = family.load_adapter(settings, ranks.device, build)
     if config.parallel.activation_checkpointing:
         adapter.pipeline.vae.enable_gradient_checkpointing()
     anchors = family.anchors(settings, config.anchors.times)
     check_times(config, adapter.path, anchors)
     optimizer = config.optimizer
-    generator = build_network(family.student(settings), config, ranks)
-    fake_score = build_network(family.student(settings), config, ranks)
+    generator, fake_score = build(family.student(settings)), build(family.student(settings))
     parts = Distillation(
         config=config,
         adapter=adapter,
         anchors=anchors,
-        teacher=build_network(family.teacher(settings), config, ranks),
+        teacher=build(family.teacher(settings)),
         generator=Trained.build(generator, optimizer.lr, optimizer),
         fake_score=Trained.build(fake_score, optimizer.fake_score_lr, optimizer),
         discriminator=build_discriminator(config, family, adapter, fake_score, ranks),
         device=ranks.device,
+        ema=Ema.start(generator, config.ema.decay) if config.ema.decay else None,
     )
-    dataset, on_gpu = read_data(config, settings), ranks.device.type == "cuda"
+    on_gpu = ranks.device.type == "cuda"
     data = partial(batches, dataset, share(config, ranks), config.data.num_workers, on_gpu)
-    return Run(config, parts, ranks, data, partial(export, parts, family, ranks), folder)
+    return Run(config, parts, ranks, data, export(config, family, config.precision.compute), folder)
+
+
+def what_is_shared(config: Config, family: TeacherFamily, dataset: Samples) -> dict[str, object]:
+    """What every rank must hold alike; where it lies may differ from node to node."""
+    tree = dataclasses.asdict(config)
+    del tree["paths"]
+    return {
+        "the configuration": tree,
+        "the data set": dataset.fingerprint(),
+        "the teacher": base_fingerprint(Path(config.paths.pretrained_model) / family.component),
+        "torch": torch.__version__,
+    }
 
 
 def teacher_settings(config: Config) -> TeacherSettings:
@@ -156,14 +186,10 @@ def share(config: Config, ranks: Ranks) -> Share:
 
 def build_network(source: NetworkSource, config: Config, ranks: Ranks) -> nn.Module:
     """Shard a network on the meta device, then read its weights into the shards."""
-    network = source.network
-    if config.parallel.activation_checkpointing and any(
-        p.requires_grad for p in network.parameters()
-    ):
-        network.enable_gradient_checkpointing()
-    shard(network, source.blocks, ranks.mesh, torch_dtype(config.precision.compute))
-    fill_shards(network, source.read, ranks.device)
-    return network
+    recompute(source.recomputed, config.parallel.activation_checkpointing)
+    shard(source.network, source.blocks, ranks.mesh, torch_dtype(config.precision.compute))
+    fill_shards(source.network, source.read, ranks.device)
+    return source.network
 
 
 def build_discriminator(
@@ -204,17 +230,18 @@ def build_vfm(config: Config, ranks: Ranks) -> VFMDiscriminator:
             f"paths.dinov2 ({paths.dinov2}, {paths.dinov2_weights}) or paths.clip ({paths.clip}, "
             f"{paths.clip_weights}) cannot be loaded: {error!r}"
         ) from error
-    heads = Heads(
-        num_taps=backbone.num_features,
-        width=backbone.width,
-        text_dim=prompt_encoder.dim,
-        reference=settings.reference != "none",
-        virtual_batch=settings.virtual_batch,
-        seed=config.train.seed,
-        dtype=torch_dtype(config.precision.heads),
-    )
-    heads.to(ranks.device).eval()
-    shard(heads, heads.heads, ranks.mesh, heads.dtype)
+    with torch.device("meta"):
+        heads = Heads(
+            num_taps=backbone.num_features,
+            width=backbone.width,
+            text_dim=prompt_encoder.dim,
+            reference=settings.reference != "none",
+            virtual_batch=settings.virtual_batch,
+            seed=config.train.seed,
+            dtype=torch_dtype(config.precision.heads),
+        ).eval()
+    shard(heads, [*heads.heads], ranks.mesh, heads.dtype)
+    fill_shards(heads, in_turn("heads", heads.draw()), ranks.device)
     return VFMDiscriminator(
         backbone.to(ranks.device),
         prompt_encoder.to(ranks.device),
@@ -231,9 +258,10 @@ def build_bottleneck(
 ) -> BottleneckDiscriminator:
     """DMD2's head, sharded, and the encoder pass of the fake score that feeds it."""
     settings, seed = config.adversarial, config.train.seed
-    head = ClassifierHead(shape[0], settings.downsamplings, settings.norm_groups, seed)
-    head.to(ranks.device)
+    with torch.device("meta"):
+        head = ClassifierHead(shape[0], settings.downsamplings, settings.norm_groups, seed)
     shard(head, [], ranks.mesh, torch_dtype(config.precision.heads))
+    fill_shards(head, in_turn("layers", head.draw()), ranks.device)
     add_encoder_pass(fake_score)
     return BottleneckDiscriminator(
         cast(BottleneckAdapter, adapter),
@@ -241,24 +269,19 @@ def build_bottleneck(
     )
 
 
-def export(
-    parts: Distillation, family: TeacherFamily, ranks: Ranks, iteration: int, folder: Path
-) -> None:
-    """Write the generator as a diffusers folder with a card of how it is to be sampled."""
-    config = parts.config
-    base = Path(config.paths.pretrained_model)
+def export(config: Config, family: TeacherFamily, dtype: Dtype) -> StudentExport:
+    """How the student becomes a diffusers folder, with a card of how it is to be sampled."""
+    settings, base = teacher_settings(config), Path(config.paths.pretrained_model)
+    anchors = family.anchors(settings, config.anchors.times)
     card = StudentCard(
         family=family.name,
-        anchors=family.sampled_at(parts.adapter.path, parts.anchors),
+        anchors=family.sampled_at(family.path(settings), anchors),
         height=config.train.resolution[0],
         width=config.train.resolution[1],
         guidance=None,
         max_sequence_length=config.data.max_sequence_length,
         base_name=base.name,
         base_fingerprint=base_fingerprint(base / family.component),
-        iteration=iteration,
+        iteration=0,
     )
-    component = family.student(teacher_settings(config)).network
-    dtype = torch_dtype(config.precision.compute)
-    describe = partial(write_card, card=card)
-    export_student(parts.generator.network, component, folder, dtype, ranks, describe)
+    return StudentExport(Layout.plan(family.student(settings).network, torch_dtype(dtype)), card)

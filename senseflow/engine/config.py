@@ -60,7 +60,9 @@ class TrainConfig:
     seed: int = 0
     grad_accumulation: int = 1
     keep_last: int = 2  # checkpoints; 0 keeps all
+    async_save: bool = False  # write checkpoints while training goes on; costs host memory
     deterministic: bool = False
+    time_limit: float | None = None  # hours since the launch, after which the run saves and stops
 
     def __post_init__(self) -> None:
         for name in (
@@ -72,6 +74,7 @@ class TrainConfig:
         ):
             _require(getattr(self, name) >= 1, f"train.{name} must be at least 1")
         _require(self.keep_last >= 0, "train.keep_last must be 0 (all) or more")
+        _require(self.time_limit is None or self.time_limit > 0, "train.time_limit: 0 or less")
         _require(min(self.resolution) >= 1, f"train.resolution: {list(self.resolution)}")
 
 
@@ -157,6 +160,19 @@ class IdaConfig:
 
 
 @dataclass(frozen=True)
+class EmaConfig:
+    """The average of the student's weights over its moves; None switches it off."""
+
+    decay: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.decay is None or 0 < self.decay < 1,
+            f"ema.decay: {self.decay} is not between 0 and 1",
+        )
+
+
+@dataclass(frozen=True)
 class IsgConfig:
     """ISG: weight (0 switches it off), the teacher's guidance, the mid-point's margin."""
 
@@ -233,7 +249,11 @@ class ParallelConfig:
     """Sharding (FSDP2) and recomputation."""
 
     replicas: int = 1  # HSDP: groups that each hold the whole network in shards
-    activation_checkpointing: bool = False
+    activation_checkpointing: int = 0  # 0: none, 1: every block is recomputed, k: every k-th
+
+    def __post_init__(self) -> None:
+        every = self.activation_checkpointing
+        _require(every >= 0, f"parallel.activation_checkpointing: {every} is negative")
 
 
 @dataclass(frozen=True)
@@ -275,6 +295,7 @@ class Config:
     data: DataConfig
     lr_scheduler: LrSchedulerConfig = field(default_factory=LrSchedulerConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log: LogConfig = field(default_factory=LogConfig)

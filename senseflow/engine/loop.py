@@ -1,27 +1,29 @@
 """The training loop: iterations, measures, strips, checkpoints, and how a run stops."""
 
 import logging
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
 from senseflow.core.ida import squared_gap
 from senseflow.data.items import Unreadable
 from senseflow.data.sampler import Batch
-from senseflow.distill import train_iteration
-from senseflow.engine.checkpoint import Checkpoints, step_name
+from senseflow.distill import draw_turn, train_iteration
+from senseflow.engine.agreement import AgreedError, Agreement, require_equal
+from senseflow.engine.checkpoint import Checkpoints, State, full_state, step_name, students
 from senseflow.engine.config import Config, differences, load_config, save_config
+from senseflow.engine.disk import remove_partials, writing
+from senseflow.engine.export import StudentExport, export_student
 from senseflow.engine.measures import STOPWATCH, Log, Measures, image_drift
 from senseflow.engine.optim import Trained, lr_factor
-from senseflow.engine.parallel import Ranks, local_shards, sum_over_ranks
+from senseflow.engine.parallel import Ranks, any_rank, local_shards, sum_over_ranks
+from senseflow.engine.stop import StopRequest
 from senseflow.engine.strips import labelled_grid
 from senseflow.pictures import save_whole
 from senseflow.state import Distillation, first_samples, real_images
@@ -29,44 +31,10 @@ from senseflow.state import Distillation, first_samples, real_images
 logger = logging.getLogger(__name__)
 
 Data = Callable[[int], Iterator[list[Batch]]]  # from this iteration on
-Export = Callable[[int, Path], None]  # writes the student of an iteration to a folder
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(AgreedError):
     """A loss or gradient norm was not finite; the step it belongs to changed nothing."""
-
-
-class Agreement:
-    """What all ranks must know of each other: a stop request, and the files they could not read.
-
-    SIGINT and SIGTERM ask the run to save and stop. The numbers are summed over ranks on the host
-    while the next iteration computes, so nothing waits for a device; ranks learn them one iteration
-    later, all in the same one.
-    """
-
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
-        self.received = False
-        self.sums = torch.zeros(2)
-        self.pending: dist.Work | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-
-    def reach(self, num_unreadable: int) -> tuple[bool, int]:
-        """Whether any rank asks to stop, and unreadable files in all; once per iteration."""
-        mine = torch.tensor([float(self.received), float(num_unreadable)])
-        if self.ranks.world_size == 1:
-            self.sums = mine
-        elif self.pending:
-            self.pending.wait()
-        stop, unreadable = self.sums.tolist()
-        if self.ranks.world_size > 1:
-            self.sums = mine
-            self.pending = dist.all_reduce(self.sums, async_op=True)
-        return stop > 0, int(unreadable)
 
 
 @dataclass
@@ -77,7 +45,7 @@ class Run:
     parts: Distillation
     ranks: Ranks
     data: Data
-    export: Export
+    export: StudentExport
     folder: Path
     measures: Measures = field(default_factory=Measures)
 
@@ -88,20 +56,26 @@ class Run:
         }
         if self.parts.discriminator:
             self.trained["discriminator"] = self.parts.discriminator.heads
-        self.checkpoints = Checkpoints(self.folder, self.config.train.keep_last, self.ranks)
+        train = self.config.train
+        self.checkpoints = Checkpoints(self.folder, train.keep_last, self.ranks, train.async_save)
         self.unreadable = Unreadable(
             self.folder / "unreadable.txt", self.config.data.max_unreadable
         )
 
-    def train(self, done: int) -> None:
-        """From the iteration after `done` to the last one, or to a stop request."""
-        config, agreement = self.config.train, Agreement(self.ranks)
+    def train(self, done: int, stop: StopRequest) -> None:
+        """From the iteration after `done` to the last one, or to a stop request on any rank."""
+        config, agreement = self.config.train, Agreement(self.ranks, stop)
+        first = [draw_turn(self.parts, done + i) for i in range(1, 1 + agreement.AHEAD)]
+        require_equal({"iterations done": done, "the first turns": first})
+        if any_rank(stop.reason is not None, self.ranks):
+            logger.info("asked to stop before anything was trained")
+            return
         log = Log(self.folder, self.config.log.tensorboard) if self.ranks.is_main else None
         if log:
             log.rewind(done)
         data = self.data(done + 1)
         bar = tqdm(initial=done, total=config.iter_num, disable=not self.ranks.is_main, unit="it")
-        strip_due = False
+        strip_due = stopped = False
         began, since = time.perf_counter(), done
         for iteration in range(done + 1, config.iter_num + 1):
             pictures, batch = self.iterate(data, iteration)
@@ -110,9 +84,10 @@ class Run:
                 self.show(iteration, pictures, batch)
                 strip_due = False
             mine = len(self.unreadable.seen) - (0 if self.ranks.is_main else self.unreadable.known)
-            stop, num_unreadable = agreement.reach(mine)
+            ahead = draw_turn(self.parts, iteration + agreement.AHEAD)
+            stopped, num_unreadable = agreement.reach(mine, ahead)
             self.unreadable.check(num_unreadable)
-            last = stop or iteration == config.iter_num
+            last = stopped or iteration == config.iter_num
             save = last or is_due(iteration, config.save_interval)
             if save or is_due(iteration, config.log_interval):
                 seconds = (time.perf_counter() - began) / (iteration - since)
@@ -126,6 +101,9 @@ class Run:
             if last:
                 break
         bar.close()
+        if stopped and self.ranks.is_main:
+            reason = stop.reason or "a request to another rank"
+            logger.info("stopped by %s; iteration %d is saved", reason, iteration)
         if log:
             log.close()
 
@@ -188,34 +166,51 @@ class Run:
             if self.ranks.is_main:
                 columns = {name: decode(latents[:num]) for name, latents in pictures.items()}
                 file = self.folder / "samples" / f"{step_name(iteration)}.png"
-                save_whole(labelled_grid({**columns, "real": real}), file)
+                with writing(file):
+                    save_whole(labelled_grid({**columns, "real": real}), file)
 
     def save(self, iteration: int) -> None:
         """The checkpoint first: where time is short, it is what must not be lost."""
-        self.checkpoints.save(iteration, self.trained)
-        self.export(iteration, self.folder / "student" / step_name(iteration))
+        self.checkpoints.save(
+            iteration, self.trained, self.parts.ema, partial(self.after_save, iteration)
+        )
+
+    def after_save(self, iteration: int, state: State) -> None:
+        """What stands beside a checkpoint: its configuration and its student."""
+        self.checkpoints.host.on_main(lambda: keep_config(self.folder, self.config))
+        self.write_students(iteration, state, again=True)
+
+    def write_students(self, iteration: int, state: State, again: bool) -> None:
+        """Write the student of an iteration and its EMA; `again` also where they are already."""
+        host = self.checkpoints.host
+        for kind, tensors in students(state).items():
+            folder = self.folder / kind / step_name(iteration)
+            if again or not host.on_main(folder.is_dir):
+                decay = self.config.ema.decay if kind == "ema" else None
+                describe = self.export.describe(iteration, decay)
+                export_student(tensors, self.export.layout, folder, host, describe)
 
     def resume(self) -> int:
         """Load the newest good checkpoint, if there is one; returns the iterations done."""
+        ema, host = self.parts.ema, self.checkpoints.host
         found = self.checkpoints.newest()
         if found:
-            self.checkpoints.load(found[1], self.trained)
-        if self.ranks.is_main:  # not before the checkpoint fits
-            open_run_folder(self.folder, self.config)
+            self.checkpoints.load(found[1], self.trained, ema)
+        host.on_main(lambda: open_run_folder(self.folder, self.config))  # the checkpoint fits
         if found is None:
             return 0
         iteration, folder = found
         if self.ranks.is_main:
             logger.info("going on from %s", folder)
-        student = self.folder / "student" / step_name(iteration)
-        if not student.exists():  # the run ended between the two
-            self.export(iteration, student)
+        # the run may have ended between the two
+        self.write_students(iteration, full_state(self.trained, ema), again=False)
         return iteration
 
 
 def open_run_folder(folder: Path, config: Config) -> None:
-    """Create the folder and save the resolved config; says what differs from an earlier one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Save the resolved config; says what differs from an earlier one."""
+    for kind in ("student", "ema"):
+        remove_partials(folder / kind)
     file = folder / "config.yaml"
     if file.exists():
         try:
@@ -224,7 +219,16 @@ def open_run_folder(folder: Path, config: Config) -> None:
             changed = [f"{error}; not compared"]
         if changed:
             logger.warning("going on with a changed configuration: %s", "; ".join(changed))
-    save_config(config, file)
+    with writing(file):
+        save_config(config, file)
+
+
+def keep_config(folder: Path, config: Config) -> None:
+    """Write config.yaml again when the run folder was removed under the run."""
+    file = folder / "config.yaml"
+    if not file.exists():
+        with writing(file):
+            save_config(config, file)
 
 
 def is_due(iteration: int, interval: int) -> bool:

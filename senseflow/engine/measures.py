@@ -2,6 +2,7 @@
 
 import functools
 import json
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from senseflow.engine.disk import write_whole, writing
 from senseflow.engine.parallel import Ranks, sum_over_ranks
 
 P = ParamSpec("P")
@@ -116,7 +118,10 @@ class Log:
 
     def __init__(self, folder: Path, tensorboard: bool) -> None:
         self.file = folder / "stats.jsonl"
-        self.writer = SummaryWriter(str(folder / "tensorboard")) if tensorboard else None
+        self.events = folder / "tensorboard"
+        with writing(self.events):
+            self.writer = SummaryWriter(str(self.events)) if tensorboard else None
+        threading.excepthook = _unless_disk
 
     def rewind(self, iteration: int) -> None:
         """Drop rows later than `iteration`: a resumed run writes them again."""
@@ -124,18 +129,29 @@ class Log:
             return
         rows = self.file.read_text().splitlines()
         kept = [row for row in rows if _iteration_of(row) <= iteration]
-        self.file.write_text("".join(row + "\n" for row in kept))
+        with writing(self.file):
+            write_whole(self.file, "".join(row + "\n" for row in kept))
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
-        with self.file.open("a") as stream:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.file), self.file.open("a") as stream:
             stream.write(json.dumps({"iteration": iteration, **values}) + "\n")
-        for name, value in values.items():
-            if self.writer:
-                self.writer.add_scalar(name, value, iteration)
+        if self.writer:
+            with writing(self.events):
+                for name, value in values.items():
+                    self.writer.add_scalar(name, value, iteration)
 
     def close(self) -> None:
         if self.writer:
-            self.writer.close()
+            with writing(self.events):
+                self.writer.flush()
+                self.writer.close()
+
+
+def _unless_disk(args: threading.ExceptHookArgs) -> None:
+    """No traceback of a disk's error in TensorBoard's thread: it is raised by `Log` as well."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
 
 
 def _iteration_of(row: str) -> float:

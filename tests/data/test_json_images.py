@@ -123,6 +123,16 @@ def test_paths_beside_the_file_or_in_the_working_directory(tmp_path, monkeypatch
     assert (data[at(0)].image == -1).all() and (data[at(1)].image == 1).all()
 
 
+def test_fingerprints_tell_data_sets_apart_and_not_their_folders(tmp_path):
+    pictures = [solid("black"), solid("white")]
+    changes = ({}, {}, {"prompts": ["picture 1", "picture 0"]}, {"image_paths": ["1.png", "0.png"]})
+    found = []
+    for i, change in enumerate(changes):
+        (tmp_path / str(i)).mkdir()
+        found.append(JsonImages(write(tmp_path / str(i), pictures, **change), (8, 8)).fingerprint())
+    assert found[0] == found[1] and len(set(found)) == 3
+
+
 def test_a_truncated_image_is_replaced_by_the_next_and_reported(tmp_path):
     solid("red", (64, 64)).save(tmp_path / "whole.png")
     cut = (tmp_path / "whole.png").read_bytes()[:100]

@@ -133,6 +133,14 @@ def test_batches_of_latents_from_any_number_of_workers(tmp_path, num_workers):
                     assert torch.equal(batch.latents[k], expected)
 
 
+def test_fingerprints_tell_data_sets_apart_and_not_their_folders(tmp_path):
+    one, more, other = rows(40), rows(41), rows(40)
+    other[0, 0, 0, 0] += 1
+    folders = [write_dmd2(tmp_path / str(i), r) for i, r in enumerate((one, one, more, other))]
+    found = [read(folder).fingerprint() for folder in folders]
+    assert found[0] == found[1] and len(set(found)) == 3
+
+
 def test_a_data_set_lives_through_pickling_and_a_fork(tmp_path):
     """Open as it is."""
     data = read(write_dmd2(tmp_path / "lmdb", rows(6)))
