@@ -1,5 +1,9 @@
-"""What all tests share: saved random pipelines, not to be changed by a test."""
+"""What all tests share: saved random pipelines, not to be changed by a test; and the CPU.
 
+GPUs are hidden from all tests but those of test_gpu.py, which give them to processes of their own.
+"""
+
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,9 @@ from sd35_pipeline import save_sd35_pipeline
 from sdxl_pipeline import save_sdxl_pipeline
 
 torch.set_num_threads(1)
+NUM_GPUS = torch.cuda.device_count()  # asks the driver; CUDA itself is not started
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,82 @@
+"""Runs through the shell scripts on the embedded teachers, and how what they leave is read."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+SCRIPTS = {
+    "flux_senseflow": ("exp_flux/train_flux_senseflow.sh", "FLUX/flux_senseflow_tiny.yaml"),
+    "sdxl_senseflow": ("exp_sdxl/train_sdxl_senseflow.sh", "sdxl/sdxl_senseflow_tiny.yaml"),
+    "sdxl_dmd2": ("exp_sdxl/train_sdxl_dmd2.sh", "sdxl/sdxl_dmd2_tiny.yaml"),
+    "sd35_senseflow": ("exp_sd35/train_SD35_senseflow.sh", "SD35/sd35_senseflow_tiny.yaml"),
+}
+
+
+def line(recipe: str, folder: Path, *overrides: str, ranks: int = 1) -> list[str]:
+    """The command of the README for a run on one node."""
+    script, config = SCRIPTS[recipe]
+    return ["sh", script, "1", str(ranks), f"configs/{config}", str(folder), *overrides]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **changes}
+
+
+def train(
+    recipe: str, folder: Path, *overrides: str, ranks: int = 1, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run it to its end; `changes` are of the environment. Raises AssertionError on failure."""
+    result = subprocess.run(
+        line(recipe, folder, *overrides, ranks=ranks),
+        capture_output=True,
+        text=True,
+        env=environment(**changes),
+        timeout=1200,
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def interrupted(folder: Path, iteration: int, copy: Path) -> Path:
+    """A copy of a run folder as it was when the checkpoint of `iteration` was whole, and no more.
+
+    The rows of stats.jsonl after it stay, as a run that was killed later leaves them.
+    """
+    shutil.copytree(folder, copy)
+    name = f"step_{iteration:07d}"
+    for later in (p for part in ("checkpoints", "student") for p in (copy / part).iterdir()):
+        if later.name > name:
+            shutil.rmtree(later)
+    (copy / "last_iter").write_text(f"{iteration}\n")
+    return copy
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """stats.jsonl."""
+    return [json.loads(row) for row in (folder / "stats.jsonl").read_text().splitlines()]
+
+
+def timeless_rows(folder: Path) -> list[dict[str, float]]:
+    """stats.jsonl without its times."""
+    return [{k: v for k, v in row.items() if "time_s" not in k} for row in rows(folder)]
+
+
+def full_state(folder: Path, iteration: int, tmp_path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, unsharded, by dotted name."""
+    file = tmp_path / "state.pt"
+    dcp_to_torch_save(folder / "checkpoints" / f"step_{iteration:07d}", file)
+
+    def walk(tree, prefix=""):
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            elif isinstance(value, torch.Tensor):
+                yield prefix + str(key), value
+
+    return dict(walk(torch.load(file, weights_only=False)))
