@@ -1,4 +1,4 @@
-"""A process of a run whose rank 1 is not like the others, in the way the first argument says."""
+"""A trainer module whose rank 1 is not like the others, in the way ODD of the environment says."""
 
 import os
 import sys
@@ -7,10 +7,10 @@ from senseflow.core.draws import Draws
 from senseflow.engine.launch import main
 from senseflow.trainer import trainer_flux_senseflow as trainer
 
-how = sys.argv.pop(1)
-if os.environ["RANK"] == "1" and how == "configuration":
+how = os.environ["ODD"] if os.environ.get("RANK") == "1" else ""
+if how == "configuration":
     sys.argv.append("ida.lam=0.5")
-if os.environ["RANK"] == "1" and how == "draws":
+if how == "draws":
     alike = Draws.shared
 
     def shared(self, purpose):

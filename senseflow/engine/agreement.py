@@ -11,13 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from senseflow.engine.parallel import Ranks
+from senseflow.engine.parallel import AgreedError, Ranks
 from senseflow.engine.stop import StopRequest
 from senseflow.state import Turn
-
-
-class AgreedError(RuntimeError):
-    """An error that all ranks raise alike, in the same place: one of them says it."""
 
 
 class DisagreementError(AgreedError):

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.tensor import DTensor, Shard
 
-from senseflow.engine.parallel import Ranks
+from senseflow.engine.parallel import AgreedOSError, Ranks
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class HostGroup:
         self.group = dist.new_group(backend="gloo")
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Rank 0 alone acts; all ranks get its result, or raise the same OSError."""
+        """Rank 0 alone acts; all ranks get its result, or raise the same AgreedOSError."""
         told: list[Any] = [None, None]
         if self.is_main:
             try:
@@ -51,18 +51,18 @@ class HostGroup:
                 told[1] = str(error)
         dist.broadcast_object_list(told, src=0, group=self.group)
         if told[1] is not None:
-            raise OSError(told[1])
+            raise AgreedOSError(told[1])
         return told[0]
 
     def on_all(self, action: Callable[[], object]) -> None:
-        """Every rank acts; when one fails, all raise the same OSError."""
+        """Every rank acts; when one fails, all raise the same AgreedOSError."""
         failure = None
         try:
             action()
         except (OSError, CheckpointException) as error:
             failure = cause(error)
         if failure := self.first(failure):
-            raise OSError(failure)
+            raise AgreedOSError(failure)
 
     def first(self, mine: str | None) -> str | None:
         """The first rank's words, if any has some."""
@@ -120,7 +120,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(
+        raise type(error)(
             f"writing {path} failed: {error}. Finished checkpoints are as they were: mend this, "
             "then run the command again"
         ) from error

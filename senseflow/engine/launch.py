@@ -24,10 +24,10 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from senseflow.data.items import UnreadableImagesError
-from senseflow.engine.agreement import AgreedError
 from senseflow.engine.build import check, prepare
 from senseflow.engine.config import Config
 from senseflow.engine.meeting import FIRST_MEETING_S, Meeting, NodeGoneError, place_from
+from senseflow.engine.parallel import AgreedError
 from senseflow.engine.recipe import SCRIPTS, Recipe
 from senseflow.engine.stop import STARTED, Forwarder, StopRequest
 from senseflow.engine.watch import Failure, Watch, post, posted, report, say
@@ -259,11 +259,11 @@ def work(recipe: Recipe, rank: int, stop: StopRequest) -> Failure | None:
     Errors of the input, found before training, would only repeat; so would a loss that is not
     finite. A disk that fails in training may recover.
     """
-    set_up_output(logging.INFO if rank == 0 else logging.WARNING)
     config, folder, *overrides = [a for a in sys.argv[1:] if a != "--worker"]
     final: tuple[type[Exception], ...] = (ValueError, OSError)
     try:
-        settings = recipe.load(Path(config), overrides)
+        settings = recipe.load(Path(config), overrides)  # its notes are the launcher's
+        set_up_output(logging.INFO if rank == 0 else logging.WARNING)
         if settings.train.time_limit is not None:
             stop.time_limit_s = 3600 * settings.train.time_limit
         if settings.train.deterministic:

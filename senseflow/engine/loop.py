@@ -15,14 +15,14 @@ from senseflow.core.ida import squared_gap
 from senseflow.data.items import Unreadable
 from senseflow.data.sampler import Batch
 from senseflow.distill import draw_turn, train_iteration
-from senseflow.engine.agreement import AgreedError, Agreement, require_equal
+from senseflow.engine.agreement import Agreement, require_equal
 from senseflow.engine.checkpoint import Checkpoints, State, full_state, step_name, students
 from senseflow.engine.config import Config, differences, load_config, save_config
 from senseflow.engine.disk import remove_partials, writing
 from senseflow.engine.export import StudentExport, export_student
 from senseflow.engine.measures import STOPWATCH, Log, Measures, image_drift
 from senseflow.engine.optim import Trained, lr_factor
-from senseflow.engine.parallel import Ranks, any_rank, local_shards, sum_over_ranks
+from senseflow.engine.parallel import AgreedError, Ranks, any_rank, local_shards, sum_over_ranks
 from senseflow.engine.stop import StopRequest
 from senseflow.engine.strips import labelled_grid
 from senseflow.pictures import save_whole

@@ -25,6 +25,14 @@ from torch.utils.checkpoint import checkpoint
 from senseflow.models.weights import Stored
 
 
+class AgreedError(Exception):
+    """An error that all ranks raise alike, in the same place: one of them says it."""
+
+
+class AgreedOSError(AgreedError, OSError):
+    """The file system's."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among the others, its device, and the mesh the networks are sharded over."""

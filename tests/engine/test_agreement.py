@@ -17,13 +17,10 @@ def turn(iteration: int) -> Turn:
 
 
 def check_parts(rank: int) -> None:
+    """What differs is named on every rank."""
     require_equal({"one": 1, "two": {"a": (1, 2.5)}})
     with pytest.raises(DisagreementError, match=r"^ranks disagree: two \(rank 0 unlike 1, 2\)\."):
         require_equal({"one": 1, "two": min(rank, 1)})
-
-
-def test_parts_that_differ_are_named_on_every_rank():
-    on_ranks(3, check_parts)
 
 
 def check_news(rank: int) -> None:
@@ -36,11 +33,7 @@ def check_news(rank: int) -> None:
             stop.reason = "SIGTERM"
         heard.append(agreement.reach(1 + rank, turn(iteration + agreement.AHEAD)))
     dist.barrier()
-    assert heard == [(False, 0), (False, 3), (False, 3), (True, 3), (True, 3)]
-
-
-def test_news_of_one_rank_reach_all_one_iteration_later():
-    on_ranks(2, check_news)
+    assert heard == [(False, 0), (False, 6), (False, 6), (True, 6), (True, 6)]
 
 
 def check_turns(rank: int) -> None:
@@ -56,8 +49,14 @@ def check_turns(rank: int) -> None:
     assert begun == 5
 
 
-def test_a_rank_about_to_part_is_found_before_it_does():
-    on_ranks(3, check_turns)
+def check_all(rank: int) -> None:
+    check_parts(rank)
+    check_news(rank)
+    check_turns(rank)
+
+
+def test_three_ranks_name_what_differs_hear_news_and_part_never():
+    on_ranks(3, check_all)
 
 
 def test_one_rank_hears_itself_at_once():
