@@ -83,7 +83,7 @@ class Unreadable:
     file: Path  # the list in the run folder
     limit: int
     seen: set[str] = field(default_factory=set)
-    known: int = 0  # of those seen, listed by an earlier run, and so known to every rank
+    known: int = 0  # of those seen, listed by others too, and so known to every rank
 
     def __post_init__(self) -> None:
         if self.file.exists():
@@ -100,6 +100,11 @@ class Unreadable:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a") as stream:
                 stream.write(f"{path}\t{reason}\n")
+
+    def know(self, names: set[str]) -> None:
+        """Take over what other ranks have listed: a file is one, however many meet it."""
+        self.seen |= names
+        self.known = len(self.seen)
 
     def check(self, num: int) -> None:
         """Raise UnreadableImagesError when `num` samples, of all ranks together, are too many."""

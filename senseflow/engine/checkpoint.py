@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -69,6 +70,7 @@ class Checkpoints:
     host: HostGroup = field(init=False)
     pending: Future[None] | None = field(default=None, init=False)
     damaged: set[str] = field(default_factory=set, init=False)
+    used: bool = field(default=False, init=False)  # a checkpoint was written or read
 
     def __post_init__(self) -> None:
         self.host = HostGroup(self.ranks)
@@ -100,15 +102,18 @@ class Checkpoints:
         """Write `checkpoints/step_<iteration>` whole, then remove the oldest beyond keep_last.
 
         after: what else is done with the saved state, once the checkpoint is there. Waits for the
-        save before. Raises OSError on all ranks when the disk is full or the folder gone, for a
-        save in the background at the next `save` or `wait`; what was there before stays.
+        save before. Raises OSError on all ranks when the disk is full or the folder gone; what was
+        there before stays. A save that fails in the background says so at once; the next one is
+        then not left to the background.
         """
-        self.wait()
+        failed = not self._succeeded()
         state = full_state(trained, ema)
-        if self.asynchronous:
+        if self.asynchronous and not failed:
             state = _on_host(state)
-            executor = ThreadPoolExecutor(1, "checkpoint")
-            self.pending = executor.submit(self._write, iteration, state, after)
+            on_gpu = self.ranks.device.type == "cuda"  # which is a thread's own
+            initializer = partial(torch.cuda.set_device, self.ranks.device) if on_gpu else None
+            executor = ThreadPoolExecutor(1, "checkpoint", initializer)
+            self.pending = executor.submit(self._write_later, iteration, state, after)
             executor.shutdown(wait=False)
         else:
             self._write(iteration, state, after)
@@ -120,13 +125,31 @@ class Checkpoints:
         if pending:
             pending.result()
 
+    def _succeeded(self) -> bool:
+        """Whether the save in the background, if there was one, did; it has said if not."""
+        try:
+            self.wait()
+        except OSError:
+            return False
+        return True
+
+    def _write_later(
+        self, iteration: int, state: State, after: Callable[[State], None] | None
+    ) -> None:
+        try:
+            self._write(iteration, state, after)
+        except OSError as error:
+            if self.ranks.is_main:
+                logger.error("%s", error)
+            raise
+
     def _write(
         self, iteration: int, state: State, after: Callable[[State], None] | None = None
     ) -> None:
         final, partial = self.folder / step_name(iteration), self.folder / PARTIAL
         with writing(final):
             try:
-                self.host.on_main(lambda: empty_folder(partial))
+                self.host.on_main(lambda: self._begin(partial))
                 self.host.on_all(lambda: self._write_state(partial, state))
                 manifest = {"iteration": iteration, "files": self._digests(partial)}
                 self.host.on_main(lambda: self._finish(partial, final, manifest))
@@ -136,6 +159,12 @@ class Checkpoints:
                 raise
         if after:
             after(state)
+
+    def _begin(self, partial: Path) -> None:
+        """On rank 0."""
+        if self.used and not self.folder.is_dir():
+            logger.warning("%s is gone, with what was in it: making it again", self.folder)
+        empty_folder(partial)
 
     def _write_state(self, folder: Path, state: State) -> None:
         dcp.save(state, storage_writer=_Writer(str(folder)), process_group=self.host.group)
@@ -160,6 +189,7 @@ class Checkpoints:
         publish(partial, final)
         self.damaged.discard(final.name)
         write_whole(self.run / "last_iter", f"{manifest['iteration']}\n")
+        self.used = True
         self._prune()
 
     def _prune(self) -> None:
@@ -221,6 +251,7 @@ class Checkpoints:
             )
             for group, own in zip(part.optimizer.param_groups, settings, strict=True):
                 group.update(own)  # the configuration's, not those it was saved with
+        self.used = True
         if ema and not has_ema:
             ema.restart()
             if self.ranks.is_main:
@@ -338,8 +369,11 @@ class OpenCheckpoint:
         """One tensor, whole."""
         shape = self.shapes[key]
         value = torch.empty(shape.size, dtype=shape.properties.dtype)
-        with warnings.catch_warnings(action="ignore"):  # that it reads in a single process
-            dcp.load({key: value}, storage_reader=self.reader, no_dist=True)
+        try:
+            with warnings.catch_warnings(action="ignore"):  # that it reads in a single process
+                dcp.load({key: value}, storage_reader=self.reader, no_dist=True)
+        except dcp.CheckpointException as error:
+            raise OSError(f"reading {self.reader.path} failed: {cause(error)}") from error
         return value.to(dtype)
 
 

@@ -186,7 +186,9 @@ def remove(folder: Path) -> None:
         gone = folder.with_name(f"{PARTIAL}_old_{folder.name}")
         shutil.rmtree(gone, ignore_errors=True)
         folder.rename(gone)
-        shutil.rmtree(gone)
+        shutil.rmtree(
+            gone, ignore_errors=True
+        )  # what a reader still holds goes with the next start
 
 
 def remove_partials(folder: Path) -> None:

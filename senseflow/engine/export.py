@@ -109,7 +109,7 @@ def write_component(
             for file in partial.iterdir():
                 sync(file)
             publish(partial, folder)
-        except OSError:
+        except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 

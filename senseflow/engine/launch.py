@@ -19,6 +19,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+import torch.distributed as dist
 import transformers
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 AFTER_FAILURE_S = 15  # for all launchers to meet: their workers see a failure within a beat
 BEFORE_RESTART_S = 60  # where it is worth more patience
+UNSAID = Failure(
+    f"a process on {socket.gethostname()} ended without a cause (see above)", gravity=-1
+)
 AGAIN = "Run the same command again: it goes on from the last complete checkpoint"
 
 
@@ -102,7 +106,7 @@ def check_arguments(args: argparse.Namespace, recipe: Recipe) -> None:
 
 def set_defaults(meeting: Meeting, gpus: int) -> None:
     """What the processes read from the environment, where the user has not set it."""
-    threads = max(1, (os.cpu_count() or 1) // gpus)
+    threads = max(1, len(os.sched_getaffinity(0)) // gpus)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     interface = meeting.interface()
     if interface:
@@ -159,10 +163,10 @@ def train(
         cause, all_met = agree_on_cause(meeting, run_id, failures, patience_s)
         start += 1
         again = start <= max_restarts and all_met and not cause.final and not stop.reason
-        advice = f"Restart {start} of {max_restarts}" if again else AGAIN
-        others = "; the others were stopped" if meeting.nodes * gpus > 1 else ""
-        rest = "" if cause.final else f"{others}. {advice}"
-        say(replace(cause, message=cause.message + rest))
+        advice = "" if cause.gravity == 0 else f". {AGAIN}"  # an error says itself what to do
+        rest = f". Restart {start} of {max_restarts}" if again else advice
+        others = "; the others were stopped" if cause.gravity and meeting.nodes * gpus > 1 else ""
+        say(replace(cause, message=cause.message + others + rest))
         if not again:
             return 1
 
@@ -174,14 +178,13 @@ def agree_on_cause(
 
     failures: of this node, by rank. patience_s: seconds for the launchers to meet.
     """
-    board, death = meeting.board(run_id), violent_death(failures)
-    if death:
-        meeting.ask(lambda: post(board, death))
+    board, mine = meeting.board(run_id), violent_death(failures) or UNSAID
+    meeting.ask(lambda: post(board, mine))  # for ranks elsewhere, which may wait for these
     all_met = meeting.gather(f"failed/{run_id}", patience_s)
     cause = meeting.ask(lambda: posted(board))
     if all_met:  # and node 0, which keeps the store, leaves it last
         meeting.gather(f"told/{run_id}", patience_s if meeting.rank == 0 else 0)
-    return cause or Failure("a process ended without giving a cause (see above)"), all_met
+    return cause or mine, all_met
 
 
 def violent_death(failures: dict[int, ProcessFailure]) -> Failure | None:
@@ -211,9 +214,11 @@ def run_agent(arguments: list[str]) -> dict[int, ProcessFailure]:
     """
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     try:
-        torchrun.main(["--signals-to-handle=SIGHUP,SIGQUIT", "--max-restarts=0", *arguments])
+        torchrun.main(["--signals-to-handle=SIGQUIT", "--max-restarts=0", *arguments])
     except ChildFailedError as error:
         return error.failures
+    except dist.DistError as error:
+        raise NodeGoneError(f"another node is gone: {' '.join(str(error).split())}") from error
     return {}
 
 
@@ -264,6 +269,7 @@ def work(recipe: Recipe, rank: int, stop: StopRequest) -> Failure | None:
     try:
         settings = recipe.load(Path(config), overrides)  # its notes are the launcher's
         set_up_output(logging.INFO if rank == 0 else logging.WARNING)
+        check_split(settings, int(os.environ.get("WORLD_SIZE", 1)))
         if settings.train.time_limit is not None:
             stop.time_limit_s = 3600 * settings.train.time_limit
         if settings.train.deterministic:

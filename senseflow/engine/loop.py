@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
@@ -86,7 +88,7 @@ class Run:
             mine = len(self.unreadable.seen) - (0 if self.ranks.is_main else self.unreadable.known)
             ahead = draw_turn(self.parts, iteration + agreement.AHEAD)
             stopped, num_unreadable = agreement.reach(mine, ahead)
-            self.unreadable.check(num_unreadable)
+            self.check_unreadable(num_unreadable)
             last = stopped or iteration == config.iter_num
             save = last or is_due(iteration, config.save_interval)
             if save or is_due(iteration, config.log_interval):
@@ -101,6 +103,7 @@ class Run:
             if last:
                 break
         bar.close()
+        self.checkpoints.wait()
         if stopped and self.ranks.is_main:
             reason = stop.reason or "a request to another rank"
             logger.info("stopped by %s; iteration %d is saved", reason, iteration)
@@ -119,6 +122,15 @@ class Run:
             trained.set_lr(factor)
         pictures = train_iteration(self.parts, batches, iteration, self.measures)
         return pictures, batches[0]
+
+    def check_unreadable(self, num: int) -> None:
+        """Stop the run past the limit: of `num` files, counted by every rank that met them, or
+        where that is too many, by their names."""
+        if num > self.unreadable.limit:
+            everyone: list[Any] = [None] * self.ranks.world_size
+            dist.all_gather_object(everyone, self.unreadable.seen)
+            self.unreadable.know(set().union(*everyone))
+            self.unreadable.check(len(self.unreadable.seen))
 
     def report(
         self, log: Log | None, bar: tqdm, iteration: int, since: int, seconds: float

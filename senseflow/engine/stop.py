@@ -17,7 +17,10 @@ from types import FrameType
 
 import psutil
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: Slurm's warning
+STOP_SIGNALS = (  # SIGUSR1: Slurm's warning; SIGHUP: the terminal is closed
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1),
+    *([] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]),  # nohup
+)
 STARTED = "SENSEFLOW_STARTED"  # in the environment: time.monotonic() when the launcher started
 
 
@@ -62,19 +65,19 @@ class StopRequest:
 class Forwarder(threading.Thread):
     """In the launcher: passes a stop signal on, once to each worker, also to one started later.
 
-    Signals are blocked in the main thread (workers inherit that) and delivered in this one, so that
-    no call into C++ of the main thread keeps them from it.
+    Signals are blocked in the main thread (workers inherit that) and read in this one from Python's
+    wake-up pipe, so that no call into C++ of the main thread keeps them from it.
     """
 
     def __init__(self) -> None:
         super().__init__(name="forward stop signals", daemon=True)
         self.received: int | None = None
+        self.pipe, written = os.pipe()
+        os.set_blocking(written, False)
+        signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
-            signal.signal(number, self._receive)
+            signal.signal(number, lambda number, frame: None)  # a handler, for the pipe's sake
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = self.received or number
 
     @property
     def reason(self) -> str | None:
@@ -82,11 +85,12 @@ class Forwarder(threading.Thread):
 
     def run(self) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        while self.received is None:
+            number = os.read(self.pipe, 1)[0]
+            self.received = number if number in STOP_SIGNALS else None
         told: set[int] = set()
         while True:
             time.sleep(0.2)
-            if self.received is None:
-                continue
             for child in psutil.Process().children():
                 if child.pid not in told:
                     told.add(child.pid)

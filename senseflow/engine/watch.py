@@ -37,7 +37,7 @@ class Failure:
     message: str  # one line
     final: bool = False  # it would only repeat: no restart
     trace: str = ""  # of an error nobody expected
-    gravity: int = 0  # 0: an error; 1: the process aborted; 2: it was killed
+    gravity: int = 0  # -1: none is known; 0: an error; 1: the process aborted; 2: it was killed
 
 
 def board_name(run_id: str, restarts: str = "0") -> str:
