@@ -45,8 +45,9 @@ SETTINGS = [
     "optimizer.max_grad_norm=3",  # some steps are clipped and some are not
 ]
 # Right runs differ by up to 8e-4 (a leaky ReLU that float noise tips over), by 2e-3 in DMD2's head.
-# Wrong ones (noise by the local index, shifted data, gradients not averaged, spectral norm moved by
-# every micro-batch) differ by 0.19 and more in the network concerned.
+# Wrong ones (noise by the local index, shifted data, the fake score's loss not divided by the
+# micro-batches, spectral norm moved by every micro-batch) differ by 0.19 and more in the network
+# concerned.
 TOLERANCE = 1e-2
 SPLITS = {
     "two ranks": dict(ranks=2),

@@ -161,6 +161,19 @@ def test_unreadable_files_are_listed_once_and_stop_the_run_past_the_limit(tmp_pa
     assert "skipped a.png: truncated" in caplog.text
 
 
+def test_a_file_that_several_ranks_met_is_one(tmp_path):
+    """What the loop does past the limit: the names of all ranks count once."""
+    ranks = [Unreadable(tmp_path / f"{i}.txt", limit=2) for i in range(2)]
+    for rank in ranks:
+        rank.note([("a.png", "truncated"), ("b.png", "truncated")])
+    for rank in ranks:
+        rank.know({"a.png", "b.png"})
+        rank.check(len(rank.seen))
+    assert [len(rank.seen) - rank.known for rank in ranks] == [0, 0]
+    ranks[1].note([("c.png", "missing")])
+    assert len(ranks[0].seen) + len(ranks[1].seen) - ranks[1].known == 3
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -13,7 +13,7 @@ import pytest
 import torch.distributed as dist
 
 from senseflow.engine import launch
-from senseflow.engine.launch import read_arguments, train, violent_death
+from senseflow.engine.launch import agree_on_cause, read_arguments, train, violent_death
 from senseflow.engine.meeting import (
     Meeting,
     NodeGoneError,
@@ -246,6 +246,16 @@ def test_launchers_name_the_same_cause(two, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert codes == [1, 1] and said.count("rank 1 (pid 77, host") == 2
     assert posted(two[0].board(".0")).message.startswith("rank 1 (pid 77")
+
+
+def test_an_end_nobody_explained_reaches_the_ranks_of_other_nodes_until_someone_does(two):
+    """An ImportError ends a process with exit code 1 before it can post anything."""
+    board, silent = two[0].board(".0"), {1: failed(1)}
+    cause, all_met = agree_on_cause(two[1], ".0", silent, patience_s=0)
+    assert not all_met and posted(board) == cause
+    assert "ended without a cause" in cause.message
+    post(board, Failure("rank 0 says why"))
+    assert posted(board).message == "rank 0 says why"
 
 
 def test_node_0_waits_for_a_node_that_comes_late(monkeypatch):
