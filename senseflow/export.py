@@ -10,8 +10,8 @@ import dataclasses
 import logging
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from senseflow.commands import Parser
 from senseflow.engine.build import export
 from senseflow.engine.checkpoint import (
     OpenCheckpoint,
@@ -38,13 +38,6 @@ EXAMPLES = """examples:
   python -m senseflow.export runs/flux --output flux_student
   python -m senseflow.export runs/flux/checkpoints/step_0006000 --output flux_ema --ema --dtype float32
 """  # noqa: E501
-
-
-class Parser(argparse.ArgumentParser):
-    """Errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,7 +11,9 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+from senseflow.commands import Parser
 
 if TYPE_CHECKING:
     from senseflow.data.conversion import Posterior, Source
@@ -34,13 +36,6 @@ EXAMPLES = """examples:
 """  # noqa: E501
 IMAGE_FLAGS = ("resolution", "mode", "seed", "dtype", "device", "batch_size", "num_workers")
 DEFAULTS = {"seed": 0, "dtype": "float32", "batch_size": 8, "num_workers": 4}
-
-
-class Parser(argparse.ArgumentParser):
-    """Errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
+from senseflow.commands import Parser
 from senseflow.sampling.families import check_base
 from senseflow.sampling.plan import ROOT, Family, Prompt, shard_of
 
@@ -18,13 +18,6 @@ logger = logging.getLogger("senseflow")
 
 PROMPTS_FILE = "senseflow_test_prompts.txt"
 NUM_PROMPTS = 23
-
-
-class Parser(argparse.ArgumentParser):
-    """Errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
 
 
 def main(family: Family, arguments: list[str] | None = None) -> int:
