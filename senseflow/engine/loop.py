@@ -76,33 +76,34 @@ class Run:
         if log:
             log.rewind(done)
         data = self.data(done + 1)
-        bar = tqdm(initial=done, total=config.iter_num, disable=not self.ranks.is_main, unit="it")
         strip_due = stopped = False
         began, since = time.perf_counter(), done
-        for iteration in range(done + 1, config.iter_num + 1):
-            pictures, batch = self.iterate(data, iteration)
-            strip_due |= is_due(iteration, self.config.log.sample_interval)
-            if strip_due and {"teacher x0", "ISG target"} & pictures.keys():
-                self.show(iteration, pictures, batch)
-                strip_due = False
-            mine = len(self.unreadable.seen) - (0 if self.ranks.is_main else self.unreadable.known)
-            ahead = draw_turn(self.parts, iteration + agreement.AHEAD)
-            stopped, num_unreadable = agreement.reach(mine, ahead)
-            self.check_unreadable(num_unreadable)
-            last = stopped or iteration == config.iter_num
-            save = last or is_due(iteration, config.save_interval)
-            if save or is_due(iteration, config.log_interval):
-                seconds = (time.perf_counter() - began) / (iteration - since)
-                self.report(log, bar, iteration, since, seconds)
-                since = iteration
-            bar.update()
-            if save:
-                self.save(iteration)
-            if since == iteration:
-                began = time.perf_counter()
-            if last:
-                break
-        bar.close()
+        num, silent = config.iter_num, not self.ranks.is_main
+        with tqdm(initial=done, total=num, disable=silent, unit="it") as bar:
+            for iteration in range(done + 1, config.iter_num + 1):
+                pictures, batch = self.iterate(data, iteration)
+                strip_due |= is_due(iteration, self.config.log.sample_interval)
+                if strip_due and {"teacher x0", "ISG target"} & pictures.keys():
+                    self.show(iteration, pictures, batch)
+                    strip_due = False
+                known = 0 if self.ranks.is_main else self.unreadable.known
+                mine = len(self.unreadable.seen) - known
+                ahead = draw_turn(self.parts, iteration + agreement.AHEAD)
+                stopped, num_unreadable = agreement.reach(mine, ahead)
+                self.check_unreadable(num_unreadable)
+                last = stopped or iteration == config.iter_num
+                save = last or is_due(iteration, config.save_interval)
+                if save or is_due(iteration, config.log_interval):
+                    seconds = (time.perf_counter() - began) / (iteration - since)
+                    self.report(log, bar, iteration, since, seconds)
+                    since = iteration
+                bar.update()
+                if save:
+                    self.save(iteration)
+                if since == iteration:
+                    began = time.perf_counter()
+                if last:
+                    break
         self.checkpoints.wait()
         if stopped and self.ranks.is_main:
             reason = stop.reason or "a request to another rank"
