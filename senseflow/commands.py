@@ -1,7 +1,12 @@
 """What the command lines share."""
 
 import argparse
+import logging
+import sys
+from collections.abc import Callable
 from typing import NoReturn
+
+logger = logging.getLogger("senseflow")
 
 
 class Parser(argparse.ArgumentParser):
@@ -9,3 +14,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
+
+
+def exit_status(work: Callable[[], None], stopped: str) -> int:
+    """Do the work of a command; 0, or 2 for wrong input and 130 for Ctrl-C, said in one line.
+
+    stopped: what is left after Ctrl-C.
+    """
+    try:
+        work()
+    except (ValueError, OSError) as error:
+        logger.debug("", exc_info=error)
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"stopped: {stopped}\n")
+        return 130
+    return 0

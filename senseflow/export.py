@@ -11,7 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
-from senseflow.commands import Parser
+from senseflow.commands import Parser, exit_status
 from senseflow.engine.build import export
 from senseflow.engine.checkpoint import (
     OpenCheckpoint,
@@ -45,16 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     quiet_libraries()
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        logger.debug("", exc_info=error)
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped: nothing was written\n")
-        return 130
-    return 0
+    return exit_status(lambda: run(args), "nothing was written")
 
 
 def build_parser() -> Parser:

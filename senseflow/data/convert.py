@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senseflow.commands import Parser
+from senseflow.commands import Parser, exit_status
 
 if TYPE_CHECKING:
     from senseflow.data.conversion import Posterior, Source
@@ -42,18 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, check, convert; returns the exit status: 2 for wrong input, said in one line."""
     args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+
+    def work() -> None:
         kind = find_kind(args.input)
         check(args, kind)
         run(args, kind)
-    except (ValueError, OSError) as error:
-        logger.debug("", exc_info=error)
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped: the same command goes on from what is stored\n")
-        return 130
-    return 0
+
+    return exit_status(work, "the same command goes on from what is stored")
 
 
 def build_parser() -> Parser:

@@ -4,13 +4,12 @@ import argparse
 import logging
 import math
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from senseflow.commands import Parser
+from senseflow.commands import Parser, exit_status
 from senseflow.sampling.families import check_base
 from senseflow.sampling.plan import ROOT, Family, Prompt, shard_of
 
@@ -24,21 +23,16 @@ def main(family: Family, arguments: list[str] | None = None) -> int:
     """Parse, check, sample; returns the exit status: 2 for wrong input, said in one line."""
     parser = build_parser(family)
     args = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         check(family, args)
         prompts = own_share(read_prompts(args), *shard_of(args.shard))
         with _messages():
             from senseflow.sampling.generate import generate  # torch and diffusers, seconds
 
             generate(family, args, prompts)
-    except (ValueError, OSError) as error:
-        logger.debug("", exc_info=error)
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped: finished images are kept, the same command goes on from them\n")
-        return 130
-    return 0
+
+    return exit_status(work, "finished images are kept, the same command goes on from them")
 
 
 def build_parser(family: Family) -> Parser:
