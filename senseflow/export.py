@@ -13,12 +13,7 @@ from pathlib import Path
 
 from senseflow.commands import Parser, exit_status
 from senseflow.engine.build import export
-from senseflow.engine.checkpoint import (
-    OpenCheckpoint,
-    complete_checkpoints,
-    damage_in,
-    read_manifest,
-)
+from senseflow.engine.checkpoint import OpenCheckpoint, find_checkpoint
 from senseflow.engine.config import Config, load_config
 from senseflow.engine.export import Layout, write_component
 from senseflow.engine.launch import quiet_libraries
@@ -92,23 +87,6 @@ def run(args: argparse.Namespace) -> None:
     write_component(args.output, student.layout, tensors, describe)
     what = "EMA of the student" if args.ema else "student"
     logger.info("%s of iteration %d in %s, %s", what, iteration, args.output, dtype)
-
-
-def find_checkpoint(path: Path) -> tuple[Path, int]:
-    """Folder and iteration of a checkpoint, or of the newest undamaged one of a run."""
-    if not path.is_dir():
-        raise ValueError(f"{path} is not a run folder or checkpoint: there is no such folder")
-    is_step = path.parent.name == "checkpoints"
-    found = [path] if is_step else complete_checkpoints(path / "checkpoints")
-    for folder in reversed(found):
-        manifest = read_manifest(folder)
-        damage = damage_in(folder, manifest)
-        if damage is None:
-            return folder, manifest["iteration"]
-        if is_step:
-            raise ValueError(f"checkpoint {folder} is damaged or not complete: {damage}")
-        logger.warning("checkpoint %s is damaged (%s): using the one before", folder, damage)
-    raise ValueError(f"{path} holds no complete checkpoint in {path / 'checkpoints'}")
 
 
 def read_config(run: Path, pretrained_model: Path | None) -> Config:

@@ -1,6 +1,7 @@
 """From a recipe and its configuration to a run: networks sharded on their device, data, export."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -24,6 +25,7 @@ from senseflow.engine.config import Config, Dtype, PathsConfig
 from senseflow.engine.disk import HostGroup, share_folder
 from senseflow.engine.ema import Ema
 from senseflow.engine.export import Layout, StudentExport
+from senseflow.engine.initial import Initial, begun_with, identity, open_initial, reader
 from senseflow.engine.loop import Run
 from senseflow.engine.optim import Trained
 from senseflow.engine.parallel import (
@@ -44,6 +46,7 @@ from senseflow.models.pipeline import latent_shape
 from senseflow.models.teacher import Adapter, TeacherFamily, TeacherSettings
 from senseflow.models.text_encoders import text_encoders
 from senseflow.models.vfm_discriminator import FrozenBackbone, Heads, PromptEncoder
+from senseflow.models.weights import Stored
 from senseflow.sampling.student import StudentCard, base_fingerprint
 from senseflow.state import Discriminator, Distillation
 
@@ -58,7 +61,7 @@ def check(config: Config, family: TeacherFamily) -> None:
     if config.adversarial.in_use == "vfm":
         check_vfm_paths(config.paths)
     family.teacher(settings)
-    family.student(settings)
+    begun_with(initial_of(config), "generator", family.student(settings))
     text_encoders(settings.folder, settings.compute_dtype)
     read_data(config, settings)
 
@@ -78,7 +81,11 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
     anchors = family.anchors(settings, config.anchors.times)
     check_times(config, adapter.path, anchors)
     optimizer = config.optimizer
-    generator, fake_score = build(family.student(settings)), build(family.student(settings))
+    initial = initial_of(config)
+    generator, fake_score = (
+        build(begun_with(initial, name, family.student(settings)))
+        for name in ("generator", "fake_score")
+    )
     parts = Distillation(
         config=config,
         adapter=adapter,
@@ -86,7 +93,7 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
         teacher=build(family.teacher(settings)),
         generator=Trained.build(generator, optimizer.lr, optimizer),
         fake_score=Trained.build(fake_score, optimizer.fake_score_lr, optimizer),
-        discriminator=build_discriminator(config, family, adapter, fake_score, ranks),
+        discriminator=build_discriminator(config, family, adapter, fake_score, ranks, initial),
         device=ranks.device,
         ema=Ema.start(generator, config.ema.decay) if config.ema.decay else None,
     )
@@ -103,6 +110,7 @@ def what_is_shared(config: Config, family: TeacherFamily, dataset: Samples) -> d
         "the configuration": tree,
         "the data set": dataset.fingerprint(),
         "the teacher": base_fingerprint(Path(config.paths.pretrained_model) / family.component),
+        "paths.initial": identity(Path(config.paths.initial)) if config.paths.initial else None,
         "torch": torch.__version__,
     }
 
@@ -198,12 +206,14 @@ def build_discriminator(
     adapter: Adapter,
     fake_score: nn.Module,
     ranks: Ranks,
+    initial: Initial,
 ) -> Discriminator | None:
     """The adversary of the configuration, its heads sharded; None when it has none."""
     if config.adversarial.in_use == "vfm":
-        return build_vfm(config, ranks)
+        return build_vfm(config, ranks, initial)
     if config.adversarial.in_use == "bottleneck":
-        return build_bottleneck(config, bottleneck_of(config, family), adapter, fake_score, ranks)
+        shape = bottleneck_of(config, family)
+        return build_bottleneck(config, shape, adapter, fake_score, ranks, initial)
     return None
 
 
@@ -216,7 +226,7 @@ def bottleneck_of(config: Config, family: TeacherFamily) -> tuple[int, int, int]
     return shape
 
 
-def build_vfm(config: Config, ranks: Ranks) -> VFMDiscriminator:
+def build_vfm(config: Config, ranks: Ranks, initial: Initial) -> VFMDiscriminator:
     """Frozen DINOv2 and CLIP text, and sharded heads."""
     settings, paths = config.adversarial, config.paths
     frozen_dtype = torch_dtype(config.precision.compute)
@@ -241,7 +251,7 @@ def build_vfm(config: Config, ranks: Ranks) -> VFMDiscriminator:
             dtype=torch_dtype(config.precision.heads),
         ).eval()
     shard(heads, [*heads.heads], ranks.mesh, heads.dtype)
-    fill_shards(heads, in_turn("heads", heads.draw()), ranks.device)
+    fill_heads(heads, in_turn("heads", heads.draw()), ranks, initial)
     return VFMDiscriminator(
         backbone.to(ranks.device),
         prompt_encoder.to(ranks.device),
@@ -255,18 +265,32 @@ def build_bottleneck(
     adapter: Adapter,
     fake_score: nn.Module,
     ranks: Ranks,
+    initial: Initial,
 ) -> BottleneckDiscriminator:
     """DMD2's head, sharded, and the encoder pass of the fake score that feeds it."""
     settings, seed = config.adversarial, config.train.seed
     with torch.device("meta"):
         head = ClassifierHead(shape[0], settings.downsamplings, settings.norm_groups, seed)
     shard(head, [], ranks.mesh, torch_dtype(config.precision.heads))
-    fill_shards(head, in_turn("layers", head.draw()), ranks.device)
+    fill_heads(head, in_turn("layers", head.draw()), ranks, initial)
     add_encoder_pass(fake_score)
     return BottleneckDiscriminator(
         cast(BottleneckAdapter, adapter),
         Trained.build(head, config.optimizer.discriminator_lr, config.optimizer),
     )
+
+
+def fill_heads(
+    heads: nn.Module, drawn: Callable[[str], Stored], ranks: Ranks, initial: Initial
+) -> None:
+    """Heads of the initial run if it had any, else as drawn."""
+    known = initial.get("discriminator")
+    fill_shards(heads, reader(known, heads, drawn) if known else drawn, ranks.device)
+
+
+def initial_of(config: Config) -> Initial:
+    """What the run begins with in the teacher's place."""
+    return open_initial(Path(config.paths.initial)) if config.paths.initial else {}
 
 
 def export(config: Config, family: TeacherFamily, dtype: Dtype) -> StudentExport:

@@ -263,6 +263,23 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step_*") if (p / MANIFEST).is_file())
 
 
+def find_checkpoint(path: Path) -> tuple[Path, int]:
+    """Folder and iteration of a checkpoint, or of the newest undamaged one of a run."""
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a run folder or checkpoint: there is no such folder")
+    is_step = path.parent.name == "checkpoints"
+    found = [path] if is_step else complete_checkpoints(path / "checkpoints")
+    for folder in reversed(found):
+        manifest = read_manifest(folder)
+        damage = damage_in(folder, manifest)
+        if damage is None:
+            return folder, manifest["iteration"]
+        if is_step:
+            raise ValueError(f"checkpoint {folder} is damaged or not complete: {damage}")
+        logger.warning("checkpoint %s is damaged (%s): using the one before", folder, damage)
+    raise ValueError(f"{path} holds no complete checkpoint in {path / 'checkpoints'}")
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Iteration and digests of the files; {"damage": why} when it cannot be read."""
     try:

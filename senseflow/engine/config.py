@@ -11,13 +11,14 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
 from senseflow.core.anchors import TimeLaw
 from senseflow.core.isg import IsgLoss
 
+T = TypeVar("T")
 Range = tuple[float, float]
 RecipeName = Literal[
     "flux_senseflow", "sdxl_senseflow", "sdxl_dmd2", "sd35_senseflow", "sd35_large_senseflow"
@@ -41,6 +42,7 @@ class PathsConfig:
     dataset: str  # JSON with keys, image_paths, prompts; or an LMDB folder of latents
     student_config: str | None = None  # config.json of student and fake score; None: the teacher's
     flux_wo_guidance_embed: str | None = None  # folder with transformer/ linked to the teacher's
+    initial: str | None = None  # another run, or a student, to begin with in the teacher's place
     dinov2: str = "vit_large_patch14_dinov2.lvd142m"  # timm name, or local-dir:FOLDER
     dinov2_weights: str | None = None  # a weights file; None: what the name stands for
     clip: str = "ViT-L-14"  # open_clip name, or local-dir:FOLDER
@@ -327,7 +329,11 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> Config:
     Raises ValueError naming the file and key for an unknown key, a missing one, a wrong type or an
     impossible combination.
     """
-    path = Path(file)
+    return read_strictly(Config, Path(file), overrides)
+
+
+def read_strictly(cls: type[T], path: Path, overrides: list[str] | None = None) -> T:
+    """A YAML file as a tree of frozen dataclasses; see `load_config`."""
     if not path.is_file():
         raise ValueError(f"config file not found: {path}")
     try:
@@ -339,7 +345,7 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> Config:
     for override in overrides or []:
         _apply_override(tree, override)
     try:
-        return typing.cast(Config, _build(Config, tree, ""))
+        return typing.cast(T, _build(cls, tree, ""))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -405,12 +411,18 @@ def _build(cls: type, tree: Any, prefix: str) -> Any:
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:
+    if hint is Any:
+        return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, key + ".")
     if origin is types.UnionType:
         inner = next(arg for arg in args if arg is not type(None))
         return None if value is None else _convert(value, inner, key)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{key}: expected a section, got {value!r}")
+        return {str(k): _convert(v, args[1], f"{key}.{k}") for k, v in value.items()}
     if origin is Literal:
         if value not in args:
             raise ValueError(f"{key}: {value!r} is none of {', '.join(map(str, args))}")

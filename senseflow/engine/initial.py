@@ -1,0 +1,95 @@
+"""What a run may begin with in the teacher's place: the networks of another run, or a student.
+
+A 1-step student goes on from a 4-step one in this way (`paths.initial`). Iterations, optimizers and
+EMA begin anew; the run's own checkpoints, once there are any, come before all this.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from senseflow.engine.checkpoint import OpenCheckpoint, find_checkpoint
+from senseflow.models.networks import NetworkSource
+from senseflow.models.weights import Stored, Weights
+from senseflow.sampling.student import find_student, open_weights
+
+TRAINED = ("generator", "fake_score", "discriminator")
+
+Initial = dict[str, Weights]  # of each network by name, of those there are
+
+
+def open_initial(path: Path) -> Initial:
+    """The networks of a run folder or checkpoint; of a student in any form, the generator alone.
+
+    Tensors are read when asked for. Raises ValueError when the path is none of these. A checkpoint
+    is read with its list of tensors, a pickle: only from your own runs.
+    """
+    if not path.exists():
+        raise ValueError(
+            f"paths.initial {path} does not exist (null: begin with the teacher, or go on from the "
+            "run's own checkpoint)"
+        )
+    if not is_run(path):
+        return {"generator": open_weights(find_student(path).weights)}
+    folder, _ = find_checkpoint(path)
+    stored = OpenCheckpoint(folder)
+    found = {}
+    for name in TRAINED:
+        prefix = f"{name}.network."
+        keys = [key.removeprefix(prefix) for key in stored.shapes if key.startswith(prefix)]
+        if keys:
+            found[name] = Weights(folder, keys, partial(_read, stored, prefix))
+    return found
+
+
+def _read(stored: OpenCheckpoint, prefix: str, key: str) -> Stored:
+    return _InCheckpoint(stored, prefix + key)
+
+
+class _InCheckpoint:
+    """A tensor of a checkpoint, which is read whole, one at a time."""
+
+    def __init__(self, stored: OpenCheckpoint, key: str) -> None:
+        self.stored, self.key = stored, key
+        self.shape = stored.shapes[key].size
+
+    def __getitem__(self, rows: object, /) -> torch.Tensor:
+        return self.stored.read(self.key, torch.float32)[rows]
+
+
+def is_run(path: Path) -> bool:
+    """Whether full states are kept there: a run folder with checkpoints, or one of them."""
+    return path.parent.name == "checkpoints" or (path / "checkpoints").is_dir()
+
+
+def identity(path: Path) -> str:
+    """A digest that differs for other networks: of the manifest, or of the student's file list."""
+    if is_run(path):
+        return hashlib.sha256((find_checkpoint(path)[0] / "manifest.json").read_bytes()).hexdigest()
+    file = find_student(path).weights
+    with file.open("rb") as stream:
+        return hashlib.sha256(f"{file.stat().st_size}".encode() + stream.read(2**20)).hexdigest()
+
+
+def begun_with(initial: Initial, name: str, source: NetworkSource) -> NetworkSource:
+    """The same network with its initial weights, if there are any.
+
+    Raises ValueError naming the keys when they are another network's.
+    """
+    if name not in initial:
+        return source
+    return replace(source, read=reader(initial[name], source.network, source.read))
+
+
+def reader(
+    weights: Weights, network: nn.Module, other: Callable[[str], Stored]
+) -> Callable[[str], Stored]:
+    """Where a network's tensors are read: in `weights`; what no state dict holds, in `other`."""
+    weights.require(network.state_dict())
+    held = set(weights.keys)
+    return lambda key: weights.read(key) if key in held else other(key)

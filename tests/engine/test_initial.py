@@ -1,0 +1,170 @@
+"""A run that begins with another run's networks, or with a student; anchors for 1 to 8 steps."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from senseflow.engine.build import check, export, prepare
+from senseflow.engine.config import Config
+from senseflow.engine.loop import Run
+from senseflow.engine.stop import StopRequest
+from senseflow.sampling.student import load_student
+from senseflow.tiny.pictures import write_dataset
+from senseflow.trainer.recipes import RECIPES
+
+YAMLS = {
+    "flux_senseflow": "configs/FLUX/flux_senseflow_tiny.yaml",
+    "sdxl_senseflow": "configs/sdxl/sdxl_senseflow_tiny.yaml",
+    "sdxl_dmd2": "configs/sdxl/sdxl_dmd2_tiny.yaml",
+    "sd35_senseflow": "configs/SD35/sd35_senseflow_tiny.yaml",
+    "sd35_large_senseflow": "configs/SD35/sd35_large_senseflow_tiny.yaml",
+}
+SHORT = [
+    "train.iter_num=2",
+    "train.batch_size=2",
+    "train.save_interval=2",
+    "fake_score.ttur=1",
+    "log.sample_interval=0",
+    "log.tensorboard=false",
+    "lr_scheduler.warmup_iterations=0",
+    "lr_scheduler.decay_iterations=0",
+]
+FLUX_ANCHORS = {  # mu 1.15 through sigma = s u / (1 + (s - 1) u), s = e^1.15
+    1: [1.0],
+    2: [1.0, 0.7595],
+    4: [1.0, 0.9045, 0.7595, 0.5128],
+    8: [1.0, 0.9567, 0.9045, 0.8404, 0.7595, 0.6546, 0.5128, 0.3109],
+}
+SD35_ANCHORS = {
+    1: [1.0],
+    2: [1.0, 0.75],
+    4: [1.0, 0.9, 0.75, 0.5],
+    8: [1.0, 0.9545, 0.9, 0.8333, 0.75, 0.6429, 0.5, 0.3],
+}
+SDXL_ANCHORS = {
+    1: [999],
+    2: [999, 499],
+    4: [999, 749, 499, 249],
+    8: [999, 874, 749, 624, 499, 374, 249, 124],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder, num=8, seed=0, num_prompts=4)
+    return folder / "data.json"
+
+
+def configure(data: Path, *overrides: str, recipe: str = "flux_senseflow") -> Config:
+    settings = [f"paths.dataset={data}", *SHORT, *overrides]
+    return RECIPES[recipe].load(Path(YAMLS[recipe]), settings)
+
+
+def begin(config: Config, folder: Path) -> Run:
+    return prepare(config, folder, RECIPES[config.recipe].family)
+
+
+def train(config: Config, folder: Path) -> Run:
+    run = begin(config, folder)
+    with run.checkpoints:
+        run.train(run.resume(), StopRequest(), show=False)
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Run:
+    """A 4-step run of two iterations, with an adversary."""
+    return train(configure(data), tmp_path_factory.mktemp("trained"))
+
+
+def state(run: Run, name: str) -> dict[str, torch.Tensor]:
+    network = run.trained[name].network
+    return {k: getattr(v, "full_tensor", lambda v=v: v)() for k, v in network.state_dict().items()}
+
+
+def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_one_step_goes_on_from_a_four_step_run(data, trained, tmp_path):
+    config = configure(data, "anchors.times=[1000]", f"paths.initial={trained.folder}")
+    run = begin(config, tmp_path / "one")
+    for name in ("generator", "fake_score", "discriminator"):
+        assert equal(state(run, name), state(trained, name)), name
+    assert not equal(state(run, "generator"), state(run, "fake_score"))
+    assert run.resume() == 0 and not run.parts.generator.optimizer.state
+    run = train(config, tmp_path / "one")
+    assert not equal(state(run, "generator"), state(trained, "generator"))
+    # its own checkpoint comes before what it began with
+    again = begin(config, tmp_path / "one")
+    assert again.resume() == 2
+    assert equal(state(again, "generator"), state(run, "generator"))
+
+
+def test_a_checkpoint_of_the_run_will_do(data, trained, tmp_path):
+    step = trained.folder / "checkpoints" / "step_0000002"
+    run = begin(configure(data, f"paths.initial={step}"), tmp_path)
+    assert equal(state(run, "fake_score"), state(trained, "fake_score"))
+
+
+def test_a_student_alone_is_the_generator(data, trained, tmp_path):
+    step = trained.folder / "student" / "step_0000002"
+    plain = begin(configure(data), tmp_path / "plain")
+    run = begin(configure(data, f"paths.initial={step}"), tmp_path / "run")
+    student = load_student(step).state_dict()
+    assert equal(state(run, "generator"), student)
+    assert equal(state(run, "fake_score"), state(plain, "fake_score"))
+    assert equal(state(run, "discriminator"), state(plain, "discriminator"))
+
+
+def test_heads_are_new_where_the_first_run_had_none(data, tmp_path):
+    first = train(configure(data, "adversarial.kind=none"), tmp_path / "first")
+    run = begin(configure(data, f"paths.initial={first.folder}"), tmp_path / "run")
+    plain = begin(configure(data), tmp_path / "plain")
+    assert equal(state(run, "discriminator"), state(plain, "discriminator"))
+    assert equal(state(run, "fake_score"), state(first, "fake_score"))
+
+
+def test_what_it_cannot_begin_with_is_said_before_anything_is_loaded(data, trained, tmp_path):
+    family = RECIPES["flux_senseflow"].family
+    with pytest.raises(ValueError, match=r"paths.initial nowhere does not exist"):
+        check(configure(data, "paths.initial=nowhere"), family)
+    cut = tmp_path / "cut"
+    shutil.copytree(trained.folder / "student" / "step_0000002", cut)
+    file = cut / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("x_embedder.bias")
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"1 keys are missing, such as x_embedder.bias"):
+        check(configure(data, f"paths.initial={cut}"), family)
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds no complete checkpoint"):
+        check(configure(data, f"paths.initial={tmp_path / 'empty'}"), family)
+    sdxl = configure(data, f"paths.initial={trained.folder}", recipe="sdxl_senseflow")
+    with pytest.raises(ValueError, match="do not fit"):
+        check(sdxl, RECIPES["sdxl_senseflow"].family)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("recipe", YAMLS)
+def test_anchors_of_every_recipe_by_config(data, recipe, steps):
+    top = 999 if "sdxl" in recipe else 1000
+    times = [top - round(1000 * step / steps) for step in range(steps)]
+    config = configure(data, f"anchors.times={times}", recipe=recipe)
+    family = RECIPES[recipe].family
+    check(config, family)
+    expected = {"flux_senseflow": FLUX_ANCHORS, "sdxl_senseflow": SDXL_ANCHORS,
+                "sdxl_dmd2": SDXL_ANCHORS}.get(recipe, SD35_ANCHORS)[steps]  # fmt: skip
+    card = export(config, family, "float32").card
+    assert card.anchors == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("times", ["[1000]", "[1000,500]", "[1000,875,750,625,500,375,250,125]"])
+def test_other_numbers_of_steps_train(data, tmp_path, times):
+    overrides = (f"anchors.times={times}", "adversarial.kind=none", "train.iter_num=4")
+    run = train(configure(data, *overrides, recipe="sd35_senseflow"), tmp_path)
+    assert (run.folder / "student" / "step_0000004").is_dir()
