@@ -24,21 +24,20 @@ class Levels:
         return f"--{self.name}"
 
     def of_steps(self, anchors: list[float], steps: int, two_steps: str = "spread") -> list[float]:
-        """The levels of `steps` steps for a student trained at K anchors: 1, 2, K or 2K.
+        """The levels of `steps` steps for a student trained at K anchors: a divisor of K, or 2K.
 
-        1: the first anchor. 2: the first and the middle one ("spread"), or the first two ("first").
-        2K: `denser`. Raises ValueError for other numbers.
+        Of K anchors, evenly spread from the first one; with two_steps "first", two steps are the
+        first two. 2K: `denser`. Raises ValueError for other numbers.
         """
         num = len(anchors)
-        if steps == num:
-            return list(anchors)
-        if steps == 1:
-            return anchors[:1]
-        if steps == 2 and num > 2:
-            return anchors[:2] if two_steps == "first" else [anchors[0], anchors[num // 2]]
+        possible = [n for n in range(1, num + 1) if num % n == 0]
+        if steps == 2 < num and two_steps == "first":
+            return anchors[:2]
+        if steps in possible:
+            return anchors[:: num // steps]
         if steps == 2 * num:
             return self.denser(anchors)
-        possible = sorted({1, 2, num, 2 * num})
+        possible.append(2 * num)
         raise ValueError(f"{steps}: a student of {num} anchors samples in {possible} steps")
 
     def among(self, anchors: list[float], wanted: list[float]) -> list[float]:
