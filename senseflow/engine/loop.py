@@ -64,8 +64,11 @@ class Run:
             self.folder / "unreadable.txt", self.config.data.max_unreadable
         )
 
-    def train(self, done: int, stop: StopRequest) -> None:
-        """From the iteration after `done` to the last one, or to a stop request on any rank."""
+    def train(self, done: int, stop: StopRequest, show: bool = True) -> None:
+        """From the iteration after `done` to the last one, or to a stop request on any rank.
+
+        show: a progress bar.
+        """
         config, agreement = self.config.train, Agreement(self.ranks, stop)
         first = [draw_turn(self.parts, done + i) for i in range(1, 1 + agreement.AHEAD)]
         require_equal({"iterations done": done, "the first turns": first})
@@ -78,7 +81,7 @@ class Run:
         data = self.data(done + 1)
         strip_due = stopped = False
         began, since = time.perf_counter(), done
-        num, silent = config.iter_num, not self.ranks.is_main
+        num, silent = config.iter_num, not (show and self.ranks.is_main)
         with tqdm(initial=done, total=num, disable=silent, unit="it") as bar:
             for iteration in range(done + 1, config.iter_num + 1):
                 pictures, batch = self.iterate(data, iteration)

@@ -29,7 +29,7 @@ from senseflow.tiny.text import T5_LENGTH
 
 TEACHER_STEPS = 28
 REFERENCE_SEED = 10_000
-NUM_ANCHORS = 4
+DENSEST = 8  # steps that LCM's few steps are chosen from, evenly
 NewScheduler = Callable[[Mapping], SchedulerMixin]  # from the config of the pipeline's own
 
 FLOW_SAMPLERS: dict[str, NewScheduler] = {
@@ -39,7 +39,7 @@ FLOW_SAMPLERS: dict[str, NewScheduler] = {
 # In four steps LCM and DDIM stop at 999, 749, 499, 249; SDXL's own Euler at 751, 501, 251, 1.
 VP_SAMPLERS: dict[str, NewScheduler] = {
     "euler": EulerDiscreteScheduler.from_config,
-    "lcm": partial(LCMScheduler.from_config, original_inference_steps=NUM_ANCHORS),
+    "lcm": partial(LCMScheduler.from_config, original_inference_steps=DENSEST),
     "ddim": partial(
         DDIMScheduler.from_config,
         timestep_spacing="trailing",
@@ -200,13 +200,16 @@ class Sampler:
         return network.eval()
 
     @torch.no_grad()
-    def draw(self, method: Method, seed: int, batch_size: int = 250) -> torch.Tensor:
-        """One picture per prompt: (P, 3, 32, 32) in [-1, 1]."""
+    def draw(
+        self, method: Method, seed: int, batch_size: int = 250, num: int | None = None
+    ) -> torch.Tensor:
+        """One picture per prompt, or of the first `num`: (P, 3, 32, 32) in [-1, 1]."""
         setattr(self.pipeline, self.family.network, self.networks[method.network])
         self.pipeline.scheduler = self.family.samplers[method.sampler](self.own_scheduler)
         pictures = []
-        for start in range(0, len(self.prompts), batch_size):
-            chunk = range(start, min(start + batch_size, len(self.prompts)))
+        num = len(self.prompts) if num is None else min(num, len(self.prompts))
+        for start in range(0, num, batch_size):
+            chunk = range(start, min(start + batch_size, num))
             # Pipelines of flows hand their scheduler no generator: fresh noise is the global one's.
             torch.manual_seed(1_000_003 * seed + start)
             output = self.pipeline(

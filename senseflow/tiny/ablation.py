@@ -1,0 +1,200 @@
+"""Runs the trials of a study in worker processes, a thread each, and reports what they found."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from tqdm import tqdm
+
+from senseflow.engine.build import check
+from senseflow.engine.disk import write_whole
+from senseflow.engine.launch import quiet_libraries
+from senseflow.engine.stop import StopRequest
+from senseflow.pictures import save_whole
+from senseflow.tiny.findings import write_report
+from senseflow.tiny.pictures import write_dataset
+from senseflow.tiny.study import Place, Study, Trial, load_study, places_of, quick
+from senseflow.tiny.trial import (
+    TEACHER_ROWS,
+    TEACHER_STRIP,
+    measure_teacher,
+    ruler_of,
+    run_trial,
+    teacher_strip,
+)
+from senseflow.trainer.recipes import RECIPES
+
+NUM_DATA = 4000
+WORKER = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@dataclass
+class Ablation:
+    """A study in its output folder."""
+
+    study: Study
+    places: dict[Place, Trial]
+    output: Path
+
+    @classmethod
+    def open(cls, file: Path, output: Path, is_quick: bool, tables: list[str] | None) -> "Ablation":
+        """Read and check a study; raises ValueError before anything is trained."""
+        study = load_study(file)
+        study = quick(study) if is_quick else study
+        unknown = [name for name in tables or () if name not in study.tables]
+        if unknown:
+            known = ", ".join(study.tables)
+            raise ValueError(f"--tables {unknown[0]}: {file} has {known}")
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"--output {output} is a file")
+        places = places_of(study, is_quick)
+        wanted = {p: t for p, t in places.items() if tables is None or p[0] in tables}
+        return cls(study, wanted, output)
+
+    def trials(self) -> list[Trial]:
+        """Every trial once, those that others go on from first."""
+        seen: dict[str, Trial] = {}
+        for trial in self.places.values():
+            for each in (trial.after, trial) if trial.after else (trial,):
+                seen.setdefault(each.key, each)
+        return list(seen.values())
+
+    def folder(self, trial: Trial) -> Path:
+        return self.output / "trials" / trial.name
+
+    def pending(self) -> list[Trial]:
+        """Trials without a result, and those whose state a pending one goes on from."""
+        without = {t.key for t in self.trials() if not (self.folder(t) / "result.json").is_file()}
+        needed = {t.after.key for t in self.trials() if t.after and t.key in without}
+        return [
+            t
+            for t in self.trials()
+            if t.key in without
+            or (t.key in needed and not (self.folder(t) / "run" / "checkpoints").is_dir())
+        ]
+
+    def run(self, num_workers: int) -> None:
+        """Everything that has no result yet; raises ValueError when a trial fails."""
+        began = time.monotonic()
+        quiet_libraries()
+        self.output.mkdir(parents=True, exist_ok=True)
+        data = self.output / "data" / "data.json"
+        if not data.is_file():
+            write_dataset(data.parent, NUM_DATA, seed=0)
+        for trial in {t.teacher: t for t in self.trials()}.values():
+            config = trial.config(data)
+            check(config, RECIPES[config.recipe].family)
+        pending = self.pending()
+        done = len(self.trials()) - len(pending)
+        os.environ.update(WORKER)  # the workers'
+        try:
+            with tqdm(total=done + len(pending), initial=done, unit="trial") as bar, as_interrupt():
+                self.work(pending, num_workers, bar)
+        finally:
+            self.add_time(time.monotonic() - began)
+
+    def work(self, pending: list[Trial], num_workers: int, bar: tqdm) -> None:
+        """Trials in their order, each once what it goes on from is done."""
+        waiting = list(pending)
+        left = {trial.key for trial in pending}
+        running: dict[Future, str] = {}
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(num_workers, context, start_worker) as pool:
+            try:
+                for name in {trial.teacher for trial in self.trials()}:
+                    running[pool.submit(run_teacher, self.first_of(name), self.output)] = name
+                while waiting or running:
+                    for trial in [t for t in waiting if not (t.after and t.after.key in left)]:
+                        if len(running) >= num_workers:
+                            break
+                        waiting.remove(trial)
+                        running[pool.submit(run_one, trial, self.output)] = trial.key
+                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        key = running.pop(future)
+                        future.result()
+                        bar.update(key in left)
+                        left.discard(key)
+            except BrokenProcessPool as error:
+                raise ValueError(
+                    "a worker was killed (often: out of memory); fewer --workers, or run again"
+                ) from error
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid or 0, signal.SIGTERM)  # saves, and stops
+                raise
+
+    def first_of(self, teacher: str) -> Trial:
+        """Some trial of a teacher."""
+        return next(trial for trial in self.trials() if trial.teacher == teacher)
+
+    def add_time(self, seconds: float) -> None:
+        """Count the seconds this command has taken in all."""
+        file = self.output / "time.json"
+        before = json.loads(file.read_text())["wall_s"] if file.is_file() else 0.0
+        write_whole(file, json.dumps({"wall_s": before + seconds}) + "\n")
+
+    def report(self) -> None:
+        """Write report.md, results.json, curves and pictures of what is done."""
+        write_report(self.study, self.places, self.output)
+        if not self.pending():
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Remove the training states, which nothing goes on from any more."""
+        for trial in self.trials():
+            shutil.rmtree(self.folder(trial) / "run" / "checkpoints", ignore_errors=True)
+
+
+@contextmanager
+def as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+STOP: list[StopRequest] = []  # this worker's, made in its main thread
+
+
+def start_worker() -> None:
+    """One thread, no bars, and signals that save."""
+    torch.set_num_threads(1)
+    quiet_libraries()
+    STOP.append(StopRequest())
+
+
+def run_one(trial: Trial, output: Path) -> None:
+    """In a worker; a trial that was stopped counts as an interrupt."""
+    if not run_trial(trial, output, STOP[0]):
+        raise KeyboardInterrupt
+
+
+def run_teacher(trial: Trial, output: Path) -> None:
+    """In a worker: what the trial's teacher measures by itself."""
+    file = output / "teachers" / f"{trial.teacher_slug}_{trial.num_prompts}" / TEACHER_ROWS
+    if file.is_file():
+        return
+    config = trial.config(output / "data" / "data.json")
+    ruler = ruler_of(Path(config.paths.pretrained_model), trial.num_prompts, output / "references")
+    rows = measure_teacher(ruler)
+    save_whole(teacher_strip(ruler), file.with_name(TEACHER_STRIP))
+    write_whole(file, json.dumps(rows, indent=1) + "\n")

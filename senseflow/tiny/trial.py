@@ -1,0 +1,192 @@
+"""One trial of an ablation: a training run like any other, and what its students measure.
+
+trials/NAME/run/           the run folder: config.yaml, stats.jsonl, the last student
+trials/NAME/result.json    measures; it is there when the trial is done
+trials/NAME/pictures.png   the first pictures of the last student
+"""
+
+import dataclasses
+import json
+import shutil
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from senseflow.engine.build import prepare
+from senseflow.engine.config import Config
+from senseflow.engine.disk import write_whole
+from senseflow.engine.loop import NonFiniteError
+from senseflow.engine.stop import StopRequest
+from senseflow.evaluation.frechet import FeatureStatistics
+from senseflow.pictures import save_whole, to_pil
+from senseflow.sampling.student import load_student
+from senseflow.tiny.families import REFERENCE_SEED, TEACHER_STEPS, Method, Sampler
+from senseflow.tiny.judge import Judge
+from senseflow.tiny.measure import mixed_prompts
+from senseflow.tiny.pictures import SIZE
+from senseflow.tiny.study import Trial
+from senseflow.trainer.recipes import RECIPES
+
+NUM_STEPS = (8, 4, 2, 1)
+CURVE_STEPS = 4  # of the measurements on the way
+NUM_SHOWN = 12
+STRIP = "pictures.png"
+TEACHER_ROWS, TEACHER_STRIP = "rows.json", "pictures.png"
+MEASURES = ("fid_t", "all", "mean", "digits", "colours")
+JUDGE = "assets/tiny/common/judge"
+Row = dict[str, float]
+
+
+@dataclasses.dataclass
+class Ruler:
+    """How pictures of one teacher are drawn and measured; `reference` is of the teacher's own at
+    28 steps, from other noise than all others."""
+
+    sampler: Sampler
+    judge: Judge
+    reference: FeatureStatistics
+
+    def measure(self, method: Method) -> Row:
+        """The measures of a network, a number of steps and a sampler."""
+        row = self.judge.measure(
+            self.sampler.draw(method, method.first_seed),
+            self.sampler.prompts,
+            {"fid_t": self.reference},
+        )
+        return {name: row[name] for name in MEASURES}
+
+
+@lru_cache(maxsize=4)
+def ruler_of(pipeline: Path, num_prompts: int, store: Path) -> Ruler:
+    """The ruler of a teacher; its reference is kept in the folder `store`."""
+    sampler = Sampler(pipeline, mixed_prompts(num_prompts))
+    judge = Judge.load(JUDGE)
+    file = store / f"{pipeline.parent.name}_{num_prompts}.pt"
+    if not file.is_file():
+        own = Method("teacher", TEACHER_STEPS, sampler.family.teacher_samplers[0])
+        features = judge.features(sampler.draw(own, REFERENCE_SEED))
+        store.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        torch.save(features, partial)
+        partial.replace(file)
+    features = torch.load(file, weights_only=True)
+    return Ruler(sampler, judge, FeatureStatistics.of(features))
+
+
+def measure_teacher(ruler: Ruler) -> dict[str, Row]:
+    """The teacher at many steps (with other noise than the reference: the floor) and at few."""
+    family = ruler.sampler.family
+    methods = [Method("teacher", TEACHER_STEPS, family.teacher_samplers[0])]
+    for num in NUM_STEPS:
+        samplers = family.teacher_samplers if num > 1 else family.teacher_samplers[-1:]
+        methods += [Method("teacher", num, name) for name in samplers]
+    ruler.sampler.networks["untrained"] = ruler.sampler.untrained()
+    methods.append(Method("untrained", CURVE_STEPS, family.recipe_sampler))
+    return {method.label(): ruler.measure(method) for method in methods}
+
+
+def measure_student(ruler: Ruler, student: Path) -> dict[str, Row]:
+    """A student at every number of steps with its recipe's sampler, and at 4 with the other."""
+    family = ruler.sampler.family
+    ruler.sampler.networks["student"] = load_student(student)
+    rows = {
+        f"{num} steps": ruler.measure(Method("student", num, family.recipe_sampler))
+        for num in NUM_STEPS
+    }
+    (other,) = set(family.student_samplers) - {family.recipe_sampler}
+    return rows | {f"4 steps, {other}": ruler.measure(Method("student", CURVE_STEPS, other))}
+
+
+def run_trial(trial: Trial, output: Path, stop: StopRequest) -> bool:
+    """Train and measure; False when it was stopped before its end, and goes on when called again.
+
+    A loss that is not finite ends the training, not the trial: that is a result.
+    """
+    folder = output / "trials" / trial.name
+    config = trial.config(output / "data" / "data.json", initial_of(trial, output))
+    before = time.process_time()
+    diverged = train(config, folder / "run", stop)
+    trained = time.process_time()
+    if stop.reason:
+        return False
+    ruler = ruler_of(Path(config.paths.pretrained_model), trial.num_prompts, output / "references")
+    result: dict[str, Any] = {
+        "trial": dataclasses.asdict(trial),
+        "diverged": diverged,
+        "curve": curve(ruler, folder / "run", config),
+        "rows": {},
+    }
+    students = students_of(folder / "run")
+    if students:
+        result["rows"] = measure_student(ruler, students[-1])
+        save_whole(strip(ruler, "student", ruler.sampler.family.recipe_sampler), folder / STRIP)
+    result |= figures(folder / "run", config)
+    result["cpu_s"] = {"train": trained - before, "measure": time.process_time() - trained}
+    for student in students[:-1]:
+        shutil.rmtree(student)
+    write_whole(folder / "result.json", json.dumps(result, indent=1) + "\n")
+    return True
+
+
+def strip(ruler: Ruler, network: str, sampler: str, num_steps: int = CURVE_STEPS) -> Image.Image:
+    """The first pictures of a network, side by side."""
+    pictures = ruler.sampler.draw(Method(network, num_steps, sampler), 0, num=NUM_SHOWN)
+    canvas = Image.new("RGB", (NUM_SHOWN * SIZE, SIZE))
+    for place, picture in enumerate(to_pil(pictures)):
+        canvas.paste(picture, (place * SIZE, 0))
+    return canvas
+
+
+def teacher_strip(ruler: Ruler) -> Image.Image:
+    """The teacher's own at many steps."""
+    return strip(ruler, "teacher", ruler.sampler.family.teacher_samplers[0], TEACHER_STEPS)
+
+
+def initial_of(trial: Trial, output: Path) -> Path | None:
+    """The run folder that a trial goes on from."""
+    return output / "trials" / trial.after.name / "run" if trial.after else None
+
+
+def train(config: Config, folder: Path, stop: StopRequest) -> str | None:
+    """A run to its end, or what was not finite."""
+    run = prepare(config, folder, RECIPES[config.recipe].family)
+    done = run.resume()
+    try:
+        with run.checkpoints:
+            run.train(done, stop, show=False)
+    except NonFiniteError as error:
+        return str(error)
+    return None
+
+
+def curve(ruler: Ruler, run: Path, config: Config) -> list[Row]:
+    """The measures at 4 steps of every student of a run, by iteration."""
+    rows = []
+    for student in students_of(run):
+        iteration = int(student.name.removeprefix("step_"))
+        ruler.sampler.networks["student"] = load_student(student)
+        row = ruler.measure(Method("student", CURVE_STEPS, ruler.sampler.family.recipe_sampler))
+        rows.append({"iteration": iteration, **row})
+    return rows
+
+
+def students_of(run: Path) -> list[Path]:
+    """The students of a run, by iteration; none if it diverged at once."""
+    return sorted((run / "student").glob("step_*"))
+
+
+def figures(run: Path, config: Config) -> dict[str, float]:
+    """Of the run's statistics over its last half: the IDA gap and the largest gradient norm."""
+    file = run / "stats.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    late = [row for row in rows if row["iteration"] > config.train.iter_num / 2] or rows[-1:]
+    norms = [row["grad_norm/generator"] for row in late if "grad_norm/generator" in row]
+    found = {"updates": config.train.iter_num // config.fake_score.ttur}
+    if late:
+        gap = sum(row["ida/gap"] for row in late) / len(late)
+        found |= {"gap": gap, "grad_norm": max(norms, default=0.0)}
+    return found

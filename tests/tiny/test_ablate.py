@@ -1,0 +1,229 @@
+"""`python -m senseflow.tiny.ablate`: its studies, its trials, and a whole quick one."""
+
+import json
+import shutil
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from senseflow.engine.stop import StopRequest
+from senseflow.tiny import ablate, ablation, trial
+from senseflow.tiny.ablation import Ablation
+from senseflow.tiny.findings import spread, teacher_lines
+from senseflow.tiny.study import load_study, places_of, quick
+
+STUDY = Path("configs/ablation.yaml")
+FLUX = "configs/FLUX/flux_senseflow_tiny.yaml"
+SMALL = {
+    "seeds": [0, 1],
+    "num_prompts": 4,
+    "overrides": {
+        "train.iter_num": 2,
+        "train.save_interval": 1,
+        "train.batch_size": 2,
+        "train.keep_last": 1,
+        "fake_score.ttur": 1,
+        "lr_scheduler.warmup_iterations": 0,
+        "lr_scheduler.decay_iterations": 0,
+        "log.tensorboard": False,
+        "log.sample_interval": 0,
+        "adversarial.kind": "none",
+    },
+    "teachers": {"FLUX": {"config": FLUX}},
+    "tables": {
+        "parts": {
+            "title": "Parts",
+            "teachers": ["FLUX"],
+            "cells": {"whole": {}, "no IDA": {"overrides": {"ida.lam": None}}},
+        },
+        "steps": {
+            "title": "Steps",
+            "teachers": ["FLUX"],
+            "cells": {
+                "1 step": {"overrides": {"anchors.times": [1000]}, "after": "4 steps"},
+                "4 steps": {},
+            },
+        },
+    },
+}
+
+
+def write(folder: Path, **changes: object) -> Path:
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump({**SMALL, **changes}))
+    return file
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Path, Path]:
+    """A small study, run by two workers: its file and its output."""
+    folder = tmp_path_factory.mktemp("ablation")
+    file = write(folder)
+    output = folder / "output"
+    status = ablate.main(["--study", str(file), "--output", str(output), "--workers", "2"])
+    assert status == 0
+    return file, output
+
+
+def test_equal_cells_are_one_trial_and_a_rerun_of_it_keeps_its_name(tmp_path):
+    study = load_study(write(tmp_path))
+    places = places_of(study)
+    assert len(places) == 2 * 4
+    whole = places["parts", "FLUX", "whole", 0]
+    assert whole.key == places["steps", "FLUX", "4 steps", 0].key
+    keys = {t.key for t in places.values()}
+    assert len(keys) == 2 * 3
+    assert places["steps", "FLUX", "1 step", 1].after == places["steps", "FLUX", "4 steps", 1]
+    changed = places_of(load_study(write(tmp_path, num_prompts=6)))
+    assert not keys & {t.key for t in changed.values()}
+
+
+def test_the_published_study_is_a_study_and_every_row_differs():
+    study = load_study(STUDY)
+    places = places_of(study)
+    assert len(study.seeds) >= 3
+    for name, table in study.tables.items():
+        for teacher in table.teachers:
+            keys = {places[name, teacher, row, 0].key for row in table.cells}
+            assert len(keys) == len(table.cells), (name, teacher)
+    assert len(places_of(quick(study), is_quick=True)) < len(places) / 3
+
+
+def test_report_holds_every_row_with_mean_and_spread(done):
+    _, output = done
+    report = (output / "report.md").read_text()
+    results = json.loads((output / "results.json").read_text())
+    assert len(results) == 8 and "6 of 6 trials done, seeds 0, 1" in report
+    for row in ("whole", "no IDA", "1 step", "4 steps", "teacher, euler", "teacher, x0"):
+        assert row in report
+    values = [r["rows"]["4 steps"]["fid_t"] for r in results if r["row"] == "no IDA"]
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
+    assert "| no IDA |" in report and f"{mean:.1f} ± {deviation:.1f} · " in report
+    for name in ("parts_curves.png", "parts_pictures.png", "steps_curves.png"):
+        with Image.open(output / name) as picture:
+            assert min(picture.size) > 60
+    (one,) = {t["trial"]["after"]["key"] for t in results if t["row"] == "1 step" and not t["seed"]}
+    assert one == next(t["trial"]["key"] for t in results if t["row"] == "whole")
+    assert not list(output.glob("trials/*/run/checkpoints"))
+
+
+def test_what_is_done_is_kept_and_what_is_lost_is_done_again(done, monkeypatch):
+    file, output = done
+    before = {f: f.stat().st_mtime_ns for f in output.glob("trials/*/result.json")}
+    ablation_ = Ablation.open(file, output, False, None)
+    assert not ablation_.pending()
+    lost = ablation_.places["parts", "FLUX", "no IDA", 1]
+    shutil.rmtree(ablation_.folder(lost))
+    assert [t.key for t in ablation_.pending()] == [lost.key]
+    # what goes on from a run needs its state, which is gone: that run is done again too
+    one = ablation_.places["steps", "FLUX", "1 step", 0]
+    (ablation_.folder(one) / "result.json").unlink()
+    assert {t.key for t in ablation_.pending()} == {lost.key, one.key, one.after.key}
+    assert ablate.main(["--study", str(file), "--output", str(output), "--workers", "1"]) == 0
+    after = {f: f.stat().st_mtime_ns for f in output.glob("trials/*/result.json")}
+    assert after.keys() == before.keys()
+    assert sum(after[f] != before[f] for f in before) == 3
+
+
+def test_a_stopped_trial_goes_on_and_gives_the_same(done, tmp_path, monkeypatch):
+    file, output = done
+    place = ("parts", "FLUX", "no IDA", 0)
+    plan = places_of(load_study(file))[place]
+    shutil.copytree(output / "data", tmp_path / "data")
+
+    class StopsAfter(StopRequest):
+        """Asked to stop once the first student is there."""
+
+        @property
+        def reason(self) -> str | None:
+            return "SIGTERM" if list(tmp_path.glob("trials/*/run/student/step_*1")) else None
+
+    assert not trial.run_trial(plan, tmp_path, StopsAfter())
+    assert not (tmp_path / "trials" / plan.name / "result.json").exists()
+    assert trial.run_trial(plan, tmp_path, StopRequest())
+    mine = json.loads((tmp_path / "trials" / plan.name / "result.json").read_text())
+    theirs = json.loads((output / "trials" / plan.name / "result.json").read_text())
+    for part in ("curve", "rows", "gap"):
+        assert mine[part] == theirs[part]
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
+    plan = places_of(load_study(write(tmp_path)))["parts", "FLUX", "no IDA", 0]
+    ablation.write_dataset(tmp_path / "data", 8, seed=0)
+
+    def burst(self, *arguments: object, **words: object) -> None:
+        raise trial.NonFiniteError("loss/dmd not finite in iterations 1 to 1")
+
+    monkeypatch.setattr("senseflow.engine.loop.Run.train", burst)
+    assert trial.run_trial(plan, tmp_path, StopRequest())
+    result = json.loads((tmp_path / "trials" / plan.name / "result.json").read_text())
+    assert "not finite" in result["diverged"] and result["rows"] == {} and result["curve"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sede": [1]}, "unknown key sede; the nearest valid key is seeds"),
+        ({"seeds": []}, "at least one of seeds"),
+        ({"teachers": {"SDXL": {"config": FLUX}}}, "tables.parts: no teacher 'FLUX' in teachers"),
+        ({"overrides": {"ida.lambda": 1}}, "unknown key ida.lambda; the nearest valid key is"),
+        ({"overrides": {"ida.lam": 7}}, "ida.lam: 7.0 is not in"),
+        (
+            {"tables": {"t": {"title": "t", "teachers": ["FLUX"],
+                              "cells": {"a": {"after": "b"}, "b": {"after": "a"}}}}},
+            "in a circle",
+        ),
+        (
+            {"tables": {"t": {"title": "t", "teachers": ["FLUX"], "cells": {"a": {"after": "z"}}}}},
+            "tables.t.cells.a.after: no row 'z'",
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_study_is_said_in_one_line(tmp_path, capsys, changes, said):
+    file = write(tmp_path, **changes)
+    assert ablate.main(["--study", str(file), "--output", str(tmp_path / "o")]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_wrong_flags_are_said_in_one_line(tmp_path, capsys):
+    file = str(write(tmp_path))
+    (tmp_path / "taken").write_text("")
+    for flags, said in (
+        (["--study", "nowhere.yaml", "--output", str(tmp_path / "o")], "nowhere.yaml"),
+        (["--study", file, "--output", str(tmp_path / "taken")], "is a file"),
+        (["--study", file, "--output", str(tmp_path / "o"), "--tables", "x"], "has parts, steps"),
+        (["--study", file, "--output", str(tmp_path / "o"), "--workers", "0"], "at least 1"),
+    ):
+        assert ablate.main(flags) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_spread_is_the_sample_deviation():
+    assert spread([1.0, 3.0]) == "2.0 ± 1.4" and spread([2.0]) == "2.0"
+
+
+def test_teacher_lines_follow_the_columns():
+    row = {"fid_t": 2.0, "all": 0.5}
+    labels = ["28 steps", "8 steps, euler", "4 steps, euler", "1 step"]
+    rows = {f"teacher, {label}": row for label in labels} | {"untrained, 4 steps, x0": row}
+    lines = dict(teacher_lines(rows))
+    assert lines["teacher, euler"] == ["2.0 · 0.50", "2.0 · 0.50", "", "2.0 · 0.50", ""]
+    assert lines["teacher, 28 steps (the floor)"][1] == "2.0 · 0.50"
+    assert lines["before training"][1] == "2.0 · 0.50"
+
+
+@pytest.mark.long
+def test_quick_takes_less_than_three_minutes(tmp_path):
+    began = time.monotonic()
+    assert ablate.main(["--quick", "--output", str(tmp_path / "o"), "--workers", "2"]) == 0
+    assert time.monotonic() - began < 180
+    report = (tmp_path / "o" / "report.md").read_text()
+    for table in load_study(STUDY).tables.values():
+        assert table.title in report
+        assert all(f"| {row} |" in report for row in table.cells)
