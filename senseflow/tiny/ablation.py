@@ -26,11 +26,11 @@ from senseflow.tiny.findings import write_report
 from senseflow.tiny.pictures import write_dataset
 from senseflow.tiny.study import Place, Study, Trial, load_study, places_of, quick
 from senseflow.tiny.trial import (
-    TEACHER_ROWS,
-    TEACHER_STRIP,
+    STRIP,
     measure_teacher,
     ruler_of,
     run_trial,
+    teacher_rows,
     teacher_strip,
 )
 from senseflow.trainer.recipes import RECIPES
@@ -112,8 +112,8 @@ class Ablation:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(num_workers, context, start_worker) as pool:
             try:
-                for name in {trial.teacher for trial in self.trials()}:
-                    running[pool.submit(run_teacher, self.first_of(name), self.output)] = name
+                for trial in self.unmeasured_teachers():
+                    running[pool.submit(run_teacher, trial, self.output)] = trial.teacher
                 while waiting or running:
                     for trial in [t for t in waiting if not (t.after and t.after.key in left)]:
                         if len(running) >= num_workers:
@@ -136,9 +136,10 @@ class Ablation:
                     os.kill(child.pid or 0, signal.SIGTERM)  # saves, and stops
                 raise
 
-    def first_of(self, teacher: str) -> Trial:
-        """Some trial of a teacher."""
-        return next(trial for trial in self.trials() if trial.teacher == teacher)
+    def unmeasured_teachers(self) -> list[Trial]:
+        """A trial of each teacher that has not been measured by itself."""
+        ofs = {t.teacher: t for t in self.trials()}.values()
+        return [t for t in ofs if not teacher_rows(t, self.output).is_file()]
 
     def add_time(self, seconds: float) -> None:
         """Count the seconds this command has taken in all."""
@@ -190,11 +191,8 @@ def run_one(trial: Trial, output: Path) -> None:
 
 def run_teacher(trial: Trial, output: Path) -> None:
     """In a worker: what the trial's teacher measures by itself."""
-    file = output / "teachers" / f"{trial.teacher_slug}_{trial.num_prompts}" / TEACHER_ROWS
-    if file.is_file():
-        return
     config = trial.config(output / "data" / "data.json")
     ruler = ruler_of(Path(config.paths.pretrained_model), trial.num_prompts, output / "references")
-    rows = measure_teacher(ruler)
-    save_whole(teacher_strip(ruler), file.with_name(TEACHER_STRIP))
+    rows, file = measure_teacher(ruler), teacher_rows(trial, output)
+    save_whole(teacher_strip(ruler), file.with_name(STRIP))
     write_whole(file, json.dumps(rows, indent=1) + "\n")

@@ -17,8 +17,8 @@ from senseflow.engine.disk import write_whole
 from senseflow.pictures import save_whole
 from senseflow.tiny.families import TEACHER_STEPS
 from senseflow.tiny.pictures import SIZE
-from senseflow.tiny.study import Place, Study, Trial, slug
-from senseflow.tiny.trial import CURVE_STEPS, NUM_STEPS, STRIP, TEACHER_ROWS, TEACHER_STRIP
+from senseflow.tiny.study import Place, Study, Trial
+from senseflow.tiny.trial import CURVE_STEPS, NUM_STEPS, STRIP, teacher_rows
 
 ZOOM = 2
 LABEL_PIXELS = 210
@@ -41,7 +41,7 @@ class Findings:
             file = output / "trials" / trial.name / "result.json"
             if file.is_file():
                 results[place] = json.loads(file.read_text())
-            rows = output / "teachers" / f"{trial.teacher_slug}_{trial.num_prompts}" / TEACHER_ROWS
+            rows = teacher_rows(trial, output)
             if rows.is_file() and trial.teacher not in teachers:
                 teachers[trial.teacher] = json.loads(rows.read_text())
         return cls(study, results, teachers, places, output)
@@ -195,27 +195,29 @@ def draw_panel(findings: Findings, name: str, teacher: str, axis: Axes) -> None:
 
 def draw_pictures(findings: Findings, name: str, file: Path) -> bool:
     """The first seed's students and the teacher, the same prompts and noise, a line each."""
-    seed, lines = findings.study.seeds[0], []
-    for teacher in findings.study.tables[name].teachers:
-        trials = {p[2]: t for p, t in findings.places.items() if p[:2] == (name, teacher)
-                  and p[3] == seed}  # fmt: skip
-        first = next(iter(trials.values()))
-        own = f"{slug(teacher)}_{first.num_prompts}"
-        lines.append((f"{teacher}: teacher, {TEACHER_STEPS} steps",
-                      findings.output / "teachers" / own / TEACHER_STRIP))  # fmt: skip
-        lines += [(row, findings.output / "trials" / trial.name / STRIP)
-                  for row, trial in trials.items()]  # fmt: skip
-    lines = [(label, strip) for label, strip in lines if strip.is_file()]
-    if not lines:
+    strips = [(label, strip) for label, strip in strips_of(findings, name) if strip.is_file()]
+    if not strips:
         return False
-    strips = [(label, Image.open(strip).convert("RGB")) for label, strip in lines]
+    lines = [(label, Image.open(strip).convert("RGB")) for label, strip in strips]
     side = SIZE * ZOOM + 4
-    width = LABEL_PIXELS + max(strip.width for _, strip in strips) * ZOOM
-    canvas = Image.new("RGB", (width, side * len(strips)), "white")
+    width = LABEL_PIXELS + max(strip.width for _, strip in lines) * ZOOM
+    canvas = Image.new("RGB", (width, side * len(lines)), "white")
     pen = ImageDraw.Draw(canvas)
-    for line, (label, strip) in enumerate(strips):
-        pen.text((6, line * side + side // 2 - 8), label, fill="black", font_size=12)
+    for number, (label, strip) in enumerate(lines):
+        pen.text((6, number * side + side // 2 - 8), label, fill="black", font_size=12)
         enlarged = strip.resize((strip.width * ZOOM, SIZE * ZOOM), Image.Resampling.NEAREST)
-        canvas.paste(enlarged, (LABEL_PIXELS, line * side))
+        canvas.paste(enlarged, (LABEL_PIXELS, number * side))
     save_whole(canvas, file)
     return True
+
+
+def strips_of(findings: Findings, name: str) -> list[tuple[str, Path]]:
+    """The files of a table's pictures, labelled."""
+    table, seed, strips = findings.study.tables[name], findings.study.seeds[0], []
+    for teacher in table.teachers:
+        trials = {row: findings.places[name, teacher, row, seed] for row in table.cells}
+        own = teacher_rows(next(iter(trials.values())), findings.output)
+        strips.append((f"{teacher}: teacher, {TEACHER_STEPS} steps", own.with_name(STRIP)))
+        for row, trial in trials.items():
+            strips.append((row, findings.output / "trials" / trial.name / STRIP))
+    return strips

@@ -35,7 +35,6 @@ NUM_STEPS = (8, 4, 2, 1)
 CURVE_STEPS = 4  # of the measurements on the way
 NUM_SHOWN = 12
 STRIP = "pictures.png"
-TEACHER_ROWS, TEACHER_STRIP = "rows.json", "pictures.png"
 MEASURES = ("fid_t", "all", "mean", "digits", "colours")
 JUDGE = "assets/tiny/common/judge"
 Row = dict[str, float]
@@ -144,6 +143,11 @@ def strip(ruler: Ruler, network: str, sampler: str, num_steps: int = CURVE_STEPS
 def teacher_strip(ruler: Ruler) -> Image.Image:
     """The teacher's own at many steps."""
     return strip(ruler, "teacher", ruler.sampler.family.teacher_samplers[0], TEACHER_STEPS)
+
+
+def teacher_rows(trial: Trial, output: Path) -> Path:
+    """Where the measures of a trial's teacher are kept, and its pictures beside them."""
+    return output / "teachers" / f"{trial.teacher_slug}_{trial.num_prompts}" / "rows.json"
 
 
 def initial_of(trial: Trial, output: Path) -> Path | None:
