@@ -12,6 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["senseflow", "senseflow.*"]),
+    package_data={"senseflow.evaluation": ["published.json"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.8",
@@ -35,10 +36,12 @@ setup(
         "tensorboard>=2.18",
     ],
     extras_require={
+        "evaluate": ["torch-fidelity>=0.4", "torchmetrics>=1.9"],
         "demo": ["scikit-learn>=1.5", "matplotlib>=3.9"],
         "test": [
             "scikit-learn>=1.5",
             "matplotlib>=3.9",
+            "torch-fidelity>=0.4",
             "torchmetrics>=1.9",
             "pytest>=8",
             "ruff>=0.9",

@@ -54,7 +54,7 @@ class FrozenBackbone(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        vit = _create_vit(name, checkpoint, random_seed, dtype)
+        vit = create_vit(name, checkpoint, random_seed, dtype)
         if list(taps) != sorted(set(taps)) or not 0 <= min(taps) <= max(taps) < len(vit.blocks):
             raise ValueError(
                 f"taps must ascend within 0..{len(vit.blocks) - 1} for {name}, got {list(taps)}"
@@ -100,7 +100,7 @@ class FrozenBackbone(nn.Module):
         return [patches + prefix[:, 0, :, None, None] for patches, prefix in outputs]
 
 
-def _create_vit(
+def create_vit(
     name: str, checkpoint: str | Path | None, random_seed: int | None, dtype: torch.dtype
 ) -> VisionTransformer:
     """Build the ViT through timm, with exactly one source of weights."""
