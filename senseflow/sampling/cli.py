@@ -8,15 +8,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from senseflow.commands import Parser, exit_status
 from senseflow.sampling.families import check_base
 from senseflow.sampling.plan import ROOT, Family, Prompt, shard_of
+from senseflow.sampling.prompts import read_prompts_file
 
 logger = logging.getLogger("senseflow")
+T = TypeVar("T")
 
 PROMPTS_FILE = "senseflow_test_prompts.txt"
 NUM_PROMPTS = 23
+STOPPED = "finished images are kept, the same command goes on from them"
 
 
 def main(family: Family, arguments: list[str] | None = None) -> int:
@@ -27,12 +31,12 @@ def main(family: Family, arguments: list[str] | None = None) -> int:
     def work() -> None:
         check(family, args)
         prompts = own_share(read_prompts(args), *shard_of(args.shard))
-        with _messages():
+        with messages():
             from senseflow.sampling.generate import generate  # torch and diffusers, seconds
 
             generate(family, args, prompts)
 
-    return exit_status(work, "finished images are kept, the same command goes on from them")
+    return exit_status(work, STOPPED)
 
 
 def build_parser(family: Family) -> Parser:
@@ -69,7 +73,7 @@ def build_parser(family: Family) -> Parser:
     )  # fmt: skip
     _add_prompt_flags(parser)
     _add_sampling_flags(parser, family)
-    _add_machine_flags(parser)
+    add_machine_flags(parser)
     return parser
 
 
@@ -77,8 +81,9 @@ def _add_prompt_flags(parser: Parser) -> None:
     group = parser.add_argument_group("prompts")
     group.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
     group.add_argument(
-        "--prompts_file", type=Path, metavar="TXT", help=f"one per line (default: {PROMPTS_FILE})"
-    )
+        "--prompts_file", type=Path, metavar="FILE",
+        help=f"one per line, or .json, .jsonl, .tsv with ids (default: {PROMPTS_FILE})",
+    )  # fmt: skip
     group.add_argument("--start_idx", type=int, default=0, help="first prompt of the file (0)")
     group.add_argument(
         "--num_prompts", type=int, default=NUM_PROMPTS, help=f"at most this many ({NUM_PROMPTS})"
@@ -129,7 +134,8 @@ def _add_sampling_flags(parser: Parser, family: Family) -> None:
         parser.set_defaults(max_sequence_length=None)
 
 
-def _add_machine_flags(parser: Parser) -> None:
+def add_machine_flags(parser: argparse.ArgumentParser) -> None:
+    """Where and in which precision to draw, and which share of the work."""
     group = parser.add_argument_group("machine")
     group.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), help="(GPU: bfloat16, CPU: float32)"
@@ -153,26 +159,51 @@ def check(family: Family, args: argparse.Namespace) -> None:
         raise ValueError("--checkpoint is missing (or say --teacher to sample the base itself)")
     if args.prompt and args.prompts_file:
         raise ValueError("--prompt and --prompts_file exclude each other")
-    for flag in ("num_prompts", "batch_size", "steps", "max_sequence_length"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise ValueError(f"--{flag} {value} must be at least 1")
-    for flag in ("start_idx", "seed"):
-        if getattr(args, flag) < 0:
-            raise ValueError(f"--{flag} {getattr(args, flag)} must not be negative")
+    check_counts(args, "num_prompts", "batch_size", "steps", "max_sequence_length")
+    check_counts(args, "start_idx", "seed", least=0)
     if args.levels and (args.steps or args.teacher):
         other = "--steps" if args.steps else "--teacher"
         raise ValueError(f"{family.levels.flag} and {other} exclude each other")
-    if args.guidance is not None and not math.isfinite(args.guidance):
-        raise ValueError(f"--guidance {args.guidance} is not a finite number")
+    check_finite(args, "guidance")
+    check_paths(family, args)
+
+
+def check_counts(args: argparse.Namespace, *flags: str, least: int = 1) -> None:
+    """Raise ValueError for a number that was given and is smaller than `least`."""
+    for flag in flags:
+        value = getattr(args, flag)
+        if value is not None and value < least:
+            must = "must not be negative" if least == 0 else f"must be at least {least}"
+            raise ValueError(f"--{flag} {value} {must}")
+
+
+def check_finite(args: argparse.Namespace, *flags: str) -> None:
+    """Raise ValueError for a number that was given and is not finite."""
+    for flag in flags:
+        value = getattr(args, flag)
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"--{flag} {value} is not a finite number")
+
+
+def check_paths(family: Family, args: argparse.Namespace) -> None:
+    """Raise ValueError for a base of another family, and for files that are not there."""
     check_base(family, args.base)
     for flag, path in (("--checkpoint", args.checkpoint), ("--lora", args.lora)):
         if path and not path.exists():
             raise ValueError(f"{flag} {path} does not exist")
     if args.config and not args.config.is_file():
         raise ValueError(f"{family.config_flag} {args.config} is not a file")
-    if args.output_dir.exists() and not args.output_dir.is_dir():
-        raise ValueError(f"--output_dir {args.output_dir} is a file")
+    check_output(args.output_dir)
+
+
+def check_output(folder: Path) -> None:
+    """Raise ValueError unless the folder can be written, or made; nothing is left behind."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        under = "" if there == folder else f" is under {there}, which"
+        raise ValueError(f"--output_dir {folder}{under} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--output_dir {folder}: {there} cannot be written")
 
 
 def read_prompts(args: argparse.Namespace) -> list[Prompt]:
@@ -185,29 +216,26 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
     file = args.prompts_file or Path(PROMPTS_FILE)
     if not args.prompts_file and not file.is_file():
         file = ROOT / PROMPTS_FILE
-    if not file.is_file():
-        raise ValueError(f"--prompts_file {file} is not a file")
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--prompts_file {file} is not UTF-8 text: {error}") from error
-    prompts = [Prompt(index, text) for index, text in enumerate(line for line in lines if line)]
-    if not prompts:
-        raise ValueError(f"--prompts_file {file} holds no prompts")
+    return chosen(read_prompts_file(file), file, args)
+
+
+def chosen(prompts: list[Prompt], file: Path, args: argparse.Namespace) -> list[Prompt]:
+    """--num_prompts (None: all) of a file's prompts, from --start_idx on."""
     if args.start_idx >= len(prompts):
         raise ValueError(
             f"--start_idx {args.start_idx} is past the end of {file} ({len(prompts)} prompts)"
         )
-    return prompts[args.start_idx : args.start_idx + args.num_prompts]
+    end = len(prompts) if args.num_prompts is None else args.start_idx + args.num_prompts
+    return prompts[args.start_idx : end]
 
 
-def own_share(prompts: list[Prompt], shard: int, num_shards: int) -> list[Prompt]:
-    """Every num_shards-th prompt."""
-    return prompts[shard::num_shards]
+def own_share(whole: list[T], shard: int, num_shards: int) -> list[T]:
+    """Every num_shards-th prompt, or image."""
+    return whole[shard::num_shards]
 
 
 @contextmanager
-def _messages() -> Iterator[None]:
+def messages() -> Iterator[None]:
     """Our own messages on stderr; no warnings of the libraries' imports, no loading bars."""
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

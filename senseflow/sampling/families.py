@@ -13,22 +13,48 @@ from senseflow.sampling.sdxl import SDXL, SDXL_DMD2
 FAMILIES = (FLUX, SD35, SD35_LARGE, SDXL, SDXL_DMD2)
 
 
-def check_base(family: Family, base: Path) -> None:
-    """Raise ValueError unless the folder is a pipeline of this family."""
+def family_of(base: Path, flag: str) -> Family:
+    """The family of a pipeline folder, by its model_index.json; SDXL's DMD2 students are SDXL's.
+
+    flag: what the folder was given as. Raises ValueError when it is of none, or may be of two.
+    """
+    found = _pipeline_class(base, f"{flag} {base} is not a diffusers pipeline folder")
+    meant = [f for f in FAMILIES if f.pipeline_class == found and f.is_this_size(base)]
+    if not meant:
+        known = ", ".join(sorted({f.pipeline_class for f in FAMILIES}))
+        raise ValueError(f"{flag} {base} is a {found}; there are students of {known}")
+    if len({f.title for f in meant}) > 1:
+        titles = " or ".join(f.title for f in meant)
+        raise ValueError(
+            f"{flag} {base} may be {titles}: it has no {meant[0].component}/config.json to tell"
+        )
+    return meant[0]
+
+
+def _pipeline_class(base: Path, wrong: str) -> Any:
+    """What model_index.json names; `wrong` begins the error of a folder without one."""
     index = base / "model_index.json"
     if not index.is_file():
-        raise ValueError(
-            f"{family.base_flag} {base} is not a diffusers folder of {family.title}: "
-            f"{'no model_index.json in it' if base.is_dir() else 'there is no such folder'}"
-        )
-    found = json.loads(index.read_text()).get("_class_name")
+        missing = "no model_index.json in it" if base.is_dir() else "there is no such folder"
+        raise ValueError(f"{wrong}: {missing}")
+    try:
+        return json.loads(index.read_text())["_class_name"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{wrong}: its model_index.json names no pipeline ({error})") from error
+
+
+def check_base(family: Family, base: Path) -> None:
+    """Raise ValueError unless the folder is a pipeline of this family."""
+    found = _pipeline_class(
+        base, f"{family.base_flag} {base} is not a diffusers folder of {family.title}"
+    )
     meant = [f for f in FAMILIES if f.pipeline_class == found and f.is_this_size(base)]
     if found != family.pipeline_class:
         raise ValueError(
             f"{family.base_flag} {base} is a {found}; {family.title} is a "
             f"{family.pipeline_class}{_use(meant)}"
         )
-    if family not in meant:
+    if family.title not in {f.title for f in meant}:
         raise ValueError(f"{family.base_flag} {base} is not {family.title}{_use(meant)}")
 
 

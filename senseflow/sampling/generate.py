@@ -2,15 +2,14 @@
 
 import argparse
 import itertools
-import json
 import logging
 import math
 import os
 import platform
-import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -20,10 +19,12 @@ from PIL import Image
 from tqdm import tqdm
 
 import senseflow
+from senseflow.models.weights import Weights
 from senseflow.pictures import save_whole
 from senseflow.sampling.families import check_keys
-from senseflow.sampling.plan import Family, Plan, Prompt, shard_of
+from senseflow.sampling.plan import Family, Plan, Prompt, Shot, prompt_shot, shard_of
 from senseflow.sampling.planning import check_card, choose_config, make_plan
+from senseflow.sampling.shots import missing_shots, write_shot
 from senseflow.sampling.student import StudentFiles, build_student, find_student, open_weights
 
 logger = logging.getLogger(__name__)
@@ -32,32 +33,116 @@ GRID_CELLS = 64
 GRID_SIDE = 512  # pixels at most of one cell
 
 
+class Machine(NamedTuple):
+    """Where is drawn, and in which type."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Student:
+    """A checkpoint's weights, found and looked into, but not read yet."""
+
+    files: StudentFiles
+    weights: Weights
+    config: dict[str, Any]
+    config_name: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One way to draw, and the images to draw so."""
+
+    name: str
+    args: argparse.Namespace
+    student: Student | None  # None: the base itself
+    plan: Plan
+    settings: dict[str, Any]
+    shots: list[Shot]
+    todo: list[Shot]  # of them
+
+
 def generate(family: Family, args: argparse.Namespace, prompts: list[Prompt]) -> None:
     """Sample the images that are not there yet; raises ValueError for input that cannot be used."""
+    shots = [prompt_shot(args.output_dir, prompt, args.seed) for prompt in prompts]
+    machine = find_machine(args)
+    student = None if args.teacher else find_network(family, args)
+    job = make_job(family, args, student, machine, shots)
+    draw_all(family, [job], machine)
+    logger.info("%d images in %s, %d of them new", len(shots), args.output_dir, len(job.todo))
+    write_grid([shot.file for shot in shots], args)
+
+
+def find_machine(args: argparse.Namespace) -> Machine:
+    """As --device and --dtype say; the libraries' own bars are off from here on."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     device = find_device(args.device, args.offload)
     dtype = getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
-    files = None if args.teacher else find_student(args.checkpoint, args.ema)
-    check_card(family, files.card if files else None, args)
-    weights, config, config_name = None, None, None
-    if files:
-        weights = open_weights(files.weights, files.ema)
-        check_keys(family, files.weights, weights.keys)
-        config, config_name = choose_config(family, files, weights, args)
-        logger.info("weights: %s\nconfig: %s", files.weights, config_name)
+    return Machine(device, dtype)
+
+
+def find_network(family: Family, args: argparse.Namespace) -> Student:
+    """The student of --checkpoint; raises ValueError when it is not of this family."""
+    files = find_student(args.checkpoint, args.ema)
+    check_card(family, files.card, args)
+    weights = open_weights(files.weights, files.ema)
+    check_keys(family, files.weights, weights.keys)
+    config, config_name = choose_config(family, files, weights, args)
+    logger.info("weights: %s\nconfig: %s", files.weights, config_name)
+    return Student(files, weights, config, config_name)
+
+
+def make_job(
+    family: Family,
+    args: argparse.Namespace,
+    student: Student | None,
+    machine: Machine,
+    shots: list[Shot],
+    name: str = "",
+) -> Job:
+    """What there is to draw; raises ValueError when images are there, made with other settings."""
+    files, config = (student.files, student.config) if student else (None, None)
     plan = make_plan(family, args, files, config)
-    settings = describe(family, args, plan, files, config_name, dtype)
-    todo = missing_images(family, prompts, settings, args)
-    if todo:
-        network = build_student(weights, config, dtype, config_name) if files else None
-        pipeline = family.open_pipeline(args.base, network, dtype)
-        pipeline.scheduler = family.make_scheduler(pipeline.scheduler, plan)
-        prepare(pipeline, family, args, device)
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        sample_all(family, pipeline, plan, todo, settings, args)
-    logger.info("%d images in %s, %d of them new", len(prompts), args.output_dir, len(todo))
-    write_grid([image_file(args.output_dir, p) for p in prompts], args)
+    settings = describe(family, args, plan, student, machine.dtype)
+    unknown = {family.levels.name} if student is None else set()  # until the scheduler has run
+    todo = shots if args.overwrite else missing_shots(shots, settings, unknown)
+    return Job(name, args, student, plan, settings, shots, todo)
+
+
+def draw_all(family: Family, jobs: list[Job], machine: Machine) -> None:
+    """Draw what is missing; jobs of one network must follow each other, so that it is read once."""
+    pipeline, own_scheduler, drawn = None, None, None
+    for job in (job for job in jobs if job.todo):
+        if pipeline is None or job.student is not drawn:
+            pipeline = _with_network(family, pipeline, job, machine)
+            own_scheduler, drawn = own_scheduler or pipeline.scheduler, job.student
+        pipeline.scheduler = family.make_scheduler(own_scheduler, job.plan)
+        draw(family, pipeline, job)
+
+
+def _with_network(
+    family: Family,
+    pipeline: DiffusionPipeline | None,
+    job: Job,
+    machine: Machine,
+) -> DiffusionPipeline:
+    """The pipeline with the job's network: opened, or the one in it exchanged for a student."""
+    network = None
+    if pipeline is not None:
+        assert job.student, "the teacher comes first: its network comes with the pipeline"
+        pipeline.remove_all_hooks()
+        pipeline.register_modules(**{family.component: None})  # frees its memory
+    if job.student:
+        student = job.student
+        network = build_student(student.weights, student.config, machine.dtype, student.config_name)
+    if pipeline is None:
+        pipeline = family.open_pipeline(job.args.base, network, machine.dtype)
+    else:
+        pipeline.register_modules(**{family.component: network})
+    prepare(pipeline, family, job.args, machine.device)
+    return pipeline
 
 
 def find_device(name: str | None, offload: bool) -> torch.device:
@@ -108,18 +193,18 @@ def describe(
     family: Family,
     args: argparse.Namespace,
     plan: Plan,
-    files: StudentFiles | None,
-    config_name: str | None,
+    student: Student | None,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     """What an image depends on besides its prompt: the sidecar, and what a repeat must equal."""
+    files = student.files if student else None
     return {
         "family": family.name,
         "base": str(args.base.resolve()),
         "checkpoint": str(files.weights.resolve()) if files else None,
         "ema": args.ema or None,
         "iteration": files.card.iteration if files and files.card else None,
-        "config": config_name,
+        "config": student.config_name if student else None,
         "lora": str(args.lora.resolve()) if args.lora else None,
         "steps": plan.steps,
         "sampler": plan.sampler,
@@ -132,55 +217,8 @@ def describe(
     }
 
 
-def image_file(folder: Path, prompt: Prompt) -> Path:
-    """`00007_a-red-fox.png`: the prompt's number, then its words."""
-    words = re.sub(r"[\W_]+", "-", prompt.text.lower()).strip("-")[:50].strip("-")
-    return folder / f"{prompt.index:05d}_{words or 'image'}.png"
-
-
-def missing_images(
-    family: Family, prompts: list[Prompt], settings: dict[str, Any], args: argparse.Namespace
-) -> list[Prompt]:
-    """The prompts without an image; raises ValueError when one was made with other settings."""
-    if args.overwrite:
-        return prompts
-    todo = []
-    for prompt in prompts:
-        file = image_file(args.output_dir, prompt)
-        if not file.is_file():
-            todo.append(prompt)
-            continue
-        expected = {"prompt": prompt.text, "seed": args.seed + prompt.index, **settings}
-        if args.teacher:
-            del expected[family.levels.name]  # known once the scheduler has run
-        changed = _changed(file.with_suffix(".json"), expected)
-        if changed:
-            raise ValueError(
-                f"{file} is there already, made with other settings ({changed}): choose another "
-                "--output_dir, or --overwrite"
-            )
-    return todo
-
-
-def _changed(sidecar: Path, expected: dict[str, Any]) -> str:
-    """Which settings a sidecar has otherwise, in words; empty when all agree."""
-    try:
-        found = json.loads(sidecar.read_text())
-    except (OSError, ValueError):
-        return "its .json is not there or not readable"
-    differing = [k for k, v in expected.items() if found.get(k) != v]
-    return ", ".join(f"{k} {found.get(k)}, now {expected[k]}" for k in differing[:4])
-
-
-def sample_all(
-    family: Family,
-    pipeline: DiffusionPipeline,
-    plan: Plan,
-    todo: list[Prompt],
-    settings: dict[str, Any],
-    args: argparse.Namespace,
-) -> None:
-    """Sample in batches; an image depends on its own seed, seed + index, alone."""
+def draw(family: Family, pipeline: DiffusionPipeline, job: Job) -> None:
+    """Sample in batches; an image depends on its own seed alone."""
     versions = {
         "senseflow": senseflow.__version__,
         "diffusers": diffusers.__version__,
@@ -188,30 +226,22 @@ def sample_all(
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    levels = family.levels.name
-    with tqdm(total=len(todo), unit="image") as bar:
-        for batch in _batches(todo, args.batch_size):
-            seeds = [args.seed + prompt.index for prompt in batch]
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            images = family.sample(pipeline, [prompt.text for prompt in batch], generators, plan)
+    levels, plan = family.levels.name, job.plan
+    quiet = not job.args.shard and os.environ.get("RANK", "0") != "0"  # one bar of all ranks
+    with tqdm(total=len(job.todo), unit="image", desc=job.name or None, disable=quiet) as bar:
+        for batch in _batches(job.todo, job.args.batch_size):
+            generators = [torch.Generator().manual_seed(shot.seed) for shot in batch]
+            images = family.sample(pipeline, [s.prompt.text for s in batch], generators, plan)
             used = plan.levels or getattr(pipeline.scheduler, levels)[: plan.steps].tolist()
-            for prompt, seed, image in zip(batch, seeds, images, strict=True):
-                sidecar = {"prompt": prompt.text, "index": prompt.index, "seed": seed, **settings}
-                sidecar |= {levels: used, "versions": versions}
-                write_image(image_file(args.output_dir, prompt), image, sidecar)
+            for shot, image in zip(batch, images, strict=True):
+                write_shot(shot, image, {**job.settings, levels: used, "versions": versions})
                 bar.update()
 
 
-def _batches(todo: list[Prompt], size: int) -> Iterator[list[Prompt]]:
+def _batches(todo: list[Shot], size: int) -> Iterator[list[Shot]]:
     iterator = iter(todo)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
-
-
-def write_image(file: Path, image: Image.Image, sidecar: dict[str, Any]) -> None:
-    """The sidecar, then the image: an image that is there is whole and described."""
-    file.with_suffix(".json").write_text(json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n")
-    save_whole(image, file)
 
 
 def write_grid(files: list[Path], args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ Light on purpose: the command line reads it before torch and diffusers are impor
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,29 @@ class Prompt:
 
     index: int
     text: str
+    record: dict[str, Any] | None = None  # the whole entry of a file that says more than the text
+
+    @property
+    def id(self) -> Any:
+        """What its file calls it, None when it says nothing."""
+        return (self.record or {}).get("id")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One image to draw: of which prompt, from which seed, to which files."""
+
+    prompt: Prompt
+    seed: int
+    file: Path  # .png
+    sidecar: Path  # .json: all that the image depends on
+
+
+def prompt_shot(folder: Path, prompt: Prompt, seed: int) -> Shot:
+    """The image of a prompt in a folder: `00007_a-red-fox.png`, number and words; seed + number."""
+    words = re.sub(r"[\W_]+", "-", prompt.text.lower()).strip("-")[:50].strip("-")
+    file = folder / f"{prompt.index:05d}_{words or 'image'}.png"
+    return Shot(prompt, seed + prompt.index, file, file.with_suffix(".json"))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+"""Prompts from a file: one per line, or JSON, JSON lines and TSV, which may name each by an id."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from senseflow.sampling.plan import Prompt
+
+TEXT_KEYS = ("prompt", "caption")
+ID_KEYS = ("id", "image_id", "key")
+FORMS = (
+    "strings, objects with 'prompt' or 'caption' and perhaps 'id', or an object with 'prompts' and "
+    "perhaps 'keys'"
+)
+
+
+def read_prompts_file(file: Path) -> list[Prompt]:
+    """All prompts of a file, numbered from 0 (blank lines do not count).
+
+    .json, .jsonl and .tsv (with a line of column names) may name each prompt by an id; every other
+    file has one prompt per line. Raises ValueError naming the file, and the line.
+    """
+    if not file.is_file():
+        raise ValueError(f"--prompts_file {file} is not a file")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompts_file {file} is not UTF-8 text: {error}") from error
+    lines = [line.strip() for line in text.split("\n")]
+    if file.suffix == ".json":
+        entries = _entries(file, _parsed(file, text))
+    elif file.suffix == ".jsonl":
+        entries = [_parsed(file, line, n) for n, line in enumerate(lines, start=1) if line]
+    elif file.suffix == ".tsv":
+        entries = list(csv.DictReader(text.split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE))
+    else:
+        entries = [line for line in lines if line]
+    if not entries:
+        raise ValueError(f"--prompts_file {file} holds no prompts")
+    return [_prompt(file, index, entry) for index, entry in enumerate(entries)]
+
+
+def _parsed(file: Path, text: str, line: int | None = None) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        where = f"line {line} of {file}" if line else str(file)
+        raise ValueError(f"--prompts_file: {where} is not JSON: {error}") from error
+
+
+def _entries(file: Path, tree: Any) -> list[Any]:
+    """The entries of a .json: a list, or a data set's keys and prompts side by side."""
+    if isinstance(tree, list):
+        return tree
+    prompts = tree.get("prompts") if isinstance(tree, dict) else None
+    if not isinstance(prompts, list):
+        raise ValueError(f"--prompts_file {file} must hold {FORMS}")
+    keys = tree.get("keys")
+    if keys is None:
+        return prompts
+    if not isinstance(keys, list) or len(keys) != len(prompts):
+        raise ValueError(f"--prompts_file {file}: keys and prompts are not of one length")
+    return [{"id": key, "prompt": prompt} for key, prompt in zip(keys, prompts, strict=True)]
+
+
+def _prompt(file: Path, index: int, entry: Any) -> Prompt:
+    if isinstance(entry, str) and entry.strip():
+        return Prompt(index, entry.strip())
+    texts = [entry.get(key) for key in TEXT_KEYS] if isinstance(entry, dict) else []
+    text = next((t for t in texts if isinstance(t, str) and t.strip()), None)
+    if text is None:
+        raise ValueError(f"--prompts_file {file}: entry {index} is no prompt: expected {FORMS}")
+    names = [entry[key] for key in ID_KEYS if entry.get(key) is not None]
+    return Prompt(index, text.strip(), {**entry, "id": names[0]} if names else entry)
