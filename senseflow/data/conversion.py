@@ -28,6 +28,7 @@ from senseflow.data.items import UnreadableItem
 from senseflow.data.json_images import JsonImages, read_image
 from senseflow.data.latents_lmdb import DTYPE, LatentsScaling, read_vae_config
 from senseflow.data.latents_writer import Chunk, LatentsWriter
+from senseflow.devices import find_device
 
 logger = logging.getLogger(__name__)
 
@@ -180,17 +181,6 @@ class Encoder:
             "seed": self.seed if self.posterior == "sample" else None,
             "dtype": str(self.vae.dtype).removeprefix("torch."),
         }
-
-
-def find_device(name: str | None) -> torch.device:
-    """Raises ValueError for one that is not there."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used: {error}") from error
-    return torch.device(name)
 
 
 @dataclass(frozen=True)

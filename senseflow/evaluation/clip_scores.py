@@ -36,8 +36,9 @@ class Source:
 
     @property
     def model(self) -> str:
-        """The architecture in words."""
-        name = "open_clip " + self.name
+        """The architecture in words; of a folder its own name, wherever it lies."""
+        local = self.name.startswith(LOCAL)
+        name = "open_clip " + (LOCAL + Path(self.name).name if local else self.name)
         return name + ", quick GELU" if self.quick_gelu else name
 
 

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 import senseflow
+from senseflow.devices import find_device
 from senseflow.evaluation.clip_scores import clip_metric, hps_metric
 from senseflow.evaluation.diversity import clip_diversity, dinov2_diversity, lpips_diversity
 from senseflow.evaluation.folders import (
@@ -110,20 +110,6 @@ def score(args: argparse.Namespace) -> None:
 def versions() -> dict[str, str]:
     """Of this package and those whose models and resizing it uses."""
     return {"senseflow": senseflow.__version__, **{name: version(name) for name in PACKAGES}}
-
-
-def find_device(name: str | None) -> torch.device:
-    """The device named, or this rank's GPU, or the CPU."""
-    if name is None:
-        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        name = gpu if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name} is not a device: {error}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
-    return device
 
 
 def look(args: argparse.Namespace, share: Share) -> tuple[Folder, Folder | None, list[str]]:

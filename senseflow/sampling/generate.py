@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import senseflow
+from senseflow.devices import find_device
 from senseflow.models.weights import Weights
 from senseflow.pictures import save_whole
 from senseflow.sampling.families import check_keys
@@ -78,7 +79,9 @@ def find_machine(args: argparse.Namespace) -> Machine:
     """As --device and --dtype say; the libraries' own bars are off from here on."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    device = find_device(args.device, args.offload)
+    device = find_device(args.device)
+    if args.offload and device.type == "cpu":
+        raise ValueError("--offload moves idle parts from a GPU to the host: it needs a GPU")
     dtype = getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
     return Machine(device, dtype)
 
@@ -143,22 +146,6 @@ def _with_network(
         pipeline.register_modules(**{family.component: network})
     prepare(pipeline, family, job.args, machine.device)
     return pipeline
-
-
-def find_device(name: str | None, offload: bool) -> torch.device:
-    """The device named, or the rank's GPU, or the CPU."""
-    if name is None:
-        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        name = gpu if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name} is not a device: {error}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
-    if offload and device.type == "cpu":
-        raise ValueError("--offload moves idle parts from a GPU to the host: it needs a GPU")
-    return device
 
 
 def prepare(

@@ -1,0 +1,22 @@
+"""The device a command runs on."""
+
+import os
+
+import torch
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of `--device`; without one the rank's GPU, or the CPU where there is none.
+
+    Raises ValueError for a device that is not there.
+    """
+    if name is None:
+        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        name = gpu if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name} is not a device: {error}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
