@@ -34,13 +34,13 @@ setup(
         "psutil>=5.9",
         "tqdm>=4.66",
         "tensorboard>=2.18",
+        "matplotlib>=3.9",
     ],
     extras_require={
         "evaluate": ["torch-fidelity>=0.4", "torchmetrics>=1.9"],
-        "demo": ["scikit-learn>=1.5", "matplotlib>=3.9"],
+        "demo": ["scikit-learn>=1.5"],
         "test": [
             "scikit-learn>=1.5",
-            "matplotlib>=3.9",
             "torch-fidelity>=0.4",
             "torchmetrics>=1.9",
             "pytest>=8",

@@ -197,8 +197,8 @@ def isg(d: Distillation, turn: Turn, sample: Sample, pictures: dict[str, Tensor]
     low, _ = d.anchors.segment(turn.anchor)
     tau_low = times(low, len(sample.tau), d.device)
     with torch.no_grad():
-        u = on_device(d, sample.draws.uniform("isg t_mid")[:, 0])
-        t_mid = d.anchors.midpoint(turn.anchor, config.margin, u)
+        u = sample.draws.uniform("isg t_mid")[:, 0]
+        t_mid = on_device(d, d.anchors.midpoint(turn.anchor, config.margin, u, d.error_curve))
         scale = draw_scale(d, sample, "isg", config.guidance)
         teacher = denoise_guided(d, sample.x_tau, sample.tau, sample.cond, scale)
         x_mid = ode_step(path, teacher, t_mid)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from senseflow.core.anchors import Anchors, TimeLaw, draw_range, draw_time
 from senseflow.core.draws import Draws
+from senseflow.core.error_curve import ErrorCurve
 from senseflow.core.path import Denoised
 from senseflow.data.sampler import Batch
 from senseflow.engine.config import Config
@@ -104,6 +105,20 @@ class Distillation:
     discriminator: Discriminator | None
     device: torch.device
     ema: Ema | None = None  # of the generator
+    error_curve: ErrorCurve | None = None  # the law of ISG's mid-points; None: uniform
+
+
+class HasTeacher(Protocol):
+    """What the teacher's own predictions need of a `Distillation`; measuring it needs no more."""
+
+    @property
+    def adapter(self) -> Adapter: ...
+
+    @property
+    def teacher(self) -> nn.Module: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 def denoise(
@@ -114,14 +129,14 @@ def denoise(
 
 
 def denoise_guided(
-    d: Distillation, x_t: Tensor, t: Tensor, cond: Conditioning, scale: Tensor
+    d: HasTeacher, x_t: Tensor, t: Tensor, cond: Conditioning, scale: Tensor
 ) -> Denoised:
     """The teacher's prediction at (x_t, t) with its guidance."""
     output = d.adapter.predict_guided(d.teacher, x_t, t, cond, scale)
     return d.adapter.path.read(output, x_t, t)
 
 
-def clean_latents(d: Distillation, batch: Batch, draws: Draws, purpose: str) -> Tensor:
+def clean_latents(d: HasTeacher, batch: Batch, draws: Draws, purpose: str) -> Tensor:
     """The latents of a batch: as stored, or its images encoded with this purpose's noise."""
     if batch.latents is not None:
         return batch.latents
@@ -166,14 +181,14 @@ def draw_scale(d: Distillation, sample: Sample, purpose: str, span: tuple[float,
     return draw_range(*span, on_device(d, sample.draws.uniform(f"{purpose} guidance")[:, 0]))
 
 
-def on_device(d: Distillation, tensor: Tensor) -> Tensor:
+def on_device(d: HasTeacher, tensor: Tensor) -> Tensor:
     """A host tensor on the run's device, without waiting for it."""
     if d.device.type == "cuda":
         return tensor.pin_memory().to(d.device, non_blocking=True)
     return tensor
 
 
-def batch_on_device(d: Distillation, batch: Batch) -> Batch:
+def batch_on_device(d: HasTeacher, batch: Batch) -> Batch:
     """The same with its images or latents on the run's device."""
     return replace(
         batch,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from senseflow.core.anchors import Anchors
+from senseflow.core.error_curve import ErrorCurve
 from senseflow.core.path import Path as NoisePath
 from senseflow.data.dataset import open_dataset
 from senseflow.data.items import Samples
@@ -24,6 +26,7 @@ from senseflow.engine.agreement import require_equal
 from senseflow.engine.config import Config, Dtype, PathsConfig
 from senseflow.engine.disk import HostGroup, share_folder
 from senseflow.engine.ema import Ema
+from senseflow.engine.error_file import read_curve
 from senseflow.engine.export import Layout, StudentExport
 from senseflow.engine.initial import Initial, begun_with, identity, open_initial, reader
 from senseflow.engine.loop import Run
@@ -53,17 +56,55 @@ from senseflow.state import Discriminator, Distillation
 
 def check(config: Config, family: TeacherFamily) -> None:
     """What can be said about the input before any network is loaded; raises ValueError."""
-    settings = teacher_settings(config)
-    family.require(settings)
-    check_times(config, family.path(settings), family.anchors(settings, config.anchors.times))
+    check_teacher(config, family)
+    read_error_curve(config, family)
     if config.adversarial.in_use == "bottleneck":
         bottleneck_of(config, family)
     if config.adversarial.in_use == "vfm":
         check_vfm_paths(config.paths)
+    begun_with(initial_of(config), "generator", family.student(teacher_settings(config)))
+
+
+def check_teacher(config: Config, family: TeacherFamily) -> None:
+    """What can be said about the teacher and the data before they are loaded; raises ValueError."""
+    settings = teacher_settings(config)
+    family.require(settings)
+    check_times(config, family.path(settings), family.anchors(settings, config.anchors.times))
     family.teacher(settings)
-    begun_with(initial_of(config), "generator", family.student(settings))
     text_encoders(settings.folder, settings.compute_dtype)
     read_data(config, settings)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher on its device with its data, and no student."""
+
+    adapter: Adapter
+    anchors: Anchors
+    teacher: nn.Module
+    dataset: Samples
+    ranks: Ranks
+
+    @property
+    def device(self) -> torch.device:
+        return self.ranks.device
+
+
+def prepare_teacher(config: Config, family: TeacherFamily) -> Teacher:
+    """The teacher of a run alone, sharded as in training."""
+    join_group()
+    settings = teacher_settings(config)
+    dataset = read_data(config, settings)
+    require_equal(what_is_shared(config, family, dataset))
+    ranks = start_ranks(config.parallel.replicas)
+    build = partial(build_network, config=config, ranks=ranks)
+    return Teacher(
+        adapter=family.load_adapter(settings, ranks.device, build),
+        anchors=family.anchors(settings, config.anchors.times),
+        teacher=build(family.teacher(settings)),
+        dataset=dataset,
+        ranks=ranks,
+    )
 
 
 def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
@@ -71,7 +112,8 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
     join_group()
     settings = teacher_settings(config)
     dataset = read_data(config, settings)
-    require_equal(what_is_shared(config, family, dataset))
+    error_curve = read_error_curve(config, family)
+    require_equal({**what_is_shared(config, family, dataset), "isg.error_curve": error_curve})
     ranks = start_ranks(config.parallel.replicas)
     share_folder(folder, HostGroup(ranks))
     build = partial(build_network, config=config, ranks=ranks)
@@ -96,6 +138,7 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
         discriminator=build_discriminator(config, family, adapter, fake_score, ranks, initial),
         device=ranks.device,
         ema=Ema.start(generator, config.ema.decay) if config.ema.decay else None,
+        error_curve=error_curve,
     )
     on_gpu = ranks.device.type == "cuda"
     data = partial(batches, dataset, share(config, ranks), config.data.num_workers, on_gpu)
@@ -105,7 +148,7 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
 def what_is_shared(config: Config, family: TeacherFamily, dataset: Samples) -> dict[str, object]:
     """What every rank must hold alike; where it lies may differ from node to node."""
     tree = dataclasses.asdict(config)
-    del tree["paths"]
+    del tree["paths"], tree["isg"]["error_curve"]
     return {
         "the configuration": tree,
         "the data set": dataset.fingerprint(),
@@ -113,6 +156,23 @@ def what_is_shared(config: Config, family: TeacherFamily, dataset: Samples) -> d
         "paths.initial": identity(Path(config.paths.initial)) if config.paths.initial else None,
         "torch": torch.__version__,
     }
+
+
+def read_error_curve(config: Config, family: TeacherFamily) -> ErrorCurve | None:
+    """The law of ISG's mid-points, None where it is uniform; raises ValueError for a curve that is
+    not this teacher's or does not cover its segments."""
+    isg = config.isg
+    if isg.weight == 0 or isg.midpoint == "uniform":
+        return None
+    assert isg.error_curve, "checked by IsgConfig"
+    settings = teacher_settings(config)
+    fingerprint = base_fingerprint(settings.folder / family.component)
+    try:
+        curve = read_curve(Path(isg.error_curve), fingerprint, family.path(settings))
+        family.anchors(settings, config.anchors.times).check_curve(curve, isg.margin)
+    except ValueError as error:
+        raise ValueError(f"isg.error_curve {isg.error_curve}: {error}") from error
+    return curve
 
 
 def teacher_settings(config: Config) -> TeacherSettings:

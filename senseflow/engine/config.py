@@ -176,16 +176,23 @@ class EmaConfig:
 
 @dataclass(frozen=True)
 class IsgConfig:
-    """ISG: weight (0 switches it off), the teacher's guidance, the mid-point's margin."""
+    """ISG: weight (0 switches it off), the teacher's guidance, the mid-point's margin and law."""
 
     weight: float
     guidance: Range
     margin: float  # thousandths of the anchors' clock
     loss: IsgLoss = "charbonnier"
+    midpoint: Literal["uniform", "error"] = "uniform"  # error: as often as the teacher errs there
+    error_curve: str | None = None  # xi.json of python -m senseflow.reconstruction_error
 
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "isg.weight must not be negative")
         _require_range("isg.guidance", self.guidance)
+        _require(
+            self.midpoint == "uniform" or self.error_curve is not None,
+            "isg.midpoint error needs isg.error_curve, the xi.json that "
+            "python -m senseflow.reconstruction_error CONFIG writes",
+        )
 
 
 @dataclass(frozen=True)
