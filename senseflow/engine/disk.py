@@ -22,10 +22,11 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.tensor import DTensor, Shard
 
 from senseflow.engine.parallel import AgreedOSError, Ranks
+from senseflow.files import PARTIAL as PARTIAL  # for those who have torch anyway
+from senseflow.files import write_whole as write_whole
 
 T = TypeVar("T")
 
-PARTIAL = ".partial"  # how the names of unfinished folders begin
 SHARED_WITHIN_S = 90  # network file systems may hide a new folder for a minute
 
 
@@ -154,16 +155,6 @@ def share_folder(folder: Path, host: HostGroup, within_s: float = SHARED_WITHIN_
     finally:
         if host.is_main:
             token.unlink(missing_ok=True)
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Replace a small file so that a reader sees the old or the new one, never half."""
-    partial = file.with_name(file.name + PARTIAL)
-    with partial.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)
 
 
 def empty_folder(folder: Path) -> None:

@@ -1,0 +1,19 @@
+"""Small files that are whole or not there; needs no torch."""
+
+import os
+from pathlib import Path
+
+PARTIAL = ".partial"  # how the names of unfinished files end, and those of folders begin
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Replace a small file so that a reader sees the old or the new one, never half."""
+    partial = file.with_name(file.name + PARTIAL)
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
