@@ -1,4 +1,4 @@
-# make demo: distil the embedded FLUX teacher, sample, measure, and leave a picture and a table.
+# make demo: distil the embedded FLUX teacher, sample, measure, and leave a picture, a table, a report.
 # make demo-all: the five recipes on their embedded teachers, and one table of all.
 # make test: the test suite.  All make their own virtual environment in $(VENV) and install first.
 PYTHON ?= python3
@@ -30,9 +30,15 @@ demo: $(INSTALLED)
 	$(BIN)/python scripts_flux/test_flux_senseflow.py --flux_ckpt $(TINY)/pipeline \
 		--checkpoint $(RUN)/run --prompts_file $(RUN)/data/prompts_heldout.txt \
 		--num_prompts 16 --batch_size 16 --output_dir $(RUN)/images
+	$(BIN)/python scripts_flux/test_flux_senseflow.py --flux_ckpt $(TINY)/pipeline --teacher \
+		--height 32 --width 32 --prompts_file $(RUN)/data/prompts_heldout.txt \
+		--num_prompts 16 --batch_size 16 --output_dir $(RUN)/images_teacher
+	$(BIN)/python -m senseflow.report $(RUN)/run --output $(RUN)/report.html \
+		--teacher_images $(RUN)/images_teacher --student_images $(RUN)/images
 	$(BIN)/python -m senseflow.tiny.measure --pipeline $(TINY)/pipeline --common assets/tiny/common \
 		--student student=$(RUN)/run --seeds 2 --threads $(PROCESSES) --output $(RUN)/report
 	@echo "the table: $(RUN)/report/table.md   the picture: $(RUN)/report/comparison.png"
+	@echo "the report of the run: $(RUN)/report.html"
 
 demo-all: export CUDA_VISIBLE_DEVICES =
 demo-all: $(INSTALLED)
@@ -54,10 +60,10 @@ demo-all: $(INSTALLED)
 	@echo "the table: $(RUN)/all/table.md   the picture: $(RUN)/all/comparison.png"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -m '' -n $(PROCESSES) --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

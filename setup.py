@@ -44,6 +44,7 @@ setup(
             "torch-fidelity>=0.4",
             "torchmetrics>=1.9",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
             "mypy>=1.14",
             "types-PyYAML",

@@ -13,6 +13,7 @@ from senseflow.evaluation.comparison import PUBLISHED, compare
 from senseflow.evaluation.entries import Result, check_result, merge, read_results
 from senseflow.evaluation.official import read_geneval, read_t2i_compbench
 from senseflow.evaluation.rendering import html_fragment, html_page, markdown
+from senseflow.files import write_whole
 from senseflow.sampling.cli import check_output
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,6 @@ def run(args: argparse.Namespace) -> None:
         "table.md": markdown(table),
         "table.html": html_page(table),
     }
-    from senseflow.engine.disk import write_whole  # torch, seconds
-
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         write_whole(args.output_dir / name, text)
