@@ -10,11 +10,13 @@ import pytest
 import yaml
 from PIL import Image
 
+from senseflow.engine.build import check
 from senseflow.engine.stop import StopRequest
 from senseflow.tiny import ablate, ablation, trial
 from senseflow.tiny.ablation import Ablation
 from senseflow.tiny.findings import spread, teacher_lines
 from senseflow.tiny.study import load_study, places_of, quick
+from senseflow.trainer.recipes import RECIPES
 
 STUDY = Path("configs/ablation.yaml")
 FLUX = "configs/FLUX/flux_senseflow_tiny.yaml"
@@ -227,3 +229,12 @@ def test_quick_takes_less_than_three_minutes(tmp_path):
     for table in load_study(STUDY).tables.values():
         assert table.title in report
         assert all(f"| {row} |" in report for row in table.cells)
+
+
+def test_the_kept_error_curves_are_of_the_embedded_teachers(done):
+    study = load_study(STUDY)
+    places = places_of(study)
+    for teacher in study.tables["midpoint"].teachers:
+        config = places["midpoint", teacher, "by error", 0].config(done[1] / "data" / "data.json")
+        check(config, RECIPES[config.recipe].family)
+        assert config.isg.midpoint == "error"
