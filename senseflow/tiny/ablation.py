@@ -1,5 +1,6 @@
 """Runs the trials of a study in worker processes, a thread each, and reports what they found."""
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -86,9 +87,14 @@ class Ablation:
 
     def run(self, num_workers: int) -> None:
         """Everything that has no result yet; raises ValueError when a trial fails."""
-        began = time.monotonic()
         quiet_libraries()
         self.output.mkdir(parents=True, exist_ok=True)
+        with alone(self.output / "lock"):
+            self.run_alone(num_workers)
+
+    def run_alone(self, num_workers: int) -> None:
+        """The same, with the output to itself."""
+        began = time.monotonic()
         data = self.output / "data" / "data.json"
         if not data.is_file():
             write_dataset(data.parent, NUM_DATA, seed=0)
@@ -157,6 +163,17 @@ class Ablation:
         """Remove the training states, which nothing goes on from any more."""
         for trial in self.trials():
             shutil.rmtree(self.folder(trial) / "run" / "checkpoints", ignore_errors=True)
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Raise ValueError while another process is in this block; the end of a process ends it."""
+    with file.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another command is at work in {file.parent}") from None
+        yield
 
 
 @contextmanager

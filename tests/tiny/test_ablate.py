@@ -206,6 +206,14 @@ def test_wrong_flags_are_said_in_one_line(tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
+def test_two_commands_do_not_work_in_one_folder(done, capsys):
+    file, output = done
+    with ablation.alone(output / "lock"):
+        assert ablate.main(["--study", str(file), "--output", str(output)]) == 2
+    assert f"another command is at work in {output}" in capsys.readouterr().err
+    assert ablate.main(["--study", str(file), "--output", str(output)]) == 0
+
+
 def test_spread_is_the_sample_deviation():
     assert spread([1.0, 3.0]) == "2.0 ± 1.4" and spread([2.0]) == "2.0"
 
