@@ -26,7 +26,7 @@ Ctrl-C loses one batch at most: the same command goes on. So does one with more 
 On several GPUs: torchrun --nproc-per-node 8 -m senseflow.reconstruction_error CONFIG ...
 """
 EXAMPLES = """examples:
-  python -m senseflow.reconstruction_error configs/FLUX/flux_senseflow_tiny.yaml
+  python -m senseflow.reconstruction_error configs/FLUX/flux_senseflow.yaml
   python -m senseflow.reconstruction_error configs/sdxl/sdxl_senseflow.yaml --guidance 1 --guidance 8 \\
       --num_samples 1000 --output runs/xi paths.dataset=/path/to/lmdb
 """  # noqa: E501

@@ -262,7 +262,7 @@ def _compared_with(comparison: Comparison) -> str:
     own = sum(setting.own for setting in comparison.settings)
     words = f"{differing} of {len(comparison.settings)} values differ from {published.name}"
     if start != published:
-        words += f"; {own} of them, marked, also from {start.name}, the embedded teacher's"
+        words += f"; {own} of them, marked, also from {start.name}"
     else:
         words += " and are marked"
     return f'<p class="lead">{escape(words)}.</p>'

@@ -8,8 +8,6 @@ import yaml
 
 from senseflow.sampling.plan import ROOT
 
-TINY = "_tiny.yaml"
-
 Tree = dict[str, Any]
 
 
@@ -37,12 +35,12 @@ class Comparison:
 def compare(config: Tree, configs: Path = ROOT / "configs") -> Comparison:
     """Compare a run's configuration with its recipe's YAMLs in `configs`.
 
-    A run of an embedded teacher differs from the published YAML in what its own YAML (*_tiny.yaml)
-    changes; only what differs from the nearer of both is the run's own.
+    The published YAML of a recipe has its name; others of the recipe may stand beside it, and only
+    what differs from the nearest of them is the run's own.
     """
     recipes = _recipes(configs, config.get("recipe"))
     leaves = leaves_of(config)
-    published = next((file for file in recipes if not file.name.endswith(TINY)), None)
+    published = next((file for file in recipes if file.stem == config.get("recipe")), None)
     start = min(
         recipes, key=lambda file: (_distance(leaves, recipes[file]), file.name), default=None
     )
