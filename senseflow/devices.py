@@ -10,13 +10,20 @@ def find_device(name: str | None) -> torch.device:
 
     Raises ValueError for a device that is not there.
     """
+    own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # this rank's
     if name is None:
-        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        name = gpu if torch.cuda.is_available() else "cpu"
+        name = own if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(own if name == "cuda" else name)
     except RuntimeError as error:
         raise ValueError(f"--device {name} is not a device: {error}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
+    if device.type == "meta":
+        raise ValueError("--device meta holds no numbers")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device {name} cannot be used: {reason}") from error
     return device

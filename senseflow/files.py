@@ -8,7 +8,7 @@ PARTIAL = ".partial"  # how the names of unfinished files end, and those of fold
 
 def write_whole(file: Path, text: str) -> None:
     """Replace a small file so that a reader sees the old or the new one, never half."""
-    partial = file.with_name(file.name + PARTIAL)
+    partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")  # each process its own
     try:
         with partial.open("w", encoding="utf-8") as stream:
             stream.write(text)

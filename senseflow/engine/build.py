@@ -1,6 +1,7 @@
 """From a recipe and its configuration to a run: networks sharded on their device, data, export."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +24,22 @@ from senseflow.discriminators import (
     VFMDiscriminator,
 )
 from senseflow.engine.agreement import require_equal
+from senseflow.engine.checkpoint import complete_checkpoints
 from senseflow.engine.config import Config, Dtype, PathsConfig
 from senseflow.engine.disk import HostGroup, share_folder
 from senseflow.engine.ema import Ema
 from senseflow.engine.error_file import read_curve
 from senseflow.engine.export import Layout, StudentExport
-from senseflow.engine.initial import Initial, begun_with, identity, open_initial, reader
+from senseflow.engine.initial import (
+    Choose,
+    Initial,
+    begun_with,
+    identity,
+    newest,
+    newest_undamaged,
+    open_initial,
+    reader,
+)
 from senseflow.engine.loop import Run
 from senseflow.engine.optim import Trained
 from senseflow.engine.parallel import (
@@ -52,6 +63,8 @@ from senseflow.models.vfm_discriminator import FrozenBackbone, Heads, PromptEnco
 from senseflow.models.weights import Stored
 from senseflow.sampling.student import StudentCard, base_fingerprint
 from senseflow.state import Discriminator, Distillation
+
+logger = logging.getLogger(__name__)
 
 
 def check(config: Config, family: TeacherFamily) -> None:
@@ -115,7 +128,8 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
     error_curve = read_error_curve(config, family)
     require_equal({**what_is_shared(config, family, dataset), "isg.error_curve": error_curve})
     ranks = start_ranks(config.parallel.replicas)
-    share_folder(folder, HostGroup(ranks))
+    host = HostGroup(ranks)
+    share_folder(folder, host)
     build = partial(build_network, config=config, ranks=ranks)
     adapter = family.load_adapter(settings, ranks.device, build)
     if config.parallel.activation_checkpointing:
@@ -123,7 +137,7 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
     anchors = family.anchors(settings, config.anchors.times)
     check_times(config, adapter.path, anchors)
     optimizer = config.optimizer
-    initial = initial_of(config)
+    initial = choose_initial(config, folder, host)
     generator, fake_score = (
         build(begun_with(initial, name, family.student(settings)))
         for name in ("generator", "fake_score")
@@ -348,9 +362,18 @@ def fill_heads(
     fill_shards(heads, reader(known, heads, drawn) if known else drawn, ranks.device)
 
 
-def initial_of(config: Config) -> Initial:
+def initial_of(config: Config, choose: Choose = newest) -> Initial:
     """What the run begins with in the teacher's place."""
-    return open_initial(Path(config.paths.initial)) if config.paths.initial else {}
+    return open_initial(Path(config.paths.initial), choose) if config.paths.initial else {}
+
+
+def choose_initial(config: Config, folder: Path, host: HostGroup) -> Initial:
+    """The same, checked for damage unless the run goes on from a checkpoint of its own."""
+    begins = not host.on_main(lambda: complete_checkpoints(folder / "checkpoints"))
+    initial = initial_of(config, partial(newest_undamaged, host=host) if begins else newest)
+    if initial and begins and host.is_main:
+        logger.info("beginning with %s of %s", ", ".join(initial), config.paths.initial)
+    return initial
 
 
 def export(config: Config, family: TeacherFamily, dtype: Dtype) -> StudentExport:

@@ -263,21 +263,33 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step_*") if (p / MANIFEST).is_file())
 
 
-def find_checkpoint(path: Path) -> tuple[Path, int]:
-    """Folder and iteration of a checkpoint, or of the newest undamaged one of a run."""
-    if not path.is_dir():
-        raise ValueError(f"{path} is not a run folder or checkpoint: there is no such folder")
-    is_step = path.parent.name == "checkpoints"
-    found = [path] if is_step else complete_checkpoints(path / "checkpoints")
+Damage = Callable[[Path, dict[str, Any]], str | None]  # of a folder with its manifest
+
+
+def find_checkpoint(path: Path, damage: Damage | None = None) -> tuple[Path, int]:
+    """Folder and iteration of a checkpoint, or of the newest undamaged one of a run.
+
+    damage: what is wrong with one; by default every file is read.
+    """
+    found, is_step = checkpoints_of(path), path.parent.name == "checkpoints"
     for folder in reversed(found):
         manifest = read_manifest(folder)
-        damage = damage_in(folder, manifest)
-        if damage is None:
+        wrong = (damage or damage_in)(folder, manifest)
+        if wrong is None:
             return folder, manifest["iteration"]
         if is_step:
-            raise ValueError(f"checkpoint {folder} is damaged or not complete: {damage}")
-        logger.warning("checkpoint %s is damaged (%s): using the one before", folder, damage)
+            raise ValueError(f"checkpoint {folder} is damaged or not complete: {wrong}")
+        logger.warning("checkpoint %s is damaged (%s): using the one before", folder, wrong)
     raise ValueError(f"{path} holds no complete checkpoint in {path / 'checkpoints'}")
+
+
+def checkpoints_of(path: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first, or the one that `path` is."""
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a run folder or checkpoint: there is no such folder")
+    return (
+        [path] if path.parent.name == "checkpoints" else complete_checkpoints(path / "checkpoints")
+    )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -287,6 +299,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return {"iteration": int(manifest["iteration"]), "files": dict(manifest["files"])}
     except (ValueError, KeyError, TypeError, OSError) as error:
         return {"damage": f"{MANIFEST} cannot be read: {error!r}"}
+
+
+def unreadable(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """What is wrong with a checkpoint's manifest and list of tensors, without its other files."""
+    names = [name for name in manifest.get("files", []) if name.startswith(".")]
+    return damage_in(folder, manifest, lambda _: names)
 
 
 def damage_in(

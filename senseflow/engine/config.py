@@ -342,7 +342,7 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> Config:
 def read_strictly(cls: type[T], path: Path, overrides: list[str] | None = None) -> T:
     """A YAML file as a tree of frozen dataclasses; see `load_config`."""
     if not path.is_file():
-        raise ValueError(f"config file not found: {path}")
+        raise ValueError(f"config file not found: {path}{' is a folder' * path.is_dir()}")
     try:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

@@ -9,11 +9,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from senseflow.engine.checkpoint import OpenCheckpoint, find_checkpoint
+from senseflow.engine.checkpoint import (
+    MANIFEST,
+    OpenCheckpoint,
+    damage_in,
+    find_checkpoint,
+    unreadable,
+)
+from senseflow.engine.disk import HostGroup
 from senseflow.models.networks import NetworkSource
 from senseflow.models.weights import Stored, Weights
 from senseflow.sampling.student import find_student, open_weights
@@ -21,9 +29,29 @@ from senseflow.sampling.student import find_student, open_weights
 TRAINED = ("generator", "fake_score", "discriminator")
 
 Initial = dict[str, Weights]  # of each network by name, of those there are
+Choose = Callable[[Path], Path]  # the checkpoint that a run folder or checkpoint stands for
 
 
-def open_initial(path: Path) -> Initial:
+def newest(path: Path) -> Path:
+    """The newest checkpoint with a good list of tensors; what it holds is not read."""
+    return find_checkpoint(path, unreadable)[0]
+
+
+def newest_undamaged(path: Path, host: HostGroup) -> Path:
+    """The newest undamaged one; every rank reads a share of the files, and all choose alike."""
+
+    def damage(folder: Path, manifest: dict[str, Any]) -> str | None:
+        share = partial(_share_of, host)
+        return host.first(damage_in(folder, manifest, share))
+
+    return find_checkpoint(path, damage)[0]
+
+
+def _share_of(host: HostGroup, names: list[str]) -> list[str]:
+    return names[host.rank :: host.world_size]
+
+
+def open_initial(path: Path, choose: Choose = newest) -> Initial:
     """The networks of a run folder or checkpoint; of a student in any form, the generator alone.
 
     Tensors are read when asked for. Raises ValueError when the path is none of these. A checkpoint
@@ -36,7 +64,7 @@ def open_initial(path: Path) -> Initial:
         )
     if not is_run(path):
         return {"generator": open_weights(find_student(path).weights)}
-    folder, _ = find_checkpoint(path)
+    folder = choose(path)
     stored = OpenCheckpoint(folder)
     found = {}
     for name in TRAINED:
@@ -70,7 +98,7 @@ def is_run(path: Path) -> bool:
 def identity(path: Path) -> str:
     """A digest that differs for other networks: of the manifest, or of the student's file list."""
     if is_run(path):
-        return hashlib.sha256((find_checkpoint(path)[0] / "manifest.json").read_bytes()).hexdigest()
+        return hashlib.sha256((newest(path) / MANIFEST).read_bytes()).hexdigest()
     file = find_student(path).weights
     with file.open("rb") as stream:
         return hashlib.sha256(f"{file.stat().st_size}".encode() + stream.read(2**20)).hexdigest()

@@ -32,6 +32,10 @@ class FeatureStatistics:
     def update(self, features: torch.Tensor) -> None:
         """Add `features` (N, D), of any floating type and device."""
         features = features.detach().double().cpu()
+        if not features.isfinite().all():
+            raise ValueError(
+                "features of images are not finite: the images, or the network, are not"
+            )
         self.num += len(features)
         self.total += features.sum(0)
         self.outer += features.T @ features

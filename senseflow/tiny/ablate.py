@@ -18,7 +18,6 @@ from senseflow.commands import Parser, exit_status
 logger = logging.getLogger("senseflow")
 
 STUDY = Path("configs/ablation.yaml")
-NUM_DATA = 4000
 EXAMPLES = """examples:
   python -m senseflow.tiny.ablate --output runs/ablation
   python -m senseflow.tiny.ablate --quick --output /tmp/quick

@@ -29,7 +29,7 @@ from senseflow.tiny.study import Place, Study, Trial, load_study, places_of, qui
 from senseflow.tiny.trial import (
     STRIP,
     measure_teacher,
-    ruler_of,
+    ruler_for,
     run_trial,
     teacher_rows,
     teacher_strip,
@@ -67,8 +67,8 @@ class Ablation:
         """Every trial once, those that others go on from first."""
         seen: dict[str, Trial] = {}
         for trial in self.places.values():
-            for each in (trial.after, trial) if trial.after else (trial,):
-                seen.setdefault(each.key, each)
+            for each in reversed(list(chain(trial))):
+                seen.setdefault(each.name, each)
         return list(seen.values())
 
     def folder(self, trial: Trial) -> Path:
@@ -76,14 +76,21 @@ class Ablation:
 
     def pending(self) -> list[Trial]:
         """Trials without a result, and those whose state a pending one goes on from."""
-        without = {t.key for t in self.trials() if not (self.folder(t) / "result.json").is_file()}
-        needed = {t.after.key for t in self.trials() if t.after and t.key in without}
-        return [
-            t
-            for t in self.trials()
-            if t.key in without
-            or (t.key in needed and not (self.folder(t) / "run" / "checkpoints").is_dir())
-        ]
+        pending: dict[str, Trial] = {}
+        for trial in reversed(self.trials()):  # those that go on from others first
+            needed = any(t.after and t.after.name == trial.name for t in pending.values())
+            if not self.is_done(trial) or (needed and not self.has_state(trial)):
+                pending[trial.name] = trial
+        return [trial for trial in self.trials() if trial.name in pending]
+
+    def is_done(self, trial: Trial) -> bool:
+        return (self.folder(trial) / "result.json").is_file()
+
+    def has_state(self, trial: Trial) -> bool:
+        """Whether another can go on from it, or it diverged and none ever can."""
+        folder = self.folder(trial)
+        result = json.loads((folder / "result.json").read_text())
+        return result["diverged"] is not None or (folder / "run" / "checkpoints").is_dir()
 
     def run(self, num_workers: int) -> None:
         """Everything that has no result yet; raises ValueError when a trial fails."""
@@ -91,6 +98,7 @@ class Ablation:
         self.output.mkdir(parents=True, exist_ok=True)
         with alone(self.output / "lock"):
             self.run_alone(num_workers)
+            self.tidy()
 
     def run_alone(self, num_workers: int) -> None:
         """The same, with the output to itself."""
@@ -113,7 +121,7 @@ class Ablation:
     def work(self, pending: list[Trial], num_workers: int, bar: tqdm) -> None:
         """Trials in their order, each once what it goes on from is done."""
         waiting = list(pending)
-        left = {trial.key for trial in pending}
+        left = {trial.name for trial in pending}
         running: dict[Future, str] = {}
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(num_workers, context, start_worker) as pool:
@@ -121,17 +129,17 @@ class Ablation:
                 for trial in self.unmeasured_teachers():
                     running[pool.submit(run_teacher, trial, self.output)] = trial.teacher
                 while waiting or running:
-                    for trial in [t for t in waiting if not (t.after and t.after.key in left)]:
+                    for trial in [t for t in waiting if not (t.after and t.after.name in left)]:
                         if len(running) >= num_workers:
                             break
                         waiting.remove(trial)
-                        running[pool.submit(run_one, trial, self.output)] = trial.key
+                        running[pool.submit(run_one, trial, self.output)] = trial.name
                     finished, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in finished:
-                        key = running.pop(future)
+                        name = running.pop(future)
                         future.result()
-                        bar.update(key in left)
-                        left.discard(key)
+                        bar.update(name in left)
+                        left.discard(name)
             except BrokenProcessPool as error:
                 raise ValueError(
                     "a worker was killed (often: out of memory); fewer --workers, or run again"
@@ -155,14 +163,21 @@ class Ablation:
 
     def report(self) -> None:
         """Write report.md, results.json, curves and pictures of what is done."""
+        if not self.output.is_dir():
+            raise ValueError(f"--output {self.output}: nothing there to report")
         write_report(self.study, self.places, self.output)
-        if not self.pending():
-            self.tidy()
 
     def tidy(self) -> None:
         """Remove the training states, which nothing goes on from any more."""
         for trial in self.trials():
             shutil.rmtree(self.folder(trial) / "run" / "checkpoints", ignore_errors=True)
+
+
+def chain(trial: Trial) -> Iterator[Trial]:
+    """A trial, the one it goes on from, and so on."""
+    yield trial
+    if trial.after:
+        yield from chain(trial.after)
 
 
 @contextmanager
@@ -208,8 +223,7 @@ def run_one(trial: Trial, output: Path) -> None:
 
 def run_teacher(trial: Trial, output: Path) -> None:
     """In a worker: what the trial's teacher measures by itself."""
-    config = trial.config(output / "data" / "data.json")
-    ruler = ruler_of(Path(config.paths.pretrained_model), trial.num_prompts, output / "references")
+    ruler = ruler_for(trial, output, trial.config(output / "data" / "data.json"))
     rows, file = measure_teacher(ruler), teacher_rows(trial, output)
     save_whole(teacher_strip(ruler), file.with_name(STRIP))
     write_whole(file, json.dumps(rows, indent=1) + "\n")

@@ -75,9 +75,9 @@ def write_report(study: Study, places: dict[Place, Trial], output: Path) -> None
 
 def heading(findings: Findings) -> str:
     """How many trials, seeds and minutes."""
-    trials = {trial.key for trial in findings.places.values()}
-    distinct = {findings.places[p].key: r for p, r in findings.results.items()}
-    seconds = sum(sum(result["cpu_s"].values()) for result in distinct.values())
+    trials = {trial.name for trial in findings.places.values()}
+    distinct = {findings.places[p].name: r for p, r in findings.results.items()}
+    seconds = sum(result["cpu_s"] for result in distinct.values())
     file = findings.output / "time.json"
     wall = json.loads(file.read_text())["wall_s"] if file.is_file() else 0
     return (
@@ -97,25 +97,30 @@ def table_of(findings: Findings, name: str, teacher: str) -> str:
     for row in findings.study.tables[name].cells:
         results = findings.of_row(name, teacher, row)
         lines.append("| " + " | ".join([row, *row_cells(results)]) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + floor_of(findings.teachers.get(teacher, {}))
 
 
 def teacher_lines(rows: dict[str, dict[str, float]]) -> list[tuple[str, list[str]]]:
-    """The teacher at few steps with each sampler, at many, and untrained, in the columns."""
+    """The teacher at few steps with each sampler, and the untrained student, in the columns."""
     own = {label: row for label, row in rows.items() if label.startswith("teacher")}
-    samplers = dict.fromkeys(label.split(", ")[2] for label in own if label.count(", ") == 2)
+    samplers = list(dict.fromkeys(k.split(", ")[2] for k in own if k.count(", ") == 2))
     lines = []
     for sampler in samplers:
         labels = [f"teacher, {num} steps, {sampler}" for num in NUM_STEPS[:-1]]
-        labels.append("teacher, 1 step")  # where all samplers are the same
+        labels += ["teacher, 1 step"] if sampler == samplers[-1] else [""]  # measured with the last
         cells = [cell([own[label]]) if label in own else "" for label in labels]
         lines.append((f"teacher, {sampler}", [*cells, ""]))
     for label, row in rows.items():
-        if label == f"teacher, {TEACHER_STEPS} steps":
-            lines.append((f"{label} (the floor)", ["", cell([row]), "", "", ""]))
         if label.startswith("untrained"):
             lines.append(("before training", ["", cell([row]), "", "", ""]))
     return lines
+
+
+def floor_of(rows: dict[str, dict[str, float]]) -> str:
+    """What the teacher's many steps measure when they are drawn once more."""
+    many = rows.get(f"teacher, {TEACHER_STEPS} steps")
+    said = f"The teacher's {TEACHER_STEPS} steps, drawn once more with other noise"
+    return f"\n{said}: {cell([many])}.\n" if many else ""
 
 
 def row_cells(results: list[dict[str, Any]]) -> list[str]:
@@ -129,7 +134,7 @@ def row_cells(results: list[dict[str, Any]]) -> list[str]:
     diverged = sum(result["diverged"] is not None for result in results)
     if diverged:
         cells[1] += f" ({diverged} of {len(results)} diverged)"
-    minutes = statistics.mean(sum(result["cpu_s"].values()) for result in results) / 60
+    minutes = statistics.mean(result["cpu_s"] for result in results) / 60
     gaps = [100 * result["gap"] for result in results if "gap" in result]
     gap = spread(gaps, digits=2) if gaps else ""
     return [*cells, gap, str(results[0]["updates"]), f"{minutes:.1f}"]
@@ -174,9 +179,9 @@ def draw_panel(findings: Findings, name: str, teacher: str, axis: Axes) -> None:
         curves = [result["curve"] for result in findings.of_row(name, teacher, row)]
         if not curves:
             continue
-        length = min(map(len, curves))
-        steps = [point["iteration"] for point in curves[0][:length]]
-        values = [[curve[i]["fid_t"] for curve in curves] for i in range(length)]
+        by_iteration = [{point["iteration"]: point["fid_t"] for point in c} for c in curves]
+        steps = sorted(set.intersection(*map(set, by_iteration)))  # those that every seed reached
+        values = [[curve[step] for curve in by_iteration] for step in steps]
         colour, x = f"C{number % 10}", [0] * len(start) + steps
         axis.plot(x, start + [statistics.mean(v) for v in values], color=colour, label=row,
                   linestyle="-" if number < 10 else "--")  # fmt: skip
@@ -189,6 +194,7 @@ def draw_panel(findings: Findings, name: str, teacher: str, axis: Axes) -> None:
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("{x:g}")
     axis.set_xlabel("iterations")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_title(teacher)
     axis.grid(alpha=0.2, which="both")
 

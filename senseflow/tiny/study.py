@@ -10,10 +10,12 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from senseflow.engine.config import Config, load_config, read_strictly
+from senseflow.sampling.student import base_fingerprint
 from senseflow.trainer.recipes import RECIPES
 
 Overrides = dict[str, Any]  # key.sub: value
@@ -61,6 +63,8 @@ class Study:
         if not self.seeds or self.num_prompts < 2:
             raise ValueError("at least one of seeds, and num_prompts of 2 or more")
         for name, table in self.tables.items():
+            if not table.cells or not table.teachers:
+                raise ValueError(f"tables.{name}: cells and teachers must name at least one each")
             unknown = [t for t in table.teachers if t not in self.teachers]
             for row, cell in table.cells.items():
                 unknown += [t for t in cell.teachers if t not in self.teachers]
@@ -80,7 +84,8 @@ class Trial:
     overrides: tuple[str, ...]  # key.sub=value, but for the data and what it goes on from
     num_prompts: int
     seed: int
-    key: str  # of everything the result depends on
+    fingerprint: str  # of the teacher's weights
+    key: str = ""  # of everything the result depends on
     after: "Trial | None" = None
 
     @property
@@ -92,6 +97,11 @@ class Trial:
     def teacher_slug(self) -> str:
         """The teacher's name in files."""
         return slug(self.teacher)
+
+    @property
+    def ruler(self) -> str:
+        """The name of what its teacher measures by itself, and of its reference pictures."""
+        return f"{self.teacher_slug}_{self.fingerprint[:8]}_{self.num_prompts}"
 
     def config(self, dataset: Path, initial: Path | None = None) -> Config:
         """The configuration of its run: on this data, from this run if it goes on from one."""
@@ -168,14 +178,24 @@ def trial_of(
     study: Study, teacher: str, recipe: str, changes: Overrides, seed: int, after: Trial | None
 ) -> Trial:
     """The trial of one cell with one seed."""
+    own = {"train.seed", "paths.dataset", "paths.initial"} & changes.keys()
+    if own:
+        raise ValueError(f"{own.pop()} is the ablation's own: seeds, its pictures, a row's `after`")
     changes = changes | {"train.seed": seed}
     overrides = tuple(f"{key}={json.dumps(value)}" for key, value in sorted(changes.items()))
     file = study.teachers[teacher].config
-    trial = Trial(teacher, recipe, file, overrides, study.num_prompts, seed, "", after)
-    settings = not_default(trial.config(Path("data.json")))
-    depends = [settings, study.num_prompts, after.key if after else None]
+    trial = Trial(teacher, recipe, file, overrides, study.num_prompts, seed, "", after=after)
+    config = trial.config(Path("data.json"))
+    fingerprint = weights_of(config.paths.pretrained_model, RECIPES[recipe].family.component)
+    depends = [not_default(config), study.num_prompts, fingerprint, after.key if after else None]
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:10]
-    return dataclasses.replace(trial, key=key)
+    return dataclasses.replace(trial, fingerprint=fingerprint, key=key)
+
+
+@lru_cache
+def weights_of(pipeline: str, component: str) -> str:
+    """The fingerprint of a teacher's weights."""
+    return base_fingerprint(Path(pipeline) / component)
 
 
 def not_default(settings: Any) -> dict[str, Any]:

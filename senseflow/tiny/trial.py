@@ -7,6 +7,7 @@ trials/NAME/pictures.png   the first pictures of the last student
 
 import dataclasses
 import json
+import os
 import shutil
 import time
 from functools import lru_cache
@@ -60,20 +61,25 @@ class Ruler:
 
 
 @lru_cache(maxsize=4)
-def ruler_of(pipeline: Path, num_prompts: int, store: Path) -> Ruler:
-    """The ruler of a teacher; its reference is kept in the folder `store`."""
+def ruler_of(pipeline: Path, num_prompts: int, file: Path) -> Ruler:
+    """The ruler of a teacher; the features of its reference are kept in `file`."""
     sampler = Sampler(pipeline, mixed_prompts(num_prompts))
     judge = Judge.load(JUDGE)
-    file = store / f"{pipeline.parent.name}_{num_prompts}.pt"
     if not file.is_file():
         own = Method("teacher", TEACHER_STEPS, sampler.family.teacher_samplers[0])
         features = judge.features(sampler.draw(own, REFERENCE_SEED))
-        store.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")  # workers may come to it at once
         torch.save(features, partial)
         partial.replace(file)
     features = torch.load(file, weights_only=True)
     return Ruler(sampler, judge, FeatureStatistics.of(features))
+
+
+def ruler_for(trial: Trial, output: Path, config: Config) -> Ruler:
+    """The ruler of a trial's teacher."""
+    file = output / "references" / f"{trial.ruler}.pt"
+    return ruler_of(Path(config.paths.pretrained_model), trial.num_prompts, file)
 
 
 def measure_teacher(ruler: Ruler) -> dict[str, Row]:
@@ -103,38 +109,54 @@ def measure_student(ruler: Ruler, student: Path) -> dict[str, Row]:
 def run_trial(trial: Trial, output: Path, stop: StopRequest) -> bool:
     """Train and measure; False when it was stopped before its end, and goes on when called again.
 
-    A loss that is not finite ends the training, not the trial: that is a result.
+    A loss that is not finite ends the training, not the trial: that is a result, and one for the
+    trials that go on from it.
     """
     folder = output / "trials" / trial.name
+    began = time.process_time()
+    cause = diverged_before(trial, output)
     config = trial.config(output / "data" / "data.json", initial_of(trial, output))
-    before = time.process_time()
-    diverged = train(config, folder / "run", stop)
-    trained = time.process_time()
+    diverged = cause or train(config, folder / "run", stop)
+    result: dict[str, Any] = {"trial": dataclasses.asdict(trial), "diverged": diverged}
+    if not stop.reason:
+        ruler = ruler_for(trial, output, config)
+        students = students_of(folder / "run", config)
+        result |= {"curve": curve(ruler, students), "rows": {}}
+        if students:
+            last = students[max(students)]
+            result["rows"] = measure_student(ruler, last)
+            save_whole(strip(ruler, "student", ruler.sampler.family.recipe_sampler), folder / STRIP)
+        result |= figures(folder / "run", config)
+    result["cpu_s"] = add_time(folder / "cpu_s", time.process_time() - began)
     if stop.reason:
         return False
-    ruler = ruler_of(Path(config.paths.pretrained_model), trial.num_prompts, output / "references")
-    result: dict[str, Any] = {
-        "trial": dataclasses.asdict(trial),
-        "diverged": diverged,
-        "curve": curve(ruler, folder / "run", config),
-        "rows": {},
-    }
-    students = students_of(folder / "run")
-    if students:
-        result["rows"] = measure_student(ruler, students[-1])
-        save_whole(strip(ruler, "student", ruler.sampler.family.recipe_sampler), folder / STRIP)
-    result |= figures(folder / "run", config)
-    result["cpu_s"] = {"train": trained - before, "measure": time.process_time() - trained}
-    for student in students[:-1]:
-        shutil.rmtree(student)
     write_whole(folder / "result.json", json.dumps(result, indent=1) + "\n")
+    for iteration, student in students.items():
+        if iteration < max(students):
+            shutil.rmtree(student)
     return True
+
+
+def diverged_before(trial: Trial, output: Path) -> str | None:
+    """Why there is nothing to go on from; None where there is, or need not be."""
+    if not trial.after:
+        return None
+    before = json.loads((output / "trials" / trial.after.name / "result.json").read_text())
+    return before["diverged"] and f"the run it goes on from: {before['diverged']}"
+
+
+def add_time(file: Path, seconds: float) -> float:
+    """The processor's seconds of a trial, over all processes that worked on it."""
+    before = float(file.read_text()) if file.is_file() else 0.0
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, f"{before + seconds:.3f}\n")
+    return before + seconds
 
 
 def strip(ruler: Ruler, network: str, sampler: str, num_steps: int = CURVE_STEPS) -> Image.Image:
     """The first pictures of a network, side by side."""
     pictures = ruler.sampler.draw(Method(network, num_steps, sampler), 0, num=NUM_SHOWN)
-    canvas = Image.new("RGB", (NUM_SHOWN * SIZE, SIZE))
+    canvas = Image.new("RGB", (len(pictures) * SIZE, SIZE))
     for place, picture in enumerate(to_pil(pictures)):
         canvas.paste(picture, (place * SIZE, 0))
     return canvas
@@ -147,7 +169,7 @@ def teacher_strip(ruler: Ruler) -> Image.Image:
 
 def teacher_rows(trial: Trial, output: Path) -> Path:
     """Where the measures of a trial's teacher are kept, and its pictures beside them."""
-    return output / "teachers" / f"{trial.teacher_slug}_{trial.num_prompts}" / "rows.json"
+    return output / "teachers" / trial.ruler / "rows.json"
 
 
 def initial_of(trial: Trial, output: Path) -> Path | None:
@@ -167,20 +189,23 @@ def train(config: Config, folder: Path, stop: StopRequest) -> str | None:
     return None
 
 
-def curve(ruler: Ruler, run: Path, config: Config) -> list[Row]:
+def curve(ruler: Ruler, students: dict[int, Path]) -> list[Row]:
     """The measures at 4 steps of every student of a run, by iteration."""
     rows = []
-    for student in students_of(run):
-        iteration = int(student.name.removeprefix("step_"))
+    for iteration, student in students.items():
         ruler.sampler.networks["student"] = load_student(student)
         row = ruler.measure(Method("student", CURVE_STEPS, ruler.sampler.family.recipe_sampler))
         rows.append({"iteration": iteration, **row})
     return rows
 
 
-def students_of(run: Path) -> list[Path]:
-    """The students of a run, by iteration; none if it diverged at once."""
-    return sorted((run / "student").glob("step_*"))
+def students_of(run: Path, config: Config) -> dict[int, Path]:
+    """The students of a run by iteration, none if it diverged at once; of those that it was to
+    save, for a stop saves others."""
+    folders = sorted((run / "student").glob("step_*"))
+    found = {int(folder.name.removeprefix("step_")): folder for folder in folders}
+    train = config.train
+    return {i: f for i, f in found.items() if i % train.save_interval == 0 or i == train.iter_num}
 
 
 def figures(run: Path, config: Config) -> dict[str, float]:

@@ -168,3 +168,24 @@ def test_other_numbers_of_steps_train(data, tmp_path, times):
     overrides = (f"anchors.times={times}", "adversarial.kind=none", "train.iter_num=4")
     run = train(configure(data, *overrides, recipe="sd35_senseflow"), tmp_path)
     assert (run.folder / "student" / "step_0000004").is_dir()
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_what_it_begins_with_is_said(
+    data, tmp_path, caplog
+):
+    first = train(configure(data, "adversarial.kind=none", "train.save_interval=1"), tmp_path / "a")
+    older, newest = sorted((first.folder / "checkpoints").glob("step_*"))
+    file = next(newest.glob("*.distcp"))
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    config = configure(data, "adversarial.kind=none", f"paths.initial={first.folder}")
+    with caplog.at_level("INFO"):
+        run = begin(config, tmp_path / "b")
+    assert "step_0000002 is damaged" in caplog.text and "using the one before" in caplog.text
+    assert f"beginning with generator, fake_score of {first.folder}" in caplog.text
+    older_run = begin(
+        configure(data, "adversarial.kind=none", f"paths.initial={older}"), tmp_path / "c"
+    )
+    assert equal(state(run, "generator"), state(older_run, "generator"))
+    with pytest.raises(ValueError, match="is damaged or not complete"):
+        begin(configure(data, "adversarial.kind=none", f"paths.initial={newest}"), tmp_path / "d")

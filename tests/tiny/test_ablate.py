@@ -14,7 +14,7 @@ from senseflow.engine.build import check
 from senseflow.engine.stop import StopRequest
 from senseflow.tiny import ablate, ablation, trial
 from senseflow.tiny.ablation import Ablation
-from senseflow.tiny.findings import spread, teacher_lines
+from senseflow.tiny.findings import floor_of, spread, teacher_lines
 from senseflow.tiny.study import load_study, places_of, quick
 from senseflow.trainer.recipes import RECIPES
 
@@ -131,26 +131,71 @@ def test_what_is_done_is_kept_and_what_is_lost_is_done_again(done, monkeypatch):
     assert sum(after[f] != before[f] for f in before) == 3
 
 
-def test_a_stopped_trial_goes_on_and_gives_the_same(done, tmp_path, monkeypatch):
-    file, output = done
-    place = ("parts", "FLUX", "no IDA", 0)
-    plan = places_of(load_study(file))[place]
-    shutil.copytree(output / "data", tmp_path / "data")
+class StopsAtOnce(StopRequest):
+    """Asked to stop after the first iteration."""
 
-    class StopsAfter(StopRequest):
-        """Asked to stop once the first student is there."""
+    asked = 0
 
-        @property
-        def reason(self) -> str | None:
-            return "SIGTERM" if list(tmp_path.glob("trials/*/run/student/step_*1")) else None
+    @property
+    def reason(self) -> str | None:
+        self.asked += 1
+        return "SIGTERM" if self.asked > 1 else None
 
-    assert not trial.run_trial(plan, tmp_path, StopsAfter())
-    assert not (tmp_path / "trials" / plan.name / "result.json").exists()
-    assert trial.run_trial(plan, tmp_path, StopRequest())
-    mine = json.loads((tmp_path / "trials" / plan.name / "result.json").read_text())
-    theirs = json.loads((output / "trials" / plan.name / "result.json").read_text())
+
+def test_a_stopped_trial_goes_on_and_gives_the_same(done, tmp_path):
+    """Stopped where it was not to save; its student of that iteration is no part of the curve."""
+    _, output = done
+    overrides = {**SMALL["overrides"], "train.iter_num": 4, "train.save_interval": 2}
+    study = load_study(write(tmp_path, overrides=overrides))
+    plan = places_of(study)["parts", "FLUX", "no IDA", 0]
+    results = []
+    for name, stops in (("stopped", [StopsAtOnce(), StopRequest()]), ("whole", [StopRequest()])):
+        shutil.copytree(output / "data", tmp_path / name / "data")
+        folder = tmp_path / name / "trials" / plan.name
+        ends = [trial.run_trial(plan, tmp_path / name, stop) for stop in stops]
+        assert ends == [False, True][-len(stops) :]
+        assert (folder / "run" / "student" / "step_0000004").is_dir()
+        results.append(json.loads((folder / "result.json").read_text()))
+    stopped, whole = results
+    assert [point["iteration"] for point in stopped["curve"]] == [2, 4]
     for part in ("curve", "rows", "gap"):
-        assert mine[part] == theirs[part]
+        assert stopped[part] == whole[part]
+    assert float((tmp_path / "whole" / "trials" / plan.name / "cpu_s").read_text()) > 0
+
+
+def test_states_are_kept_for_what_goes_on_from_them(done, tmp_path):
+    """a -> b -> c: to do c again where the states are gone, all three are done again."""
+    cells = {
+        "c": {"overrides": {"ida.lam": 0.3}, "after": "b"},
+        "b": {"overrides": {"ida.lam": 0.2}, "after": "a"},
+        "a": {"overrides": {"ida.lam": 0.1}},
+    }
+    table = {"title": "t", "teachers": ["FLUX"], "cells": cells}
+    file = write(tmp_path, tables={"t": table}, seeds=[0])
+    whole = Ablation.open(file, tmp_path / "o", False, None)
+    names = {row: whole.places["t", "FLUX", row, 0].name for row in cells}
+    for row in "ab":
+        folder = tmp_path / "o" / "trials" / names[row]
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text('{"diverged": null}')
+    assert [t.name for t in whole.pending()] == [names[row] for row in "abc"]
+    (tmp_path / "o" / "trials" / names["b"] / "run" / "checkpoints").mkdir(parents=True)
+    assert [t.name for t in whole.pending()] == [names["c"]]
+
+
+def test_a_rebuilt_teacher_is_another(tmp_path, monkeypatch):
+    study = load_study(write(tmp_path))
+    before = places_of(study)["parts", "FLUX", "whole", 0]
+    monkeypatch.setattr("senseflow.tiny.study.weights_of", lambda pipeline, component: "other")
+    after = places_of(study)["parts", "FLUX", "whole", 0]
+    assert after.name != before.name and after.ruler != before.ruler
+
+
+def test_teachers_of_one_configuration_have_trials_of_their_own(tmp_path):
+    teachers = {"FLUX": {"config": FLUX}, "again": {"config": FLUX}}
+    tables = {"t": {"title": "t", "teachers": ["FLUX", "again"], "cells": {"a": {}}}}
+    file = write(tmp_path, teachers=teachers, tables=tables, seeds=[0])
+    assert len(Ablation.open(file, tmp_path / "o", False, None).trials()) == 2
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
@@ -164,6 +209,13 @@ def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
     assert trial.run_trial(plan, tmp_path, StopRequest())
     result = json.loads((tmp_path / "trials" / plan.name / "result.json").read_text())
     assert "not finite" in result["diverged"] and result["rows"] == {} and result["curve"] == []
+    after = places_of(load_study(write(tmp_path)))["steps", "FLUX", "1 step", 0]
+    shutil.move(tmp_path / "trials" / plan.name, tmp_path / "trials" / after.after.name)
+    assert trial.run_trial(after, tmp_path, StopRequest())  # nothing to go on from: that is said
+    result = json.loads((tmp_path / "trials" / after.name / "result.json").read_text())
+    assert result["diverged"].startswith("the run it goes on from: loss/dmd not finite")
+    whole = Ablation.open(tmp_path / "study.yaml", tmp_path, False, ["steps"])
+    assert after.after.name not in {t.name for t in whole.pending()}
 
 
 @pytest.mark.parametrize(
@@ -174,6 +226,8 @@ def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
         ({"teachers": {"SDXL": {"config": FLUX}}}, "tables.parts: no teacher 'FLUX' in teachers"),
         ({"overrides": {"ida.lambda": 1}}, "unknown key ida.lambda; the nearest valid key is"),
         ({"overrides": {"ida.lam": 7}}, "ida.lam: 7.0 is not in"),
+        ({"overrides": {"paths.dataset": "x"}}, "paths.dataset is the ablation's own"),
+        ({"tables": {"t": {"title": "t", "teachers": ["FLUX"], "cells": {}}}}, "at least one each"),
         (
             {"tables": {"t": {"title": "t", "teachers": ["FLUX"],
                               "cells": {"a": {"after": "b"}, "b": {"after": "a"}}}}},
@@ -201,6 +255,8 @@ def test_wrong_flags_are_said_in_one_line(tmp_path, capsys):
         (["--study", file, "--output", str(tmp_path / "taken")], "is a file"),
         (["--study", file, "--output", str(tmp_path / "o"), "--tables", "x"], "has parts, steps"),
         (["--study", file, "--output", str(tmp_path / "o"), "--workers", "0"], "at least 1"),
+        (["--study", file, "--output", str(tmp_path / "o"), "--report"], "nothing there to report"),
+        (["--study", str(tmp_path), "--output", str(tmp_path / "o")], "is a folder"),
     ):
         assert ablate.main(flags) == 2
         assert said in capsys.readouterr().err
@@ -222,10 +278,12 @@ def test_teacher_lines_follow_the_columns():
     row = {"fid_t": 2.0, "all": 0.5}
     labels = ["28 steps", "8 steps, euler", "4 steps, euler", "1 step"]
     rows = {f"teacher, {label}": row for label in labels} | {"untrained, 4 steps, x0": row}
+    rows["teacher, 2 steps, x0"] = row
     lines = dict(teacher_lines(rows))
-    assert lines["teacher, euler"] == ["2.0 · 0.50", "2.0 · 0.50", "", "2.0 · 0.50", ""]
-    assert lines["teacher, 28 steps (the floor)"][1] == "2.0 · 0.50"
+    assert lines["teacher, euler"] == ["2.0 · 0.50", "2.0 · 0.50", "", "", ""]
+    assert lines["teacher, x0"] == ["", "", "2.0 · 0.50", "2.0 · 0.50", ""]
     assert lines["before training"][1] == "2.0 · 0.50"
+    assert "drawn once more with other noise: 2.0 · 0.50" in floor_of(rows)
 
 
 @pytest.mark.long
