@@ -6,12 +6,11 @@ It needs no GPU and no torch, and reads a run that is still training as well as 
 """
 
 import argparse
-import json
 import logging
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from senseflow.commands import Parser, exit_status
 
@@ -22,7 +21,6 @@ logger = logging.getLogger("senseflow")
 
 NUM_STRIPS = 12
 NUM_SAMPLES = 24
-RESULT = ("name", "metric", "value")  # what each of --results must have
 DESCRIPTION = """\
 Write one HTML page of a run folder: its state, the curves of stats.jsonl with warning signals,
 image strips through time, samples of teacher and students side by side, results, and the
@@ -56,15 +54,16 @@ def build_parser() -> Parser:
         "--output", type=Path, metavar="HTML", help="(default: report.html in the run folder)"
     )
     parser.add_argument(
-        "--teacher_images", type=Path, metavar="DIR", help="--output_dir of a sampling script"
-    )
+        "--teacher_images", type=Path, metavar="DIR",
+        help="--output_dir of a sampling script, or a folder that `evaluate generate` filled",
+    )  # fmt: skip
     parser.add_argument(
         "--student_images", type=Path, nargs="+", action="extend", default=[], metavar="DIR",
         help="the same, of the student; any number, such as 4, 2 and 1 steps",
     )  # fmt: skip
     parser.add_argument(
         "--results", type=Path, metavar="JSON",
-        help='a list of {"name": ..., "metric": ..., "value": ..., ...}',
+        help="what `senseflow.evaluate score` or `table` wrote",
     )  # fmt: skip
     parser.add_argument(
         "--num_strips", type=int, default=NUM_STRIPS, help=f"at most this many ({NUM_STRIPS})"
@@ -78,6 +77,7 @@ def build_parser() -> Parser:
 def run(args: argparse.Namespace) -> None:
     """Raises ValueError for what cannot be read, OSError for what cannot be written."""
     # what follows is imported here so that --help is answered at once
+    from senseflow.evaluation.entries import read_results
     from senseflow.files import write_whole
     from senseflow.reporting.page import Report, page
     from senseflow.reporting.page_pictures import collect, unreadable
@@ -114,25 +114,6 @@ def read_pairs(args: argparse.Namespace) -> "Pairs | None":
         return None
     notices: list[str] = []
     return match([read_samples(folder, flag, notices) for flag, folder in named], notices)
-
-
-def read_results(file: Path) -> list[dict[str, Any]]:
-    """A JSON list of objects; raises ValueError unless each has RESULT."""
-    if not file.is_file():
-        raise ValueError(f"--results {file} is not a file")
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"--results {file} is not JSON: {error}") from error
-    if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
-        raise ValueError(
-            f'--results {file} is not a list such as [{{"name": ..., "metric": ..., "value": ...}}]'
-        )
-    for item in results:
-        missing = [key for key in RESULT if key not in item]
-        if missing:
-            raise ValueError(f"--results {file}: {item} has no {', '.join(missing)}")
-    return results
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Weights files of the metrics' models: read as tensors only, and wrong ones named."""
 
+import hashlib
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ DAMAGED = (  # what the readers of weights and configs raise
     SafetensorError,
 )  # fmt: skip
 
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+
 
 @contextmanager
 def reading(source: str | Path) -> Iterator[None]:
@@ -27,6 +33,18 @@ def reading(source: str | Path) -> Iterator[None]:
         raise ValueError(
             f"{source} cannot be loaded, it is damaged or of another kind: {lines[0]}"
         ) from error
+
+
+def digest_of(folder: Path, names: Iterable[str]) -> str:
+    """The beginning of a sha256 of those small files of a folder that are there, and their names.
+
+    Configs, processors and tokenizers change a value as weights do.
+    """
+    digest = hashlib.sha256()
+    for file in (folder / name for name in names):
+        if file.is_file():
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

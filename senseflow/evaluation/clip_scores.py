@@ -15,11 +15,12 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 
-from senseflow.evaluation.checkpoints import fill, read_tensors, reading
+from senseflow.evaluation.checkpoints import TOKENIZER, digest_of, fill, read_tensors, reading
 from senseflow.evaluation.metric import Machine, Metric, Scorer
 from senseflow.evaluation.preprocess import square
 
 LOCAL = "local-dir:"
+CONFIG = "open_clip_config.json"
 NAMES = (  # of a download's files, the one in open_clip's own keys
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pt",
@@ -40,6 +41,14 @@ class Source:
         local = self.name.startswith(LOCAL)
         name = "open_clip " + (LOCAL + Path(self.name).name if local else self.name)
         return name + ", quick GELU" if self.quick_gelu else name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """A folder's config, with its preprocessing, and tokenizer; a name says these itself."""
+        if not self.name.startswith(LOCAL):
+            return {}
+        folder = Path(self.name.removeprefix(LOCAL))
+        return {"config": digest_of(folder, [CONFIG, *TOKENIZER])}
 
 
 def find_source(name: str, weights: Path | None, quick_gelu: bool | None, flag: str) -> Source:
@@ -74,7 +83,7 @@ def find_source(name: str, weights: Path | None, quick_gelu: bool | None, flag: 
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "open_clip_config.json"
+    file = folder / CONFIG
     if not file.is_file():
         raise ValueError(f"{LOCAL}{folder}: {file} is missing")
     try:
@@ -184,7 +193,7 @@ def clip_metric(args: argparse.Namespace) -> Metric[Scorer]:
             score,
         )
 
-    settings = {"prefix": prefix, "resize": side}
+    settings = {"prefix": prefix, "resize": side, **source.settings}
     return Metric("clip", source.model, [source.weights], settings, open_it)
 
 
@@ -203,4 +212,4 @@ def hps_metric(name: str, weights: Path | None, model: str) -> Metric[Scorer]:
         transform: Callable[[Image.Image], Tensor] = image_transform_v2(config, is_train=False)
         return Scorer(describe(config), transform, clip.cosines)
 
-    return Metric(name, source.model, [source.weights], {}, open_it)
+    return Metric(name, source.model, [source.weights], source.settings, open_it)

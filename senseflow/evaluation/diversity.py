@@ -3,6 +3,7 @@
 import argparse
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
-from senseflow.evaluation.checkpoints import fill, read_tensors, reading
+from senseflow.evaluation.checkpoints import digest_of, fill, read_tensors, reading
 from senseflow.evaluation.clip_scores import LOCAL, Clip, describe, find_source
 from senseflow.evaluation.metric import Comparer, Machine, Metric
 from senseflow.evaluation.preprocess import square
@@ -44,7 +45,8 @@ def clip_diversity(args: argparse.Namespace) -> Metric[Comparer]:
             lambda pixels: cosine_distances(clip.images(pixels)),
         )
 
-    return Metric("diversity_clip", source.model, [source.weights], {"resize": side}, open_it)
+    settings = {"resize": side, **source.settings}
+    return Metric("diversity_clip", source.model, [source.weights], settings, open_it)
 
 
 def dinov2_diversity(args: argparse.Namespace) -> Metric[Comparer]:
@@ -70,7 +72,10 @@ def dinov2_diversity(args: argparse.Namespace) -> Metric[Comparer]:
 
         return Comparer(describe(config), transform, distances)
 
-    return Metric("diversity_dinov2", f"timm {name}", [file], {"size": side}, open_it)
+    settings: dict[str, Any] = {"size": side}
+    if name.startswith(LOCAL):
+        settings["config"] = digest_of(file.parent, ["config.json"])
+    return Metric("diversity_dinov2", f"timm {name}", [file], settings, open_it)
 
 
 def find_dinov2(name: str, weights: Path | None) -> Path:

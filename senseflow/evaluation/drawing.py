@@ -18,6 +18,7 @@ from senseflow.sampling.generate import (
     make_job,
 )
 from senseflow.sampling.plan import Family, Shot, shard_of
+from senseflow.sampling.planning import trained_anchors
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def make_jobs(
     jobs = []
     if args.checkpoint:
         student = find_network(family, args)
-        for steps in dict.fromkeys(args.steps):
+        trained = len(trained_anchors(family, args, student.files.card))
+        for steps in dict.fromkeys(args.steps or [trained]):
             for sampler in dict.fromkeys(args.samplers):
                 own = _with(args, steps=steps, sampler=sampler, levels=None, teacher=False)
                 name = f"{args.name}_{steps}_{sampler}"

@@ -1,6 +1,7 @@
 """xi.png: the teacher's error over t with anchors and segments, and where mid-points are drawn."""
 
 import io
+import itertools
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def draw(measured: dict[str, Any], anchors: Anchors, margin: float, title: str) 
 def _draw_errors(axes: Axes, measured: dict[str, Any]) -> None:
     """xi(t) / E ||x_0||^2 with a band of two standard errors; log y. The exact 0 has no log."""
     t = measured["times"][1:]
-    for curve, colour in zip(measured["curves"], COLOURS, strict=False):
+    for curve, colour in zip(measured["curves"], itertools.cycle(COLOURS), strict=False):
         xi = torch.tensor(curve["normalised"][1:])
         band = 2 * torch.tensor(curve["normalised_standard_error"][1:])
         label = f"guidance {curve['guidance']:g}"

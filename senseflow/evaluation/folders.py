@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 from PIL import Image
 
 from senseflow.data.json_images import read_lists, to_rgb
+from senseflow.evaluation.layouts import SAMPLES, SIDECARS, seed_folders
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SEED_FOLDER = re.compile(r"seed_(\d+)")
 GRID = re.compile(r"grid(_\d+of\d+)?\.png")  # what sampling leaves beside its images
+OWN = ("prompt", "index", "seed", "id", "versions")  # what images made in one way may differ in
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -49,17 +51,20 @@ class ImageSet:
 def read_folder(folder: Path, prompts_file: Path | None = None) -> ImageSet:
     """The images of `folder`, or of its `seed_*` sub-folders, in the order of their prompts.
 
+    The layouts of GenEval and T2I-CompBench are read by their sidecars.
+
     prompts_file: .txt with a line per image, in the order of their names (numbers by value), or
     .json: {"file name": "prompt"}, or a data set's lists. It takes the place of the sidecars.
 
     Raises ValueError for a folder without images, an image without its sidecar where others have
-    one, or seeds whose prompts differ.
+    one, sidecars that tell of other settings than the first, or seeds whose prompts differ.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of images")
-    seeds = [f for f in folder.iterdir() if f.is_dir() and SEED_FOLDER.fullmatch(f.name)]
-    seeds.sort(key=lambda f: int(f.name.removeprefix("seed_")))
-    sets = [_read_set(place, prompts_file) for place in seeds or [folder]]
+    seeds, first = seed_folders(folder), FirstSidecar()
+    if not seeds and prompts_file is None and any(folder.glob(f"*/{SIDECARS}/*.json")):
+        return ImageSet(folder, _read_benchmark(folder, first))
+    sets = [_read_set(place, prompts_file, first) for place in seeds or [folder]]
     for place, one in zip(seeds[1:], sets[1:], strict=True):
         difference = _difference(sets[0], one)
         if difference:
@@ -78,7 +83,52 @@ def _difference(first: list[Picture], second: list[Picture]) -> str | None:
     return None
 
 
-def _read_set(folder: Path, prompts_file: Path | None) -> list[Picture]:
+class FirstSidecar:
+    """The settings of a folder's first image, which all others must have been made with."""
+
+    def __init__(self) -> None:
+        self.first: tuple[Path, dict[str, Any]] | None = None
+
+    def check(self, sidecar: Path, told: dict[str, Any]) -> None:
+        """Raises ValueError naming the sidecar, and what differs from the first one."""
+        settings = {key: value for key, value in told.items() if key not in OWN}
+        self.first = self.first or (sidecar, settings)
+        file, wanted = self.first
+        if settings == wanted:
+            return
+        differing = [k for k in {**wanted, **settings} if settings.get(k) != wanted.get(k)]
+        said = ", ".join(f"{k} {settings.get(k)}, not {wanted.get(k)}" for k in differing[:4])
+        raise ValueError(
+            f"{sidecar} is of an image made with other settings than that of {file} ({said}): make "
+            "them all again, or remove the old ones"
+        )
+
+
+def _read_benchmark(folder: Path, first: FirstSidecar) -> list[list[Picture]]:
+    """PLACE/samples with PLACE/sidecars, a place for each prompt or category; a set per seed.
+
+    The names of a prompt's images are in the order of their seeds.
+    """
+    found: dict[str, list[Picture]] = {}
+    for file in sorted(folder.glob(f"*/{SAMPLES}/*.png")):
+        place = file.parents[1]
+        if not file.name.startswith("."):
+            index, prompt = _told(file, place / SIDECARS / f"{file.stem}.json", first)
+            key = f"{place.name}/{index:05d}"
+            found.setdefault(key, []).append(Picture(file, key, prompt))
+    rows = [found[key] for key in sorted(found)]
+    if not rows:
+        raise ValueError(f"{folder} holds sidecars without their images: draw them again")
+    fewest, most = (pick(rows, key=len) for pick in (min, max))
+    if len(fewest) != len(most):
+        raise ValueError(
+            f"{folder} holds {len(fewest)} images of {fewest[0].prompt!r} and {len(most)} of "
+            f"{most[0].prompt!r}: draw the missing ones"
+        )
+    return [list(one) for one in zip(*rows, strict=True)]
+
+
+def _read_set(folder: Path, prompts_file: Path | None, first: FirstSidecar) -> list[Picture]:
     files = [
         file
         for file in folder.iterdir()
@@ -92,7 +142,7 @@ def _read_set(folder: Path, prompts_file: Path | None) -> list[Picture]:
         return _with_prompts_of(files, prompts_file)
     if not any(file.with_suffix(".json").exists() for file in files):
         return [Picture(file, file.name, None) for file in files]
-    return _with_sidecars(files)
+    return _with_sidecars(files, first)
 
 
 def _natural(file: Path) -> list[tuple[int, str]]:
@@ -101,22 +151,26 @@ def _natural(file: Path) -> list[tuple[int, str]]:
     return [(int(part), part) if part.isdecimal() else (-1, part) for part in parts]
 
 
-def _with_sidecars(files: list[Path]) -> list[Picture]:
+def _told(file: Path, sidecar: Path, first: FirstSidecar) -> tuple[int, str]:
+    """Index and prompt; raises ValueError for a sidecar that is missing, damaged, or not alike."""
+    try:
+        tree = json.loads(sidecar.read_text(encoding="utf-8"))
+        index, prompt = int(tree["index"]), str(tree["prompt"])
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{file} has no sidecar {sidecar.name}, where others have one: make it again, or "
+            "say --prompts_file"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{sidecar} is not a sidecar with prompt and index: {error!r}") from error
+    first.check(sidecar, tree)
+    return index, prompt
+
+
+def _with_sidecars(files: list[Path], first: FirstSidecar) -> list[Picture]:
     found: dict[int, Picture] = {}
     for file in files:
-        sidecar = file.with_suffix(".json")
-        try:
-            told = json.loads(sidecar.read_text(encoding="utf-8"))
-            index, prompt = int(told["index"]), str(told["prompt"])
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{file} has no sidecar {sidecar.name}, where others have one: make it again, or "
-                "say --prompts_file"
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{sidecar} is not a sidecar with prompt and index: {error!r}"
-            ) from error
+        index, prompt = _told(file, file.with_suffix(".json"), first)
         if index in found:
             raise ValueError(
                 f"{found[index].file} and {file} are both of prompt {index}: keep one image per "
@@ -165,16 +219,16 @@ def _prompts_by_name(file: Path) -> dict[str, str]:
 def check_same_prompts(images: ImageSet, reference: ImageSet) -> bool:
     """Whether both folders say their prompts; raises ValueError where these differ.
 
-    Compared is what was drawn, not its order: both must hold the same prompts.
+    Compared is what was drawn, not its order: both must hold the same prompts, each as often.
     """
-    pairs = ((images, reference), (reference, images))
     if None in images.prompts or None in reference.prompts:
         return False
-    for one, other in pairs:
-        held = set(other.prompts)
+    for one, other in ((images, reference), (reference, images)):
+        surplus = Counter(one.prompts) - Counter(other.prompts)
+        places = {p.key: p.prompt for p in other.sets[0]}
         for picture in one.sets[0]:
-            if picture.prompt not in held:
-                place = {p.key: p.prompt for p in other.sets[0]}.get(picture.key)
+            place = places.get(picture.key)
+            if picture.prompt in surplus and picture.prompt != place:
                 raise ValueError(
                     f"{one.folder} and {other.folder} are of different prompts: {picture.key} is "
                     f"{picture.prompt!r} in the first and "

@@ -12,7 +12,6 @@ from senseflow.sampling.cli import add_machine_flags, check_counts, check_finite
 from senseflow.sampling.families import family_of
 from senseflow.sampling.plan import Family, shard_of
 
-STEPS = 4
 SAMPLERS = ("x0", "euler")
 
 
@@ -67,8 +66,8 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=["x0"], help="(x0)")
     group.add_argument(
-        "--steps", nargs="+", type=int, default=[STEPS], metavar="N",
-        help=f"of the student: 1, 2, 4 or 8 ({STEPS})",
+        "--steps", nargs="+", type=int, metavar="N",
+        help="of the student: 1, 2, 4 or 8 (as many as it was trained for)",
     )  # fmt: skip
     group.add_argument(
         "--two_steps", choices=("spread", "first"), default="spread",
@@ -113,7 +112,7 @@ def check(family: Family, args: argparse.Namespace) -> None:
     for flag in ("ema", "config", "lora"):
         if getattr(args, flag) and not args.checkpoint:
             raise ValueError(f"--{flag} is of a student: name its --checkpoint")
-    if min(args.steps) < 1:
+    if args.steps and min(args.steps) < 1:
         raise ValueError(f"--steps {min(args.steps)} must be at least 1")
     if args.name == TEACHER or Path(args.name).name != args.name or args.name.startswith("."):
         raise ValueError(f"--name {args.name} does not name a folder of a student")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from senseflow.evaluation.checkpoints import fill, read_tensors, reading
+from senseflow.evaluation.checkpoints import TOKENIZER, digest_of, fill, read_tensors, reading
 from senseflow.evaluation.clip_scores import describe
 from senseflow.evaluation.metric import Machine, Metric, Scorer
 
@@ -82,9 +82,14 @@ def image_reward_metric(args: argparse.Namespace) -> Metric[Scorer]:
             raise ValueError(f"{file} is missing: {FILES}")
     if not tokenizer.is_dir():
         raise ValueError(f"--image_reward_tokenizer {tokenizer} is not a folder: {FILES}")
+    settings = {
+        "text_length": TEXT_LENGTH,
+        "config": digest_of(folder, [config.name]),
+        "tokenizer": digest_of(tokenizer, TOKENIZER),
+    }
     return Metric(
-        "image_reward", "ImageReward: BLIP ViT-L/16 and BERT, MLP", [weights],
-        {"text_length": TEXT_LENGTH}, lambda m: open_reward(weights, config, tokenizer, m),
+        "image_reward", "ImageReward: BLIP ViT-L/16 and BERT, MLP", [weights], settings,
+        lambda m: open_reward(weights, config, tokenizer, m),
     )  # fmt: skip
 
 

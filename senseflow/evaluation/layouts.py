@@ -4,6 +4,7 @@ GenEval and T2I-CompBench are measured by their authors' programs, in environmen
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from senseflow.sampling.prompts import read_prompts_file
 
 TEACHER = "teacher"  # its folder
 SEED_STRIDE = 1_000_000  # from image to image of one prompt
+SEED_FOLDER = re.compile(r"seed_(\d+)")
 SAMPLES, SIDECARS = "samples", "sidecars"
 CATEGORIES = ("color", "shape", "texture", "spatial", "non_spatial", "complex")
 GENEVAL_TASKS = (
@@ -46,7 +48,10 @@ def seed_of(seed: int, prompt: Prompt, sample: int) -> int:
 
 
 def refuse_foreign(shots: list[Shot]) -> None:
-    """Raise ValueError when their folders hold images of other prompts, which would be counted."""
+    """Raise ValueError when their folders hold images of other prompts, which would be counted.
+
+    So would those of other seeds, in seed_* folders beside theirs.
+    """
     expected: dict[Path, set[str]] = {}
     for shot in shots:
         expected.setdefault(shot.file.parent, set()).add(shot.file.name)
@@ -57,6 +62,21 @@ def refuse_foreign(shots: list[Shot]) -> None:
                 f"{folder} holds {len(foreign)} images of other prompts, such as {foreign[0]}: "
                 "choose another --output_dir, or remove them"
             )
+    for parent in sorted({f.parent for f in expected if SEED_FOLDER.fullmatch(f.name)}):
+        for folder in seed_folders(parent):
+            if folder not in expected and any(folder.glob("*.png")):
+                raise ValueError(
+                    f"{folder} holds images of another seed, which would be counted: say more "
+                    "--seeds, choose another --output_dir, or remove it"
+                )
+
+
+def seed_folders(folder: Path) -> list[Path]:
+    """Its seed_0, seed_1, ... that are there, in the order of their numbers."""
+    if not folder.is_dir():
+        return []
+    found = [f for f in folder.iterdir() if f.is_dir() and SEED_FOLDER.fullmatch(f.name)]
+    return sorted(found, key=lambda f: int(f.name.removeprefix("seed_")))
 
 
 # seed_0/00000_words.png

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from senseflow.evaluation.checkpoints import reading
+from senseflow.evaluation.checkpoints import TOKENIZER, digest_of, reading
 from senseflow.evaluation.metric import Machine, Metric, Scorer
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the older and the newer name
@@ -32,7 +32,10 @@ def pick_score_metric(args: argparse.Namespace) -> Metric[Scorer]:
         "pick_score",
         "transformers CLIPModel",
         weights,
-        {},
+        {
+            "config": digest_of(folder, ["config.json"]),
+            "processor": digest_of(processor, [*PROCESSORS, *TOKENIZER]),
+        },
         lambda m: open_pick(folder, processor, m),
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from senseflow.engine.disk import write_whole
+from senseflow.evaluation import entries as results
 
 Entry = dict[str, Any]
 PLACE = ("name", "metric", "model", "settings", "weights")  # one entry for each in a file
@@ -15,18 +16,7 @@ SAME = (*PLACE, "images_digest", "reference_digest")  # all that a value depends
 
 def read_results(file: Path) -> list[Entry]:
     """The entries of a results file, none where there is no file yet; ValueError for another."""
-    if not file.exists():
-        return []
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"--output {file} is not a results file: {error}") from error
-    odd = not isinstance(entries, list) or [
-        e for e in entries if not (isinstance(e, dict) and {"name", "metric", "value"} <= e.keys())
-    ]
-    if odd:
-        raise ValueError(f"--output {file} is not a list of results: choose another file")
-    return entries
+    return results.read_results(file) if file.exists() else []
 
 
 def check_output(file: Path) -> None:

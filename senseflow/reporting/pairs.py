@@ -1,13 +1,15 @@
 """Samples of a teacher and of students for the same prompts and seeds, side by side.
 
-The folders are those of the sampling scripts: an image and, beside it, a .json of that name with
-its prompt, its seed and how it was made.
+The folders are those of the sampling scripts or of `evaluate generate`: an image and, beside it, a
+.json of that name with its prompt, its seed and how it was made.
 """
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from senseflow.evaluation.layouts import seed_folders
 
 NAMED = 3  # prompts named in a notice
 
@@ -35,7 +37,7 @@ class Pairs:
 
 
 def read_samples(folder: Path, flag: str, notices: list[str]) -> Samples:
-    """Read a folder of samples; raises ValueError for a folder without any.
+    """Read a folder of samples, or its seed_* folders; raises ValueError for one without any.
 
     Images without a readable .json beside them are named in `notices` (but for grid.png).
     """
@@ -44,7 +46,8 @@ def read_samples(folder: Path, flag: str, notices: list[str]) -> Samples:
     files: dict[Key, Path] = {}
     card: dict[str, Any] = {}
     odd = []
-    for file in sorted(folder.glob("*.png")):
+    places = seed_folders(folder) or [folder]
+    for file in (file for place in places for file in sorted(place.glob("*.png"))):
         described = _sidecar(file)
         if described is None:
             odd += [] if file.name.startswith("grid") else [file.name]

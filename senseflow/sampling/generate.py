@@ -26,7 +26,14 @@ from senseflow.sampling.families import check_keys
 from senseflow.sampling.plan import Family, Plan, Prompt, Shot, prompt_shot, shard_of
 from senseflow.sampling.planning import check_card, choose_config, make_plan
 from senseflow.sampling.shots import missing_shots, write_shot
-from senseflow.sampling.student import StudentFiles, build_student, find_student, open_weights
+from senseflow.sampling.student import (
+    StudentFiles,
+    build_student,
+    find_student,
+    fingerprint,
+    open_weights,
+    stored_weights,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -183,16 +190,24 @@ def describe(
     student: Student | None,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """What an image depends on besides its prompt: the sidecar, and what a repeat must equal."""
-    files = student.files if student else None
+    """What an image depends on besides its prompt: the sidecar, and what a repeat must equal.
+
+    Paths do not tell weights apart: files may have been replaced under the same name.
+    """
+    files, lora = student.files if student else None, args.lora
     return {
         "family": family.name,
         "base": str(args.base.resolve()),
+        "base_weights": _short(stored_weights(args.base, "*/*")),
         "checkpoint": str(files.weights.resolve()) if files else None,
+        "checkpoint_weights": _short(files.parts) if files else None,
         "ema": args.ema or None,
         "iteration": files.card.iteration if files and files.card else None,
         "config": student.config_name if student else None,
-        "lora": str(args.lora.resolve()) if args.lora else None,
+        "lora": str(lora.resolve()) if lora else None,
+        "lora_weights": _short([lora] if lora.is_file() else stored_weights(lora))
+        if lora
+        else None,
         "steps": plan.steps,
         "sampler": plan.sampler,
         family.levels.name: plan.levels,
@@ -202,6 +217,11 @@ def describe(
         "width": plan.width,
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def _short(files: list[Path]) -> str:
+    """The fingerprint of weights, as much of it as tells files apart."""
+    return fingerprint(files)[:16]
 
 
 def draw(family: Family, pipeline: DiffusionPipeline, job: Job) -> None:

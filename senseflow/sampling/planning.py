@@ -124,10 +124,16 @@ def _guidance(
     return card.guidance if card and card.guidance is not None else family.teacher_guidance
 
 
+def trained_anchors(
+    family: Family, args: argparse.Namespace, card: StudentCard | None
+) -> list[float]:
+    """The noise levels a student was trained at: its card's, else those of students of the base."""
+    return list(card.anchors) if card else family.default_anchors(args.base)
+
+
 def _levels(family: Family, args: argparse.Namespace, card: StudentCard | None) -> list[float]:
     """A student's noise levels, noisy to clean."""
-    levels = family.levels
-    anchors = list(card.anchors) if card else family.default_anchors(args.base)
+    levels, anchors = family.levels, trained_anchors(family, args, card)
     try:
         if args.levels:
             return levels.among(anchors, args.levels)

@@ -33,7 +33,7 @@ def read_prompts_file(file: Path) -> list[Prompt]:
     elif file.suffix == ".jsonl":
         entries = [_parsed(file, line, n) for n, line in enumerate(lines, start=1) if line]
     elif file.suffix == ".tsv":
-        entries = list(csv.DictReader(text.split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE))
+        entries = _rows(file, text)
     else:
         entries = [line for line in lines if line]
     if not entries:
@@ -47,6 +47,18 @@ def _parsed(file: Path, text: str, line: int | None = None) -> Any:
     except ValueError as error:
         where = f"line {line} of {file}" if line else str(file)
         raise ValueError(f"--prompts_file: {where} is not JSON: {error}") from error
+
+
+def _rows(file: Path, text: str) -> list[dict[str, Any]]:
+    """The rows of a .tsv, by the names of its columns."""
+    reader = csv.DictReader(text.split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE)
+    try:
+        return list(reader)
+    except csv.Error as error:
+        line = reader.line_num + 1  # counted once it is read
+        raise ValueError(
+            f"--prompts_file: line {line} of {file} cannot be used: {error}"
+        ) from error
 
 
 def _entries(file: Path, tree: Any) -> list[Any]:

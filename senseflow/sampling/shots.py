@@ -64,7 +64,8 @@ def _changed(shot: Shot, settings: dict[str, Any], unknown: set[str]) -> str:
 def write_shot(shot: Shot, image: Image.Image, settings: dict[str, Any]) -> None:
     """The sidecar, then the image: an image that is there is whole and described.
 
-    Raises OSError naming the file, such as on a full disk.
+    An older image goes first, so that it never lies beside the new sidecar. Raises OSError naming
+    the file, such as on a full disk.
     """
     sidecar = {"prompt": shot.prompt.text, "index": shot.prompt.index, "seed": shot.seed}
     if shot.prompt.id is not None:
@@ -72,6 +73,7 @@ def write_shot(shot: Shot, image: Image.Image, settings: dict[str, Any]) -> None
     text = json.dumps({**sidecar, **settings}, indent=2, ensure_ascii=False) + "\n"
     try:
         shot.sidecar.parent.mkdir(parents=True, exist_ok=True)
+        shot.file.unlink(missing_ok=True)
         shot.sidecar.write_text(text, encoding="utf-8")
         save_whole(image, shot.file)
     except OSError as error:

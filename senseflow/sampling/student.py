@@ -88,14 +88,23 @@ def read_card(folder: Path) -> StudentCard | None:
 
 
 def base_fingerprint(folder: Path) -> str:
-    """A sha256 of a component folder's weights that takes no time on 24 GB.
-
-    Hashed are, for every weights file in the order of names, its name, its size in bytes and its
-    first and last MiB. Raises ValueError when the folder holds no weights.
-    """
-    files = sorted(f for f in folder.glob("*") if f.suffix in (".safetensors", ".bin"))
+    """The fingerprint of a component folder's weights; raises ValueError when it holds none."""
+    files = stored_weights(folder)
     if not files:
         raise ValueError(f"no weights in {folder}")
+    return fingerprint(files)
+
+
+def stored_weights(folder: Path, pattern: str = "*") -> list[Path]:
+    """The weights files of a folder, in the order of names; "*/*": of a pipeline's parts."""
+    return sorted(f for f in folder.glob(pattern) if f.suffix in (".safetensors", ".bin"))
+
+
+def fingerprint(files: list[Path]) -> str:
+    """A sha256 of weights files that takes no time on 24 GB.
+
+    Hashed are, for every file, its name, its size in bytes and its first and last MiB.
+    """
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -115,6 +124,14 @@ class StudentFiles:
     config: Path | None  # its own config.json
     card: StudentCard | None
     ema: bool = False  # the average is asked for
+
+    @property
+    def parts(self) -> list[Path]:
+        """The files with the weights: of an index, it and its shards."""
+        if not self.weights.name.endswith(".index.json"):
+            return [self.weights]
+        shards = set(json.loads(self.weights.read_text())["weight_map"].values())
+        return [self.weights, *(self.weights.parent / name for name in sorted(shards))]
 
 
 def load_student(

@@ -10,6 +10,7 @@ from image_folders import PROMPTS, pictures, write_images, write_seeds
 from metric_parts import (
     OPEN_CLIP,
     TINY_CLIP,
+    copy_folder,
     error_of,
     save_clip_model,
     save_open_clip,
@@ -206,3 +207,39 @@ def test_a_config_that_is_none_is_named(images, tmp_path, capsys):
     flags = ("--metrics", "clip", "--clip_model", f"local-dir:{tmp_path}")
     said = error_of(capsys, images, tmp_path / "r.json", *flags)
     assert "open_clip_config.json is not a config" in said
+
+
+def test_another_processor_is_another_measurement(images, tmp_path):
+    """The same weights: what stands beside them changes the value too."""
+    folder = save_clip_model(tmp_path / "pick")
+    other = copy_folder(folder, tmp_path / "other")
+    file = other / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "image_mean": [0.0, 0.1, 0.2]}))
+    flags = ("--metrics", "pick_score", "--pick_score", folder)
+    (first,) = score(images, tmp_path / "r.json", *flags)
+    _, second = score(images, tmp_path / "r.json", *flags, "--pick_processor", other)
+    assert second["value"] != first["value"]
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["vision_config"]["layer_norm_eps"] = 0.5
+    file.write_text(json.dumps(config))
+    *_, third = score(images, tmp_path / "r.json", *flags)
+    assert third["value"] not in (first["value"], second["value"])
+
+
+@pytest.mark.parametrize("metric", ["clip", "hps_v2.1", "diversity_clip"])
+def test_another_config_in_the_folder_of_a_clip_is_another_measurement(metric, tmp_path):
+    images = write_seeds(tmp_path / "images", 2)
+    name, weights = save_open_clip(tmp_path / "tiny")
+    flags = {
+        "hps_v2.1": ("--hps_model", name, "--hps_v2.1", weights),
+    }.get(metric, ("--clip_model", name, "--clip_weights", weights))
+    (first,) = score(images, tmp_path / "r.json", "--metrics", metric, *flags)
+    config = {
+        "model_cfg": {**OPEN_CLIP, "quick_gelu": False},
+        "preprocess_cfg": {"mean": [0.1, 0.2, 0.3]},
+    }
+    (tmp_path / "tiny" / "open_clip_config.json").write_text(json.dumps(config))
+    _, second = score(images, tmp_path / "r.json", "--metrics", metric, *flags)
+    assert second["settings"] != first["settings"]
+    assert second["value"] != first["value"] or metric == "hps_v2.1"  # its own preprocessing

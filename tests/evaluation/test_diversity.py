@@ -1,5 +1,6 @@
 """Diversity over seeds against the libraries' own forward, and LPIPS written out."""
 
+import json
 from itertools import combinations
 from pathlib import Path
 
@@ -11,7 +12,15 @@ import torch
 import torch.nn.functional as F
 import torchmetrics.functional.image as torchmetrics_image
 from image_folders import pictures, write_images, write_seeds
-from metric_parts import TINY_DINOV2, error_of, save_alexnet, save_open_clip, score, value
+from metric_parts import (
+    TINY_DINOV2,
+    copy_folder,
+    error_of,
+    save_alexnet,
+    save_open_clip,
+    score,
+    value,
+)
 from PIL import Image
 from torchvision.transforms.functional import normalize, to_tensor
 
@@ -49,6 +58,18 @@ def test_dinov2_distances_of_the_class_token(seeds, tmp_path):
 
     assert entry["value"] == pytest.approx(mean_distance(seeds, distance), rel=1e-3)
     assert entry["num_images"] == 6 and entry["num_prompts"] == 2 and entry["num_seeds"] == 3
+
+
+def test_another_config_in_the_folder_of_a_dinov2_is_another_measurement(seeds, tmp_path):
+    folder = copy_folder(TINY_DINOV2, tmp_path / "dinov2")
+    flags = ("--metrics", "diversity_dinov2", "--dinov2", f"local-dir:{folder}")
+    flags = (*flags, "--dinov2_size", 32)
+    (first,) = score(seeds, tmp_path / "r.json", *flags)
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"]["mean"] = [0.1, 0.2, 0.3]
+    (folder / "config.json").write_text(json.dumps(config))
+    _, second = score(seeds, tmp_path / "r.json", *flags)
+    assert second["value"] != first["value"]
 
 
 def test_dinov2_of_a_timm_name_and_a_file(seeds, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from senseflow.evaluate import main
 from senseflow.evaluation.layouts import SEED_STRIDE
 from senseflow.sampling import generate as drawing
 from senseflow.sampling.flux import FLUX
+from senseflow.sampling.student import find_student, read_card, write_card
 from small_disk import read_only
 
 FEW = ("--teacher_steps", 4)  # the families' own 40 or 50 take longer
@@ -177,7 +179,7 @@ def test_other_settings_are_refused_by_name_before_anything_is_drawn(
     text = error_of(capsys, prompts, whole, *ways, "--teacher_steps", 5, "--teacher_guidance", 2)
     assert "teacher/seed_0" in text and "steps 4, now 5" in text and "guidance 3.5, now 2" in text
     before = sorted(whole.rglob("*"))
-    new = [*ways[:6], 2, *FEW, "--teacher_guidance", 2]
+    new = [*ways[:6], 2, "--seeds", 2, *FEW, "--teacher_guidance", 2]
     assert "guidance" in error_of(capsys, prompts, whole, *new)
     assert sorted(whole.rglob("*")) == before
 
@@ -187,6 +189,30 @@ def test_images_of_other_prompts_are_not_left_among_ours(whole, run, prompts, tm
     other.write_text("a red seven\na white zero\n")
     text = error_of(capsys, other, whole, "--checkpoint", run, "--seeds", 2, *FEW)
     assert "holds 2 images of other prompts, such as 00001_a-blue-two" in text
+
+
+def test_images_of_other_seeds_are_not_left_among_ours(run, prompts, tmp_path, capsys):
+    """--overwrite draws two of four seeds anew: `score` would count all four."""
+    flags = ("--checkpoint", run, "--no_teacher", "--steps", 1, "--num_prompts", 1)
+    assert draw(prompts, tmp_path, *flags, "--seeds", 4) == 0
+    text = error_of(capsys, prompts, tmp_path, *flags, "--seeds", 2, "--overwrite")
+    assert "student_1_x0/seed_2 holds images of another seed" in text
+    shutil.rmtree(tmp_path / "student_1_x0" / "seed_2")
+    shutil.rmtree(tmp_path / "student_1_x0" / "seed_3")
+    assert draw(prompts, tmp_path, *flags, "--seeds", 2, "--overwrite") == 0
+
+
+@pytest.mark.parametrize("anchors", [(1.0,), (1.0, 0.7)])
+def test_a_student_is_drawn_in_as_many_steps_as_it_was_trained_for(anchors, prompts, tmp_path):
+    run = make_student("flux", tmp_path / "run")
+    card = dataclasses.replace(read_card(find_student(run).weights.parent), anchors=anchors)
+    write_card(find_student(run).weights.parent, card)
+    flags = ("--checkpoint", run, "--no_teacher", "--num_prompts", 1)
+    assert draw(prompts, tmp_path / "out", *flags) == 0
+    num = len(anchors)
+    assert list(pictures(tmp_path / "out")) == [f"student_{num}_x0/seed_0/{NAMES[0]}"]
+    (told,) = (tmp_path / "out").rglob("*.json")
+    assert sidecar(told)["steps"] == num and sidecar(told)["sigmas"] == list(anchors)
 
 
 def test_two_shards_are_one(whole, run, prompts, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from image_folders import PROMPTS, pictures, write_images
-from metric_parts import error_of, score
+from metric_parts import copy_folder, error_of, score
 from PIL import Image
 from torch import nn
 from torchvision.transforms.functional import normalize, to_tensor
@@ -95,6 +95,22 @@ def test_it_equals_blip_and_the_mlp_of_transformers(parts, tmp_path):
         raw = mlp(read.last_hidden_state[:, 0])[:, 0]
     expected = ((raw - 0.16717362830052426) / 1.0333394966054072).mean().item()
     assert raw.std() > 1e-3 and entry["value"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_another_tokenizer_or_config_is_another_measurement(parts, tmp_path):
+    images = write_images(tmp_path / "images", size=(96, 64))
+    folder = copy_folder(parts[0], tmp_path / "reward")
+    flags = ("--image_reward", folder, "--image_reward_tokenizer", folder / "bert")
+    flags = ("--metrics", "image_reward", *flags)
+    (first,) = score(images, tmp_path / "r.json", *flags)
+    swapped = BertTokenizer(vocab={word: i for i, word in enumerate([*WORDS[:5], *WORDS[:4:-1]])})
+    swapped.save_pretrained(folder / "bert")
+    _, second = score(images, tmp_path / "r.json", *flags)
+    assert second["value"] != first["value"]
+    config = {**TEXT, "layer_norm_eps": 0.1}
+    (folder / "med_config.json").write_text(json.dumps(config))
+    *_, third = score(images, tmp_path / "r.json", *flags)
+    assert third["value"] not in (first["value"], second["value"])
 
 
 def test_missing_and_wrong_files_are_named(parts, tmp_path, capsys):

@@ -153,6 +153,7 @@ def test_forms_of_a_prompts_file(name, text, said, tmp_path):
         ("p.jsonl", '"a"\n{"text": "b"}\n', "entry 1 is no prompt"),
         ("p.jsonl", '"a"\n{"prompt"\n', "line 2 of"),
         ("p.tsv", "5\ta\n6\tb\n", "entry 0 is no prompt"),
+        ("p.tsv", f"id\tprompt\n5\ta\n6\t{'x' * 131_073}\n", "line 3 of"),
     ],
 )
 def test_wrong_prompts_files_are_named(name, text, said, tmp_path):

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 
 from senseflow.core.path import FlowPath, VPPath
 from senseflow.data.items import Item
 from senseflow.engine.build import Teacher
+from senseflow.evaluation.error_picture import COLOURS, _draw_errors
 from senseflow.evaluation.reconstruction import (
     Measurement,
     Rows,
@@ -129,3 +131,14 @@ def test_rows_outlive_a_kill_that_cuts_a_line(tmp_path):
     assert Rows(file, header).rows == made[:1]  # a row after a gap does not count
     with pytest.raises(ValueError, match=r"samples.jsonl is of another measurement \(other seed\)"):
         Rows(file, {**header, "seed": 1})
+
+
+def test_every_guidance_is_in_the_picture():
+    """Also one more than there are colours."""
+    curve = {"normalised": [0, 1, 2], "normalised_standard_error": [0, 0.1, 0.1]}
+    guidances = range(1, len(COLOURS) + 2)
+    axes = Figure().subplots()
+    _draw_errors(
+        axes, {"times": [0, 1, 2], "curves": [{**curve, "guidance": g} for g in guidances]}
+    )
+    assert [line.get_label() for line in axes.lines] == [f"guidance {g}" for g in guidances]

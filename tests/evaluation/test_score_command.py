@@ -1,6 +1,7 @@
 """The command as a user types it: results, resuming, and one clear line for bad input."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -157,6 +158,63 @@ def test_a_reference_of_other_prompts_is_named(images, tmp_path, inception, caps
     flags = ("--metrics", "fid_t", "--reference", teacher, "--inception", inception)
     said = error_of(capsys, images, tmp_path / "r.json", *flags)
     assert "00003 is 'a white fox' in the first and 'a cat' in the second" in said
+
+
+def test_a_reference_must_hold_each_prompt_as_often(tmp_path, inception, capsys):
+    ours = write_images(tmp_path / "ours", ["a fox", "a fox", "a cat"], size=SMALL)
+    teacher = write_images(tmp_path / "teacher", ["a fox", "a cat", "a cat"], size=SMALL)
+    flags = ("--metrics", "fid_t", "--reference", teacher, "--inception", inception)
+    said = error_of(capsys, ours, tmp_path / "r.json", *flags)
+    assert "00001 is 'a fox' in the first and 'a cat' in the second" in said
+
+
+def tell(folder, **settings):
+    """Add settings to all sidecars of a folder."""
+    for file in folder.glob("*.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+
+
+def test_images_made_in_two_ways_are_not_one_set(tmp_path, capsys):
+    """Drawn again in part: other weights in two of four seeds, other steps in some prompts."""
+    seeds = write_seeds(tmp_path / "seeds", 4)
+    for seed in range(4):
+        settings = {"steps": 4, "checkpoint_weights": "b" if seed < 2 else "a"}
+        tell(seeds / f"seed_{seed}", **settings, versions={"torch": str(seed)})
+    said = error_of(capsys, seeds, tmp_path / "r.json", *CLIP)
+    assert f"{seeds}/seed_2/00000_a-red-fox.json" in said and "seed_0/00000_a-red-fox.json" in said
+    assert "(checkpoint_weights a, not b)" in said
+    for seed in (2, 3):
+        tell(seeds / f"seed_{seed}", checkpoint_weights="b")
+    score(seeds, tmp_path / "r.json", *CLIP)
+    one = write_images(tmp_path / "one", size=SMALL)
+    file = one / "00003_a-white-fox.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "steps": 1}))
+    said = error_of(capsys, one, tmp_path / "r.json", *CLIP)
+    assert "00003_a-white-fox.json is of an image made" in said and "(steps 1, not None)" in said
+
+
+def test_folders_of_benchmarks_are_read_as_they_are(tmp_path, capsys):
+    """The same images in seed folders, and in two categories with a prompt 0 each."""
+    seeds = write_seeds(tmp_path / "seeds", 3)
+    places = ["color", "color", "shape", "shape", "shape"]
+    for file in seeds.rglob("0*.png"):
+        told = json.loads(file.with_suffix(".json").read_text())
+        place = tmp_path / "t2i" / places[told["index"]]
+        own = {**told, "index": told["index"] % 2 if place.name == "color" else told["index"] - 2}
+        name = f"{told['prompt']}_{told['seed'] // 100:06d}"
+        for part in ("samples", "sidecars"):
+            (place / part).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place / "samples" / f"{name}.png")
+        (place / "sidecars" / f"{name}.json").write_text(json.dumps(own))
+    flags = ("--metrics", "clip", "diversity_clip", *CLIP[2:])
+    first = score(seeds, tmp_path / "a.json", *flags)
+    second = score(tmp_path / "t2i", tmp_path / "b.json", *flags)
+    for one, other in zip(first, second, strict=True):
+        assert other["value"] == pytest.approx(one["value"], rel=1e-5)
+        assert (other["num_images"], other["num_prompts"]) == (15, 5)
+    (tmp_path / "t2i" / "shape" / "samples" / "a green fox_000002.png").unlink()
+    said = error_of(capsys, tmp_path / "t2i", tmp_path / "b.json", *flags)
+    assert "holds 2 images of 'a green fox' and 3 of" in said
 
 
 def test_mixed_sizes_are_allowed_when_said(images, tmp_path):

@@ -145,6 +145,20 @@ def test_samples_side_by_side(run, tmp_path):
     assert "student, 4 steps (euler, iteration 400)" in page.text
 
 
+def test_folders_of_evaluate_generate_are_samples_too(run, tmp_path):
+    """Which writes seed_0/, seed_1/, ..."""
+    for seed in (0, 1):
+        sample(tmp_path / "teacher" / f"seed_{seed}", 0, "a fox", 1_000_000 * seed)
+        folder = tmp_path / "student_4_x0" / f"seed_{seed}"
+        sample(folder, 0, "a fox", 1_000_000 * seed, checkpoint="x", steps=4)
+    flags = ["--teacher_images", tmp_path / "teacher"]
+    flags += ["--student_images", tmp_path / "student_4_x0"]
+    page = write(run, *flags, output=tmp_path / "p.html")
+    alts = [a["alt"] for a in page.all("img")][3:]
+    assert alts == 2 * ["teacher, 28 steps: a fox", "student, 4 steps: a fox"]
+    assert "no counterpart" not in page.text
+
+
 def test_samples_are_matched_by_prompt_and_seed_not_by_name(run, tmp_path):
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     for index, prompt in enumerate("abc"):

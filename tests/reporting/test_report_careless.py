@@ -48,10 +48,14 @@ def test_wrong_paths_are_errors_in_one_line(run, tmp_path, capsys):
     assert "is not a run folder: there is no" in error_of(capsys, tmp_path / "file", *out)
     assert "neither config.yaml nor stats.jsonl" in error_of(capsys, tmp_path / "empty", *out)
     assert "is a folder: name a file" in error_of(capsys, run, "--output", tmp_path / "empty")
-    assert "is not a file" in error_of(capsys, run, "--results", tmp_path / "none", *out)
-    assert "is not JSON" in error_of(capsys, run, "--results", tmp_path / "file", *out)
-    assert "is not a list" in error_of(capsys, run, "--results", tmp_path / "object.json", *out)
-    assert "has no value" in error_of(capsys, run, "--results", tmp_path / "short.json", *out)
+    assert "cannot be read" in error_of(capsys, run, "--results", tmp_path / "none", *out)
+    assert "is not a results file" in error_of(capsys, run, "--results", tmp_path / "file", *out)
+    assert "holds no list" in error_of(capsys, run, "--results", tmp_path / "object.json", *out)
+    said = error_of(capsys, run, "--results", tmp_path / "short.json", *out)
+    assert f"{tmp_path / 'short.json'}, entry 0 has no 'value'" in said
+    (tmp_path / "three.json").write_text('[{"name": "x", "metric": "FID-T", "value": 1}]')
+    said = error_of(capsys, run, "--results", tmp_path / "three.json", *out)
+    assert f"{tmp_path / 'three.json'}, entry 0 has no 'num_images'" in said
     assert "--num_strips 0 must be" in error_of(capsys, run, "--num_strips", "0", *out)
     for flag in ("--teacher_images", "--student_images"):
         assert f"{flag} {tmp_path}/none is not" in error_of(
