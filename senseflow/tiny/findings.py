@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter
 from PIL import Image, ImageDraw
 
 from senseflow.engine.disk import write_whole
@@ -192,7 +193,7 @@ def draw_panel(findings: Findings, name: str, teacher: str, axis: Axes) -> None:
         axis.axhline(floor["fid_t"], color="grey", linestyle=":")
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(3, 0.4)))  # where few fit
     axis.set_xlabel("iterations")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_title(teacher)
