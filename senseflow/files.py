@@ -1,6 +1,9 @@
 """Small files that are whole or not there; needs no torch."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"  # how the names of unfinished files end, and those of folders begin
@@ -17,3 +20,14 @@ def write_whole(file: Path, text: str) -> None:
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """While other processes on this machine that ask for the same wait their turn."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -30,8 +30,9 @@ def reading(source: str | Path) -> Iterator[None]:
         yield
     except DAMAGED as error:
         lines = str(error).splitlines() or [repr(error)]
+        reason = lines[0].partition(". ")[0]  # torch goes on to advise reading it unsafely
         raise ValueError(
-            f"{source} cannot be loaded, it is damaged or of another kind: {lines[0]}"
+            f"{source} cannot be loaded, it is damaged or of another kind: {reason}"
         ) from error
 
 

@@ -29,6 +29,7 @@ OPTIONAL = {"image_size": (str,), "reference_digest": (str, type(None))}  # what
 PROTOCOL = (
     "num_images", "num_prompts", "image_size", "model", "preprocessing", "settings", "versions",
 )  # fmt: skip
+SAME_VALUE = 1e-5  # relative: two machines' roundings of one measurement
 
 
 def official_result(
@@ -117,10 +118,10 @@ def merge(results: Iterable[Result]) -> list[Result]:
     for entry in results:
         key = (entry["name"], entry["metric"], protocol(entry))
         first = merged.setdefault(key, entry)
-        if first["value"] != entry["value"]:
+        if not math.isclose(first["value"], entry["value"], rel_tol=SAME_VALUE, abs_tol=1e-9):
             raise ValueError(
                 f"{entry['name']!r} has two values of {entry['metric']} measured in the same way: "
-                f"{first['value']:g} (images {first['images']}) and {entry['value']:g} (images "
-                f"{entry['images']}): remove one, or give it another name"
+                f"{first['value']:.10g} (images {first['images']}) and {entry['value']:.10g} "
+                f"(images {entry['images']}): remove one, or give it another name"
             )
     return list(merged.values())

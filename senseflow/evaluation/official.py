@@ -97,6 +97,7 @@ def _category(name: str, category: str, file: Path, samples: Path) -> Result:
     notes = []
     if pictures and len(pictures) != len(answers):
         notes.append(f"{category}: scores of {len(answers)} of {len(pictures)} images")
+        logger.warning("%s, in %s", notes[0], file)
     num_prompts = len({stem.rpartition("_")[0] for stem in pictures}) or None
     model = f"T2I-CompBench's own program ({MODELS[category]})"
     metric = f"t2i_compbench_{category}"

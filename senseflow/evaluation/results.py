@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from senseflow.engine.disk import write_whole
 from senseflow.evaluation import entries as results
+from senseflow.files import alone_in, write_whole
 
 Entry = dict[str, Any]
 PLACE = ("name", "metric", "model", "settings", "weights")  # one entry for each in a file
@@ -42,14 +42,18 @@ def _told(entry: Entry, keys: tuple[str, ...]) -> list[Any]:
 
 
 def put(file: Path, entry: Entry) -> None:
-    """Write an entry in place of the one measured in the same way, or at the end; whole or not."""
-    entries = read_results(file)
-    old = [i for i, e in enumerate(entries) if _told(e, PLACE) == _told(entry, PLACE)]
-    if old:
-        entries[old[0]] = entry
-    else:
-        entries.append(entry)
-    write_whole(file, json.dumps(entries, indent=2) + "\n")
+    """Write an entry in place of the one measured in the same way, or at the end; whole or not.
+
+    Several processes may do so at once.
+    """
+    with alone_in(file.parent):
+        entries = read_results(file)
+        old = [i for i, e in enumerate(entries) if _told(e, PLACE) == _told(entry, PLACE)]
+        if old:
+            entries[old[0]] = entry
+        else:
+            entries.append(entry)
+        write_whole(file, json.dumps(entries, indent=2) + "\n")
 
 
 def of_other_images(entries: list[Entry], entry: Entry) -> list[str]:

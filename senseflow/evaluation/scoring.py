@@ -93,6 +93,8 @@ def score(args: argparse.Namespace) -> None:
     metrics = share.agreed(lambda: [makers[name](args) for name in names])
     share.of_main(lambda: check_output(args.output))
     images, reference, notes = look(args, share)
+    if reference and reference.digest == images.digest:
+        notes.append("images and reference are the same files")
     for metric in metrics:
         against = reference if metric.name in DISTANCES else None
         wanted = describe(args, metric, images, against, share)

@@ -286,3 +286,10 @@ def test_missing_keys_are_empty():
     assert table_of([short])["a"]["CLIP ↑"] == "0.3000"
     with pytest.raises(ValueError, match="result 0 has no 'value'"):
         results_table_html([{"name": "a", "metric": "clip"}])
+
+
+def test_roundings_of_two_machines_are_one_value():
+    one = check_result(entry("s", "clip", 0.3123456), "a")
+    assert len(merge([one, {**one, "value": one["value"] * (1 + 1e-7)}])) == 1
+    with pytest.raises(ValueError, match="two values of clip"):
+        merge([one, {**one, "value": one["value"] * 1.001}])
