@@ -14,7 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from senseflow.engine.config import Config, load_config, read_strictly
+from senseflow.engine.config import Config, load_config
+from senseflow.engine.strict_yaml import read_strictly
 from senseflow.sampling.student import base_fingerprint
 from senseflow.trainer.recipes import RECIPES
 
