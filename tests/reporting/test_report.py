@@ -5,15 +5,11 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import pytest
 import yaml
 from made_up_run import (
     LONG_PROMPT,
     ROOT,
-    copy_of,
-    make_run,
     make_samples,
     picture,
     rows,
@@ -26,16 +22,6 @@ from report_page import write
 from senseflow import report
 
 PROMPTS = ["a red seven", "a <b>blue</b> two & a “green” one", LONG_PROMPT]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "my <run>")
-
-
-@pytest.fixture
-def own(run, tmp_path) -> Path:
-    return copy_of(run, tmp_path / "run")
 
 
 # ------------------------------------------------------------------------------- what is shown

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from made_up_run import (
     LONG_PROMPT,
-    copy_of,
-    make_run,
     make_samples,
     picture,
     rows,
@@ -26,16 +24,6 @@ def error_of(capsys, *words: str | Path) -> str:
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1, said
     return said
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "my <run>")
-
-
-@pytest.fixture
-def own(run, tmp_path) -> Path:
-    return copy_of(run, tmp_path / "run")
 
 
 def test_wrong_paths_are_errors_in_one_line(run, tmp_path, capsys):
