@@ -175,13 +175,10 @@ class Checkpoints:
         mine: dict[str, str] = {}
 
         def digest() -> None:
-            mine.update({name: _digest(folder / name) for name in self._share(names)})
+            mine.update({name: _digest(folder / name) for name in self.host.share(names)})
 
         self.host.on_all(digest)
         return {name: value for part in self.host.gather(mine) for name, value in part.items()}
-
-    def _share(self, names: list[str]) -> list[str]:
-        return names[self.ranks.rank :: self.ranks.world_size]
 
     def _finish(self, partial: Path, final: Path, manifest: dict[str, Any]) -> None:
         """On rank 0: the manifest, the name, and then the oldest."""
@@ -204,7 +201,7 @@ class Checkpoints:
     def newest(self) -> tuple[int, Path] | None:
         """Iteration and folder of the newest undamaged checkpoint; says what it passes over."""
         for folder, manifest in self.host.on_main(self._listing):
-            damage = self.host.first(damage_in(folder, manifest, self._share))
+            damage = self.host.first(damage_in(folder, manifest, self.host.share))
             if damage is None:
                 return manifest["iteration"], folder
             self.damaged.add(folder.name)

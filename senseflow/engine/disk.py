@@ -69,6 +69,10 @@ class HostGroup:
         """The first rank's words, if any has some."""
         return next((words for words in self.gather(mine) if words), None)
 
+    def share(self, names: list[str]) -> list[str]:
+        """Those this rank looks after."""
+        return names[self.rank :: self.world_size]
+
     def gather(self, mine: T) -> list[T]:
         """One small object of every rank, on all of them."""
         parts: list[Any] = [None] * self.world_size

@@ -41,14 +41,9 @@ def newest_undamaged(path: Path, host: HostGroup) -> Path:
     """The newest undamaged one; every rank reads a share of the files, and all choose alike."""
 
     def damage(folder: Path, manifest: dict[str, Any]) -> str | None:
-        share = partial(_share_of, host)
-        return host.first(damage_in(folder, manifest, share))
+        return host.first(damage_in(folder, manifest, host.share))
 
     return find_checkpoint(path, damage)[0]
-
-
-def _share_of(host: HostGroup, names: list[str]) -> list[str]:
-    return names[host.rank :: host.world_size]
 
 
 def open_initial(path: Path, choose: Choose = newest) -> Initial:
