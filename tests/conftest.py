@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
+import gpus  # noqa: F401  counts them before they are hidden
 from flux_pipeline import save_flux_pipeline
 from sd35_pipeline import save_sd35_pipeline
 from sdxl_pipeline import save_sdxl_pipeline
 
 torch.set_num_threads(1)
-NUM_GPUS = torch.cuda.device_count()  # asks the driver; CUDA itself is not started
-GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hide_gpus() -> None:
+    """In a fixture: the processes of `pytest -n` are started before and must count the GPUs."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

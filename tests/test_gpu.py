@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import GPUS, NUM_GPUS
+from gpus import NUM_GPUS, VISIBLE
 from senseflow.engine.config import load_config
 from senseflow.tiny.pictures import write_dataset
 from test_recipes import SAMPLING
@@ -45,10 +45,10 @@ SHORT = [
     "precision.compute=bfloat16",
 ]
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-if GPUS is None:
+if VISIBLE is None:
     ENVIRONMENT.pop("CUDA_VISIBLE_DEVICES", None)
 else:
-    ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = GPUS
+    ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = VISIBLE
 
 
 @pytest.fixture(scope="module")
