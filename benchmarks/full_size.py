@@ -48,8 +48,8 @@ from transformers import (
 from senseflow import distill
 from senseflow.data.sampler import Batch
 from senseflow.discriminators import BottleneckDiscriminator, VFMDiscriminator
-from senseflow.engine.build import check_times, teacher_settings, torch_dtype
 from senseflow.engine.config import Config
+from senseflow.engine.inputs import check_times, teacher_settings, torch_dtype
 from senseflow.engine.measures import Measures
 from senseflow.engine.optim import Trained
 from senseflow.engine.parallel import recompute

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from senseflow.engine.build import check
 from senseflow.engine.config import load_config
+from senseflow.engine.inputs import check
 from senseflow.tiny.pictures import write_dataset
 from senseflow.trainer.recipes import RECIPES
 

@@ -18,8 +18,9 @@ from senseflow.core.error_curve import ErrorCurve
 from senseflow.core.path import add_noise
 from senseflow.data.convert import main as convert
 from senseflow.distill import draw_turn, generate, isg
-from senseflow.engine.build import check, prepare_teacher, read_error_curve
+from senseflow.engine.build import prepare_teacher
 from senseflow.engine.config import load_config
+from senseflow.engine.inputs import check, read_error_curve
 from senseflow.reconstruction_error import main
 from senseflow.tiny.pictures import write_dataset
 from senseflow.trainer.recipes import RECIPES

@@ -15,8 +15,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from PIL import Image
 from safetensors.torch import load_file
 
-from senseflow.engine.build import check
 from senseflow.engine.config import load_config
+from senseflow.engine.inputs import check
 from senseflow.engine.launch import check_devices, check_split
 from senseflow.models.flux import FLUX
 from senseflow.tiny.pictures import write_dataset

@@ -25,8 +25,9 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from senseflow.data.items import UnreadableImagesError
-from senseflow.engine.build import check, prepare
+from senseflow.engine.build import prepare
 from senseflow.engine.config import Config
+from senseflow.engine.inputs import check
 from senseflow.engine.meeting import FIRST_MEETING_S, Meeting, NodeGoneError, place_from
 from senseflow.engine.parallel import AgreedError
 from senseflow.engine.recipe import SCRIPTS, Recipe

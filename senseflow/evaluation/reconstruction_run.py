@@ -15,15 +15,10 @@ from senseflow.core.anchors import Anchors
 from senseflow.core.error_curve import ErrorCurve
 from senseflow.data.items import UnreadableImagesError
 from senseflow.engine.agreement import require_equal
-from senseflow.engine.build import (
-    Teacher,
-    check_teacher,
-    prepare_teacher,
-    read_data,
-    teacher_settings,
-)
+from senseflow.engine.build import Teacher, prepare_teacher
 from senseflow.engine.config import Config, load_config
 from senseflow.engine.disk import write_whole
+from senseflow.engine.inputs import check_teacher, read_data, teacher_settings
 from senseflow.engine.launch import quiet_libraries
 from senseflow.engine.parallel import AgreedError
 from senseflow.evaluation.error_picture import draw

@@ -18,8 +18,8 @@ from types import FrameType
 import torch
 from tqdm import tqdm
 
-from senseflow.engine.build import check
 from senseflow.engine.disk import write_whole
+from senseflow.engine.inputs import check
 from senseflow.engine.launch import quiet_libraries
 from senseflow.engine.stop import StopRequest
 from senseflow.pictures import save_whole

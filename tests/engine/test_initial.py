@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from senseflow.engine.build import check, export, prepare
+from senseflow.engine.build import export, prepare
 from senseflow.engine.config import Config
+from senseflow.engine.inputs import check
 from senseflow.engine.loop import Run
 from senseflow.engine.stop import StopRequest
 from senseflow.sampling.student import load_student

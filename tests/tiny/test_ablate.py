@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from senseflow.engine.build import check
+from senseflow.engine.inputs import check
 from senseflow.engine.stop import StopRequest
 from senseflow.tiny import ablate, ablation, trial
 from senseflow.tiny.ablation import Ablation

@@ -1,0 +1,113 @@
+"""The adversary of a configuration: frozen networks, and heads sharded on their device."""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import nn
+
+from senseflow.discriminators import (
+    BottleneckAdapter,
+    BottleneckDiscriminator,
+    VFMDiscriminator,
+)
+from senseflow.engine.config import Config
+from senseflow.engine.initial import (
+    Initial,
+    reader,
+)
+from senseflow.engine.inputs import bottleneck_of, torch_dtype
+from senseflow.engine.optim import Trained
+from senseflow.engine.parallel import (
+    Ranks,
+    fill_shards,
+    shard,
+)
+from senseflow.models.bottleneck_classifier import (
+    ClassifierHead,
+    add_encoder_pass,
+)
+from senseflow.models.networks import in_turn
+from senseflow.models.teacher import Adapter, TeacherFamily
+from senseflow.models.vfm_discriminator import FrozenBackbone, Heads, PromptEncoder
+from senseflow.models.weights import Stored
+from senseflow.state import Discriminator
+
+
+def build_discriminator(
+    config: Config,
+    family: TeacherFamily,
+    adapter: Adapter,
+    fake_score: nn.Module,
+    ranks: Ranks,
+    initial: Initial,
+) -> Discriminator | None:
+    """The adversary of the configuration, its heads sharded; None when it has none."""
+    if config.adversarial.in_use == "vfm":
+        return build_vfm(config, ranks, initial)
+    if config.adversarial.in_use == "bottleneck":
+        shape = bottleneck_of(config, family)
+        return build_bottleneck(config, shape, adapter, fake_score, ranks, initial)
+    return None
+
+
+def build_vfm(config: Config, ranks: Ranks, initial: Initial) -> VFMDiscriminator:
+    """Frozen DINOv2 and CLIP text, and sharded heads."""
+    settings, paths = config.adversarial, config.paths
+    frozen_dtype = torch_dtype(config.precision.compute)
+    try:
+        backbone = FrozenBackbone(
+            paths.dinov2, settings.taps, checkpoint=paths.dinov2_weights, dtype=frozen_dtype
+        )
+        prompt_encoder = PromptEncoder(paths.clip, paths.clip_weights, paths.clip_quick_gelu)
+    except (RuntimeError, OSError) as error:
+        raise ValueError(
+            f"paths.dinov2 ({paths.dinov2}, {paths.dinov2_weights}) or paths.clip ({paths.clip}, "
+            f"{paths.clip_weights}) cannot be loaded: {error!r}"
+        ) from error
+    with torch.device("meta"):
+        heads = Heads(
+            num_taps=backbone.num_features,
+            width=backbone.width,
+            text_dim=prompt_encoder.dim,
+            reference=settings.reference != "none",
+            virtual_batch=settings.virtual_batch,
+            seed=config.train.seed,
+            dtype=torch_dtype(config.precision.heads),
+        ).eval()
+    shard(heads, [*heads.heads], ranks.mesh, heads.dtype)
+    fill_heads(heads, in_turn("heads", heads.draw()), ranks, initial)
+    return VFMDiscriminator(
+        backbone.to(ranks.device),
+        prompt_encoder.to(ranks.device),
+        Trained.build(heads, config.optimizer.discriminator_lr, config.optimizer),
+    )
+
+
+def build_bottleneck(
+    config: Config,
+    shape: tuple[int, int, int],
+    adapter: Adapter,
+    fake_score: nn.Module,
+    ranks: Ranks,
+    initial: Initial,
+) -> BottleneckDiscriminator:
+    """DMD2's head, sharded, and the encoder pass of the fake score that feeds it."""
+    settings, seed = config.adversarial, config.train.seed
+    with torch.device("meta"):
+        head = ClassifierHead(shape[0], settings.downsamplings, settings.norm_groups, seed)
+    shard(head, [], ranks.mesh, torch_dtype(config.precision.heads))
+    fill_heads(head, in_turn("layers", head.draw()), ranks, initial)
+    add_encoder_pass(fake_score)
+    return BottleneckDiscriminator(
+        cast(BottleneckAdapter, adapter),
+        Trained.build(head, config.optimizer.discriminator_lr, config.optimizer),
+    )
+
+
+def fill_heads(
+    heads: nn.Module, drawn: Callable[[str], Stored], ranks: Ranks, initial: Initial
+) -> None:
+    """Heads of the initial run if it had any, else as drawn."""
+    known = initial.get("discriminator")
+    fill_shards(heads, reader(known, heads, drawn) if known else drawn, ranks.device)

@@ -1,0 +1,158 @@
+"""What a run reads besides its configuration, checked before a network is loaded."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from senseflow.core.anchors import Anchors
+from senseflow.core.error_curve import ErrorCurve
+from senseflow.core.path import Path as NoisePath
+from senseflow.data.dataset import open_dataset
+from senseflow.data.items import Samples
+from senseflow.data.latents_lmdb import LatentsScaling
+from senseflow.engine.config import Config, Dtype, PathsConfig
+from senseflow.engine.error_file import read_curve
+from senseflow.engine.initial import (
+    Choose,
+    Initial,
+    begun_with,
+    identity,
+    newest,
+    open_initial,
+)
+from senseflow.models.bottleneck_classifier import require_head
+from senseflow.models.pipeline import latent_shape
+from senseflow.models.teacher import TeacherFamily, TeacherSettings
+from senseflow.models.text_encoders import text_encoders
+from senseflow.sampling.student import base_fingerprint
+
+
+def check(config: Config, family: TeacherFamily) -> None:
+    """What can be said about the input before any network is loaded; raises ValueError."""
+    check_teacher(config, family)
+    read_error_curve(config, family)
+    if config.adversarial.in_use == "bottleneck":
+        bottleneck_of(config, family)
+    if config.adversarial.in_use == "vfm":
+        check_vfm_paths(config.paths)
+    begun_with(initial_of(config), "generator", family.student(teacher_settings(config)))
+
+
+def check_teacher(config: Config, family: TeacherFamily) -> None:
+    """What can be said about the teacher and the data before they are loaded; raises ValueError."""
+    settings = teacher_settings(config)
+    family.require(settings)
+    check_times(config, family.path(settings), family.anchors(settings, config.anchors.times))
+    family.teacher(settings)
+    text_encoders(settings.folder, settings.compute_dtype)
+    read_data(config, settings)
+
+
+def check_times(config: Config, path: NoisePath, anchors: Anchors) -> None:
+    """Raise ValueError for times off the path's clock, and for an ISG margin without room."""
+    spans = {
+        "anchors.times": (anchors.times[-1], anchors.times[0]),
+        "dmd.time_range": config.dmd.time_range,
+        "fake_score.time_range": config.fake_score.time_range,
+    }
+    if config.adversarial.in_use == "bottleneck":
+        spans["adversarial.time_range"] = config.adversarial.time_range
+    for name, (low, high) in spans.items():
+        if low < 0 or high > path.noisiest:
+            raise ValueError(
+                f"{name}: {low:g} to {high:g} is not within this teacher's clock, 0 to "
+                f"{path.noisiest:g}"
+            )
+    if config.isg.weight > 0:
+        anchors.check_margin(config.isg.margin)
+
+
+def check_vfm_paths(paths: PathsConfig) -> None:
+    """Raise ValueError for local folders and files of the VFM adversary that are not there."""
+    for key in ("dinov2", "clip"):
+        name, weights = getattr(paths, key), getattr(paths, f"{key}_weights")
+        folder = name.removeprefix("local-dir:")
+        if folder != name and not Path(folder).is_dir():
+            raise ValueError(f"paths.{key} {name}: there is no such folder")
+        if weights and "/" in weights and not Path(weights).is_file():
+            raise ValueError(f"paths.{key}_weights {weights} is not a file")
+
+
+def bottleneck_of(config: Config, family: TeacherFamily) -> tuple[int, int, int]:
+    """(C, h, w) that DMD2's head reads; raises ValueError where it cannot."""
+    if family.bottleneck is None:
+        raise ValueError(f"adversarial.kind bottleneck: a {family.name} network has none")
+    shape = family.bottleneck(teacher_settings(config))
+    require_head(shape, config.adversarial.downsamplings, config.adversarial.norm_groups)
+    return shape
+
+
+def what_is_shared(config: Config, family: TeacherFamily, dataset: Samples) -> dict[str, object]:
+    """What every rank must hold alike; where it lies may differ from node to node."""
+    tree = dataclasses.asdict(config)
+    del tree["paths"], tree["isg"]["error_curve"]
+    return {
+        "the configuration": tree,
+        "the data set": dataset.fingerprint(),
+        "the teacher": base_fingerprint(Path(config.paths.pretrained_model) / family.component),
+        "paths.initial": identity(Path(config.paths.initial)) if config.paths.initial else None,
+        "torch": torch.__version__,
+    }
+
+
+def read_error_curve(config: Config, family: TeacherFamily) -> ErrorCurve | None:
+    """The law of ISG's mid-points, None where it is uniform; raises ValueError for a curve that is
+    not this teacher's or does not cover its segments."""
+    isg = config.isg
+    if isg.weight == 0 or isg.midpoint == "uniform":
+        return None
+    assert isg.error_curve, "checked by IsgConfig"
+    settings = teacher_settings(config)
+    fingerprint = base_fingerprint(settings.folder / family.component)
+    try:
+        curve = read_curve(Path(isg.error_curve), fingerprint, family.path(settings))
+        family.anchors(settings, config.anchors.times).check_curve(curve, isg.margin)
+    except ValueError as error:
+        raise ValueError(f"isg.error_curve {isg.error_curve}: {error}") from error
+    return curve
+
+
+def read_data(config: Config, settings: TeacherSettings) -> Samples:
+    """The data set of a run; raises ValueError for latents that are not this teacher's."""
+    return open_dataset(
+        Path(config.paths.dataset),
+        config.train.resolution,
+        latent_shape(settings),
+        crop=config.data.crop,
+        seed=config.train.seed,
+        max_unreadable=config.data.max_unreadable,
+        latents_scaling=partial(LatentsScaling.of_vae, settings.folder / "vae"),
+        latents_scaled=config.data.latents_scaled,
+    )
+
+
+def initial_of(config: Config, choose: Choose = newest) -> Initial:
+    """What the run begins with in the teacher's place."""
+    return open_initial(Path(config.paths.initial), choose) if config.paths.initial else {}
+
+
+def teacher_settings(config: Config) -> TeacherSettings:
+    """What the family of the teacher needs to know of a configuration."""
+    paths = config.paths
+    return TeacherSettings(
+        folder=Path(paths.pretrained_model),
+        resolution=config.train.resolution,
+        max_sequence_length=config.data.max_sequence_length,
+        shift=config.anchors.shift,
+        compute_dtype=torch_dtype(config.precision.compute),
+        vae_dtype=torch_dtype(config.precision.vae),
+        student_config=Path(paths.student_config) if paths.student_config else None,
+        linked=Path(paths.flux_wo_guidance_embed) if paths.flux_wo_guidance_embed else None,
+        fold_guidance=config.student.fold_guidance,
+    )
+
+
+def torch_dtype(name: Dtype) -> torch.dtype:
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
