@@ -395,7 +395,7 @@ def build(recipe: Recipe, folder: Path, overrides: list[str] | None = None) -> I
     )
     with mode:
         batch = one_sample(config, adapter)
-    instance = Instance(parts, batch, mode, [b for source in sources for b in source.recomputed])
+    instance = Instance(parts, batch, mode, [b for source in sources for b in source.repeated])
     checkpointing(instance, config.parallel.activation_checkpointing)
     return instance
 

@@ -47,8 +47,10 @@ class VFMDiscriminator:
     sees_images: bool = True
 
     def plays(self, d: Distillation, anchor: int) -> bool:
-        """Where omega is not 0: everywhere but at the top anchor of flow teachers."""
-        return bool(self._omega(d, times(d.anchors.times[anchor], 1)) > 0)
+        """Where omega is above the least that counts; by default everywhere but at the top anchor
+        of flow teachers, where it is 0."""
+        tau = times(d.anchors.times[anchor], 1)
+        return bool(self._omega(d, tau) > d.config.adversarial.least_omega)
 
     @phase("discriminator")
     def view(self, d: Distillation, turn: Turn, sample: Sample, measures: Measures) -> Sample:

@@ -1,13 +1,15 @@
 """The iteration: who learns when, from what, at what cost, and towards which distribution."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from senseflow.core.anchors import Anchors
-from senseflow.core.path import FlowPath, add_noise
+from senseflow.core.path import FlowPath, VPPath, add_noise
 from senseflow.data.sampler import Batch
+from senseflow.discriminators import VFMDiscriminator
 from senseflow.distill import (
     align,
     discriminator_backward,
@@ -18,7 +20,9 @@ from senseflow.distill import (
     train_iteration,
     update,
 )
+from senseflow.engine.config import load_config
 from senseflow.engine.measures import Measures
+from senseflow.engine.recipe import ROOT
 from senseflow.state import Distillation, Turn
 from toy import (
     AffineGenerator,
@@ -271,3 +275,17 @@ def test_results_do_not_depend_on_global_random_state():
     second = warmed_up()
     a, b = snapshot(first), snapshot(copy.copy(second))
     assert changed(a, b) == set()
+
+
+@pytest.mark.parametrize(("least", "playing"), [(0.0, [0, 1, 2, 3]), (0.01, [1, 2, 3])])
+def test_the_adversary_plays_where_omega_counts(least, playing):
+    """SDXL's schedule: alpha^2 of its anchors is .005, .06, .28, .68."""
+    beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    file = ROOT / "configs" / "sdxl" / "sdxl_senseflow.yaml"
+    d = SimpleNamespace(
+        config=load_config(file, [f"adversarial.least_omega={least}"]),
+        anchors=Anchors((999.0, 749.0, 499.0, 249.0), end=VPPath.clean),
+        adapter=SimpleNamespace(path=VPPath((1 - beta).cumprod(0).float())),
+    )
+    adversary = VFMDiscriminator(None, None, None)
+    assert [anchor for anchor in range(4) if adversary.plays(d, anchor)] == playing

@@ -14,7 +14,7 @@ from senseflow.data.sampler import Share, batches
 from senseflow.engine.adversary import build_discriminator
 from senseflow.engine.agreement import require_equal
 from senseflow.engine.checkpoint import complete_checkpoints
-from senseflow.engine.config import Config, Dtype
+from senseflow.engine.config import Config, Dtype, ParallelConfig
 from senseflow.engine.disk import HostGroup, share_folder
 from senseflow.engine.ema import Ema
 from senseflow.engine.export import Layout, StudentExport
@@ -37,6 +37,7 @@ from senseflow.engine.loop import Run
 from senseflow.engine.optim import Trained
 from senseflow.engine.parallel import (
     Ranks,
+    compile_forward,
     fill_shards,
     join_group,
     recompute,
@@ -124,10 +125,26 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
 
 def build_network(source: NetworkSource, config: Config, ranks: Ranks) -> nn.Module:
     """Shard a network on the meta device, then read its weights into the shards."""
-    recompute(source.recomputed, config.parallel.activation_checkpointing)
+    lighten(source, config.parallel)
     shard(source.network, source.blocks, ranks.mesh, torch_dtype(config.precision.compute))
     fill_shards(source.network, source.read, ranks.device)
     return source.network
+
+
+def lighten(source: NetworkSource, parallel: ParallelConfig) -> None:
+    """Recompute what learns, compile all that repeats.
+
+    A compiled block does not show the operations that selective recomputation chooses from, so
+    that there the recomputation is compiled too.
+    """
+    learns = any(p.requires_grad for p in source.network.parameters())
+    every = parallel.activation_checkpointing if learns else 0
+    selective = parallel.recomputation == "selective"
+    if parallel.compile and not selective:
+        compile_forward(source.repeated)
+    recompute(source.repeated, every, selective)
+    if parallel.compile and selective:
+        compile_forward(source.repeated)
 
 
 def share(config: Config, ranks: Ranks) -> Share:

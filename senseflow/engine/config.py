@@ -202,6 +202,7 @@ class AdversarialConfig:
     discriminator_weight: float = 1.0  # of L_D in the discriminator's own
     # vfm
     omega_power: float = 2.0
+    least_omega: float = 0.0  # the adversary plays at anchors whose omega is above it
     reference: Literal["paired", "shuffled", "none"] = "paired"
     taps: tuple[int, ...] = (2, 5, 8, 10, 14, 19, 23)
     virtual_batch: int = 1
@@ -214,6 +215,7 @@ class AdversarialConfig:
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "adversarial.weight must not be negative")
         _require(self.discriminator_weight > 0, "adversarial.discriminator_weight must be positive")
+        _require(self.least_omega >= 0, "adversarial.least_omega must not be negative")
         _require(self.virtual_batch >= 1, "adversarial.virtual_batch must be at least 1")
         _require(self.downsamplings >= 0, "adversarial.downsamplings must not be negative")
         _require(self.norm_groups >= 1, "adversarial.norm_groups must be at least 1")
@@ -252,10 +254,12 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Sharding (FSDP2) and recomputation."""
+    """Sharding (FSDP2), recomputation and compilation."""
 
     replicas: int = 1  # HSDP: groups that each hold the whole network in shards
     activation_checkpointing: int = 0  # 0: none, 1: every block is recomputed, k: every k-th
+    recomputation: Literal["full", "selective"] = "full"  # selective: but for matrix products
+    compile: bool = False  # blocks by torch.compile; minutes at the first turns
 
     def __post_init__(self) -> None:
         every = self.activation_checkpointing

@@ -20,7 +20,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+from torch.utils.flop_counter import flop_registry
 
 from senseflow.models.weights import Stored
 
@@ -123,17 +129,40 @@ def forget_forward(network: FSDPModule, args: Any, output: Any) -> None:
         network.reset_iter_state()
 
 
-def recompute(blocks: Sequence[nn.Module], every: int) -> None:
+def recompute(blocks: Sequence[nn.Module], every: int, selective: bool = False) -> None:
     """Activation checkpointing of every `every`-th block; 0: of none.
 
     Such a block keeps its inputs alone and runs again on the way back; the others keep their
-    activations. The second run is of the block's own forward, inside FSDP2's hooks: its weights
-    have been gathered for the backward, and no collective is added. Nothing random is drawn in it.
+    activations. selective: it also keeps what matrix products, convolutions and attention gave, so
+    that the second run is of norms, activations and the like: no counted FLOP is spent twice.
+    The second run is of the block's own forward, inside FSDP2's hooks: its weights have been
+    gathered for the backward, and no collective is added. Nothing random is drawn in it.
     """
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    if selective:
+        contexts = partial(create_selective_checkpoint_contexts, keep_products)
+        again = partial(again, context_fn=contexts)
     for block in blocks[every - 1 :: every] if every else ():
-        block.forward = partial(
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-        )
+        block.forward = partial(again, block.forward)
+
+
+def compile_forward(blocks: Sequence[nn.Module]) -> None:
+    """Compile the forward of each block; blocks of one class and shapes share what is compiled.
+
+    FSDP2's hooks stay outside. A block is compiled once for every way it is called: with and
+    without gradients, alone and as both halves of CFG, in training and in an image strip.
+    """
+    torch._dynamo.config.recompile_limit = 64  # per function, not per block
+    for block in blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)
+
+
+def keep_products(
+    context: SelectiveCheckpointContext, op: torch._ops.OpOverload, *args: Any, **kwargs: Any
+) -> CheckpointPolicy:
+    """Keep the outputs of the operations that torch counts FLOPs of."""
+    counted = op.overloadpacket in flop_registry
+    return CheckpointPolicy.MUST_SAVE if counted else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def fill_shards(network: nn.Module, read: Callable[[str], Stored], device: torch.device) -> None:

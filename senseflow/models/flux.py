@@ -165,7 +165,7 @@ def require(settings: TeacherSettings) -> None:
 
 
 def blocks_of(network: FluxTransformer2DModel) -> list[nn.Module]:
-    """The units of sharding, and of activation checkpointing."""
+    """The units of sharding, of activation checkpointing and of compilation."""
     return [*network.transformer_blocks, *network.single_transformer_blocks]
 
 
@@ -178,6 +178,7 @@ def teacher_source(settings: TeacherSettings) -> NetworkSource:
             f"{folder} has no guidance embedding; the FLUX recipe guides its teacher through one"
         )
     source, _ = open_network(FluxTransformer2DModel, folder, config, blocks_of)
+    source = replace(source, repeated=source.blocks)
     return frozen_network(source, settings.compute_dtype)
 
 
@@ -195,7 +196,7 @@ def student_source(settings: TeacherSettings) -> NetworkSource:
     source, weights = open_network(
         FluxTransformer2DModel, folder, config, blocks_of, spare=GUIDANCE_EMBEDDER
     )
-    source = replace(source, recomputed=source.blocks)
+    source = replace(source, repeated=source.blocks)
     if settings.fold_guidance is None:
         return source
     offset = guidance_offset(weights, settings.fold_guidance)

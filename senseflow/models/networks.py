@@ -22,7 +22,7 @@ class NetworkSource:
     network: nn.Module
     read: Callable[[str], Stored]  # a parameter or buffer by name; KeyError if there is none
     blocks: list[nn.Module]  # the units of sharding, in the order in which they run
-    recomputed: list[nn.Module] = field(default_factory=list)  # those of activation checkpointing
+    repeated: list[nn.Module] = field(default_factory=list)  # those recomputed, and compiled
 
 
 Build = Callable[[NetworkSource], nn.Module]  # puts a network with its weights on its device

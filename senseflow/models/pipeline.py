@@ -161,11 +161,16 @@ def require_t5_length(settings: TeacherSettings, tokenizer: str) -> None:
 
 
 def same_teacher(
-    network_class: type[ModelMixin], component: str, settings: TeacherSettings, blocks_of: Blocks
+    network_class: type[ModelMixin],
+    component: str,
+    settings: TeacherSettings,
+    blocks_of: Blocks,
+    repeated_of: Blocks,
 ) -> NetworkSource:
     """The frozen teacher of a pipeline folder."""
     folder = settings.folder / component
     source, _ = open_network(network_class, folder, read_json(folder / "config.json"), blocks_of)
+    source = replace(source, repeated=repeated_of(source.network))
     return frozen_network(source, settings.compute_dtype)
 
 
@@ -174,10 +179,10 @@ def same_student(
     component: str,
     settings: TeacherSettings,
     blocks_of: Blocks,
-    recomputed_of: Blocks,
+    repeated_of: Blocks,
 ) -> NetworkSource:
     """The start of student and fake score: the teacher, in float32."""
     folder = settings.folder / component
     config = read_json(settings.student_config or folder / "config.json")
     source, _ = open_network(network_class, folder, config, blocks_of)
-    return replace(source, recomputed=recomputed_of(source.network))
+    return replace(source, repeated=repeated_of(source.network))

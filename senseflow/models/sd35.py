@@ -153,7 +153,7 @@ def require_large(settings: TeacherSettings) -> None:
 
 
 def blocks_of(network: SD3Transformer2DModel) -> list[nn.Module]:
-    """The units of sharding, and of activation checkpointing."""
+    """The units of sharding, of activation checkpointing and of compilation."""
     return list(network.transformer_blocks)
 
 
@@ -166,7 +166,7 @@ SD35 = TeacherFamily(
     sampled_at=sigmas_of,
     load_adapter=SD35Adapter.load,
     teacher=lambda settings: same_teacher(
-        SD3Transformer2DModel, "transformer", settings, blocks_of
+        SD3Transformer2DModel, "transformer", settings, blocks_of, blocks_of
     ),
     student=lambda settings: same_student(
         SD3Transformer2DModel, "transformer", settings, blocks_of, blocks_of

@@ -133,8 +133,8 @@ def blocks_of(network: UNet2DConditionModel) -> list[nn.Module]:
     return [unit for block in blocks for unit in (block, *modules_of(block, Transformer2DModel))]
 
 
-def recomputed_of(network: UNet2DConditionModel) -> list[nn.Module]:
-    """The units of activation checkpointing: residual blocks and transformer blocks."""
+def repeated_of(network: UNet2DConditionModel) -> list[nn.Module]:
+    """The units of recomputation and of compilation: residual and transformer blocks."""
     return modules_of(network, ResnetBlock2D, BasicTransformerBlock)
 
 
@@ -151,9 +151,11 @@ SDXL = TeacherFamily(
     anchors=read_anchors,
     sampled_at=lambda path, anchors: anchors.times,
     load_adapter=SDXLAdapter.load,
-    teacher=lambda settings: same_teacher(UNet2DConditionModel, "unet", settings, blocks_of),
+    teacher=lambda settings: same_teacher(
+        UNet2DConditionModel, "unet", settings, blocks_of, repeated_of
+    ),
     student=lambda settings: same_student(
-        UNet2DConditionModel, "unet", settings, blocks_of, recomputed_of
+        UNet2DConditionModel, "unet", settings, blocks_of, repeated_of
     ),
     bottleneck=bottleneck_shape,
 )

@@ -49,7 +49,10 @@ RECIPES = {
     "sdxl_dmd2": "sdxl",
 }
 VFM_PATHS = {f"paths.{k}" for k in ("dinov2", "dinov2_weights", "clip", "clip_weights")}
-VFM = {f"adversarial.{k}" for k in ("omega_power", "reference", "taps", "virtual_batch", "augment")}
+VFM = {
+    f"adversarial.{k}"
+    for k in ("omega_power", "least_omega", "reference", "taps", "virtual_batch", "augment")
+}
 VFM |= VFM_PATHS | {"paths.clip_quick_gelu"}
 BOTTLENECK = {f"adversarial.{k}" for k in ("time_range", "downsamplings", "norm_groups")}
 FLUX_ONLY = {"student.fold_guidance", "paths.flux_wo_guidance_embed"}
@@ -81,7 +84,7 @@ def test_the_embedded_recipe_is_the_full_one_but_for_sizes_rates_batch_and_n(nam
     changed = {line.partition(":")[0] for line in differences(full, small)}
     method = ("anchors", "dmd", "ida", "isg", "student", "backward_simulation", "fake_score")
     assert {key for key in changed if key.startswith(method)} == {"fake_score.ttur"}
-    sizes = {"adversarial.taps", "adversarial.downsamplings"}
+    sizes = {"adversarial.taps", "adversarial.downsamplings", "adversarial.least_omega"}
     assert {key for key in changed if key.startswith("adversarial")} <= sizes
     rates = {"optimizer.lr", "optimizer.fake_score_lr", "optimizer.discriminator_lr"}
     assert {key for key in changed if key.startswith("optimizer")} == rates

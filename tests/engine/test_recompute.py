@@ -2,21 +2,28 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import flux_pipeline
 import sd35_pipeline
 import sdxl_pipeline
-from senseflow.engine.config import load_config
+from senseflow.engine.build import lighten
+from senseflow.engine.config import ParallelConfig, load_config
 from senseflow.engine.parallel import recompute, shard, start_ranks
 from senseflow.engine.recipe import ROOT
 from senseflow.models import flux, sd35, sdxl
 from senseflow.models.bottleneck_classifier import add_encoder_pass
+from senseflow.models.networks import NetworkSource
 from senseflow.state import frozen
 
 
@@ -77,7 +84,7 @@ CASES = {
     "sd35": Case(
         sd35_pipeline.transformer, sd35.blocks_of, sd35.blocks_of, sd35_call, (2, 4, 16, 16)
     ),
-    "sdxl": Case(sdxl_pipeline.unet, sdxl.recomputed_of, sdxl.blocks_of, sdxl_call, (2, 4, 16, 16)),
+    "sdxl": Case(sdxl_pipeline.unet, sdxl.repeated_of, sdxl.blocks_of, sdxl_call, (2, 4, 16, 16)),
 }
 
 
@@ -91,20 +98,65 @@ class Outcome:
     per_block: list[int]  # of them, by unit of recomputation
     inputs: list[int]  # bytes of what such a unit is given by position, which its second run needs
     flops: int
+    alive: int  # bytes made in the forward and still there at its end
 
 
-def run(case: Case, every: int, sharded: bool = False, by_diffusers: bool = False) -> Outcome:
-    """The same weights and input each time."""
+class Made(TorchDispatchMode):
+    """Remembers the storages that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return result
+
+    def alive(self) -> int:
+        return sum(size for storage, size in self.storages.values() if not storage.expired())
+
+
+def prepared(
+    case: Case,
+    every: int,
+    selective: bool = False,
+    compiled: bool = False,
+    sharded: bool = False,
+    by_diffusers: bool = False,
+) -> tuple[nn.Module, list[nn.Module], Tensor]:
+    """A network, its units and an input: the same weights and input each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = case.make().train()
         x = torch.randn(case.sample).requires_grad_()
     blocks = case.recomputed(network)
-    recompute(blocks, every)
+    source = NetworkSource(network, lambda key: torch.empty(0), [], blocks)
+    lighten(source, ParallelConfig(1, every, "selective" if selective else "full", compiled))
     if by_diffusers:
         network.enable_gradient_checkpointing()
     if sharded:
         shard(network, case.blocks(network), start_ranks().mesh)
+    return network, blocks, x
+
+
+def gradients(network: nn.Module, x: Tensor) -> list[Tensor]:
+    """Whole, of the weights and of the input."""
+    found = [getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in network.parameters()]
+    return [*found, x.grad]
+
+
+def run(
+    case: Case,
+    every: int,
+    sharded: bool = False,
+    by_diffusers: bool = False,
+    selective: bool = False,
+) -> Outcome:
+    network, blocks, x = prepared(case, every, selective, False, sharded, by_diffusers)
     per_block, inputs, running = [0] * len(blocks), [0] * len(blocks), []
 
     def enter(number: int, args: tuple[Any, ...]) -> None:
@@ -127,20 +179,21 @@ def run(case: Case, every: int, sharded: bool = False, by_diffusers: bool = Fals
         return tensor
 
     with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), Made() as made:
             loss = case.call(network, x).square().mean()
+        alive = made.alive()
         loss.backward()
-    grads = [getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in network.parameters()]
+    grads = gradients(network, x)
     flops = counter.get_total_flops()
-    return Outcome(loss.detach(), [*grads, x.grad], saved, per_block, inputs, flops)
+    return Outcome(loss.detach(), grads, saved, per_block, inputs, flops, alive)
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("name", CASES)
 def test_loss_and_gradients_are_the_same_bit_for_bit(name, sharded):
     plain = run(CASES[name], 0, sharded)
-    for every in (1, 2):
-        again = run(CASES[name], every, sharded)
+    for every, selective in ((1, False), (2, False), (1, True)):
+        again = run(CASES[name], every, sharded, selective=selective)
         assert torch.equal(again.loss, plain.loss)
         assert all(torch.equal(a, b) for a, b in zip(again.grads, plain.grads, strict=True))
 
@@ -165,6 +218,35 @@ def test_every_block_saves_as_much_as_diffusers_own_switch(name):
     assert theirs.flops <= ours.flops <= 1.01 * theirs.flops
     plain = run(CASES[name], 0)
     assert plain.flops < ours.flops < 4 / 3 * plain.flops  # 3 forwards become at most 4
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_selective_recomputation_spends_no_product_twice(name):
+    plain, full = run(CASES[name], 0), run(CASES[name], 1)
+    selective = run(CASES[name], 1, selective=True)
+    assert selective.flops == plain.flops < full.flops
+    assert full.alive < selective.alive < 0.8 * plain.alive
+
+
+COMPILED = [("flux", 0, False), ("flux", 1, False), ("flux", 1, True), ("sd35", 1, True)]
+COMPILED += [pytest.param("sdxl", 1, True, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize(("name", "every", "selective"), COMPILED)
+def test_compiled_blocks_give_the_same_gradients(name, every, selective, monkeypatch):
+    """All but the code generator, which takes minutes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    found = []
+    for times, compiled in ((0, False), (every, True)):
+        network, _, x = prepared(CASES[name], times, selective, compiled, sharded=True)
+        loss = CASES[name].call(network, x).square().mean()
+        loss.backward()
+        found.append([loss.detach(), *gradients(network, x)])
+    for plain, again in zip(*found, strict=True):
+        assert (again - plain).norm() <= 1e-4 * plain.norm() + 1e-7
+    assert counters["stats"]["unique_graphs"] > 0 and not counters["graph_break"]
 
 
 @pytest.mark.parametrize("every", [0, 1, 2])
