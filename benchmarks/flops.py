@@ -168,7 +168,8 @@ def least_work(d: Distillation, p: Pieces, iteration: int) -> int:
     """METHOD's minimum of one iteration."""
     turn, config = draw_turn(d, iteration), d.config
     k = turn.anchor if turn.simulate else 0
-    every = config.parallel.activation_checkpointing
+    full = config.parallel.recomputation == "full"  # else no counted work is done twice
+    every = config.parallel.activation_checkpointing if full else 0
     trained = 3 + (1 / every if every else 0)
     total = p.prompts + k * p.student + trained * p.student  # simulation; the fake score's step
     total += p.encode * (turn.anchor > 0 and not turn.simulate)

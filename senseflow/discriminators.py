@@ -83,10 +83,9 @@ class VFMDiscriminator:
         views, heads = sample.views, self.heads.network
         with torch.no_grad():
             real = self.backbone(augment(d, sample, views.real, "augment real"))
-        heads.train(first)
         both = [torch.cat(pair) for pair in zip(views.fake, real, strict=True)]
-        logits_fake, logits_real = heads(both, views.text, views.reference).chunk(2)
-        heads.eval()
+        with heads.power_iteration(first):
+            logits_fake, logits_real = heads(both, views.text, views.reference).chunk(2)
         measures.add({"discriminator/margin": margin(logits_real, logits_fake)})
         return hinge_discriminator_loss(logits_real, logits_fake, self._omega(d, sample.tau))
 

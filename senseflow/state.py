@@ -206,13 +206,15 @@ def times(t: float, num: int, device: torch.device | None = None) -> Tensor:
 @contextmanager
 def frozen(*networks: nn.Module) -> Iterator[None]:
     """Neither gradients for the weights nor changes of the buffers; gradients flow through."""
-    modes = [network.training for network in networks]
+    training = [network for network in networks if network.training]
     for network in networks:
         network.requires_grad_(False)
+    for network in training:
         network.eval()
     try:
         yield
     finally:
-        for network, mode in zip(networks, modes, strict=True):
+        for network in networks:
             network.requires_grad_(True)
-            network.train(mode)
+        for network in training:
+            network.train()

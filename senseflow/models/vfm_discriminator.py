@@ -7,7 +7,8 @@ the only trained part. Losses and weights live elsewhere; this module ends at th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 
 from senseflow.models.networks import seeded
 
@@ -353,10 +354,10 @@ class Heads(nn.Module):
     Eight heads of width 1024 with text features of 768 and a reference hold 773,391,872
     parameters (386,892,800 without a reference): shard them, one unit per head.
 
-    The mode matters to spectral norm alone: train() where the heads themselves are stepped, eval()
-    on the generator's turn, so that it leaves no trace. Each forward in train mode is one power
-    iteration; for results that do not depend on accumulation, train() for the first micro-batch
-    of a step only.
+    The mode matters to spectral norm alone: each forward in train mode is one power iteration. The
+    heads stay in eval mode, so that the generator's turn leaves no trace, and `power_iteration`
+    moves the norms where the heads themselves are stepped; for results that do not depend on
+    accumulation, with the first micro-batch of a step only.
 
     Args:
         num_taps: how many heads.
@@ -382,6 +383,18 @@ class Heads(nn.Module):
         make = partial(Head, width, text_dim, reference, virtual_batch)
         self.draw = partial(seeded, seed, [make] * num_taps)
         self.heads = nn.ModuleList(self.draw())
+        self.norms = [module for module in self.modules() if isinstance(module, _SpectralNorm)]
+
+    @contextmanager
+    def power_iteration(self, moving: bool = True) -> Iterator[None]:
+        """Let the norms move in a forward, or not; the other 700 modules are not walked through."""
+        for norm in self.norms:
+            norm.training = moving
+        try:
+            yield
+        finally:
+            for norm in self.norms:
+                norm.training = False
 
     def forward(
         self, features: list[Tensor], text: Tensor, references: list[Tensor] | None
