@@ -27,6 +27,7 @@ from senseflow.models.bottleneck_classifier import (
     ClassifierHead,
     add_encoder_pass,
 )
+from senseflow.models.lora import Role
 from senseflow.models.networks import in_turn
 from senseflow.models.teacher import Adapter, TeacherFamily
 from senseflow.models.vfm_discriminator import FrozenBackbone, Heads, PromptEncoder
@@ -98,7 +99,7 @@ def build_bottleneck(
         head = ClassifierHead(shape[0], settings.downsamplings, settings.norm_groups, seed)
     shard(head, [], ranks.mesh, torch_dtype(config.precision.heads))
     fill_heads(head, in_turn("layers", head.draw()), ranks, initial)
-    add_encoder_pass(fake_score)
+    add_encoder_pass(fake_score.base.network if isinstance(fake_score, Role) else fake_score)
     return BottleneckDiscriminator(
         cast(BottleneckAdapter, adapter),
         Trained.build(head, config.optimizer.discriminator_lr, config.optimizer),

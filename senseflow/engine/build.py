@@ -34,6 +34,7 @@ from senseflow.engine.inputs import (
     what_is_shared,
 )
 from senseflow.engine.loop import Run
+from senseflow.engine.lora import build_roles, lora_layout
 from senseflow.engine.optim import Trained
 from senseflow.engine.parallel import (
     Ranks,
@@ -44,8 +45,8 @@ from senseflow.engine.parallel import (
     shard,
     start_ranks,
 )
-from senseflow.models.networks import NetworkSource
-from senseflow.models.teacher import Adapter, TeacherFamily
+from senseflow.models.networks import Build, NetworkSource
+from senseflow.models.teacher import Adapter, TeacherFamily, TeacherSettings
 from senseflow.sampling.student import StudentCard, base_fingerprint
 from senseflow.state import Distillation
 
@@ -102,15 +103,12 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
     check_times(config, adapter.path, anchors)
     optimizer = config.optimizer
     initial = choose_initial(config, folder, host)
-    generator, fake_score = (
-        build(begun_with(initial, name, family.student(settings)))
-        for name in ("generator", "fake_score")
-    )
+    teacher, generator, fake_score = build_networks(family, settings, initial, build)
     parts = Distillation(
         config=config,
         adapter=adapter,
         anchors=anchors,
-        teacher=build(family.teacher(settings)),
+        teacher=teacher,
         generator=Trained.build(generator, optimizer.lr, optimizer),
         fake_score=Trained.build(fake_score, optimizer.fake_score_lr, optimizer),
         discriminator=build_discriminator(config, family, adapter, fake_score, ranks, initial),
@@ -121,6 +119,19 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
     on_gpu = ranks.device.type == "cuda"
     data = partial(batches, dataset, share(config, ranks), config.data.num_workers, on_gpu)
     return Run(config, parts, ranks, data, export(config, family, config.precision.compute), folder)
+
+
+def build_networks(
+    family: TeacherFamily, settings: TeacherSettings, initial: Initial, build: Build
+) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Teacher, generator and fake score: three networks, or three roles of one (LoRA)."""
+    if settings.lora:
+        return build_roles(family, settings, settings.lora, initial, build)
+    generator, fake_score = (
+        build(begun_with(initial, name, family.student(settings)))
+        for name in ("generator", "fake_score")
+    )
+    return build(family.teacher(settings)), generator, fake_score
 
 
 def build_network(source: NetworkSource, config: Config, ranks: Ranks) -> nn.Module:
@@ -142,7 +153,7 @@ def lighten(source: NetworkSource, parallel: ParallelConfig) -> None:
     selective = parallel.recomputation == "selective"
     if parallel.compile and not selective:
         compile_forward(source.repeated)
-    recompute(source.repeated, every, selective)
+    recompute(source.repeated, every, selective, source.recompute_context)
     if parallel.compile and selective:
         compile_forward(source.repeated)
 
@@ -178,10 +189,12 @@ def export(config: Config, family: TeacherFamily, dtype: Dtype) -> StudentExport
         anchors=family.sampled_at(family.path(settings), anchors),
         height=config.train.resolution[0],
         width=config.train.resolution[1],
-        guidance=None,
+        guidance=settings.guidance if settings.lora else None,
         max_sequence_length=config.data.max_sequence_length,
         base_name=base.name,
         base_fingerprint=base_fingerprint(base / family.component),
         iteration=0,
     )
+    if settings.lora:
+        return StudentExport(lora_layout(family, settings, settings.lora, torch_dtype(dtype)), card)
     return StudentExport(Layout.plan(family.student(settings).network, torch_dtype(dtype)), card)

@@ -117,6 +117,28 @@ class StudentConfig:
     """How student and fake score start from the teacher's weights."""
 
     fold_guidance: float | None = None  # fold this guidance into the time embedding's bias
+    guidance: float | None = None  # LoRA on FLUX: the constant its embedding is fed
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Student and fake score as adapters of the frozen teacher; rank None: networks of their own.
+
+    train: B alone, with one fixed A for both, or A and B.
+    """
+
+    rank: int | None = None
+    alpha: float | None = None  # the scale is alpha / rank; None: 1
+    train: Literal["B", "AB"] = "B"
+    targets: tuple[str, ...] = ()  # ends of the names of linear layers and convolutions
+
+    def __post_init__(self) -> None:
+        _require(self.rank is None or self.rank >= 1, f"lora.rank: {self.rank} is not 1 or more")
+        _require(self.alpha is None or self.alpha > 0, f"lora.alpha: {self.alpha} is not positive")
+        _require(
+            self.rank is None or len(self.targets) > 0,
+            "lora.targets is empty: name the layers that get adapters, such as [to_q, to_k]",
+        )
 
 
 @dataclass(frozen=True)
@@ -305,6 +327,7 @@ class Config:
     data: DataConfig
     lr_scheduler: LrSchedulerConfig = field(default_factory=LrSchedulerConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -323,6 +346,16 @@ class Config:
         _require(
             adversary != "vfm" or not self.data.separate_real,
             "data.separate_real: the vfm adversary compares a prompt's image with its own real one",
+        )
+        _require(
+            self.lora.rank is None or self.paths.student_config is None,
+            "lora.rank: a LoRA student has its teacher's config.json; say null for "
+            "paths.student_config",
+        )
+        _require(
+            self.lora.rank is None or not self.parallel.compile,
+            "parallel.compile: compiled blocks do not know which role of a LoRA run calls them; "
+            "say false",
         )
         spent = self.lr_scheduler.warmup_iterations + self.lr_scheduler.decay_iterations
         _require(

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from senseflow.engine.disk import PARTIAL, HostGroup, empty_folder, publish, syn
 from senseflow.sampling.student import StudentCard, write_card
 
 MAX_FILE_SIZE = "10GB"
+LORA_FILE = "pytorch_lora_weights.safetensors"
 FILE_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 TYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # as a safetensors header names them
 
@@ -29,12 +30,14 @@ Describe = Callable[[Path], None]  # writes what else belongs into the folder
 
 @dataclass(frozen=True)
 class Layout:
-    """Which tensors of a component go into which file, in which order."""
+    """Which tensors of a component, or of a LoRA for it, go into which file, in which order."""
 
-    component: nn.Module  # on the meta device, for names, shapes and config.json
+    component: nn.Module | None  # on the meta device, for config.json; None: a LoRA, which has none
     dtype: torch.dtype
     files: dict[str, dict[str, Tensor]]  # file name -> key -> meta tensor
-    index: dict[str, Any] | None  # of the files, when they are more than one
+    index: dict[str, Any] | None = None  # of the files, when they are more than one
+    prefix: str = ""  # of every key in the files
+    metadata: dict[str, str] = field(default_factory=lambda: {"format": "pt"})  # of the headers
 
     @classmethod
     def plan(
@@ -99,9 +102,10 @@ def write_component(
     with writing(folder):
         try:
             empty_folder(partial)
-            layout.component.save_config(partial)
+            if layout.component:
+                layout.component.save_config(partial)
             for name, shapes in layout.files.items():
-                write_safetensors(partial / name, shapes, tensors)
+                write_safetensors(partial / name, layout, shapes, tensors)
             if layout.index:
                 index = json.dumps(layout.index, indent=2, sort_keys=True) + "\n"
                 (partial / f"{FILE_PATTERN.format(suffix='')}.index.json").write_text(index)
@@ -115,10 +119,10 @@ def write_component(
 
 
 def write_safetensors(
-    file: Path, shapes: dict[str, Tensor], tensors: Iterator[Tensor | None]
+    file: Path, layout: Layout, shapes: dict[str, Tensor], tensors: Iterator[Tensor | None]
 ) -> None:
-    """Write one file; `tensors` yields at least those of `shapes`, in that order."""
-    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    """Write one file of a layout; `tensors` yields at least those of `shapes`, in that order."""
+    header: dict[str, dict[str, Any]] = {"__metadata__": layout.metadata}
     end = 0
     for key, like in shapes.items():
         start, end = end, end + like.nbytes
@@ -127,7 +131,7 @@ def write_safetensors(
             "shape": list(like.shape),
             "data_offsets": [start, end],
         }
-        header[key] = place
+        header[layout.prefix + key] = place
     words = json.dumps(header, separators=(",", ":")).encode()
     words += b" " * (-len(words) % 8)  # the tensors begin aligned
     with file.open("wb") as stream:

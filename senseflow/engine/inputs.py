@@ -22,9 +22,10 @@ from senseflow.engine.initial import (
     newest,
     open_initial,
 )
+from senseflow.engine.lora import check_lora
 from senseflow.models.bottleneck_classifier import require_head
 from senseflow.models.pipeline import latent_shape
-from senseflow.models.teacher import TeacherFamily, TeacherSettings
+from senseflow.models.teacher import LoraSettings, TeacherFamily, TeacherSettings
 from senseflow.models.text_encoders import text_encoders
 from senseflow.sampling.student import base_fingerprint
 
@@ -37,7 +38,11 @@ def check(config: Config, family: TeacherFamily) -> None:
         bottleneck_of(config, family)
     if config.adversarial.in_use == "vfm":
         check_vfm_paths(config.paths)
-    begun_with(initial_of(config), "generator", family.student(teacher_settings(config)))
+    settings, initial = teacher_settings(config), initial_of(config)
+    if settings.lora:
+        check_lora(config, family, settings, initial)
+    else:
+        begun_with(initial, "generator", family.student(settings))
 
 
 def check_teacher(config: Config, family: TeacherFamily) -> None:
@@ -151,7 +156,18 @@ def teacher_settings(config: Config) -> TeacherSettings:
         student_config=Path(paths.student_config) if paths.student_config else None,
         linked=Path(paths.flux_wo_guidance_embed) if paths.flux_wo_guidance_embed else None,
         fold_guidance=config.student.fold_guidance,
+        guidance=config.student.guidance,
+        lora=lora_settings(config),
     )
+
+
+def lora_settings(config: Config) -> LoraSettings | None:
+    """The adapters of a configuration, None where student and fake score are networks."""
+    lora = config.lora
+    if lora.rank is None:
+        return None
+    alpha = lora.rank if lora.alpha is None else lora.alpha
+    return LoraSettings(lora.rank, float(alpha), lora.train, lora.targets, config.train.seed)
 
 
 def torch_dtype(name: Dtype) -> torch.dtype:

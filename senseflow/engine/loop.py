@@ -149,7 +149,8 @@ class Run:
                 f"step was taken from it. The newest checkpoint in {self.checkpoints.folder} is "
                 "good: lower the learning rate or find the bad input, then run the command again"
             )
-        values["ida/gap"] = self.gap()
+        if (gap := self.gap()) is not None:
+            values["ida/gap"] = gap
         values |= {
             f"lr/{name}": t.optimizer.param_groups[0]["lr"] for name, t in self.trained.items()
         }
@@ -162,13 +163,14 @@ class Run:
             shown = ("loss/dmd", "loss/isg", "loss/fake", "discriminator/margin", "ida/gap")
             bar.set_postfix({n.split("/")[1]: f"{values[n]:.3g}" for n in shown if n in values})
 
-    def gap(self) -> float:
-        """||phi - theta|| / ||theta|| over all parameters and ranks."""
+    def gap(self) -> float | None:
+        """||phi - theta|| / ||theta|| over all parameters and ranks; None while a generator that is
+        an adapter has not moved from zero."""
         networks = (self.parts.fake_score.network, self.parts.generator.network)
         gap, size = sum_over_ranks(
             torch.stack(squared_gap(*map(local_shards, networks))), self.ranks
         ).tolist()
-        return float((gap / size) ** 0.5)
+        return float((gap / size) ** 0.5) if size > 0 else None
 
     def show(self, iteration: int, pictures: dict[str, Tensor], batch: Batch) -> None:
         """Write the image strip of this iteration; measure drift if the discriminator did not."""

@@ -7,7 +7,8 @@ so no rank ever holds a whole network. VAE, DINOv2 and the discriminator's CLIP 
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -25,10 +26,13 @@ from torch.utils.checkpoint import (
     SelectiveCheckpointContext,
     checkpoint,
     create_selective_checkpoint_contexts,
+    noop_context_fn,
 )
 from torch.utils.flop_counter import flop_registry
 
 from senseflow.models.weights import Stored
+
+Contexts = Callable[[], tuple[Any, Any]]  # of a block's first run and of its second
 
 
 class AgreedError(Exception):
@@ -129,8 +133,15 @@ def forget_forward(network: FSDPModule, args: Any, output: Any) -> None:
         network.reset_iter_state()
 
 
-def recompute(blocks: Sequence[nn.Module], every: int, selective: bool = False) -> None:
+def recompute(
+    blocks: Sequence[nn.Module],
+    every: int,
+    selective: bool = False,
+    context: Contexts = noop_context_fn,
+) -> None:
     """Activation checkpointing of every `every`-th block; 0: of none.
+
+    context: made at each first run, the contexts of that run and of the second.
 
     Such a block keeps its inputs alone and runs again on the way back; the others keep their
     activations. selective: it also keeps what matrix products, convolutions and attention gave, so
@@ -138,10 +149,8 @@ def recompute(blocks: Sequence[nn.Module], every: int, selective: bool = False) 
     The second run is of the block's own forward, inside FSDP2's hooks: its weights have been
     gathered for the backward, and no collective is added. Nothing random is drawn in it.
     """
-    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-    if selective:
-        contexts = partial(create_selective_checkpoint_contexts, keep_products)
-        again = partial(again, context_fn=contexts)
+    contexts = partial(selectively, context) if selective else context
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     for block in blocks[every - 1 :: every] if every else ():
         block.forward = partial(again, block.forward)
 
@@ -155,6 +164,24 @@ def compile_forward(blocks: Sequence[nn.Module]) -> None:
     torch._dynamo.config.recompile_limit = 64  # per function, not per block
     for block in blocks:
         block.forward = torch.compile(block.forward, dynamic=False)
+
+
+def selectively(context: Contexts) -> tuple[Any, Any]:
+    """The contexts of a first and a second run, which also keep and use what products gave."""
+    kept = create_selective_checkpoint_contexts(keep_products)
+    if context is noop_context_fn:
+        return kept
+    first, second = zip(context(), kept, strict=True)
+    return within(*first), within(*second)
+
+
+@contextmanager
+def within(*contexts: Any) -> Iterator[None]:
+    """All of them, the first around the others."""
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
 
 
 def keep_products(

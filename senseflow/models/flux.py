@@ -50,6 +50,7 @@ class FluxAdapter(PipelineAdapter):
     """A FLUX teacher without its transformer: prompts, images, packing, time and guidance."""
 
     max_sequence_length: int  # T5 tokens
+    guidance: float | None = None  # fed to student and fake score that keep the embedding (LoRA)
 
     @classmethod
     def load(cls, settings: TeacherSettings, device: torch.device, build: Build) -> "FluxAdapter":
@@ -62,6 +63,7 @@ class FluxAdapter(PipelineAdapter):
             settings.resolution,
             settings.compute_dtype,
             settings.max_sequence_length,
+            settings.guidance if settings.lora else None,
         )
 
     @torch.no_grad()
@@ -72,7 +74,8 @@ class FluxAdapter(PipelineAdapter):
         return Conditioning(prompt_embeds, pooled)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        return self._call(network, x_t, t, cond, None)
+        guidance = None if self.guidance is None else torch.full_like(t, self.guidance)
+        return self._call(network, x_t, t, cond, guidance)
 
     def predict_guided(
         self, teacher: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning, scale: Tensor
@@ -159,6 +162,18 @@ def require(settings: TeacherSettings) -> None:
     require_pipeline(settings.folder, FluxPipeline)
     require_resolution(settings, patch=2)
     require_t5_length(settings, "tokenizer_2")
+    if settings.lora is None:
+        return
+    if settings.linked or settings.fold_guidance is not None:
+        raise ValueError(
+            "lora.rank: a LoRA student keeps the guidance embedding; say null for "
+            "paths.flux_wo_guidance_embed and student.fold_guidance"
+        )
+    if settings.guidance is None:
+        raise ValueError(
+            "student.guidance is missing: the constant that a LoRA student's guidance embedding is "
+            "fed, such as 3.5"
+        )
 
 
 # ------------------------------------------------------------------------------------- networks

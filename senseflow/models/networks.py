@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
+from torch.utils.checkpoint import noop_context_fn
 
 from senseflow.models.weights import Stored, Weights, component_weights
 
@@ -23,6 +24,7 @@ class NetworkSource:
     read: Callable[[str], Stored]  # a parameter or buffer by name; KeyError if there is none
     blocks: list[nn.Module]  # the units of sharding, in the order in which they run
     repeated: list[nn.Module] = field(default_factory=list)  # those recomputed, and compiled
+    recompute_context: Callable[[], tuple[Any, Any]] = noop_context_fn  # of a first and second run
 
 
 Build = Callable[[NetworkSource], nn.Module]  # puts a network with its weights on its device

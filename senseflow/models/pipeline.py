@@ -141,9 +141,10 @@ def require_resolution(settings: TeacherSettings, patch: int) -> None:
 
 def require_plain_student(settings: TeacherSettings) -> None:
     """Raise ValueError for keys that only a FLUX student has."""
-    if settings.linked or settings.fold_guidance is not None:
+    if settings.linked or (settings.fold_guidance, settings.guidance) != (None, None):
         raise ValueError(
-            "paths.flux_wo_guidance_embed and student.fold_guidance are for FLUX alone; say null"
+            "paths.flux_wo_guidance_embed, student.fold_guidance and student.guidance are for FLUX "
+            "alone; say null"
         )
 
 

@@ -8,7 +8,7 @@ the way it is guided stay inside.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,17 @@ class Adapter(Protocol):
 
 
 @dataclass(frozen=True)
+class LoraSettings:
+    """Student and fake score as adapters of the teacher, see `senseflow.models.lora`."""
+
+    rank: int
+    alpha: float  # their scale is alpha / rank
+    train: Literal["B", "AB"]
+    targets: tuple[str, ...]  # ends of the names of layers
+    seed: int  # of A
+
+
+@dataclass(frozen=True)
 class TeacherSettings:
     """What the configuration of a run tells a family of its teacher and student."""
 
@@ -96,6 +107,8 @@ class TeacherSettings:
     student_config: Path | None = None  # config.json of the student; None: the teacher's
     linked: Path | None = None  # folder with links to the teacher's weights (FLUX)
     fold_guidance: float | None = None  # FLUX
+    guidance: float | None = None  # FLUX: the constant fed to a LoRA student's embedding
+    lora: LoraSettings | None = None  # None: student and fake score are networks of their own
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ def build_parser(family: Family) -> Parser:
     paths.add_argument(
         "--checkpoint", type=Path, metavar="CKPT",
         help="the student: run folder, student or checkpoint step, diffusers component or "
-        "pipeline folder, .safetensors (one, or an index of shards), or .pth with weights, bare "
-        "or under 'model' or 'ema_model'",
+        "pipeline folder, LoRA folder, .safetensors (one, or an index of shards), or .pth with "
+        "weights, bare or under 'model' or 'ema_model'",
     )  # fmt: skip
     paths.add_argument(
         "--ema", action="store_true",

@@ -28,10 +28,13 @@ from senseflow.sampling.planning import check_card, choose_config, make_plan
 from senseflow.sampling.shots import missing_shots, write_shot
 from senseflow.sampling.student import (
     StudentFiles,
+    build_lora_student,
     build_student,
     find_student,
     fingerprint,
+    is_lora,
     open_weights,
+    read_config,
     stored_weights,
 )
 
@@ -53,7 +56,7 @@ class Student:
     """A checkpoint's weights, found and looked into, but not read yet."""
 
     files: StudentFiles
-    weights: Weights
+    weights: Weights | None  # None: a LoRA on the base's own
     config: dict[str, Any]
     config_name: str
 
@@ -99,6 +102,12 @@ def find_network(family: Family, args: argparse.Namespace) -> Student:
     check_card(family, files.card, args)
     weights = open_weights(files.weights, files.ema)
     check_keys(family, files.weights, weights.keys)
+    if is_lora(files.weights):
+        if args.config:
+            raise ValueError(f"{family.config_flag}: a LoRA is for the base's own network")
+        own = args.base / family.component / "config.json"
+        logger.info("LoRA: %s\nbase: %s", files.weights, own.parent)
+        return Student(files, None, read_config(own), str(own))
     config, config_name = choose_config(family, files, weights, args)
     logger.info("weights: %s\nconfig: %s", files.weights, config_name)
     return Student(files, weights, config, config_name)
@@ -145,14 +154,20 @@ def _with_network(
         pipeline.remove_all_hooks()
         pipeline.register_modules(**{family.component: None})  # frees its memory
     if job.student:
-        student = job.student
-        network = build_student(student.weights, student.config, machine.dtype, student.config_name)
+        network = build(job.student, job.args.base / family.component, machine.dtype)
     if pipeline is None:
         pipeline = family.open_pipeline(job.args.base, network, machine.dtype)
     else:
         pipeline.register_modules(**{family.component: network})
     prepare(pipeline, family, job.args, machine.device)
     return pipeline
+
+
+def build(student: Student, base: Path, dtype: torch.dtype) -> torch.nn.Module:
+    """The student's network; base: the component folder of the pipeline it is drawn with."""
+    if student.weights is None:
+        return build_lora_student(student.files.weights, base, dtype)
+    return build_student(student.weights, student.config, dtype, student.config_name)
 
 
 def prepare(
@@ -181,6 +196,8 @@ def add_lora(pipeline: DiffusionPipeline, family: Family, path: Path) -> None:
         raise ValueError(f"--lora {path} does not fit: {error}") from error
     if not pipeline.get_active_adapters():
         raise ValueError(f"--lora {path} holds nothing for the {family.component}")
+    if len(adapters := pipeline.get_list_adapters()[family.component]) > 1:
+        pipeline.set_adapters(adapters)  # the student's own LoRA stays
 
 
 def describe(

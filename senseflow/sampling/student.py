@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from senseflow.models.weights import Weights, open_index, open_safetensors
+from senseflow.models.weights import Weights, component_weights, open_index, open_safetensors
 from senseflow.sampling.levels import counted
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ PREFIXES = ("module.", "model.", *(f"{component}." for component in COMPONENTS))
 FORMS = (
     "a run folder or one of its student/step_* or checkpoints/step_* folders, a diffusers "
     "component folder (config.json and safetensors) or whole pipeline, a .safetensors file, a "
-    ".safetensors.index.json, or a .pth, .pt or .bin with weights, bare or under 'model' or "
-    "'ema_model'"
+    ".safetensors.index.json, a LoRA (pytorch_lora_weights.safetensors), or a .pth, .pt or .bin "
+    "with weights, bare or under 'model' or 'ema_model'"
 )
 
 
@@ -139,14 +139,20 @@ def load_student(
     config: Path | None = None,
     dtype: torch.dtype = torch.float32,
     ema: bool = False,
+    base: Path | None = None,
 ) -> nn.Module:
     """The network of a checkpoint in any form (`FORMS`), in eval mode on the CPU.
 
-    config: its config.json; None takes the checkpoint's own. ema: see find_student.
+    config: its config.json; None takes the checkpoint's own. ema: see find_student. base: the
+    component folder of the teacher that a LoRA is for.
     Raises ValueError when the path is none of the forms, a file is damaged, or the weights do not
     fit the config.
     """
     files = find_student(checkpoint, ema)
+    if is_lora(files.weights):
+        if base is None:
+            raise ValueError(f"{checkpoint} is a LoRA: it needs the teacher it is for")
+        return build_lora_student(files.weights, base, dtype)
     config = config or files.config
     if config is None:
         raise ValueError(f"{checkpoint} has no config.json of its own: name one")
@@ -320,6 +326,34 @@ def build_student(
         raise ValueError(f"{weights.source} is damaged: {error}") from error
     network.load_state_dict(state, assign=True, strict=True)
     assert not any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers()))
+    return network.eval().requires_grad_(False)
+
+
+def is_lora(file: Path) -> bool:
+    """Whether a weights file holds adapters, by its keys."""
+    return file.suffix == ".safetensors" and any(
+        ".lora_A." in key for key in open_safetensors(file).keys
+    )
+
+
+def build_lora_student(file: Path, base: Path, dtype: torch.dtype) -> nn.Module:
+    """The network of a teacher's component folder with the adapters of a LoRA file on it.
+
+    Raises ValueError when the file holds anything that is not for this network.
+    """
+    config = base / "config.json"
+    network = build_student(component_weights(base), read_config(config), dtype, str(config))
+    layers = {f"{base.name}.{name}" for name, _ in network.named_modules()}
+    lost = [k for k in open_safetensors(file).keys if k.rpartition(".lora_")[0] not in layers]
+    if lost:
+        raise ValueError(
+            f"the LoRA {file} does not fit {config}: {len(lost)} keys are not part of the network, "
+            f"such as {', '.join(lost[:5])}"
+        )
+    try:
+        network.load_lora_adapter(str(file.parent), prefix=base.name, weight_name=file.name)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(f"the LoRA {file} does not fit {config}: {error}") from error
     return network.eval().requires_grad_(False)
 
 

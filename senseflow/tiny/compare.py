@@ -49,7 +49,8 @@ def compare(
 ) -> tuple[Rows, Rows, dict[str, torch.Tensor]]:
     """A teacher and its students: all rows, one line of figures per student, and pictures."""
     family = sampler.family
-    sampler.networks.update({name: load_student(path) for name, path in students.items()})
+    networks = {name: load_student(path, base=sampler.base) for name, path in students.items()}
+    sampler.networks.update(networks)
     many = Method("teacher", TEACHER_STEPS, family.teacher_samplers[0])
     few = [Method("teacher", NUM_STEPS, name) for name in family.teacher_samplers]
     own = {name: Method(name, NUM_STEPS, family.recipe_sampler) for name in students}

@@ -177,6 +177,7 @@ class Sampler:
 
     def __init__(self, folder: Path, prompts: list[str], guidance: float | None = None) -> None:
         self.family, self.prompts = family_of(folder), prompts
+        self.base = folder / self.family.network  # the teacher's, that LoRA students are for
         self.guidance = self.family.guidance if guidance is None else guidance
         self.pipeline = self.family.pipeline.from_pretrained(folder)
         self.pipeline.set_progress_bar_config(disable=True)

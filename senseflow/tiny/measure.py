@@ -141,7 +141,7 @@ def load_students(sampler: Sampler, students: list[str]) -> list[Method]:
         name, _, checkpoint = student.partition("=")
         if not checkpoint or name in sampler.networks:
             raise ValueError(f"--student wants NAME=CKPT with a name of its own, got {student!r}")
-        sampler.networks[name] = load_student(Path(checkpoint))
+        sampler.networks[name] = load_student(Path(checkpoint), base=sampler.base)
         methods += few_step_methods(name, sampler.family.student_samplers)
     return methods
 

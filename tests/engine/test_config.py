@@ -55,7 +55,7 @@ VFM = {
 }
 VFM |= VFM_PATHS | {"paths.clip_quick_gelu"}
 BOTTLENECK = {f"adversarial.{k}" for k in ("time_range", "downsamplings", "norm_groups")}
-FLUX_ONLY = {"student.fold_guidance", "paths.flux_wo_guidance_embed"}
+FLUX_ONLY = {"student.fold_guidance", "student.guidance", "paths.flux_wo_guidance_embed"}
 
 
 def recipe_file(name: str, suffix: str = "") -> Path:
