@@ -18,10 +18,12 @@ from senseflow.core.adversarial import (
     softplus_generator_loss,
 )
 from senseflow.core.path import add_noise
+from senseflow.data.sampler import Batch
 from senseflow.engine.measures import Measures, image_drift, phase
 from senseflow.engine.optim import Trained
 from senseflow.models.diffaug import NUM_UNIFORMS, diff_augment
-from senseflow.models.teacher import Adapter, Conditioning
+from senseflow.models.encoded import Conditioning
+from senseflow.models.teacher import Adapter
 from senseflow.models.vfm_discriminator import FrozenBackbone, PromptEncoder
 from senseflow.state import (
     Distillation,
@@ -29,6 +31,7 @@ from senseflow.state import (
     Turn,
     Views,
     clean_latents,
+    conditioning,
     draw_times,
     frozen,
     on_device,
@@ -42,7 +45,7 @@ class VFMDiscriminator:
     """D(x, c, r) = h(f_VFM(x), c, r): frozen features and text, heads that learn (Eqs. 13-15)."""
 
     backbone: FrozenBackbone
-    prompt_encoder: PromptEncoder
+    prompt_encoder: PromptEncoder | None  # None: a cache knows its features of all prompts
     heads: Trained
     sees_images: bool = True
 
@@ -60,7 +63,7 @@ class VFMDiscriminator:
             fake = self.backbone(augment(d, sample, images, "augment fake"))
         with torch.no_grad():
             real = real_images(d, sample.batch)
-            text = self.prompt_encoder(sample.batch.prompts).to(d.device)
+            text = self._text(d, sample.batch)
             reference = self._reference(d, real)
         measures.add(image_drift(images, real))
         return replace(sample, views=Views(fake, text, reference, real))
@@ -88,6 +91,13 @@ class VFMDiscriminator:
             logits_fake, logits_real = heads(both, views.text, views.reference).chunk(2)
         measures.add({"discriminator/margin": margin(logits_real, logits_fake)})
         return hinge_discriminator_loss(logits_real, logits_fake, self._omega(d, sample.tau))
+
+    def _text(self, d: Distillation, batch: Batch) -> Tensor:
+        """CLIP's features of the prompts (B, D): as a cache knows them, or computed now."""
+        if batch.encoded.text is not None:
+            return batch.encoded.text
+        assert self.prompt_encoder is not None
+        return self.prompt_encoder(batch.prompts).to(d.device)
 
     def _reference(self, d: Distillation, real: Tensor) -> list[Tensor] | None:
         """Features of each prompt's own real image, of another sample's ("shuffled"), or none."""
@@ -144,7 +154,7 @@ class BottleneckDiscriminator:
         with torch.no_grad():
             latents = clean_latents(d, real, sample.draws, "posterior real")
             if real is not sample.batch:
-                cond = d.adapter.encode_prompts(real.prompts)
+                cond = conditioning(d, real)
             x_fake, t_fake = self._diffuse(d, sample, sample.x, "classifier fake")
             x_real, t_real = self._diffuse(d, sample, latents, "classifier real")
         logits = self._logits(

@@ -29,13 +29,14 @@ from senseflow.data.sampler import Batch
 from senseflow.engine.measures import Measures, phase
 from senseflow.engine.optim import Trained
 from senseflow.engine.parallel import local_shards
-from senseflow.models.teacher import Conditioning
+from senseflow.models.encoded import Conditioning
 from senseflow.state import (
     Distillation,
     Sample,
     Turn,
     batch_on_device,
     clean_latents,
+    conditioning,
     denoise,
     denoise_guided,
     draw_scale,
@@ -106,7 +107,7 @@ def generate(d: Distillation, turn: Turn, batch: Batch) -> Sample:
     """Steps 1 to 3: encode the prompts, build x_tau, predict x, with grad on theta's turn."""
     draws = Draws(d.config.train.seed, turn.iteration, tuple(batch.indices))
     batch = batch_on_device(d, batch)
-    cond = d.adapter.encode_prompts(batch.prompts)
+    cond = conditioning(d, batch)
     tau = times(d.anchors.times[turn.anchor], len(batch.prompts), d.device)
     x_tau, pictures = student_input(d, turn, batch, draws, cond)
     with torch.set_grad_enabled(turn.generator):

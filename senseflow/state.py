@@ -7,6 +7,7 @@ iteration, `Sample` one micro-batch on its way through it.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -21,7 +22,8 @@ from senseflow.engine.config import Config
 from senseflow.engine.ema import Ema
 from senseflow.engine.measures import Measures
 from senseflow.engine.optim import Trained
-from senseflow.models.teacher import Adapter, Conditioning
+from senseflow.models.encoded import Conditioning
+from senseflow.models.teacher import Adapter
 
 
 @dataclass(frozen=True)
@@ -136,37 +138,44 @@ def denoise_guided(
     return d.adapter.path.read(output, x_t, t)
 
 
+def conditioning(d: HasTeacher, batch: Batch) -> Conditioning:
+    """The encoded prompts of a batch: as a cache knows them, or encoded now."""
+    if batch.encoded.cond is not None:
+        return batch.encoded.cond
+    return d.adapter.encode_prompts(batch.prompts)
+
+
 def clean_latents(d: HasTeacher, batch: Batch, draws: Draws, purpose: str) -> Tensor:
-    """The latents of a batch: as stored, or its images encoded with this purpose's noise."""
+    """The latents of a batch: as stored, or drawn with this purpose's noise from the posterior of
+    its images, which a cache knows or the VAE gives now."""
     if batch.latents is not None:
         return batch.latents
-    assert batch.images is not None
     eps = on_device(d, draws.normal(purpose, d.adapter.latent_shape()))
+    if batch.encoded.posterior is not None:
+        return d.adapter.draw_latents(batch.encoded.posterior, eps)
+    assert batch.images is not None
     return d.adapter.encode_images(batch.images, eps)
 
 
 @torch.no_grad()
 def real_images(d: Distillation, batch: Batch) -> Tensor:
-    """The images (B, 3, H, W) of a batch: as read, or its latents decoded."""
+    """The images (B, 3, H, W) of a batch: as read, or its latents (their mean) decoded."""
     if batch.images is not None:
         return batch.images
-    assert batch.latents is not None
-    return d.adapter.decode(batch.latents)
+    if batch.latents is not None:
+        return d.adapter.decode(batch.latents)
+    posterior = batch.encoded.posterior
+    assert posterior is not None
+    mean = d.adapter.draw_latents(posterior, torch.zeros_like(posterior.std))
+    return d.adapter.decode(mean)
 
 
 def first_samples(d: Distillation, batch: Batch, num: int) -> Batch:
     """The first samples of a batch, on the run's device."""
-    return batch_on_device(
-        d,
-        replace(
-            batch,
-            prompts=batch.prompts[:num],
-            indices=batch.indices[:num],
-            images=None if batch.images is None else batch.images[:num],
-            latents=None if batch.latents is None else batch.latents[:num],
-            other=None,
-        ),
-    )
+    first = replace(
+        batch, prompts=batch.prompts[:num], indices=batch.indices[:num], other=None
+    ).map(lambda tensor: tensor[:num])
+    return batch_on_device(d, first)
 
 
 def draw_times(
@@ -189,13 +198,8 @@ def on_device(d: HasTeacher, tensor: Tensor) -> Tensor:
 
 
 def batch_on_device(d: HasTeacher, batch: Batch) -> Batch:
-    """The same with its images or latents on the run's device."""
-    return replace(
-        batch,
-        images=None if batch.images is None else on_device(d, batch.images),
-        latents=None if batch.latents is None else on_device(d, batch.latents),
-        other=batch.other and batch_on_device(d, batch.other),
-    )
+    """The same with its tensors on the run's device."""
+    return batch.map(partial(on_device, d))
 
 
 def times(t: float, num: int, device: torch.device | None = None) -> Tensor:

@@ -1,12 +1,14 @@
 """What every data set offers: samples read by their place in the run, and those passed over."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
+
+from senseflow.models.encoded import NOTHING, Encoded
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +25,17 @@ class Position:
 
 @dataclass(frozen=True)
 class Item:
-    """One sample, and those that were passed over to find it; holds an image or latents."""
+    """One sample, and those that were passed over to find it.
+
+    Holds an image or latents; neither where a cache knows all that is asked of the image.
+    """
 
     prompt: str
     index: int  # in the iteration's global batch
     image: Tensor | None = None  # (3, H, W) in [-1, 1]
     latents: Tensor | None = None  # (C, h, w) float32, scaled as the diffusion model sees them
+    path: str | None = None  # of the image, as the data set lists it
+    encoded: Encoded = NOTHING  # B = 1
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
 
 
@@ -42,6 +49,10 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, position: Position) -> Item: ...
+
+    def all_prompts(self) -> Iterator[str]:
+        """Of all samples, in their order; those that cannot be read are left out."""
+        ...
 
 
 class UnreadableItem(Exception):

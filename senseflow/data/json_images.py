@@ -7,6 +7,9 @@ working directory.
 """
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -54,13 +57,21 @@ class JsonImages(Dataset[Item]):
         return len(self.paths)
 
     def __getitem__(self, position: Position) -> Item:
-        def read(item: int) -> Item:
-            image = read_image(
-                self.resolve(self.paths[item]), self.resolution, self._where(position)
-            )
-            return Item(self.prompts[item], position.index, image=image)
-
+        read = partial(self.sample, position)
         return first_readable(read, position.item, len(self), self.max_unreadable)
+
+    def all_prompts(self) -> Iterator[str]:
+        return iter(self.prompts)
+
+    def sample(self, position: Position, item: int) -> Item:
+        """The data set's sample number `item` at a place of the run; raises UnreadableItem."""
+        path = self.resolve(self.paths[item])
+        image = read_image(path, self.resolution, self._where(position))
+        return replace(self.listed(position, item), image=image)
+
+    def listed(self, position: Position, item: int) -> Item:
+        """The same without its image, of which nothing is read."""
+        return Item(self.prompts[item], position.index, path=self.paths[item])
 
     def resolve(self, path: str) -> Path:
         """Beside the JSON file if it is there, else as given."""

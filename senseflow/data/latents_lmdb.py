@@ -13,8 +13,9 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -145,11 +146,20 @@ class LatentsLmdb(Dataset[Item]):
         return self.num
 
     def __getitem__(self, position: Position) -> Item:
-        def read(row: int) -> Item:
-            latents, prompt = self.read(row)
-            return Item(prompt, position.index, latents=latents)
-
+        read = partial(self.sample, position)
         return first_readable(read, position.item, len(self), self.max_unreadable)
+
+    def all_prompts(self) -> Iterator[str]:
+        with self._reading() as txn:
+            for row in range(self.num):
+                text = get(txn, prompt_key(row))
+                with suppress(UnicodeDecodeError):
+                    yield (text or b"").decode("utf-8")
+
+    def sample(self, position: Position, row: int) -> Item:
+        """One row at a place of the run; raises UnreadableItem."""
+        latents, prompt = self.read(row)
+        return Item(prompt, position.index, latents=latents)
 
     def read(self, row: int) -> tuple[Tensor, str]:
         """Scaled latents (C, h, w), float32, and the prompt of one row."""

@@ -22,16 +22,21 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from senseflow.core.draws import Draws
 from senseflow.data.items import Item, Position, Samples
 from senseflow.engine.stop import ignore_stop_signals, stop_signals_blocked
+from senseflow.models.encoded import NOTHING, Change, Encoded
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one rank: prompts, and the images or latents that belong to them."""
+    """One micro-batch of one rank: prompts, what belongs to them, and what is known of both.
+
+    Images or latents; neither where a cache knows all that is asked of the images.
+    """
 
     prompts: list[str]
     indices: list[int]  # of each sample in the iteration's global batch
     images: Tensor | None = None  # (b, 3, H, W) in [-1, 1]; None where the data are latents
     latents: Tensor | None = None  # (b, C, h, w) float32, scaled; None where the data are images
+    encoded: Encoded = NOTHING  # what a cache knows of prompts and images
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (path, reason), other's too
     other: "Batch | None" = None  # a second, independent draw of as many samples
 
@@ -41,12 +46,17 @@ class Batch:
         return self.other or self
 
     def pin_memory(self) -> "Batch":
-        """The same with images and latents in pinned memory; DataLoader calls it."""
+        """The same in pinned memory; DataLoader calls it."""
+        return self.map(Tensor.pin_memory)
+
+    def map(self, change: Change) -> "Batch":
+        """The same with all tensors changed alike."""
         return replace(
             self,
-            images=None if self.images is None else self.images.pin_memory(),
-            latents=None if self.latents is None else self.latents.pin_memory(),
-            other=self.other and self.other.pin_memory(),
+            images=None if self.images is None else change(self.images),
+            latents=None if self.latents is None else change(self.latents),
+            encoded=self.encoded.map(change),
+            other=self.other and self.other.map(change),
         )
 
 
@@ -122,6 +132,7 @@ def _stack(items: list[Item]) -> Batch:
         indices=[item.index for item in items],
         images=torch.stack(images) if images else None,
         latents=torch.stack(latents) if latents else None,
+        encoded=Encoded.stack([item.encoded for item in items]),
     )
 
 

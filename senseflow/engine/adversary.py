@@ -11,7 +11,7 @@ from senseflow.discriminators import (
     BottleneckDiscriminator,
     VFMDiscriminator,
 )
-from senseflow.engine.config import Config
+from senseflow.engine.config import Config, PathsConfig
 from senseflow.engine.initial import (
     Initial,
     reader,
@@ -42,25 +42,31 @@ def build_discriminator(
     fake_score: nn.Module,
     ranks: Ranks,
     initial: Initial,
+    text_dim: int | None = None,
 ) -> Discriminator | None:
-    """The adversary of the configuration, its heads sharded; None when it has none."""
+    """The adversary of the configuration, its heads sharded; None when it has none.
+
+    text_dim: of the prompts' features where a cache knows them, so that CLIP is not loaded.
+    """
     if config.adversarial.in_use == "vfm":
-        return build_vfm(config, ranks, initial)
+        return build_vfm(config, ranks, initial, text_dim)
     if config.adversarial.in_use == "bottleneck":
         shape = bottleneck_of(config, family)
         return build_bottleneck(config, shape, adapter, fake_score, ranks, initial)
     return None
 
 
-def build_vfm(config: Config, ranks: Ranks, initial: Initial) -> VFMDiscriminator:
-    """Frozen DINOv2 and CLIP text, and sharded heads."""
+def build_vfm(
+    config: Config, ranks: Ranks, initial: Initial, text_dim: int | None = None
+) -> VFMDiscriminator:
+    """Frozen DINOv2 and CLIP text (none with `text_dim`), and sharded heads."""
     settings, paths = config.adversarial, config.paths
     frozen_dtype = torch_dtype(config.precision.compute)
     try:
         backbone = FrozenBackbone(
             paths.dinov2, settings.taps, checkpoint=paths.dinov2_weights, dtype=frozen_dtype
         )
-        prompt_encoder = PromptEncoder(paths.clip, paths.clip_weights, paths.clip_quick_gelu)
+        prompt_encoder = None if text_dim else load_clip(paths).to(ranks.device)
     except (RuntimeError, OSError) as error:
         raise ValueError(
             f"paths.dinov2 ({paths.dinov2}, {paths.dinov2_weights}) or paths.clip ({paths.clip}, "
@@ -70,7 +76,7 @@ def build_vfm(config: Config, ranks: Ranks, initial: Initial) -> VFMDiscriminato
         heads = Heads(
             num_taps=backbone.num_features,
             width=backbone.width,
-            text_dim=prompt_encoder.dim,
+            text_dim=text_dim or prompt_encoder.dim,
             reference=settings.reference != "none",
             virtual_batch=settings.virtual_batch,
             seed=config.train.seed,
@@ -80,9 +86,14 @@ def build_vfm(config: Config, ranks: Ranks, initial: Initial) -> VFMDiscriminato
     fill_heads(heads, in_turn("heads", heads.draw()), ranks, initial)
     return VFMDiscriminator(
         backbone.to(ranks.device),
-        prompt_encoder.to(ranks.device),
+        prompt_encoder,
         Trained.build(heads, config.optimizer.discriminator_lr, config.optimizer),
     )
+
+
+def load_clip(paths: PathsConfig) -> PromptEncoder:
+    """The discriminator's CLIP."""
+    return PromptEncoder(paths.clip, paths.clip_weights, paths.clip_quick_gelu)
 
 
 def build_bottleneck(

@@ -13,6 +13,7 @@ from senseflow.data.items import Samples
 from senseflow.data.sampler import Share, batches
 from senseflow.engine.adversary import build_discriminator
 from senseflow.engine.agreement import require_equal
+from senseflow.engine.caches import read_cache
 from senseflow.engine.checkpoint import complete_checkpoints
 from senseflow.engine.config import Config, Dtype, ParallelConfig
 from senseflow.engine.disk import HostGroup, share_folder
@@ -73,14 +74,15 @@ def prepare_teacher(config: Config, family: TeacherFamily) -> Teacher:
     join_group()
     settings = teacher_settings(config)
     dataset = read_data(config, settings)
-    require_equal(what_is_shared(config, family, dataset))
+    cache = read_cache(config, family, dataset)
+    require_equal(what_is_shared(config, family, dataset, cache))
     ranks = start_ranks(config.parallel.replicas)
     build = partial(build_network, config=config, ranks=ranks)
     return Teacher(
-        adapter=family.load_adapter(settings, ranks.device, build),
+        adapter=family.load_adapter(settings, ranks.device, build, cache.prompts),
         anchors=family.anchors(settings, config.anchors.times),
         teacher=build(family.teacher(settings)),
-        dataset=dataset,
+        dataset=cache.samples(dataset, see_images=False),
         ranks=ranks,
     )
 
@@ -90,13 +92,17 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
     join_group()
     settings = teacher_settings(config)
     dataset = read_data(config, settings)
+    cache = read_cache(config, family, dataset)
     error_curve = read_error_curve(config, family)
-    require_equal({**what_is_shared(config, family, dataset), "isg.error_curve": error_curve})
+    shared = what_is_shared(config, family, dataset, cache)
+    require_equal({**shared, "isg.error_curve": error_curve})
     ranks = start_ranks(config.parallel.replicas)
     host = HostGroup(ranks)
     share_folder(folder, host)
+    if cache.known:
+        logger.info("from paths.cache %s: %s", config.paths.cache, ", ".join(cache.known))
     build = partial(build_network, config=config, ranks=ranks)
-    adapter = family.load_adapter(settings, ranks.device, build)
+    adapter = family.load_adapter(settings, ranks.device, build, cache.prompts)
     if config.parallel.activation_checkpointing:
         adapter.pipeline.vae.enable_gradient_checkpointing()
     anchors = family.anchors(settings, config.anchors.times)
@@ -111,13 +117,16 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
         teacher=teacher,
         generator=Trained.build(generator, optimizer.lr, optimizer),
         fake_score=Trained.build(fake_score, optimizer.fake_score_lr, optimizer),
-        discriminator=build_discriminator(config, family, adapter, fake_score, ranks, initial),
+        discriminator=build_discriminator(
+            config, family, adapter, fake_score, ranks, initial, cache.text_dim
+        ),
         device=ranks.device,
         ema=Ema.start(generator, config.ema.decay) if config.ema.decay else None,
         error_curve=error_curve,
     )
     on_gpu = ranks.device.type == "cuda"
-    data = partial(batches, dataset, share(config, ranks), config.data.num_workers, on_gpu)
+    samples = cache.samples(dataset, see_images=config.adversarial.in_use == "vfm")
+    data = partial(batches, samples, share(config, ranks), config.data.num_workers, on_gpu)
     return Run(config, parts, ranks, data, export(config, family, config.precision.compute), folder)
 
 

@@ -40,6 +40,7 @@ class PathsConfig:
     student_config: str | None = None  # config.json of student and fake score; None: the teacher's
     flux_wo_guidance_embed: str | None = None  # folder with transformer/ linked to the teacher's
     initial: str | None = None  # another run, or a student, to begin with in the teacher's place
+    cache: str | None = None  # folder of python -m senseflow.cache, in place of the encoders' work
     dinov2: str = "vit_large_patch14_dinov2.lvd142m"  # timm name, or local-dir:FOLDER
     dinov2_weights: str | None = None  # a weights file; None: what the name stands for
     clip: str = "ViT-L-14"  # open_clip name, or local-dir:FOLDER

@@ -1,9 +1,4 @@
-"""A student as a diffusers component folder, written tensor by tensor.
-
-A safetensors file is the length of its header (8 bytes), the header (JSON: type, shape and place of
-every tensor) and the tensors' bytes; all shapes are known beforehand, so no more than one tensor is
-in memory.
-"""
+"""A student as a diffusers component folder, written tensor by tensor."""
 
 import dataclasses
 import json
@@ -19,11 +14,11 @@ from torch import Tensor, nn
 
 from senseflow.engine.disk import PARTIAL, HostGroup, empty_folder, publish, sync, writing
 from senseflow.sampling.student import StudentCard, write_card
+from senseflow.tensor_files import write_safetensors
 
 MAX_FILE_SIZE = "10GB"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 FILE_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
-TYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # as a safetensors header names them
 
 Describe = Callable[[Path], None]  # writes what else belongs into the folder
 
@@ -105,7 +100,8 @@ def write_component(
             if layout.component:
                 layout.component.save_config(partial)
             for name, shapes in layout.files.items():
-                write_safetensors(partial / name, layout, shapes, tensors)
+                named = {layout.prefix + key: like for key, like in shapes.items()}
+                write_safetensors(partial / name, named, tensors, layout.metadata)
             if layout.index:
                 index = json.dumps(layout.index, indent=2, sort_keys=True) + "\n"
                 (partial / f"{FILE_PATTERN.format(suffix='')}.index.json").write_text(index)
@@ -116,27 +112,3 @@ def write_component(
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-
-
-def write_safetensors(
-    file: Path, layout: Layout, shapes: dict[str, Tensor], tensors: Iterator[Tensor | None]
-) -> None:
-    """Write one file of a layout; `tensors` yields at least those of `shapes`, in that order."""
-    header: dict[str, dict[str, Any]] = {"__metadata__": layout.metadata}
-    end = 0
-    for key, like in shapes.items():
-        start, end = end, end + like.nbytes
-        place = {
-            "dtype": TYPES[like.dtype],
-            "shape": list(like.shape),
-            "data_offsets": [start, end],
-        }
-        header[layout.prefix + key] = place
-    words = json.dumps(header, separators=(",", ":")).encode()
-    words += b" " * (-len(words) % 8)  # the tensors begin aligned
-    with file.open("wb") as stream:
-        stream.write(len(words).to_bytes(8, "little") + words)
-        for like in shapes.values():
-            tensor = next(tensors)
-            assert tensor is not None and (tensor.shape, tensor.dtype) == (like.shape, like.dtype)
-            stream.write(tensor.view(-1).view(torch.uint8).numpy())

@@ -9,9 +9,11 @@ import torch
 from senseflow.core.anchors import Anchors
 from senseflow.core.error_curve import ErrorCurve
 from senseflow.core.path import Path as NoisePath
+from senseflow.data.cached import Cache
 from senseflow.data.dataset import open_dataset
 from senseflow.data.items import Samples
 from senseflow.data.latents_lmdb import LatentsScaling
+from senseflow.engine.caches import read_cache, warn_of_versions
 from senseflow.engine.config import Config, Dtype, PathsConfig
 from senseflow.engine.error_file import read_curve
 from senseflow.engine.initial import (
@@ -32,12 +34,12 @@ from senseflow.sampling.student import base_fingerprint
 
 def check(config: Config, family: TeacherFamily) -> None:
     """What can be said about the input before any network is loaded; raises ValueError."""
-    check_teacher(config, family)
+    cache = check_teacher(config, family)
     read_error_curve(config, family)
     if config.adversarial.in_use == "bottleneck":
         bottleneck_of(config, family)
     if config.adversarial.in_use == "vfm":
-        check_vfm_paths(config.paths)
+        check_vfm_paths(config.paths, cache)
     settings, initial = teacher_settings(config), initial_of(config)
     if settings.lora:
         check_lora(config, family, settings, initial)
@@ -45,14 +47,20 @@ def check(config: Config, family: TeacherFamily) -> None:
         begun_with(initial, "generator", family.student(settings))
 
 
-def check_teacher(config: Config, family: TeacherFamily) -> None:
-    """What can be said about the teacher and the data before they are loaded; raises ValueError."""
+def check_teacher(config: Config, family: TeacherFamily) -> Cache:
+    """What can be said about the teacher and the data before they are loaded; raises ValueError.
+
+    Returns what a cache knows of the data.
+    """
     settings = teacher_settings(config)
     family.require(settings)
     check_times(config, family.path(settings), family.anchors(settings, config.anchors.times))
     family.teacher(settings)
-    text_encoders(settings.folder, settings.compute_dtype)
-    read_data(config, settings)
+    cache = read_cache(config, family, read_data(config, settings))
+    warn_of_versions(config)
+    if cache.prompts is None:
+        text_encoders(settings.folder, settings.compute_dtype)
+    return cache
 
 
 def check_times(config: Config, path: NoisePath, anchors: Anchors) -> None:
@@ -74,9 +82,9 @@ def check_times(config: Config, path: NoisePath, anchors: Anchors) -> None:
         anchors.check_margin(config.isg.margin)
 
 
-def check_vfm_paths(paths: PathsConfig) -> None:
+def check_vfm_paths(paths: PathsConfig, cache: Cache) -> None:
     """Raise ValueError for local folders and files of the VFM adversary that are not there."""
-    for key in ("dinov2", "clip"):
+    for key in ("dinov2", "clip") if cache.clip is None else ("dinov2",):
         name, weights = getattr(paths, key), getattr(paths, f"{key}_weights")
         folder = name.removeprefix("local-dir:")
         if folder != name and not Path(folder).is_dir():
@@ -94,7 +102,9 @@ def bottleneck_of(config: Config, family: TeacherFamily) -> tuple[int, int, int]
     return shape
 
 
-def what_is_shared(config: Config, family: TeacherFamily, dataset: Samples) -> dict[str, object]:
+def what_is_shared(
+    config: Config, family: TeacherFamily, dataset: Samples, cache: Cache
+) -> dict[str, object]:
     """What every rank must hold alike; where it lies may differ from node to node."""
     tree = dataclasses.asdict(config)
     del tree["paths"], tree["isg"]["error_curve"]
@@ -103,6 +113,7 @@ def what_is_shared(config: Config, family: TeacherFamily, dataset: Samples) -> d
         "the data set": dataset.fingerprint(),
         "the teacher": base_fingerprint(Path(config.paths.pretrained_model) / family.component),
         "paths.initial": identity(Path(config.paths.initial)) if config.paths.initial else None,
+        "the parts of paths.cache": cache.known,
         "torch": torch.__version__,
     }
 

@@ -26,9 +26,17 @@ from senseflow.data.items import Position, Samples
 from senseflow.data.sampler import collate, item_at
 from senseflow.engine.build import Teacher
 from senseflow.engine.disk import write_whole
+from senseflow.models.encoded import Conditioning
 from senseflow.models.pipeline import CfgAdapter
-from senseflow.models.teacher import Adapter, Conditioning
-from senseflow.state import batch_on_device, clean_latents, denoise_guided, on_device, times
+from senseflow.models.teacher import Adapter
+from senseflow.state import (
+    batch_on_device,
+    clean_latents,
+    conditioning,
+    denoise_guided,
+    on_device,
+    times,
+)
 
 logger = logging.getLogger("senseflow")
 
@@ -134,7 +142,7 @@ def measure_samples(teacher: Teacher, wanted: Measurement, samples: range) -> li
     for path, reason in batch.unreadable:
         logger.warning("another sample stands for %s: %s", path, reason)
     draws = Draws(wanted.seed, 0, tuple(samples))
-    cond = adapter.encode_prompts(batch.prompts)
+    cond = conditioning(teacher, batch)
     x_0 = clean_latents(teacher, batch, draws, "posterior")
     eps = on_device(teacher, draws.normal("eps", adapter.latent_shape()))
     errors = torch.stack(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from senseflow.core.anchors import Anchors, dynamic_mu, exponential_shift, shift_time
 from senseflow.core.path import FlowPath
+from senseflow.models.encoded import Conditioning, KnownPrompts
 from senseflow.models.networks import (
     Build,
     NetworkSource,
@@ -34,7 +35,6 @@ from senseflow.models.pipeline import (
     require_t5_length,
 )
 from senseflow.models.teacher import (
-    Conditioning,
     TeacherFamily,
     TeacherSettings,
     sigmas_of,
@@ -53,9 +53,15 @@ class FluxAdapter(PipelineAdapter):
     guidance: float | None = None  # fed to student and fake score that keep the embedding (LoRA)
 
     @classmethod
-    def load(cls, settings: TeacherSettings, device: torch.device, build: Build) -> "FluxAdapter":
+    def load(
+        cls,
+        settings: TeacherSettings,
+        device: torch.device,
+        build: Build,
+        known: KnownPrompts | None = None,
+    ) -> "FluxAdapter":
         """Read encoders and VAE."""
-        pipeline = load_encoders(FluxPipeline, "transformer", settings, device, build)
+        pipeline = load_encoders(FluxPipeline, "transformer", settings, device, build, known)
         assert settings.max_sequence_length, "checked by require"
         return cls(
             pipeline,

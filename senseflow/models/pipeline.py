@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from senseflow.core.guidance import guide
 from senseflow.core.path import Path as NoisePath
+from senseflow.models.encoded import Conditioning, KnownPrompts, Posterior
 from senseflow.models.networks import (
     Blocks,
     Build,
@@ -20,8 +21,12 @@ from senseflow.models.networks import (
     open_network,
     read_json,
 )
-from senseflow.models.teacher import Conditioning, TeacherSettings
-from senseflow.models.text_encoders import keep_recording, text_encoders
+from senseflow.models.teacher import TeacherSettings
+from senseflow.models.text_encoders import (
+    encoder_classes,
+    keep_recording,
+    text_encoders,
+)
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,11 @@ class PipelineAdapter(ABC):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, eps: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        posterior = vae.encode(images.to(vae.dtype)).latent_dist
-        sample = posterior.mean.float() + posterior.std.float() * eps
-        return (sample - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+        return self.draw_latents(posterior_of(self.pipeline.vae, images), eps)
+
+    def draw_latents(self, posterior: Posterior, eps: Tensor) -> Tensor:
+        config, sample = self.pipeline.vae.config, posterior.mean + posterior.std * eps
+        return (sample - (config.shift_factor or 0)) * config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
@@ -71,19 +77,30 @@ class CfgAdapter(PipelineAdapter):
         return guide(*output.chunk(2), scale)
 
 
+@torch.no_grad()
+def posterior_of(vae: Any, images: Tensor) -> Posterior:
+    """What a VAE says of images (B, 3, H, W) in [-1, 1]."""
+    found = vae.encode(images.to(vae.dtype)).latent_dist
+    return Posterior(found.mean.float(), found.std.float())
+
+
 def load_encoders(
     pipeline_class: type[DiffusionPipeline],
     component: str,
     settings: TeacherSettings,
     device: torch.device,
     build: Build,
+    known: KnownPrompts | None,
 ) -> Any:
     """The frozen encoders, VAE and scheduler of a pipeline folder, without its denoiser.
 
-    `build` loads the text encoders, one after the other; diffusers loads the rest.
+    `build` loads the text encoders, one after the other; diffusers loads the rest. With `known`
+    there are none.
     """
-    sources = text_encoders(settings.folder, settings.compute_dtype)
-    encoders = {name: keep_recording(build(source)) for name, source in sources.items()}
+    encoders: dict[str, Any] = dict.fromkeys(encoder_classes(settings.folder))
+    if known is None:
+        sources = text_encoders(settings.folder, settings.compute_dtype)
+        encoders |= {name: keep_recording(build(source)) for name, source in sources.items()}
     try:
         pipeline = pipeline_class.from_pretrained(
             settings.folder,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from senseflow.core.anchors import Anchors, shift_time
 from senseflow.core.path import FlowPath
+from senseflow.models.encoded import Conditioning, KnownPrompts
 from senseflow.models.networks import Build, read_json
 from senseflow.models.pipeline import (
     CfgAdapter,
@@ -31,11 +32,12 @@ from senseflow.models.pipeline import (
     same_teacher,
 )
 from senseflow.models.teacher import (
-    Conditioning,
     TeacherFamily,
     TeacherSettings,
     sigmas_of,
 )
+
+NO_PROMPT = ""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,23 @@ class SD35Adapter(CfgAdapter):
     empty: Conditioning  # the encoding of "", B = 1
 
     @classmethod
-    def load(cls, settings: TeacherSettings, device: torch.device, build: Build) -> "SD35Adapter":
-        """Read encoders and VAE, and encode the empty prompt."""
-        pipeline = load_encoders(StableDiffusion3Pipeline, "transformer", settings, device, build)
+    def load(
+        cls,
+        settings: TeacherSettings,
+        device: torch.device,
+        build: Build,
+        known: KnownPrompts | None = None,
+    ) -> "SD35Adapter":
+        """Read encoders and VAE; the empty prompt is encoded, or known."""
+        pipeline = load_encoders(
+            StableDiffusion3Pipeline, "transformer", settings, device, build, known
+        )
         length = settings.max_sequence_length
         assert length, "checked by require"
-        empty = encode(pipeline, [""], length)
+        if known is None:
+            empty = encode(pipeline, [NO_PROMPT], length)
+        else:
+            empty = known.conditioning(NO_PROMPT).map(lambda tensor: tensor.to(device))
         path, dtype = read_path(settings), settings.compute_dtype
         return cls(pipeline, path, settings.resolution, dtype, length, empty)
 
@@ -171,5 +184,6 @@ SD35 = TeacherFamily(
     student=lambda settings: same_student(
         SD3Transformer2DModel, "transformer", settings, blocks_of, blocks_of
     ),
+    null_prompt=NO_PROMPT,
 )
 SD35_LARGE = replace(SD35, require=require_large)

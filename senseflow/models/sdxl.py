@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from senseflow.core.anchors import Anchors
 from senseflow.core.path import VPPath
+from senseflow.models.encoded import Conditioning, KnownPrompts
 from senseflow.models.networks import Build, read_json
 from senseflow.models.pipeline import (
     CfgAdapter,
@@ -33,7 +34,7 @@ from senseflow.models.pipeline import (
     same_student,
     same_teacher,
 )
-from senseflow.models.teacher import Conditioning, TeacherFamily, TeacherSettings
+from senseflow.models.teacher import TeacherFamily, TeacherSettings
 
 LEAST_ABAR = 1e-4  # of the last step; below it x_0 cannot be read off a prediction of noise
 
@@ -43,9 +44,15 @@ class SDXLAdapter(CfgAdapter):
     """An SDXL teacher without its UNet."""
 
     @classmethod
-    def load(cls, settings: TeacherSettings, device: torch.device, build: Build) -> "SDXLAdapter":
+    def load(
+        cls,
+        settings: TeacherSettings,
+        device: torch.device,
+        build: Build,
+        known: KnownPrompts | None = None,
+    ) -> "SDXLAdapter":
         """Read encoders and VAE."""
-        pipeline = load_encoders(StableDiffusionXLPipeline, "unet", settings, device, build)
+        pipeline = load_encoders(StableDiffusionXLPipeline, "unet", settings, device, build, known)
         return cls(pipeline, read_path(settings), settings.resolution, settings.compute_dtype)
 
     @torch.no_grad()

@@ -15,26 +15,8 @@ from torch import Tensor, nn
 
 from senseflow.core.anchors import Anchors
 from senseflow.core.path import Path as NoisePath
+from senseflow.models.encoded import Conditioning, KnownPrompts, Posterior
 from senseflow.models.networks import Build, NetworkSource
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Encoded prompts: prompt_embeds (B, L, D) and pooled (B, P)."""
-
-    prompt_embeds: Tensor
-    pooled: Tensor
-
-    def expand(self, num: int) -> "Conditioning":
-        """One encoded prompt (B = 1) for `num` samples."""
-        return Conditioning(self.prompt_embeds.expand(num, -1, -1), self.pooled.expand(num, -1))
-
-    def cat(self, other: "Conditioning") -> "Conditioning":
-        """Both batches, one after the other."""
-        return Conditioning(
-            torch.cat([self.prompt_embeds, other.prompt_embeds]),
-            torch.cat([self.pooled, other.pooled]),
-        )
 
 
 def sigmas_of(path: NoisePath, anchors: Anchors) -> tuple[float, ...]:
@@ -66,6 +48,10 @@ class Adapter(Protocol):
 
     def encode_images(self, images: Tensor, eps: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] to scaled latents, with unit noise eps; no gradient."""
+        ...
+
+    def draw_latents(self, posterior: Posterior, eps: Tensor) -> Tensor:
+        """The scaled latents of encoded images, with unit noise eps (0: the mean)."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -111,6 +97,20 @@ class TeacherSettings:
     lora: LoraSettings | None = None  # None: student and fake score are networks of their own
 
 
+class LoadAdapter(Protocol):
+    """Reads the adapter of a family."""
+
+    def __call__(
+        self,
+        settings: TeacherSettings,
+        device: torch.device,
+        build: Build,
+        known: KnownPrompts | None = None,
+    ) -> Adapter:
+        """With `known` no text encoder is read, and `encode_prompts` is not to be called."""
+        ...
+
+
 @dataclass(frozen=True)
 class TeacherFamily:
     """One architecture of teachers; `senseflow.trainer` names the one of each recipe."""
@@ -121,7 +121,8 @@ class TeacherFamily:
     path: Callable[[TeacherSettings], NoisePath]  # of the folder's scheduler
     anchors: Callable[[TeacherSettings, tuple[float, ...]], Anchors]  # of times before any shift
     sampled_at: Callable[[NoisePath, Anchors], tuple[float, ...]]  # the anchors on a student's card
-    load_adapter: Callable[[TeacherSettings, torch.device, Build], Adapter]
+    load_adapter: LoadAdapter
     teacher: Callable[[TeacherSettings], NetworkSource]
     student: Callable[[TeacherSettings], NetworkSource]
     bottleneck: Callable[[TeacherSettings], tuple[int, int, int]] | None = None  # (C, h, w), UNets
+    null_prompt: str | None = None  # whose encoding is that of no prompt; None: none is encoded

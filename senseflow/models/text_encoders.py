@@ -32,15 +32,19 @@ def text_encoders(folder: Path, dtype: torch.dtype) -> dict[str, NetworkSource]:
 
     Those it says are null (SD3.5 without T5) are left out. Raises ValueError as `text_encoder`.
     """
-    parts = {
-        name: entry
-        for name, entry in read_json(folder / "model_index.json").items()
-        if name.startswith("text_encoder")
-    }
     return {
         name: text_encoder(folder / name, class_name, dtype)
-        for name, (_, class_name) in parts.items()
+        for name, class_name in encoder_classes(folder).items()
         if class_name
+    }
+
+
+def encoder_classes(folder: Path) -> dict[str, str | None]:
+    """The class of each text encoder in the model_index.json of a pipeline folder, by component."""
+    return {
+        name: entry[1]
+        for name, entry in read_json(folder / "model_index.json").items()
+        if name.startswith("text_encoder")
     }
 
 

@@ -1,0 +1,137 @@
+"""Samples with what a cache knows of them, read by the workers while an iteration computes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from senseflow.data.cache_index import KEY_DTYPE, Part, key_of
+from senseflow.data.items import Item, Position, Samples, UnreadableItem, first_readable
+from senseflow.data.json_images import JsonImages
+from senseflow.data.latents_lmdb import LatentsLmdb
+from senseflow.models.encoded import Conditioning, Encoded, Posterior
+
+
+class Rows:
+    """The rows of one part of a cache, found by their keys.
+
+    A file is open, and mapped, only while a row of it is read: safetensors compares its size with
+    its header first, so that a file cut short under a run is an error and not the end of it.
+    """
+
+    def __init__(self, folder: Path, part: Part) -> None:
+        self.folder, self.fields = folder, part.fields
+        self.files = [shard.file for shard in part.shards]
+        self.starts = np.cumsum([0, *map(len, part.shards)])
+        keys = np.frombuffer("".join(s.keys for s in part.shards).encode(), KEY_DTYPE)
+        self.order = np.argsort(keys, kind="stable")  # (N,)
+        self.keys = keys[self.order]
+
+    def places(self, keys: np.ndarray) -> np.ndarray:
+        """The number (N,) of the row of each key, -1 where there is none."""
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        near = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[near] == keys, self.order[near], -1)
+
+    def shards(self, places: np.ndarray) -> np.ndarray:
+        """The number of the file of each row."""
+        return np.searchsorted(self.starts, places, side="right") - 1
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        """The row of a key, (1, ...) per field; raises ValueError when it cannot be read."""
+        (place,) = self.places(np.array([key], KEY_DTYPE))
+        if place < 0:
+            raise ValueError(f"{self.folder} has no row {key}: it is the cache of other samples")
+        number = int(self.shards(place))
+        file, row = self.folder / self.files[number], int(place - self.starts[number])
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                return {name: opened.get_slice(name)[row : row + 1] for name in self.fields}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class StoredPrompts:
+    """Encoded prompts; see `senseflow.models.encoded.KnownPrompts`."""
+
+    rows: Rows
+
+    def conditioning(self, prompt: str) -> Conditioning:
+        return Conditioning(**self.rows.read(key_of(prompt)))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What a run reads in place of its encoders' work; None: that is computed."""
+
+    prompts: StoredPrompts | None = None
+    clip: Rows | None = None
+    latents: Rows | None = None
+
+    @property
+    def known(self) -> list[str]:
+        """The names of its parts; equal on all ranks of a run."""
+        return [name for name, rows in vars(self).items() if rows is not None]
+
+    @property
+    def text_dim(self) -> int | None:
+        """The length of the discriminator's features of prompts."""
+        return self.clip and self.clip.fields["text"].shape[0]
+
+    def samples(self, dataset: Samples, see_images: bool) -> Samples:
+        """The data set with what is known of its samples.
+
+        see_images: read an image also where its posterior is known.
+        """
+        if not self.known:
+            return dataset
+        assert isinstance(dataset, JsonImages | LatentsLmdb)
+        unseen = self.latents is not None and not see_images and isinstance(dataset, JsonImages)
+        read = dataset.listed if unseen and isinstance(dataset, JsonImages) else dataset.sample
+        return CachedSamples(dataset, self, read)
+
+
+@dataclass(frozen=True)
+class CachedSamples(Dataset[Item]):
+    """A data set whose samples bring what a cache knows of them."""
+
+    dataset: JsonImages | LatentsLmdb
+    cache: Cache
+    sample: Callable[[Position, int], Item]  # of the data set; raises UnreadableItem
+
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def all_prompts(self) -> Iterator[str]:
+        return self.dataset.all_prompts()
+
+    def __getitem__(self, position: Position) -> Item:
+        read = partial(self._read, position)
+        return first_readable(read, position.item, len(self), self.dataset.max_unreadable)
+
+    def _read(self, position: Position, item: int) -> Item:
+        found, cache = self.sample(position, item), self.cache
+        encoded = Encoded(
+            cache.prompts and cache.prompts.conditioning(found.prompt),
+            cache.clip and cache.clip.read(key_of(found.prompt))["text"],
+            cache.latents and self._posterior(cache.latents, found),
+        )
+        return replace(found, encoded=encoded)
+
+    def _posterior(self, rows: Rows, item: Item) -> Posterior:
+        assert isinstance(self.dataset, JsonImages) and item.path is not None
+        row = rows.read(key_of(item.path, item.prompt))
+        if not row["readable"].item():
+            path = self.dataset.resolve(item.path)
+            raise UnreadableItem(str(path), "it could not be read when its latents were cached")
+        return Posterior(row["mean"], row["std"])
