@@ -21,14 +21,12 @@ import torch
 from torch import Tensor
 
 from senseflow.core.dmd import dmd_gradient, dmd_loss, fake_score_loss
-from senseflow.core.draws import Draws
-from senseflow.core.ida import align_
+from senseflow.core.draws import Draws, seed_of
 from senseflow.core.isg import isg_loss
 from senseflow.core.path import add_noise, ode_step
 from senseflow.data.sampler import Batch
 from senseflow.engine.measures import Measures, phase
-from senseflow.engine.optim import Trained
-from senseflow.engine.parallel import local_shards
+from senseflow.engine.optim import Trained, align_networks
 from senseflow.models.encoded import Conditioning
 from senseflow.state import (
     Distillation,
@@ -66,10 +64,10 @@ def train_iteration(
         samples.append(sample.detach())
 
     if turn.generator:
-        update(d.generator, "generator", measures)
+        update(d.generator, "generator", measures, rounding_seed(d, turn, "generator"))
         if d.ema:
             d.ema.update()
-        align(d)
+        align(d, turn)
 
     for i, sample in enumerate(samples):
         if d.config.dmd.weight > 0:
@@ -77,9 +75,10 @@ def train_iteration(
         if turn.adversarial:
             discriminator_backward(d, sample, len(batches), i == 0, measures)
     if d.config.dmd.weight > 0:
-        update(d.fake_score, "fake_score", measures)
+        update(d.fake_score, "fake_score", measures, rounding_seed(d, turn, "fake_score"))
     if turn.adversarial and d.discriminator:
-        update(d.discriminator.heads, "discriminator", measures)
+        seed = rounding_seed(d, turn, "discriminator")
+        update(d.discriminator.heads, "discriminator", measures, seed)
     return samples[0].pictures
 
 
@@ -211,11 +210,11 @@ def isg(d: Distillation, turn: Turn, sample: Sample, pictures: dict[str, Tensor]
 
 
 @phase("generator")
-def align(d: Distillation) -> None:
+def align(d: Distillation, turn: Turn) -> None:
     """IDA (Eq. 9), at once after theta's step."""
     if d.config.ida.lam is not None:
-        phi, theta = local_shards(d.fake_score.network), local_shards(d.generator.network)
-        align_(phi, theta, d.config.ida.lam)
+        phi, theta, seed = d.fake_score, d.generator, rounding_seed(d, turn, "ida")
+        align_networks(phi.network, theta.network, d.config.ida.lam, seed)
 
 
 # ------------------------------------------------------------------------------- steps 5 and 6
@@ -248,6 +247,11 @@ def discriminator_backward(
 
 
 @phase("optimizer")
-def update(trained: Trained, name: str, measures: Measures) -> None:
-    """Clip and step one network."""
-    measures.add({f"grad_norm/{name}": trained.step()})
+def update(trained: Trained, name: str, measures: Measures, seed: int | None = None) -> None:
+    """Clip and step one network; seed: of stochastic rounding, needed where there is any."""
+    measures.add({f"grad_norm/{name}": trained.step(seed)})
+
+
+def rounding_seed(d: Distillation, turn: Turn, name: str) -> int:
+    """The seed of an update's stochastic rounding, another one in every iteration."""
+    return seed_of(d.config.train.seed, turn.iteration, f"rounding {name}")

@@ -90,7 +90,7 @@ def test_each_phase_changes_only_its_own_network():
     after_theta = snapshot(d)
     assert changed(start, after_theta) == {"generator", "generator_optimizer"}
 
-    align(d)
+    align(d, turn)
     after_ida = snapshot(d)
     assert changed(after_theta, after_ida) == {"fake_score"}
 

@@ -134,6 +134,40 @@ def test_recomputing_activations_saves_memory(data, tmp_path):
     assert peaks[1] < peaks[0]
 
 
+SMALLER = {
+    "masters and moments": ["precision.masters=bfloat16", "optimizer.states=bfloat16"],
+    "8 bits": ["precision.masters=bfloat16", "optimizer.states=8bit"],
+    "in host memory": ["parallel.offload=trained"],
+    "all at once": [
+        "precision.masters=bfloat16",
+        "optimizer.states=8bit",
+        "parallel.offload=trained",
+        "ema.decay=0.9",
+        "train.async_save=true",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_a_smaller_optimizer_trains_and_resumes_to_the_same_bits(name, data, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = [*SMALLER[name], "train.deterministic=true"]
+    train("flux_senseflow", data, whole, *settings)
+    train("flux_senseflow", data, parts, *settings, "train.iter_num=3")
+    train("flux_senseflow", data, parts, *settings)
+    assert states_that_differ(whole, parts, tmp_path) == []
+
+
+def test_shards_in_host_memory_take_the_same_steps(data, tmp_path):
+    settings = ["precision.compute=float32", "train.deterministic=true", "train.iter_num=4"]
+    for place in ("none", "trained"):
+        folder = tmp_path / place
+        train("flux_senseflow", data, folder, *settings, f"parallel.offload={place}")
+    for ours, theirs in zip(rows(tmp_path / "trained"), rows(tmp_path / "none"), strict=True):
+        losses = {key: value for key, value in theirs.items() if key.startswith("loss/")}
+        assert losses and {key: ours[key] for key in losses} == pytest.approx(losses, rel=1e-2)
+
+
 def test_a_signal_saves_and_ends_the_run(data, tmp_path):
     words = command("flux_senseflow", data, tmp_path, "train.iter_num=100000")
     process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)

@@ -1,6 +1,6 @@
 """Implicit distribution alignment (IDA), SenseFlow Eq. 9."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,12 +15,17 @@ def align_(phi: Iterable[Tensor], theta: Iterable[Tensor], lam: float) -> None:
     Raises ValueError when the two networks do not have the same parameters.
     """
     phi, theta = list(phi), list(theta)
+    require_alike(phi, theta)
+    torch._foreach_lerp_(phi, theta, 1 - lam)
+
+
+def require_alike(phi: Sequence[Tensor], theta: Sequence[Tensor]) -> None:
+    """Raise ValueError when two networks do not have the same parameters."""
     if [p.shape for p in phi] != [p.shape for p in theta]:
         raise ValueError(
             f"IDA needs fake score and generator of one architecture: {len(phi)} and {len(theta)} "
             "parameters, of other shapes"
         )
-    torch._foreach_lerp_(phi, theta, 1 - lam)
 
 
 @torch.no_grad()

@@ -42,12 +42,13 @@ from senseflow.engine.parallel import (
     compile_forward,
     fill_shards,
     join_group,
+    keep_parameters_in,
     recompute,
     shard,
     start_ranks,
 )
-from senseflow.models.networks import Build, NetworkSource
-from senseflow.models.teacher import Adapter, TeacherFamily, TeacherSettings
+from senseflow.models.networks import NetworkSource
+from senseflow.models.teacher import Adapter, TeacherFamily
 from senseflow.sampling.student import StudentCard, base_fingerprint
 from senseflow.state import Distillation
 
@@ -109,7 +110,7 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
     check_times(config, adapter.path, anchors)
     optimizer = config.optimizer
     initial = choose_initial(config, folder, host)
-    teacher, generator, fake_score = build_networks(family, settings, initial, build)
+    teacher, generator, fake_score = build_networks(family, config, initial, ranks)
     parts = Distillation(
         config=config,
         adapter=adapter,
@@ -131,23 +132,34 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
 
 
 def build_networks(
-    family: TeacherFamily, settings: TeacherSettings, initial: Initial, build: Build
+    family: TeacherFamily, config: Config, initial: Initial, ranks: Ranks
 ) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Teacher, generator and fake score: three networks, or three roles of one (LoRA)."""
+    settings = teacher_settings(config)
+    build = partial(build_network, config=config, ranks=ranks)
     if settings.lora:
         return build_roles(family, settings, settings.lora, initial, build)
     generator, fake_score = (
-        build(begun_with(initial, name, family.student(settings)))
+        build_trained(begun_with(initial, name, family.student(settings)), config, ranks)
         for name in ("generator", "fake_score")
     )
     return build(family.teacher(settings)), generator, fake_score
 
 
-def build_network(source: NetworkSource, config: Config, ranks: Ranks) -> nn.Module:
+def build_trained(source: NetworkSource, config: Config, ranks: Ranks) -> nn.Module:
+    """Student or fake score: its masters in their own type and place."""
+    keep_parameters_in(source.network, torch_dtype(config.precision.masters))
+    return build_network(source, config, ranks, offload=config.parallel.offload == "trained")
+
+
+def build_network(
+    source: NetworkSource, config: Config, ranks: Ranks, offload: bool = False
+) -> nn.Module:
     """Shard a network on the meta device, then read its weights into the shards."""
     lighten(source, config.parallel)
-    shard(source.network, source.blocks, ranks.mesh, torch_dtype(config.precision.compute))
-    fill_shards(source.network, source.read, ranks.device)
+    compute = torch_dtype(config.precision.compute)
+    shard(source.network, source.blocks, ranks.mesh, compute, offload)
+    fill_shards(source.network, source.read, ranks.device, offload)
     return source.network
 
 

@@ -89,6 +89,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    states: Literal["float32", "bfloat16", "8bit"] = "float32"  # how the moments are kept
 
     def __post_init__(self) -> None:
         for name in ("lr", "fake_score_lr", "discriminator_lr", "max_grad_norm", "eps"):
@@ -268,11 +269,12 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """Trained networks keep float32 masters; these are the types they compute in."""
+    """The types networks compute in, and the one in which the weights that learn are kept."""
 
     compute: Dtype = "bfloat16"  # student, fake score, teacher, text encoders, DINOv2
     heads: Dtype = "float32"
     vae: Dtype = "float32"
+    masters: Dtype = "float32"  # of student and fake score; bfloat16 rounds stochastically
 
 
 @dataclass(frozen=True)
@@ -283,6 +285,8 @@ class ParallelConfig:
     activation_checkpointing: int = 0  # 0: none, 1: every block is recomputed, k: every k-th
     recomputation: Literal["full", "selective"] = "full"  # selective: but for matrix products
     compile: bool = False  # blocks by torch.compile; minutes at the first turns
+    # trained: student's and fake score's masters, gradients and moments stay in host memory
+    offload: Literal["none", "trained"] = "none"
 
     def __post_init__(self) -> None:
         every = self.activation_checkpointing
@@ -352,6 +356,12 @@ class Config:
             self.lora.rank is None or self.paths.student_config is None,
             "lora.rank: a LoRA student has its teacher's config.json; say null for "
             "paths.student_config",
+        )
+        _require(
+            self.lora.rank is None
+            or (self.precision.masters, self.parallel.offload) == ("float32", "none"),
+            "lora.rank: adapters are small and stay float32 on the device; say float32 for "
+            "precision.masters and none for parallel.offload",
         )
         _require(
             self.lora.rank is None or not self.parallel.compile,

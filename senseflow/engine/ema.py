@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor
 class Ema:
     """e <- decay e + (1 - decay) theta at every move of a network; buffers are not averaged.
 
-    shards: by state-dict key, sharded and typed (float32) like the network's own parameters.
+    shards: by state-dict key, sharded like the network's own parameters; float32 also where those
+    are bfloat16: the average moves by less than a bfloat16 holds, and averages its rounding away.
     """
 
     decay: float
@@ -21,12 +22,17 @@ class Ema:
     @classmethod
     def start(cls, network: nn.Module, decay: float) -> "Ema":
         """The average of one network: a copy of its parameters as they are."""
-        return cls(decay, network, {k: p.clone() for k, p in _parameters(network).items()})
+        shards = {k: p.to(torch.float32, copy=True) for k, p in _parameters(network).items()}
+        return cls(decay, network, shards)
 
     def update(self) -> None:
         """Once after every step that moved the network; each rank averages its own shards."""
-        theta = _local(_parameters(self.network))
-        torch._foreach_lerp_(_local(self.shards), theta, 1 - self.decay)
+        shards, theta = _local(self.shards), _local(_parameters(self.network))
+        if all(p.dtype == torch.float32 for p in theta):
+            torch._foreach_lerp_(shards, theta, 1 - self.decay)
+        else:
+            for average, p in zip(shards, theta, strict=True):  # one at a time in float32
+                average.lerp_(p.float(), 1 - self.decay)
 
     def restart(self) -> None:
         """Forget the past: the average is the network as it is."""

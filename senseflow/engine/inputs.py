@@ -14,7 +14,7 @@ from senseflow.data.dataset import open_dataset
 from senseflow.data.items import Samples
 from senseflow.data.latents_lmdb import LatentsScaling
 from senseflow.engine.caches import read_cache, warn_of_versions
-from senseflow.engine.config import Config, Dtype, PathsConfig
+from senseflow.engine.config import Config, Dtype, ParallelConfig, PathsConfig
 from senseflow.engine.error_file import read_curve
 from senseflow.engine.initial import (
     Choose,
@@ -34,6 +34,7 @@ from senseflow.sampling.student import base_fingerprint
 
 def check(config: Config, family: TeacherFamily) -> None:
     """What can be said about the input before any network is loaded; raises ValueError."""
+    check_offload(config.parallel)
     cache = check_teacher(config, family)
     read_error_curve(config, family)
     if config.adversarial.in_use == "bottleneck":
@@ -61,6 +62,15 @@ def check_teacher(config: Config, family: TeacherFamily) -> Cache:
     if cache.prompts is None:
         text_encoders(settings.folder, settings.compute_dtype)
     return cache
+
+
+def check_offload(parallel: ParallelConfig) -> None:
+    """Raise ValueError where shards are to be kept off a device that there is not."""
+    if parallel.offload != "none" and not torch.cuda.is_available():
+        raise ValueError(
+            f"parallel.offload: {parallel.offload} needs a GPU whose memory it saves, and there is "
+            "none: use none"
+        )
 
 
 def check_times(config: Config, path: NoisePath, anchors: Anchors) -> None:

@@ -88,7 +88,7 @@ class Measures:
         names = sorted(self.sums)
         if not names:
             return {}
-        means = torch.stack([self.sums[n] / self.counts[n] for n in names])
+        means = torch.stack([(self.sums[n] / self.counts[n]).to(ranks.device) for n in names])
         means = sum_over_ranks(means, ranks) / ranks.world_size
         self.sums.clear()
         self.counts.clear()

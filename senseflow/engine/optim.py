@@ -1,12 +1,17 @@
-"""AdamW on sharded float32 masters, clipping, the learning-rate schedule, and the no-op step."""
+"""AdamW on sharded masters, IDA, clipping, the learning-rate schedule, and the no-op step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
 
+from senseflow.core.ida import align_, require_alike
+from senseflow.core.rounding import noise_of, round_stochastically
+from senseflow.engine.compact_adamw import CompactAdamW
 from senseflow.engine.config import LrSchedulerConfig, OptimizerConfig
+from senseflow.engine.stretches import flat_shard, groups, random_bits
 
 
 @dataclass
@@ -20,15 +25,18 @@ class Trained:
 
     @classmethod
     def build(cls, network: nn.Module, lr: float, config: OptimizerConfig) -> "Trained":
-        """AdamW over every parameter of a (sharded) network, which must be float32."""
-        optimizer = torch.optim.AdamW(
-            network.parameters(),
-            lr=lr,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        """AdamW over every parameter of a (sharded) network, float32 or bfloat16."""
+        parameters = list(network.parameters())
+        betas, eps, decay = config.betas, config.eps, config.weight_decay
+        optimizer: torch.optim.AdamW
+        if config.states == "float32" and all(p.dtype == torch.float32 for p in parameters):
+            optimizer = torch.optim.AdamW(
+                parameters, lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True
+            )
+        else:
+            optimizer = CompactAdamW(
+                parameters, config.states, lr=lr, betas=betas, eps=eps, weight_decay=decay
+            )
         return cls(network, optimizer, lr, config.max_grad_norm)
 
     def set_lr(self, factor: float) -> float:
@@ -37,21 +45,61 @@ class Trained:
             group["lr"] = self.base_lr * factor
         return self.base_lr * factor
 
-    def step(self) -> Tensor:
+    def step(self, seed: int | None = None) -> Tensor:
         """Clip, step, clear the gradients; returns the gradient norm before clipping, 0-d.
 
-        When the norm is not finite the step changes neither weights nor optimizer state: the fused
+        seed: of stochastic rounding, another one for every step; needed where there is any. When
+        the norm is not finite the step changes neither weights nor optimizer state: the fused
         kernel reads `found_inf` on the device, so the host does not wait.
         """
         parameters = [p for p in self.network.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        norm = total_norm([p.grad for p in parameters])
         self.optimizer.found_inf = (~torch.isfinite(norm)).float()
-        self.optimizer.grad_scale = None
+        if isinstance(self.optimizer, CompactAdamW):
+            assert seed is not None, "stochastic rounding needs a seed"
+            self.optimizer.seed = seed
+            self.optimizer.grad_scale = ((norm + 1e-6) / self.max_grad_norm).clamp(min=1)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+            self.optimizer.grad_scale = None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together, sharded alike, 0-d float32 whatever type they are in;
+    where they are."""
+    if all(g.dtype == torch.float32 for g in gradients):
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    shards, first = [flat_shard(g) for g in gradients], gradients[0]  # DTensor's own: in bfloat16
+    norms = torch._foreach_norm(shards, 2, dtype=torch.float32)
+    square = torch.stack(norms).square().sum()
+    if isinstance(first, DTensor):
+        placements = [Partial() if p.is_shard() else p for p in first.placements]
+        parts = DTensor.from_local(square, first.device_mesh, placements, run_check=False)
+        square = parts.full_tensor().to(first.device)
+    return square.sqrt()
+
+
+@torch.no_grad()
+def align_networks(fake_score: nn.Module, generator: nn.Module, lam: float, seed: int) -> None:
+    """IDA (Eq. 9) on the shards of two networks; seed: of stochastic rounding, where they are
+    bfloat16: at lambda = 0.97 rounding to nearest would stop far from the generator."""
+    phi, theta = list(fake_score.parameters()), list(generator.parameters())
+    require_alike(phi, theta)
+    if all(p.dtype == torch.float32 for p in phi):
+        align_([flat_shard(p) for p in phi], [flat_shard(p) for p in theta], lam)
+        return
+    kept, other = [flat_shard(p) for p in phi], [flat_shard(p) for p in theta]
+    for group in groups(phi):
+        parts = [stretch.of(kept[stretch.index]) for stretch in group]
+        moved = torch.cat(parts).float()
+        align_([moved], [torch.cat([s.of(other[s.index]) for s in group]).float()], lam)
+        noise = noise_of(random_bits(group, seed, moved.device), 0)
+        rounded = round_stochastically(moved, noise)
+        torch._foreach_copy_(parts, list(rounded.split([len(s) for s in group])))
 
 
 def lr_factor(iteration: int, num_iterations: int, config: LrSchedulerConfig) -> float:

@@ -18,7 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils.checkpoint import (
@@ -99,10 +105,13 @@ def shard(
     blocks: Sequence[nn.Module],
     mesh: DeviceMesh,
     compute_dtype: torch.dtype | None = None,
+    offload: bool = False,
 ) -> nn.Module:
     """FSDP2: one unit per block and one for the rest; parameters become DTensors.
 
-    blocks: in the order in which they run; one that holds others comes before them.
+    blocks: in the order in which they run; one that holds others comes before them. offload: shards
+    and their gradients stay in host memory (pinned, beside a GPU) and are copied to the device when
+    they are gathered.
 
     The root reshards after its forward too: IDA and the optimizer write the shards between two
     forwards of one network, and an unsharded copy left behind would be stale. Gradients are reduced
@@ -117,9 +126,13 @@ def shard(
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
+    pinned = mesh.device_type == "cuda"
+    place = CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy()
     units = [network, *blocks]
     for unit in reversed(units):  # an inner one before the one around it
-        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        fully_shard(
+            unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True, offload_policy=place
+        )
     for unit, following in pairwise(units):
         unit.set_modules_to_forward_prefetch([following])
     if not any(p.requires_grad for p in network.parameters()):
@@ -192,14 +205,27 @@ def keep_products(
     return CheckpointPolicy.MUST_SAVE if counted else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def fill_shards(network: nn.Module, read: Callable[[str], Stored], device: torch.device) -> None:
+def keep_parameters_in(network: nn.Module, dtype: torch.dtype) -> None:
+    """Change the type of the parameters of a meta network; buffers keep theirs."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def fill_shards(
+    network: nn.Module,
+    read: Callable[[str], Stored],
+    device: torch.device,
+    offload: bool = False,
+) -> None:
     """Materialise a sharded meta network on `device` and fill its parameters and buffers.
+
+    offload: the parameters in host memory, as `shard` was told.
 
     read: the tensor of a name, called in the order of the state dict and then for the buffers that
     stand in none; of it this rank's rows alone are read. Raises ValueError for a tensor that `read`
     does not know (KeyError) or knows in another shape.
     """
-    network.to_empty(device=device)
+    network.to_empty(device="cpu" if offload else device)
     with torch.no_grad():
         for key, value in (network.state_dict() | dict(network.named_buffers())).items():
             try:
@@ -219,6 +245,10 @@ def fill_shards(network: nn.Module, read: Callable[[str], Stored], device: torch
                 value.to_local().copy_(source[rows])
             else:
                 value.copy_(source[...])
+    if offload:
+        for module in network.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
 
 
 def local_shards(network: nn.Module) -> list[Tensor]:

@@ -1,0 +1,100 @@
+"""Bytes that a network which learns takes, at full size, for every type of masters and moments.
+
+    python -m benchmarks.optimizer_memory [--network NAME ...] [--output FILE.md]
+
+The students are built from the real configurations, given gradients, and moved once by
+`Trained`'s own optimizer on fake tensors (shapes and types without memory); what is counted are the
+bytes of the tensors that are there afterwards: parameters, gradients, and the optimizer's state. A
+run holds two such networks, sharded over its GPUs.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    FluxTransformer2DModel,
+    ModelMixin,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.full_size import (
+    FLUX_TRANSFORMER,
+    SD35_LARGE_TRANSFORMER,
+    SD35_TRANSFORMER,
+    SDXL_UNET,
+    fake,
+)
+from senseflow.engine import stretches
+from senseflow.engine.config import OptimizerConfig
+from senseflow.engine.optim import Trained
+from senseflow.engine.parallel import keep_parameters_in
+from senseflow.models.networks import meta_network
+
+STUDENTS: dict[str, tuple[type[ModelMixin], dict[str, Any]]] = {
+    "FLUX.1-dev": (FluxTransformer2DModel, FLUX_TRANSFORMER | dict(guidance_embeds=False)),
+    "SD3.5 Large": (SD3Transformer2DModel, SD35_LARGE_TRANSFORMER),
+    "SD3.5 Medium": (SD3Transformer2DModel, SD35_TRANSFORMER),
+    "SDXL": (UNet2DConditionModel, SDXL_UNET),
+}
+KINDS = [(m, s) for m in ("float32", "bfloat16") for s in ("float32", "bfloat16", "8bit")]
+
+
+def held(name: str, masters: str, states: str) -> tuple[int, int, int, int]:
+    """Number of parameters; bytes of them, of their gradients and of the optimizer's state."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    network = meta_network(*STUDENTS[name])
+    keep_parameters_in(network, {"float32": torch.float32, "bfloat16": torch.bfloat16}[masters])
+    fake(network, mode)
+    config = OptimizerConfig(lr=1e-5, fake_score_lr=1e-5, discriminator_lr=1e-5, states=states)
+    parameters = list(network.parameters())
+    with mode:
+        trained = Trained.build(network, config.lr, config)
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)
+        gradients = sum(p.grad.nbytes for p in parameters)
+        trained.optimizer.step()
+        state = sum(v.nbytes for s in trained.optimizer.state.values() for v in s.values())
+    return (
+        sum(p.numel() for p in parameters),
+        sum(p.nbytes for p in parameters),
+        gradients,
+        state,
+    )
+
+
+def report(names: list[str]) -> str:
+    """A row per kind: bytes per parameter (of the first network), GB of two networks of each."""
+    heads = ["masters", "moments", "parameters", "gradients", "moments", "sum"]
+    heads += [f"{name}, GB" for name in names]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for masters, states in KINDS:
+        counted = [held(name, masters, states) for name in names]
+        num, *parts = counted[0]
+        row = [masters, states, *(f"{part / num:.2f}" for part in (*parts, sum(parts)))]
+        row += [f"{2 * sum(bytes_of) / 1e9:.1f}" for _, *bytes_of in counted]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--network", nargs="+", choices=list(STUDENTS), default=list(STUDENTS), help="which ones"
+    )
+    parser.add_argument("--output", type=Path, help="write the table there too")
+    args = parser.parse_args()
+    stretches.GROUP = 2**40  # nothing is computed: all elements at once
+    text = report(args.network)
+    print(text)
+    if args.output:
+        args.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The elements of a list of parameters in one order, whoever holds them, and this rank's of them.
+
+What is worked on in float32 for a moment (weights that are kept in bfloat16, moments in fewer bits)
+is taken in groups of a few million elements, so that no network is ever whole in float32; what is
+drawn for an element is a function of its number, so that it does not depend on the sharding, and
+ranks that hold the same rows (HSDP) draw the same.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from senseflow.core.rounding import random_words
+
+GROUP = 2**22  # elements at most: 16 MiB in float32
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Elements start..stop of this rank's shard of a parameter, flattened."""
+
+    index: int  # of the parameter in its list
+    start: int
+    stop: int
+    number: int  # of the first one, among all elements of all parameters of the list
+
+    def of(self, shard: Tensor, block: int = 1) -> Tensor:
+        """Its part of a flat shard that holds one value per `block` elements."""
+        return shard[self.start // block : self.stop // block]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def flat_shard(parameter: Tensor) -> Tensor:
+    """This rank's part of a parameter as one row that shares its memory."""
+    detached = parameter.detach()
+    return (detached.to_local() if isinstance(detached, DTensor) else detached).view(-1)
+
+
+def groups(
+    parameters: Sequence[Tensor], chosen: Sequence[bool] | None = None
+) -> Iterator[list[Stretch]]:
+    """This rank's elements of the chosen parameters (None: of all) in groups of at most GROUP."""
+    group: list[Stretch] = []
+    size = number = 0
+    for index, parameter in enumerate(parameters):
+        num = flat_shard(parameter).numel() if chosen is None or chosen[index] else 0
+        first = number + (_first_element(parameter) if num else 0)
+        for start in range(0, num, GROUP):
+            stretch = Stretch(index, start, min(start + GROUP, num), first + start)
+            if size + len(stretch) > GROUP:
+                yield group
+                group, size = [], 0
+            group.append(stretch)
+            size += len(stretch)
+        number += parameter.numel()
+    if group:
+        yield group
+
+
+def random_bits(group: Sequence[Stretch], seed: int, device: torch.device) -> Tensor:
+    """64 random bits for each element of a group, a function of seed and number; (n,) int64."""
+    numbers = [torch.arange(s.number, s.number + len(s), device=device) for s in group]
+    return random_words(seed, torch.cat(numbers))
+
+
+def _first_element(parameter: Tensor) -> int:
+    """Where this rank's rows begin in the flattened parameter."""
+    if not isinstance(parameter, DTensor) or parameter.ndim == 0:
+        return 0
+    _, offset = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
+    assert not any(offset[1:]), "sharded in its rows alone"
+    return offset[0] * prod(parameter.shape[1:])
