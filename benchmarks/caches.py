@@ -20,13 +20,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.full_size import RECIPES, fake, fake_adapter, no_weights, write_folder
+from benchmarks.full_size import fake, fake_adapter, no_weights, write_folder
 from senseflow.core.adversarial import omega
 from senseflow.engine.config import Config
 from senseflow.engine.inputs import teacher_settings
 from senseflow.engine.recipe import ROOT, Recipe
 from senseflow.models import text_encoders
 from senseflow.models.vfm_discriminator import PromptEncoder
+from senseflow.trainer.recipes import RECIPES
 
 COLUMNS = (
     "recipe",

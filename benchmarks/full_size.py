@@ -1,28 +1,22 @@
-"""The five recipes at full size, traced on a CPU without weights: shapes, gradients, TFLOP.
+"""The five recipes at full size on fake tensors, unsharded and put together by hand.
 
-    python -m benchmarks.full_size [--recipe NAME] [--resolution H W] [--output FILE.md]
-
-Folders of the real teachers' configurations are written, every network is built from them on the
-meta device through the package's own families and adapters, and whole iterations of
-`senseflow.distill` run on fake tensors (shapes and dtypes without memory): forward, backward,
-clipping, AdamW, IDA. What differs from a run: nothing is sharded, so that FSDP2's mixed precision
-is imitated module by module; tokenizers have a vocabulary of four; the turn is given, not drawn.
+What `senseflow.planning` traces sharded and by the run's own code is compared with this: networks
+are built from the published configurations on the meta device through the package's families and
+adapters, and whole iterations of `senseflow.distill` run on fake tensors. FSDP2's mixed precision
+is imitated module by module; tokenizers have a vocabulary of four.
 
 TFLOP are those of matrix products, convolutions and attention (torch's FlopCounterMode), of one
 sample: all networks, text encoders and autoencoder too. Four iterations are counted: a generator
 turn and a plain one, at the top anchor and from data. A simulated iteration at anchor i differs
 from one from data by i forwards of the student instead of an encoding. The mean weighs each kind
-with its probability: a generator turn 1 / N, each anchor 1 / K, simulation p. It is given with
-activation checkpointing as the YAML has it, and without: what the method itself needs.
+with its probability: a generator turn 1 / N, each anchor 1 / K, simulation p.
 """
 
-import argparse
 import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,15 +29,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
-)
+from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from senseflow import distill
 from senseflow.data.sampler import Batch
@@ -60,189 +46,13 @@ from senseflow.models.networks import NetworkSource, read_json
 from senseflow.models.teacher import Adapter, TeacherSettings
 from senseflow.models.vfm_discriminator import FrozenBackbone, Heads, PromptEncoder
 from senseflow.models.weights import Weights
+from senseflow.planning.teachers import SURROUNDINGS, T5_LENGTH, Surroundings, published
 from senseflow.state import Discriminator, Distillation, Turn
-from senseflow.trainer.trainer_flux_senseflow import RECIPE as FLUX
-from senseflow.trainer.trainer_sd35_large_senseflow import RECIPE as SD35_LARGE
-from senseflow.trainer.trainer_sd35_senseflow import RECIPE as SD35
-from senseflow.trainer.trainer_sdxl_DMD2 import RECIPE as DMD2
-from senseflow.trainer.trainer_sdxl_senseflow import RECIPE as SDXL
-
-RECIPES = {recipe.name: recipe for recipe in (FLUX, SDXL, DMD2, SD35, SD35_LARGE)}
-
-RELEASED_TFLOP = {"flux_senseflow": 609, "sd35_large_senseflow": 292, "sdxl_senseflow": 117}
-"""Per iteration and sample at 1024 x 1024, of the recipes as they were released."""
-
-# ------------------------------------------------------------------ the teachers' configurations
-
-FLUX_TRANSFORMER = dict(
-    patch_size=1,
-    in_channels=64,
-    num_layers=19,
-    num_single_layers=38,
-    attention_head_dim=128,
-    num_attention_heads=24,
-    joint_attention_dim=4096,
-    pooled_projection_dim=768,
-    guidance_embeds=True,
-    axes_dims_rope=[16, 56, 56],
-)
-SD35_LARGE_TRANSFORMER = dict(
-    sample_size=128,
-    patch_size=2,
-    in_channels=16,
-    out_channels=16,
-    num_layers=38,
-    attention_head_dim=64,
-    num_attention_heads=38,
-    joint_attention_dim=4096,
-    caption_projection_dim=2432,
-    pooled_projection_dim=2048,
-    pos_embed_max_size=192,
-    qk_norm="rms_norm",
-)
-SD35_TRANSFORMER = SD35_LARGE_TRANSFORMER | dict(
-    num_layers=24,
-    num_attention_heads=24,
-    caption_projection_dim=1536,
-    pos_embed_max_size=384,
-    dual_attention_layers=list(range(13)),
-)
-SDXL_UNET = dict(
-    sample_size=128,
-    in_channels=4,
-    out_channels=4,
-    block_out_channels=[320, 640, 1280],
-    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    layers_per_block=2,
-    transformer_layers_per_block=[1, 2, 10],
-    attention_head_dim=[5, 10, 20],
-    cross_attention_dim=2048,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=256,
-    projection_class_embeddings_input_dim=2816,
-    use_linear_projection=True,
-)
-DENOISERS: dict[str, dict[str, Any]] = {
-    "flux_senseflow": FLUX_TRANSFORMER,
-    "sd35_senseflow": SD35_TRANSFORMER,
-    "sd35_large_senseflow": SD35_LARGE_TRANSFORMER,
-    "sdxl_senseflow": SDXL_UNET,
-    "sdxl_dmd2": SDXL_UNET,
-}
-
-SDXL_VAE = dict(
-    block_out_channels=[128, 256, 512, 512],
-    down_block_types=["DownEncoderBlock2D"] * 4,
-    up_block_types=["UpDecoderBlock2D"] * 4,
-    layers_per_block=2,
-    latent_channels=4,
-    norm_num_groups=32,
-    sample_size=1024,
-    scaling_factor=0.13025,
-    force_upcast=True,
-)
-FLUX_VAE = SDXL_VAE | dict(
-    latent_channels=16,
-    scaling_factor=0.3611,
-    shift_factor=0.1159,
-    use_quant_conv=False,
-    use_post_quant_conv=False,
-)
-
-CLIP_L = CLIPTextConfig(
-    hidden_size=768,
-    intermediate_size=3072,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    hidden_act="quick_gelu",
-    projection_dim=768,
-)
-BIG_G = CLIPTextConfig(
-    hidden_size=1280,
-    intermediate_size=5120,
-    num_hidden_layers=32,
-    num_attention_heads=20,
-    hidden_act="gelu",
-    projection_dim=1280,
-)
-T5_XXL = T5Config(
-    d_model=4096,
-    d_kv=64,
-    d_ff=10240,
-    num_layers=24,
-    num_heads=64,
-    feed_forward_proj="gated-gelu",
-)
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a pipeline folder holds besides its denoiser."""
-
-    pipeline: str  # class names in diffusers
-    scheduler: str
-    schedule: dict[str, Any]
-    vae: dict[str, Any]
-    encoders: tuple[tuple[type[nn.Module], Any], ...]  # text_encoder, text_encoder_2, ...
-    t5_length: int = 512
-    settings: dict[str, Any] = field(default_factory=dict)  # of the pipeline
-
-    def numbered(self) -> Iterator[tuple[str, tuple[type[nn.Module], Any]]]:
-        """The encoders with what diffusers puts behind their names: nothing, _2, _3."""
-        return zip(("", "_2", "_3"), self.encoders, strict=False)
-
-
-SURROUNDINGS = {
-    "flux": Surroundings(
-        "FluxPipeline",
-        "FlowMatchEulerDiscreteScheduler",
-        dict(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
-        FLUX_VAE,
-        ((CLIPTextModel, CLIP_L), (T5EncoderModel, T5_XXL)),
-    ),
-    "sd35": Surroundings(
-        "StableDiffusion3Pipeline",
-        "FlowMatchEulerDiscreteScheduler",
-        dict(shift=3.0),
-        FLUX_VAE | dict(scaling_factor=1.5305, shift_factor=0.0609),
-        (
-            (CLIPTextModelWithProjection, CLIP_L),
-            (CLIPTextModelWithProjection, BIG_G),
-            (T5EncoderModel, T5_XXL),
-        ),
-    ),
-    "sdxl": Surroundings(
-        "StableDiffusionXLPipeline",
-        "EulerDiscreteScheduler",
-        dict(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            timestep_spacing="leading",
-            steps_offset=1,
-        ),
-        SDXL_VAE,
-        ((CLIPTextModel, CLIP_L), (CLIPTextModelWithProjection, BIG_G)),
-        settings=dict(force_zeros_for_empty_prompt=True, add_watermarker=False),
-    ),
-}
 
 
 def write_folder(folder: Path, recipe: Recipe) -> None:
-    """The teacher's pipeline folder: its config.json files, no weights."""
-    around, component = SURROUNDINGS[recipe.family.name], recipe.family.component
-    trees: dict[str, dict[str, Any]] = {
-        "model_index.json": {"_class_name": around.pipeline},
-        "scheduler/scheduler_config.json": {"_class_name": around.scheduler, **around.schedule},
-        "vae/config.json": {"_class_name": "AutoencoderKL", **around.vae},
-        f"{component}/config.json": DENOISERS[recipe.name],
-    }
-    for suffix, (encoder, config) in around.numbered():
-        length = around.t5_length if encoder is T5EncoderModel else 77
-        trees[f"tokenizer{suffix}/tokenizer_config.json"] = {"model_max_length": length}
-        trees[f"text_encoder{suffix}/config.json"] = config.to_dict()
-        trees["model_index.json"][f"text_encoder{suffix}"] = ["transformers", encoder.__name__]
+    """The teacher's pipeline folder: its JSON files, no weights."""
+    trees = published(recipe.name, recipe.family.name, recipe.family.component)
     for name, tree in trees.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(tree, indent=2))
@@ -324,7 +134,7 @@ def tokenizer(encoder: type[nn.Module], around: Surroundings) -> Any:
     """One of the right class and length that knows a letter."""
     if encoder is T5EncoderModel:
         pieces = [(piece, -1.0) for piece in ("<pad>", "</s>", "<unk>", "a")]
-        return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=around.t5_length)
+        return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_LENGTH)
     vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2, "a</w>": 3}
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
 
@@ -471,9 +281,8 @@ def trace(instance: Instance, generator: bool, anchor: int, simulate: bool) -> T
     with unset_fake_temporarily():  # a drawn number is asked
         adversarial = d.discriminator is not None and d.discriminator.plays(d, anchor)
     turn = Turn(1, anchor, simulate, generator, adversarial)
-    given = patch.object(distill, "draw_turn", return_value=turn)
-    with watched(instance) as (calls, steps), instance.mode, given:
-        pictures = distill.train_iteration(d, [instance.batch], turn.iteration, Measures())
+    with watched(instance) as (calls, steps), instance.mode:
+        pictures = distill.take_turn(d, turn, [instance.batch], Measures())
     return Trace({name: x.shape for name, x in pictures.items()}, calls, steps)
 
 
@@ -571,79 +380,11 @@ def costs(instance: Instance) -> Costs:
 
 
 def checkpointing(instance: Instance, every: int) -> None:
-    """Activation checkpointing of every `every`-th block of what is trained, and of the VAE; 0: of
-    nothing."""
+    """Activation checkpointing of every `every`-th block of what is trained, in the way of the
+    configuration, and of the VAE; 0: of nothing."""
+    selective = instance.parts.config.parallel.recomputation == "selective"
     for block in instance.recomputed:
         vars(block).pop("forward", None)
-    recompute(instance.recomputed, every)
+    recompute(instance.recomputed, every, selective)
     vae = instance.parts.adapter.pipeline.vae
     vae.enable_gradient_checkpointing() if every else vae.disable_gradient_checkpointing()
-
-
-# ---------------------------------------------------------------------------------------- tables
-
-
-def network_rows(instance: Instance) -> list[str]:
-    """Parameters by network."""
-    rows = {k: sum(p.numel() for p in v.parameters()) for k, v in instance.networks().items()}
-    recipe = instance.parts.config.recipe
-    return [f"| {recipe} | {name} | {num:,} |" for name, num in rows.items()]
-
-
-def turn_rows(instance: Instance) -> list[str]:
-    """TFLOP by kind of iteration, and their mean."""
-    config = instance.parts.config
-    height, width = config.train.resolution
-    before = f"| {config.recipe} | {height} x {width} |"
-    configured = costs(instance)
-    checkpointing(instance, 0)
-    without = costs(instance)
-    checkpointing(instance, config.parallel.activation_checkpointing)
-    last = len(config.anchors.times) - 1
-    kinds = {"top anchor": (0, False), "from data": (1, False), "last, simulated": (last, True)}
-    rows = []
-    for generator, name in ((True, "generator turn"), (False, "plain turn")):
-        for kind, where in kinds.items():
-            both = [c.at(generator, *where) / 1e12 for c in (configured, without)]
-            rows.append(f"{before} {name}, {kind} | {both[0]:.1f} | {both[1]:.1f} | |")
-    both = [c.mean(config) / 1e12 for c in (configured, without)]
-    released = RELEASED_TFLOP.get(config.recipe, "") if (height, width) == (1024, 1024) else ""
-    return [*rows, f"{before} **mean** | **{both[0]:.1f}** | **{both[1]:.1f}** | {released} |"]
-
-
-def report(names: list[str], resolution: list[int] | None) -> str:
-    """Both tables of these recipes, in markdown."""
-    parameters = ["| recipe | network | parameters |", "|---|---|---|"]
-    turns = [
-        "| recipe | resolution | iteration | TFLOP | without checkpointing | released |",
-        "|---|---|---|---|---|---|",
-    ]
-    size = [f"train.resolution={resolution}"] if resolution else []
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            write_folder(Path(folder), RECIPES[name])
-            instance = build(RECIPES[name], Path(folder), size)
-        parameters += network_rows(instance)
-        turns += turn_rows(instance)
-    return "\n".join([*parameters, "", *turns, ""])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", choices=RECIPES, help="one recipe; else all, which takes long")
-    parser.add_argument(
-        "--resolution", nargs=2, type=int, metavar=("H", "W"), help="pixels; else the YAML's"
-    )
-    parser.add_argument("--output", type=Path, help="markdown file to write the tables to")
-    args = parser.parse_args()
-    try:
-        text = report([args.recipe] if args.recipe else list(RECIPES), args.resolution)
-    except ValueError as error:
-        parser.error(str(error))
-    print(text)
-    if args.output:
-        args.output.write_text(text)
-
-
-if __name__ == "__main__":
-    main()

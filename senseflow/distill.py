@@ -53,7 +53,13 @@ def train_iteration(
     the first micro-batch, by name, for the image strip. A step whose gradient is not finite changes
     nothing (see `Trained.step`).
     """
-    turn = draw_turn(d, iteration)
+    return take_turn(d, draw_turn(d, iteration), batches, measures)
+
+
+def take_turn(
+    d: Distillation, turn: Turn, batches: list[Batch], measures: Measures
+) -> dict[str, Tensor]:
+    """The iteration of a given turn."""
     samples = []
     for batch in batches:
         sample = generate(d, turn, batch)

@@ -3,11 +3,16 @@
 Without the marker `long`, SD3.5 Medium runs a plain turn.
 """
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
-from benchmarks.full_size import RECIPES, build, costs, count, trace, write_folder
+from benchmarks.full_size import build, costs, count, trace, write_folder
+from senseflow.engine.recipe import ROOT
+from senseflow.trainer.recipes import RECIPES
 
 T5 = 4_762_310_656
 FLOW_VAE, SDXL_VAE = 83_819_683, 83_653_863
@@ -146,3 +151,15 @@ def test_the_costs_of_simulated_iterations_add_up(instance):
         assert counted.at(*kind) == count(instance, lambda kind=kind: trace(instance, *kind))
     mean = counted.mean(instance.parts.config)
     assert counted.at(False, 0, False) < mean < counted.at(True, 3, True)
+
+
+@pytest.mark.long
+def test_a_plan_counts_the_same(instance, tmp_path):
+    """Sharded over two ranks, by the run's own code: the mean of one sample's FLOPs."""
+    recipe = RECIPES[instance.parts.config.recipe]
+    file = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "senseflow.plan", "--config", str(ROOT / recipe.config)]
+    flags = ["--gpus", "2", "--memory", "1000", "--output", str(file), "train.batch_size=2"]
+    subprocess.run([*command, *flags], check=True)
+    expected = costs(instance).mean(instance.parts.config)
+    assert json.loads(file.read_text())["mean_flop"] == pytest.approx(expected, rel=1e-3)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from senseflow.core.anchors import Anchors
+from senseflow.core.error_curve import ErrorCurve
+from senseflow.data.cached import Cache
 from senseflow.data.items import Samples
 from senseflow.data.sampler import Share, batches
 from senseflow.engine.adversary import build_discriminator
@@ -102,6 +104,24 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
     share_folder(folder, host)
     if cache.known:
         logger.info("from paths.cache %s: %s", config.paths.cache, ", ".join(cache.known))
+    initial = choose_initial(config, folder, host)
+    parts = assemble(config, family, ranks, initial, error_curve, cache)
+    on_gpu = ranks.device.type == "cuda"
+    samples = cache.samples(dataset, see_images=config.adversarial.in_use == "vfm")
+    data = partial(batches, samples, share(config, ranks), config.data.num_workers, on_gpu)
+    return Run(config, parts, ranks, data, export(config, family, config.precision.compute), folder)
+
+
+def assemble(
+    config: Config,
+    family: TeacherFamily,
+    ranks: Ranks,
+    initial: Initial,
+    error_curve: ErrorCurve | None,
+    cache: Cache,
+) -> Distillation:
+    """The networks of a run, sharded and on their device, with their optimizers."""
+    settings = teacher_settings(config)
     build = partial(build_network, config=config, ranks=ranks)
     adapter = family.load_adapter(settings, ranks.device, build, cache.prompts)
     if config.parallel.activation_checkpointing:
@@ -109,9 +129,8 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
     anchors = family.anchors(settings, config.anchors.times)
     check_times(config, adapter.path, anchors)
     optimizer = config.optimizer
-    initial = choose_initial(config, folder, host)
     teacher, generator, fake_score = build_networks(family, config, initial, ranks)
-    parts = Distillation(
+    return Distillation(
         config=config,
         adapter=adapter,
         anchors=anchors,
@@ -125,10 +144,6 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
         ema=Ema.start(generator, config.ema.decay) if config.ema.decay else None,
         error_curve=error_curve,
     )
-    on_gpu = ranks.device.type == "cuda"
-    samples = cache.samples(dataset, see_images=config.adversarial.in_use == "vfm")
-    data = partial(batches, samples, share(config, ranks), config.data.num_workers, on_gpu)
-    return Run(config, parts, ranks, data, export(config, family, config.precision.compute), folder)
 
 
 def build_networks(

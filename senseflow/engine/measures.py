@@ -27,9 +27,19 @@ class Stopwatch:
     def __init__(self) -> None:
         self.spans: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = defaultdict(list)
         self.seconds: dict[str, float] = defaultdict(float)
+        self.current: str | None = None  # the phase that runs
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
+        outer, self.current = self.current, name
+        try:
+            with self._timed(name):
+                yield
+        finally:
+            self.current = outer
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
         if torch.cuda.is_available():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()

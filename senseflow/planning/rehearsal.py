@@ -1,0 +1,197 @@
+"""A run without numbers: every part of it built and sharded by the run's own code, and iterations.
+
+`rehearse` is what `senseflow.engine.build.prepare` does but for files of the run; an iteration is
+`senseflow.distill.take_turn`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
+
+from senseflow import distill
+from senseflow.data.cached import Cache
+from senseflow.data.items import Item, Position
+from senseflow.data.sampler import Batch, batches
+from senseflow.discriminators import VFMDiscriminator
+from senseflow.engine.build import assemble, share
+from senseflow.engine.config import Config
+from senseflow.engine.inputs import read_error_curve
+from senseflow.engine.measures import Measures
+from senseflow.engine.optim import Trained
+from senseflow.models.teacher import TeacherFamily
+from senseflow.planning.fakes import Loading, fake_ranks, fake_whole
+from senseflow.planning.tracker import (
+    AVERAGES,
+    PARAMETERS,
+    STATES,
+    PhaseCost,
+    Tracker,
+)
+from senseflow.state import Distillation, Turn
+
+DataKind = Literal["images", "latents"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What tells iterations apart."""
+
+    generator: bool  # theta's turn
+    anchor: int  # 0 is the noisiest
+    simulate: bool
+
+    def __str__(self) -> str:
+        turn = "generator turn" if self.generator else "plain turn"
+        if self.anchor == 0:
+            return f"{turn}, top anchor"
+        return f"{turn}, anchor {self.anchor}, {'simulated' if self.simulate else 'from data'}"
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A data set of one sample without content."""
+
+    resolution: tuple[int, int]
+    latent_shape: tuple[int, int, int]
+    kind: DataKind
+
+    def fingerprint(self) -> str:
+        return "blank"
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, position: Position) -> Item:
+        if self.kind == "images":
+            return Item("a", position.index, image=torch.zeros(3, *self.resolution))
+        return Item("a", position.index, latents=torch.zeros(self.latent_shape))
+
+
+@dataclass
+class NetworkBytes:
+    """One network on one rank."""
+
+    numel: int  # of the whole network
+    parameters: dict[str, int]  # bytes of this rank's shards and of buffers, by dtype
+    gradients: int = 0
+    states: int = 0  # of its optimizer
+    average: int = 0
+
+
+@dataclass
+class Rehearsal:
+    """The parts of a run, all fake."""
+
+    parts: Distillation
+    micro_batches: list[Batch]
+    mode: FakeTensorMode
+    tracker: Tracker = field(default_factory=Tracker)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """All of them by name, those that learn first."""
+        d, pipeline = self.parts, self.parts.adapter.pipeline
+        found = {name: trained.network for name, trained in self.trained().items()}
+        found["teacher"] = d.teacher
+        if isinstance(d.discriminator, VFMDiscriminator):
+            found["dinov2"] = d.discriminator.backbone
+            found["clip_text"] = d.discriminator.prompt_encoder
+        components = {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}
+        return found | dict(sorted(components.items()))
+
+    def trained(self) -> dict[str, Trained]:
+        """Those that learn."""
+        d = self.parts
+        found = {"generator": d.generator, "fake_score": d.fake_score}
+        return found | ({"heads": d.discriminator.heads} if d.discriminator else {})
+
+    def iterate(self, kind: Kind) -> dict[str, PhaseCost]:
+        """One iteration of this kind; its costs by phase."""
+        d = self.parts
+        adversarial = d.discriminator is not None and d.discriminator.plays(d, kind.anchor)
+        turn = Turn(1, kind.anchor, kind.simulate, kind.generator, adversarial)
+        self.tracker.restart()
+        with self.mode, self.tracker:
+            distill.take_turn(d, turn, self.micro_batches, Measures())
+        return {name: cost for name, cost in self.tracker.phases.items() if cost.peak or cost.flops}
+
+    def hold(self) -> dict[str, NetworkBytes]:
+        """Take a first step of every optimizer, so that it has its states; bytes by network.
+
+        What networks share is counted with the first of them.
+        """
+        tracker, held = self.tracker, {}
+        for name, network in self.networks().items():
+            held[name] = NetworkBytes(*self._parameters(network))
+        if self.parts.ema:
+            held["generator"].average = tracker.mark(self.parts.ema.shards.values(), AVERAGES)
+        for name, trained in self.trained().items():
+            held[name].gradients = self._first_step(trained)
+            states = [x for x in tree_leaves(dict(trained.optimizer.state)) if torch.is_tensor(x)]
+            held[name].states = tracker.mark(states, STATES)
+        return held
+
+    def _first_step(self, trained: Trained) -> int:
+        """Step with gradients like those of a backward; returns their bytes."""
+        parameters = [p for p in trained.network.parameters() if p.requires_grad]
+        with self.mode:
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            size = storage_bytes([p.grad for p in parameters if p.grad is not None])
+            trained.step()
+        return size
+
+    def _parameters(self, network: nn.Module) -> tuple[int, dict[str, int]]:
+        """Elements, and bytes here by dtype."""
+        sizes: dict[str, int] = {}
+        tensors = [*network.parameters(), *network.buffers()]
+        for tensor in tensors:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            sizes[dtype] = sizes.get(dtype, 0) + self.tracker.mark([tensor], PARAMETERS)
+        return sum(p.numel() for p in network.parameters()), {k: v for k, v in sizes.items() if v}
+
+
+def storage_bytes(tensors: list[Tensor]) -> int:
+    """Bytes of the storages of tensors on this rank, each once."""
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    storages = {id(s): s for s in (t.untyped_storage() for t in local)}
+    return sum(s.nbytes() for s in storages.values())
+
+
+@contextmanager
+def rehearse(
+    config: Config, family: TeacherFamily, world_size: int, data: DataKind
+) -> Iterator[Rehearsal]:
+    """Rank 0 of so many, before its first iteration."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    curve = read_error_curve(config, family)
+    with fake_ranks(world_size, config.parallel.replicas) as ranks:
+        with mode, Loading():
+            parts = assemble(config, family, ranks, {}, curve, Cache())
+        blank = Blank(config.train.resolution, parts.adapter.latent_shape(), data)
+        own_share = share(config, ranks)
+        real = next(batches(blank, own_share, num_workers=0, pin_memory=False, start=1))
+        rehearsal = Rehearsal(parts, [fake_batch(batch, mode) for batch in real], mode)
+        fake_whole(rehearsal.networks().values(), mode)
+        yield rehearsal
+
+
+def fake_batch(batch: Batch, mode: FakeTensorMode) -> Batch:
+    """The same with fake images or latents."""
+
+    def of(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else mode.from_tensor(tensor)
+
+    return Batch(
+        batch.prompts,
+        batch.indices,
+        images=of(batch.images),
+        latents=of(batch.latents),
+        other=batch.other and fake_batch(batch.other, mode),
+    )
