@@ -72,7 +72,9 @@ def networks(run: Run) -> list[nn.Module]:
     d, pipeline = run.parts, run.parts.adapter.pipeline
     found = [d.teacher, *(trained.network for trained in run.trained.values())]
     if isinstance(d.discriminator, VFMDiscriminator):
-        found += [d.discriminator.backbone, d.discriminator.prompt_encoder]
+        found.append(d.discriminator.backbone)
+        if d.discriminator.prompt_encoder:
+            found.append(d.discriminator.prompt_encoder)
     found += [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     return [*found, pipeline.vae.encoder, pipeline.vae.decoder]
 

@@ -74,8 +74,9 @@ def build_parser() -> Parser:
         help="share of the GPU's dense bfloat16 peak that training reaches (0.4)",
     )  # fmt: skip
     parser.add_argument(
-        "--data", choices=("images", "latents"),
-        help="of the data set (default: as the recipe's: latents for SDXL, else images)",
+        "--data", choices=("images", "latents", "cached"),
+        help="images, an LMDB of latents, or images with prompts and latents from a cache "
+        "(default: as the recipe's: latents for SDXL, else images)",
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help=".md or .json (default: markdown on stdout)"

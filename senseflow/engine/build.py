@@ -10,7 +10,6 @@ from torch import nn
 
 from senseflow.core.anchors import Anchors
 from senseflow.core.error_curve import ErrorCurve
-from senseflow.data.cached import Cache
 from senseflow.data.items import Samples
 from senseflow.data.sampler import Share, batches
 from senseflow.engine.adversary import build_discriminator
@@ -49,6 +48,7 @@ from senseflow.engine.parallel import (
     shard,
     start_ranks,
 )
+from senseflow.models.encoded import KnownPrompts
 from senseflow.models.networks import NetworkSource
 from senseflow.models.teacher import Adapter, TeacherFamily
 from senseflow.sampling.student import StudentCard, base_fingerprint
@@ -105,7 +105,7 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
     if cache.known:
         logger.info("from paths.cache %s: %s", config.paths.cache, ", ".join(cache.known))
     initial = choose_initial(config, folder, host)
-    parts = assemble(config, family, ranks, initial, error_curve, cache)
+    parts = assemble(config, family, ranks, initial, error_curve, cache.prompts, cache.text_dim)
     on_gpu = ranks.device.type == "cuda"
     samples = cache.samples(dataset, see_images=config.adversarial.in_use == "vfm")
     data = partial(batches, samples, share(config, ranks), config.data.num_workers, on_gpu)
@@ -118,12 +118,17 @@ def assemble(
     ranks: Ranks,
     initial: Initial,
     error_curve: ErrorCurve | None,
-    cache: Cache,
+    known: KnownPrompts | None,
+    text_dim: int | None,
 ) -> Distillation:
-    """The networks of a run, sharded and on their device, with their optimizers."""
+    """The networks of a run, sharded and on their device, with their optimizers.
+
+    known, text_dim: encoded prompts and the length of the discriminator's features of them, with
+    which no text encoder is loaded.
+    """
     settings = teacher_settings(config)
     build = partial(build_network, config=config, ranks=ranks)
-    adapter = family.load_adapter(settings, ranks.device, build, cache.prompts)
+    adapter = family.load_adapter(settings, ranks.device, build, known)
     if config.parallel.activation_checkpointing:
         adapter.pipeline.vae.enable_gradient_checkpointing()
     anchors = family.anchors(settings, config.anchors.times)
@@ -138,7 +143,7 @@ def assemble(
         generator=Trained.build(generator, optimizer.lr, optimizer),
         fake_score=Trained.build(fake_score, optimizer.fake_score_lr, optimizer),
         discriminator=build_discriminator(
-            config, family, adapter, fake_score, ranks, initial, cache.text_dim
+            config, family, adapter, fake_score, ranks, initial, text_dim
         ),
         device=ranks.device,
         ema=Ema.start(generator, config.ema.decay) if config.ema.decay else None,

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from senseflow.engine.config import Config, load_config
 from senseflow.engine.launch import check_split
 from senseflow.engine.recipe import Recipe
+from senseflow.planning.blank import DataKind
 from senseflow.planning.costs import Costs, Phases, kinds_of, peak
-from senseflow.planning.rehearsal import DataKind, Kind, NetworkBytes, rehearse
+from senseflow.planning.rehearsal import Kind, NetworkBytes, rehearse
 from senseflow.planning.stand_in import copy_teacher, write_teacher, write_vision
 from senseflow.planning.teachers import SURROUNDINGS, published
 from senseflow.trainer.recipes import RECIPES
@@ -82,6 +83,8 @@ def configure(recipe: Recipe, wanted: Wanted, folder: Path) -> tuple[Config, str
     """The configuration with everything it reads made up in `folder`; whose teacher it is."""
     config = recipe.load(wanted.file, list(wanted.overrides))
     check_split(config, wanted.world_size)
+    if config.paths.cache:
+        raise ValueError("paths.cache: a plan reads none; say null, and --data cached")
     if config.paths.initial:
         raise ValueError("paths.initial: a plan needs none, the networks are the same; say null")
     source, family = Path(config.paths.pretrained_model), recipe.family
@@ -95,6 +98,7 @@ def configure(recipe: Recipe, wanted: Wanted, folder: Path) -> tuple[Config, str
     made_up = [f"paths.pretrained_model={copy}"]
     if config.adversarial.in_use == "vfm":
         made_up += write_vision(folder / "vision", config.paths)
+    made_up.append("parallel.compile=false")  # the same iteration, and hours of compiling fakes
     return recipe.load(wanted.file, [*wanted.overrides, *made_up]), teacher
 
 

@@ -7,7 +7,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,6 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
 from senseflow import distill
-from senseflow.data.cached import Cache
-from senseflow.data.items import Item, Position
 from senseflow.data.sampler import Batch, batches
 from senseflow.discriminators import VFMDiscriminator
 from senseflow.engine.build import assemble, share
@@ -25,7 +22,9 @@ from senseflow.engine.config import Config
 from senseflow.engine.inputs import read_error_curve
 from senseflow.engine.measures import Measures
 from senseflow.engine.optim import Trained
+from senseflow.models.lora import Role
 from senseflow.models.teacher import TeacherFamily
+from senseflow.planning.blank import Blank, BlankPrompts, DataKind
 from senseflow.planning.fakes import Loading, fake_ranks, fake_whole
 from senseflow.planning.tracker import (
     AVERAGES,
@@ -35,8 +34,6 @@ from senseflow.planning.tracker import (
     Tracker,
 )
 from senseflow.state import Distillation, Turn
-
-DataKind = Literal["images", "latents"]
 
 
 @dataclass(frozen=True)
@@ -52,26 +49,6 @@ class Kind:
         if self.anchor == 0:
             return f"{turn}, top anchor"
         return f"{turn}, anchor {self.anchor}, {'simulated' if self.simulate else 'from data'}"
-
-
-@dataclass(frozen=True)
-class Blank:
-    """A data set of one sample without content."""
-
-    resolution: tuple[int, int]
-    latent_shape: tuple[int, int, int]
-    kind: DataKind
-
-    def fingerprint(self) -> str:
-        return "blank"
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, position: Position) -> Item:
-        if self.kind == "images":
-            return Item("a", position.index, image=torch.zeros(3, *self.resolution))
-        return Item("a", position.index, latents=torch.zeros(self.latent_shape))
 
 
 @dataclass
@@ -98,10 +75,11 @@ class Rehearsal:
         """All of them by name, those that learn first."""
         d, pipeline = self.parts, self.parts.adapter.pipeline
         found = {name: trained.network for name, trained in self.trained().items()}
-        found["teacher"] = d.teacher
+        found["teacher"] = d.teacher.base.network if isinstance(d.teacher, Role) else d.teacher
         if isinstance(d.discriminator, VFMDiscriminator):
             found["dinov2"] = d.discriminator.backbone
-            found["clip_text"] = d.discriminator.prompt_encoder
+            if d.discriminator.prompt_encoder:
+                found["clip_text"] = d.discriminator.prompt_encoder
         components = {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}
         return found | dict(sorted(components.items()))
 
@@ -171,27 +149,17 @@ def rehearse(
     """Rank 0 of so many, before its first iteration."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     curve = read_error_curve(config, family)
+    prompts = BlankPrompts.of(config, family) if data == "cached" else None
+    text_dim = prompts and prompts.text_dim
     with fake_ranks(world_size, config.parallel.replicas) as ranks:
         with mode, Loading():
-            parts = assemble(config, family, ranks, {}, curve, Cache())
-        blank = Blank(config.train.resolution, parts.adapter.latent_shape(), data)
+            parts = assemble(config, family, ranks, {}, curve, prompts, text_dim)
+        see_images = config.adversarial.in_use == "vfm"
+        shape = parts.adapter.latent_shape()
+        blank = Blank(config.train.resolution, shape, data, prompts, see_images)
         own_share = share(config, ranks)
         real = next(batches(blank, own_share, num_workers=0, pin_memory=False, start=1))
-        rehearsal = Rehearsal(parts, [fake_batch(batch, mode) for batch in real], mode)
+        fake = [batch.map(mode.from_tensor) for batch in real]
+        rehearsal = Rehearsal(parts, fake, mode)
         fake_whole(rehearsal.networks().values(), mode)
         yield rehearsal
-
-
-def fake_batch(batch: Batch, mode: FakeTensorMode) -> Batch:
-    """The same with fake images or latents."""
-
-    def of(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else mode.from_tensor(tensor)
-
-    return Batch(
-        batch.prompts,
-        batch.indices,
-        images=of(batch.images),
-        latents=of(batch.latents),
-        other=batch.other and fake_batch(batch.other, mode),
-    )

@@ -21,13 +21,20 @@ def candidates(config: Config, world_size: int) -> list[tuple[str, tuple[str, ..
     most = train.batch_size // world_size
     if train.grad_accumulation < most:
         found.append(("one sample at a time", (f"train.grad_accumulation={most}",)))
-    if config.parallel.activation_checkpointing != 1:
+    parallel, wholly = config.parallel, "parallel.recomputation=full"
+    if parallel.activation_checkpointing != 1:
         words = "every block recomputed"
-        found.append((words, ("parallel.activation_checkpointing=1",)))
+        found.append((words, ("parallel.activation_checkpointing=1", wholly)))
+    elif parallel.recomputation != "full":
+        found.append(("every block recomputed whole", (wholly,)))
     if config.precision.vae == "float32":
         found.append(("the VAE in bfloat16", ("precision.vae=bfloat16",)))
     if config.precision.heads == "float32" and config.adversarial.in_use != "none":
         found.append(("the heads compute in bfloat16", ("precision.heads=bfloat16",)))
+    if config.optimizer.states != "8bit":
+        found.append(("the optimizers' moments in 8 bits", ("optimizer.states=8bit",)))
+    if config.precision.masters == "float32" and config.lora.rank is None:
+        found.append(("masters in bfloat16", ("precision.masters=bfloat16",)))
     if config.ema.decay:
         found.append(("no EMA", ("ema.decay=null",)))
     if config.parallel.replicas > 1:

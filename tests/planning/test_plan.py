@@ -82,16 +82,27 @@ def count_one_rank(folder: Path) -> dict[str, int]:
     return real
 
 
+def rehearse_roles(folder: Path) -> dict[str, object]:
+    """LoRA from caches, on one rank."""
+    lora = ("lora.rank=2", "lora.targets=[to_q]", "student.guidance=3.5")
+    config, _ = configure(RECIPE, wanted(1, 2, *lora), folder)
+    with rehearse(config, RECIPE.family, 1, "cached") as rehearsal:
+        held = {name: vars(network) for name, network in rehearsal.hold().items()}
+        encode = phases_of(rehearsal, GENERATOR)["generate"]
+    return {"held": held, "generate": encode}
+
+
 def work(_: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    facts = rehearse_two_ranks(folder / "two") | {"real": count_one_rank(folder / "one")}
+    facts = rehearse_two_ranks(folder / "two") | {"roles": rehearse_roles(folder / "roles")}
+    facts |= {"real": count_one_rank(folder / "one")}
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
-    for name in ("one", "two"):
+    for name in ("one", "two", "roles"):
         (folder / name).mkdir()
     mp.spawn(work, (folder,))
     return json.loads((folder / "facts.json").read_text())
@@ -123,6 +134,21 @@ def test_what_stays_is_arithmetic(facts, shapes):
     assert held["parameters"] == {"float32": 4 * numel + sum(b.nbytes for b in buffers)}
     assert held["gradients"] == 4 * numel
     assert held["states"] == 2 * 4 * numel + 4 * num  # two moments, and the steps of each tensor
+
+
+def test_roles_share_one_base_and_caches_need_no_text_encoder(facts, tmp_path):
+    config, _ = configure(RECIPE, wanted(1, 2), tmp_path)
+    teacher = RECIPE.family.teacher(teacher_settings(config)).network
+    layers = [m.weight.shape for k, m in teacher.named_modules() if k.endswith("to_q")]
+    rank_a, rank_b = (2 * sum(shape[side] for shape in layers) for side in (1, 0))
+    held = facts["roles"]["held"]
+    assert held.keys() == {"generator", "fake_score", "teacher", "vae"}
+    assert held["teacher"]["gradients"] == held["teacher"]["states"] == 0
+    trained = [held[name]["numel"] for name in ("generator", "fake_score")]
+    assert trained == [rank_b, rank_b]  # the fixed A is one buffer of both
+    base = sum(p.nbytes for p in teacher.parameters()) + sum(b.nbytes for b in teacher.buffers())
+    every = sum(sum(held[name]["parameters"].values()) for name in held if name != "vae")
+    assert every == base + 4 * (rank_a + 2 * rank_b)
 
 
 def test_a_unit_is_gathered_for_each_forward_and_backward(facts, shapes):

@@ -1,0 +1,75 @@
+"""A data set of one sample without content, and what a cache would know of it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from senseflow.caching.encoders import fields_of
+from senseflow.data.cache_index import Field
+from senseflow.data.items import Item, Position
+from senseflow.engine.config import Config
+from senseflow.models.encoded import NOTHING, Conditioning, Encoded, Posterior
+from senseflow.models.teacher import TeacherFamily
+
+DataKind = Literal["images", "latents", "cached"]
+"""What a run reads: images; an LMDB of latents; images, with prompts and latents from a cache."""
+
+
+@dataclass(frozen=True)
+class BlankPrompts:
+    """Zeros for every prompt; see `senseflow.models.encoded.KnownPrompts`."""
+
+    fields: dict[str, Field]
+    text: Field | None  # the VFM discriminator's features
+
+    @classmethod
+    def of(cls, config: Config, family: TeacherFamily) -> "BlankPrompts":
+        """In the shapes that a cache of this configuration has."""
+        vfm = config.adversarial.in_use == "vfm"
+        text = fields_of("clip", config, family)["text"] if vfm else None
+        return cls(fields_of("prompts", config, family), text)
+
+    @property
+    def text_dim(self) -> int | None:
+        return self.text and self.text.shape[0]
+
+    def conditioning(self, prompt: str) -> Conditioning:
+        return Conditioning(**{name: zeros(field) for name, field in self.fields.items()})
+
+
+@dataclass(frozen=True)
+class Blank:
+    """One sample."""
+
+    resolution: tuple[int, int]
+    latent_shape: tuple[int, int, int]
+    kind: DataKind
+    prompts: BlankPrompts | None  # of a cache
+    see_images: bool  # also where a cache knows their latents
+
+    def fingerprint(self) -> str:
+        return "blank"
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, position: Position) -> Item:
+        if self.kind == "latents":
+            return Item("a", position.index, latents=torch.zeros(self.latent_shape))
+        seen = self.see_images or self.prompts is None
+        image = torch.zeros(3, *self.resolution) if seen else None
+        return Item("a", position.index, image=image, encoded=self._encoded())
+
+    def _encoded(self) -> Encoded:
+        if self.prompts is None:
+            return NOTHING
+        latents = torch.zeros(1, *self.latent_shape)
+        text = self.prompts.text and zeros(self.prompts.text)
+        return Encoded(self.prompts.conditioning("a"), text, Posterior(latents, latents.clone()))
+
+
+def zeros(field: Field) -> Tensor:
+    """A row of a cache, (1, ...), on the host."""
+    return torch.zeros_like(field.rows(1), device="cpu")
