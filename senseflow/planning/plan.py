@@ -5,7 +5,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -60,6 +60,8 @@ def make_plan(wanted: Wanted, kinds: Sequence[Kind] | None = None) -> Plan:
 
     Raises ValueError as a run would for its configuration.
     """
+    eager = (*wanted.overrides, "parallel.compile=false")  # the same work; fakes are not compiled
+    wanted = replace(wanted, overrides=eager)
     recipe = RECIPES[load_config(wanted.file, list(wanted.overrides)).recipe]
     with tempfile.TemporaryDirectory(prefix="senseflow_plan_") as folder:
         config, teacher = configure(recipe, wanted, Path(folder))
@@ -98,7 +100,6 @@ def configure(recipe: Recipe, wanted: Wanted, folder: Path) -> tuple[Config, str
     made_up = [f"paths.pretrained_model={copy}"]
     if config.adversarial.in_use == "vfm":
         made_up += write_vision(folder / "vision", config.paths)
-    made_up.append("parallel.compile=false")  # the same iteration, and hours of compiling fakes
     return recipe.load(wanted.file, [*wanted.overrides, *made_up]), teacher
 
 
