@@ -122,7 +122,7 @@ class Rehearsal:
             for parameter in parameters:
                 parameter.grad = torch.zeros_like(parameter)
             size = storage_bytes([p.grad for p in parameters if p.grad is not None])
-            trained.step()
+            trained.step(seed=0)
         return size
 
     def _parameters(self, network: nn.Module) -> tuple[int, dict[str, int]]:

@@ -85,7 +85,7 @@ def count_one_rank(folder: Path) -> dict[str, int]:
 def rehearse_roles(folder: Path) -> dict[str, object]:
     """LoRA from caches, on one rank."""
     lora = ("lora.rank=2", "lora.targets=[to_q]", "student.guidance=3.5")
-    config, _ = configure(RECIPE, wanted(1, 2, *lora), folder)
+    config, _ = configure(RECIPE, wanted(1, 2, *lora, "optimizer.states=8bit"), folder)
     with rehearse(config, RECIPE.family, 1, "cached") as rehearsal:
         held = {name: vars(network) for name, network in rehearsal.hold().items()}
         encode = phases_of(rehearsal, GENERATOR)["generate"]
