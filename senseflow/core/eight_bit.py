@@ -27,7 +27,9 @@ def encode(x: Tensor, signed: bool, noise: Tensor) -> tuple[Tensor, Tensor]:
     """
     numbers = _numbers(signed, x.device)
     blocks = x.view(-1, BLOCK)
-    scales = (blocks.abs().amax(1) / numbers[-1]).clamp_min(torch.finfo(torch.float32).smallest_normal)
+    scales = (blocks.abs().amax(1) / numbers[-1]).clamp_min(
+        torch.finfo(torch.float32).smallest_normal
+    )
     y = (blocks / scales[:, None]).view(-1).clamp(numbers[0], numbers[-1])
     lower = (torch.bucketize(y, numbers, right=True) - 1).clamp_(0, len(numbers) - 2)
     below, above = numbers[lower], numbers[lower + 1]

@@ -23,6 +23,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from senseflow.engine import stretches
 from senseflow.engine.parallel import Ranks, start_ranks
 
 aten = torch.ops.aten
@@ -38,6 +39,19 @@ def fake_ranks(world_size: int, replicas: int) -> Iterator[Ranks]:
         yield start_ranks(replicas)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def real_meshes() -> Iterator[None]:
+    """Where a shard lies in its parameter is asked of a mesh, whose numbers are real ones."""
+    ask = stretches._first_element
+
+    def outside(parameter: Tensor) -> int:
+        with unset_fake_temporarily():
+            return ask(parameter)
+
+    with patch.object(stretches, "_first_element", outside):
+        yield
 
 
 class Loading(TorchDispatchMode):

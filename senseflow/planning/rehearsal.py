@@ -25,7 +25,7 @@ from senseflow.engine.optim import Trained
 from senseflow.models.lora import Role
 from senseflow.models.teacher import TeacherFamily
 from senseflow.planning.blank import Blank, BlankPrompts, DataKind
-from senseflow.planning.fakes import Loading, fake_ranks, fake_whole
+from senseflow.planning.fakes import Loading, fake_ranks, fake_whole, real_meshes
 from senseflow.planning.tracker import (
     AVERAGES,
     PARAMETERS,
@@ -151,7 +151,7 @@ def rehearse(
     curve = read_error_curve(config, family)
     prompts = BlankPrompts.of(config, family) if data == "cached" else None
     text_dim = prompts and prompts.text_dim
-    with fake_ranks(world_size, config.parallel.replicas) as ranks:
+    with fake_ranks(world_size, config.parallel.replicas) as ranks, real_meshes():
         with mode, Loading():
             parts = assemble(config, family, ranks, {}, curve, prompts, text_dim)
         see_images = config.adversarial.in_use == "vfm"
