@@ -12,9 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-BLOCK = (
-    64  # elements with one scale: they lie within one row of FLUX's, SD3.5's and SDXL's matrices
-)
+BLOCK = 64
+"""Elements with one scale; they lie within one row of FLUX's, SD3.5's and SDXL's matrices."""
 _DECADES = 7
 
 
