@@ -51,7 +51,7 @@ def groups(
     size = number = 0
     for index, parameter in enumerate(parameters):
         num = flat_shard(parameter).numel() if chosen is None or chosen[index] else 0
-        first = number + (_first_element(parameter) if num else 0)
+        first = number + (first_element(parameter) if num else 0)
         for start in range(0, num, GROUP):
             stretch = Stretch(index, start, min(start + GROUP, num), first + start)
             if size + len(stretch) > GROUP:
@@ -70,7 +70,7 @@ def random_bits(group: Sequence[Stretch], seed: int, device: torch.device) -> Te
     return random_words(seed, torch.cat(numbers))
 
 
-def _first_element(parameter: Tensor) -> int:
+def first_element(parameter: Tensor) -> int:
     """Where this rank's rows begin in the flattened parameter."""
     if not isinstance(parameter, DTensor) or parameter.ndim == 0:
         return 0

@@ -44,13 +44,13 @@ def fake_ranks(world_size: int, replicas: int) -> Iterator[Ranks]:
 @contextmanager
 def real_meshes() -> Iterator[None]:
     """Where a shard lies in its parameter is asked of a mesh, whose numbers are real ones."""
-    ask = stretches._first_element
+    ask = stretches.first_element
 
     def outside(parameter: Tensor) -> int:
         with unset_fake_temporarily():
             return ask(parameter)
 
-    with patch.object(stretches, "_first_element", outside):
+    with patch.object(stretches, "first_element", outside):
         yield
 
 
