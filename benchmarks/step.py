@@ -34,7 +34,7 @@ from senseflow.engine.launch import quiet_libraries
 from senseflow.engine.measures import STOPWATCH, Measures
 from senseflow.engine.parallel import Ranks, join_group, start_ranks
 from senseflow.models.lora import Role
-from senseflow.planning.blank import Blank, BlankPrompts
+from senseflow.planning.blank import Blank, BlankPrompts, data_of
 from senseflow.planning.costs import DENSE_TFLOPS, Costs, kinds_of
 from senseflow.planning.plan import Wanted, configure
 from senseflow.planning.rehearsal import Kind
@@ -114,7 +114,7 @@ def parts_of(args: argparse.Namespace, ranks: Ranks) -> tuple[Distillation, list
     """The run and its first micro-batches."""
     overrides = tuple(args.overrides)
     recipe = RECIPES[load_config(args.config, args.overrides).recipe]
-    data = args.data or ("latents" if recipe.name.startswith("sdxl") else "images")
+    data = data_of(recipe.name, args.data)
     with tempfile.TemporaryDirectory(prefix="senseflow_step_") as folder:
         wanted = Wanted(args.config, overrides, 1, ranks.world_size, data)
         config, _ = configure(recipe, wanted, Path(folder))

@@ -17,6 +17,11 @@ DataKind = Literal["images", "latents", "cached"]
 """What a run reads: images; an LMDB of latents; images, with prompts and latents from a cache."""
 
 
+def data_of(recipe: str, asked: DataKind | None) -> DataKind:
+    """What is asked for, else what the recipe's YAML is made for: latents for SDXL."""
+    return asked or ("latents" if recipe.startswith("sdxl") else "images")
+
+
 @dataclass(frozen=True)
 class BlankPrompts:
     """Zeros for every prompt; see `senseflow.models.encoded.KnownPrompts`."""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from senseflow.engine.config import Config, load_config
 from senseflow.engine.launch import check_split
 from senseflow.engine.recipe import Recipe
-from senseflow.planning.blank import DataKind
+from senseflow.planning.blank import DataKind, data_of
 from senseflow.planning.costs import Costs, Phases, kinds_of, peak
 from senseflow.planning.rehearsal import Kind, NetworkBytes, rehearse
 from senseflow.planning.stand_in import copy_teacher, write_teacher, write_vision
@@ -65,7 +65,7 @@ def make_plan(wanted: Wanted, kinds: Sequence[Kind] | None = None) -> Plan:
     recipe = RECIPES[load_config(wanted.file, list(wanted.overrides)).recipe]
     with tempfile.TemporaryDirectory(prefix="senseflow_plan_") as folder:
         config, teacher = configure(recipe, wanted, Path(folder))
-        data = wanted.data or ("latents" if config.recipe.startswith("sdxl") else "images")
+        data = data_of(config.recipe, wanted.data)
         kinds = kinds or kinds_of(config)
         with steps(len(kinds) + 2, f"{config.recipe} on {wanted.world_size}") as step:
             step("building")
