@@ -30,6 +30,7 @@ from senseflow import distill
 from senseflow.data.sampler import Batch, batches
 from senseflow.engine.build import assemble, share
 from senseflow.engine.config import load_config
+from senseflow.engine.inputs import read_error_curve
 from senseflow.engine.launch import quiet_libraries
 from senseflow.engine.measures import STOPWATCH, Measures
 from senseflow.engine.parallel import Ranks, join_group, start_ranks
@@ -120,7 +121,8 @@ def parts_of(args: argparse.Namespace, ranks: Ranks) -> tuple[Distillation, list
         config, _ = configure(recipe, wanted, Path(folder))
         prompts = BlankPrompts.of(config, recipe.family) if data == "cached" else None
         dim = prompts and prompts.text_dim
-        d = assemble(config, recipe.family, ranks, {}, None, prompts, dim)
+        curve = read_error_curve(config, recipe.family)
+        d = assemble(config, recipe.family, ranks, {}, curve, prompts, dim)
     teacher = d.teacher.base.network if isinstance(d.teacher, Role) else d.teacher
     for network in {teacher, d.generator.network, d.fake_score.network}:
         randomise(network)
