@@ -14,12 +14,11 @@ from senseflow.trainer.recipes import RECIPES
 CONFIGS = {
     "flux_senseflow": "configs/FLUX/flux_senseflow_tiny.yaml",
     "sd35_senseflow": "configs/SD35/sd35_senseflow_tiny.yaml",
+    "sd35_large_senseflow": "configs/SD35/sd35_large_senseflow_tiny.yaml",
     "sdxl_senseflow": "configs/sdxl/sdxl_senseflow_tiny.yaml",
     "sdxl_dmd2": "configs/sdxl/sdxl_dmd2_tiny.yaml",
 }
-
-
-LONG = ("sd35_senseflow", "sdxl_senseflow")
+LONG = ("sd35_senseflow", "sd35_large_senseflow", "sdxl_senseflow")
 MARKED = [pytest.param(n, marks=pytest.mark.long if n in LONG else ()) for n in CONFIGS]
 
 
