@@ -39,9 +39,9 @@ def whole_table(args: argparse.Namespace) -> str:
         first = one_sample_each(file, GPU_COUNTS[0], args)
         mean = first.costs.mean(flops)  # a sample costs the same wherever it is
         rows.append(row(first, mean, args))
-        demanding = [kind for kind in first.costs.traced if kind.generator and kind.anchor > 0]
+        worst = [first.costs.worst()]  # a generator turn: sharded or not, it has every phase
         for count in GPU_COUNTS[1:]:
-            rows.append(row(one_sample_each(file, count, args, demanding), mean, args))
+            rows.append(row(one_sample_each(file, count, args, worst), mean, args))
     head = ["recipe", "GPUs", "peak, GiB per GPU", f"fits {args.memory:g}", "worst iteration"]
     head += ["TFLOP per iteration and GPU", f"seconds on H100 at {args.mfu:.0%}"]
     return "\n".join(table(head, rows))
