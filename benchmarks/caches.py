@@ -24,9 +24,10 @@ from benchmarks.full_size import fake, fake_adapter, no_weights, write_folder
 from senseflow.core.adversarial import omega
 from senseflow.engine.config import Config
 from senseflow.engine.inputs import teacher_settings
-from senseflow.engine.recipe import ROOT, Recipe
+from senseflow.engine.recipe import Recipe
 from senseflow.models import text_encoders
 from senseflow.models.vfm_discriminator import PromptEncoder
+from senseflow.sampling.plan import ROOT
 from senseflow.trainer.recipes import RECIPES
 
 COLUMNS = (

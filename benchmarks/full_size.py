@@ -39,14 +39,16 @@ from senseflow.engine.inputs import check_times, teacher_settings, torch_dtype
 from senseflow.engine.measures import Measures
 from senseflow.engine.optim import Trained
 from senseflow.engine.parallel import recompute
-from senseflow.engine.recipe import ROOT, Recipe
+from senseflow.engine.recipe import Recipe
 from senseflow.models import networks, text_encoders
 from senseflow.models.bottleneck_classifier import ClassifierHead, add_encoder_pass
 from senseflow.models.networks import NetworkSource, read_json
 from senseflow.models.teacher import Adapter, TeacherSettings
 from senseflow.models.vfm_discriminator import FrozenBackbone, Heads, PromptEncoder
 from senseflow.models.weights import Weights
+from senseflow.planning.rehearsal import trained_of
 from senseflow.planning.teachers import SURROUNDINGS, T5_LENGTH, Surroundings, published
+from senseflow.sampling.plan import ROOT
 from senseflow.state import Discriminator, Distillation, Turn
 
 
@@ -150,28 +152,6 @@ class Instance:
     batch: Batch
     mode: FakeTensorMode
     recomputed: list[nn.Module]  # what activation checkpointing may run again
-
-    def networks(self) -> dict[str, nn.Module]:
-        """All of them by name."""
-        d, pipeline = self.parts, self.parts.adapter.pipeline
-        found = {
-            "teacher": d.teacher,
-            "generator": d.generator.network,
-            "fake_score": d.fake_score.network,
-        }
-        if d.discriminator:
-            found["heads"] = d.discriminator.heads.network
-        if isinstance(d.discriminator, VFMDiscriminator):
-            found["dinov2"] = d.discriminator.backbone
-            found["clip_text"] = d.discriminator.prompt_encoder
-        parts = {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}
-        return found | dict(sorted(parts.items()))
-
-    def trained(self) -> dict[str, Trained]:
-        """Those that learn."""
-        d = self.parts
-        found = {"generator": d.generator, "fake_score": d.fake_score}
-        return found | ({"heads": d.discriminator.heads} if d.discriminator else {})
 
 
 def build(recipe: Recipe, folder: Path, overrides: list[str] | None = None) -> Instance:
@@ -310,7 +290,7 @@ def watched(instance: Instance) -> Iterator[tuple[list[Any], dict[str, list[Any]
         handles.append(trained.optimizer.register_step_post_hook(stepped))
 
     watch_calls("teacher", d.teacher)
-    for name, trained in instance.trained().items():
+    for name, trained in trained_of(instance.parts).items():
         watch_steps(name, trained)
         if name != "heads":
             watch_calls(name, trained.network)

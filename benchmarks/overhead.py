@@ -25,12 +25,12 @@ from torch import nn
 from tqdm import trange
 
 from senseflow import distill
-from senseflow.discriminators import VFMDiscriminator
 from senseflow.engine.build import prepare
 from senseflow.engine.config import load_config
 from senseflow.engine.ema import Ema
 from senseflow.engine.loop import Run
 from senseflow.engine.optim import Trained
+from senseflow.planning.rehearsal import networks_of
 from senseflow.trainer.recipes import RECIPES
 
 GOAL = 0.03
@@ -68,15 +68,9 @@ class Inside:
 
 
 def networks(run: Run) -> list[nn.Module]:
-    """Every network of a run, an autoencoder as its two halves."""
-    d, pipeline = run.parts, run.parts.adapter.pipeline
-    found = [d.teacher, *(trained.network for trained in run.trained.values())]
-    if isinstance(d.discriminator, VFMDiscriminator):
-        found.append(d.discriminator.backbone)
-        if d.discriminator.prompt_encoder:
-            found.append(d.discriminator.prompt_encoder)
-    found += [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    return [*found, pipeline.vae.encoder, pipeline.vae.decoder]
+    """Every network of a run, an autoencoder as its two halves too."""
+    vae = run.parts.adapter.pipeline.vae
+    return [*networks_of(run.parts).values(), vae.encoder, vae.decoder]
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from senseflow.planning.costs import DENSE_TFLOPS, Costs, kinds_of
 from senseflow.planning.plan import Wanted, configure
 from senseflow.planning.rehearsal import Kind
 from senseflow.planning.text import table
-from senseflow.state import Distillation, Turn
+from senseflow.state import Distillation
 from senseflow.trainer.recipes import RECIPES
 
 GIB = 2**30
@@ -86,9 +86,7 @@ class Watch:
 
 def run(d: Distillation, micro_batches: list[Batch], kind: Kind, repeats: int) -> dict[str, Phase]:
     """One kind of iteration: counted once, which also warms up, then timed."""
-    plays = d.discriminator is not None and d.discriminator.plays(d, kind.anchor)
-    turn = Turn(1, kind.anchor, kind.simulate, kind.generator, plays)
-    watch = Watch()
+    turn, watch = kind.turn(d), Watch()
     with patch.object(STOPWATCH, "measure", watch):
         with FlopCounterMode(display=False) as watch.counter:
             distill.take_turn(d, turn, micro_batches, Measures())

@@ -10,7 +10,7 @@ import logging
 import sys
 from pathlib import Path
 
-from senseflow.commands import Parser, exit_status
+from senseflow.commands import Parser, exit_status, module_parser
 
 DESCRIPTION = """\
 Compute, once, what a run's frozen encoders say of its data set: of every distinct prompt the
@@ -47,12 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = Parser(
-        prog="python -m senseflow.cache",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = module_parser("senseflow.cache", DESCRIPTION, EXAMPLES)
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the cache")

@@ -13,7 +13,18 @@ class Parser(argparse.ArgumentParser):
     """Errors are one line."""
 
     def error(self, message: str) -> NoReturn:
+        """One line, the mistake alone; exit status 2."""
         self.exit(2, f"error: {message}\n")
+
+
+def module_parser(module: str, description: str, epilog: str) -> Parser:
+    """The parser of `python -m MODULE`; description and epilog keep their own lines."""
+    return Parser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def exit_status(work: Callable[[], None], stopped: str) -> int:

@@ -4,7 +4,7 @@ Both are parts of `senseflow.distill`'s iteration through `senseflow.state.Discr
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from senseflow.engine.optim import Trained
 from senseflow.models.diffaug import NUM_UNIFORMS, diff_augment
 from senseflow.models.encoded import Conditioning
 from senseflow.models.teacher import Adapter
-from senseflow.models.vfm_discriminator import FrozenBackbone, PromptEncoder
+from senseflow.models.vfm_discriminator import FrozenBackbone, Heads, PromptEncoder
 from senseflow.state import (
     Distillation,
     Sample,
@@ -83,7 +83,7 @@ class VFMDiscriminator:
         do not depend on how the batch is split.
         """
         assert sample.views
-        views, heads = sample.views, self.heads.network
+        views, heads = sample.views, cast(Heads, self.heads.network)
         with torch.no_grad():
             real = self.backbone(augment(d, sample, views.real, "augment real"))
         both = [torch.cat(pair) for pair in zip(views.fake, real, strict=True)]
@@ -97,14 +97,16 @@ class VFMDiscriminator:
         if batch.encoded.text is not None:
             return batch.encoded.text
         assert self.prompt_encoder is not None
-        return self.prompt_encoder(batch.prompts).to(d.device)
+        text: Tensor = self.prompt_encoder(batch.prompts)
+        return text.to(d.device)
 
     def _reference(self, d: Distillation, real: Tensor) -> list[Tensor] | None:
         """Features of each prompt's own real image, of another sample's ("shuffled"), or none."""
         mode = d.config.adversarial.reference
         if mode == "none":
             return None
-        return self.backbone(real.roll(1, 0) if mode == "shuffled" else real)
+        features: list[Tensor] = self.backbone(real.roll(1, 0) if mode == "shuffled" else real)
+        return features
 
     def _omega(self, d: Distillation, tau: Tensor) -> Tensor:
         return omega(d.adapter.path, tau, d.config.adversarial.omega_power)
@@ -175,7 +177,8 @@ class BottleneckDiscriminator:
     def _logits(self, d: Distillation, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """(B, L)."""
         features = self.adapter.bottleneck(d.fake_score.network, x_t, t, cond)
-        return self.heads.network(features)
+        logits: Tensor = self.heads.network(features)
+        return logits
 
 
 def augment(d: Distillation, sample: Sample, images: Tensor, purpose: str) -> Tensor:

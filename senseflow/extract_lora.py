@@ -11,7 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
-from senseflow.commands import Parser, exit_status
+from senseflow.commands import Parser, exit_status, module_parser
 from senseflow.sampling.families import family_of
 
 DESCRIPTION = """\
@@ -36,12 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = Parser(
-        prog="python -m senseflow.extract_lora",
-        description=DESCRIPTION,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = module_parser("senseflow.extract_lora", DESCRIPTION, EXAMPLE)
     parser.add_argument(
         "--base", type=Path, required=True, metavar="DIR", help="the teacher's diffusers folder"
     )

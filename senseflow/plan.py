@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from senseflow.commands import Parser, exit_status
+from senseflow.commands import Parser, exit_status, module_parser
 from senseflow.files import write_whole
 
 DESCRIPTION = """\
@@ -54,12 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = Parser(
-        prog="python -m senseflow.plan",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = module_parser("senseflow.plan", DESCRIPTION, EXAMPLES)
     parser.add_argument("--config", type=Path, metavar="CONFIG", help="YAML file of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
     parser.add_argument("--nodes", type=int, default=1, help="(1)")

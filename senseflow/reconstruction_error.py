@@ -11,7 +11,7 @@ import math
 import sys
 from pathlib import Path
 
-from senseflow.commands import Parser, exit_status
+from senseflow.commands import Parser, exit_status, module_parser
 
 DESCRIPTION = """\
 Measure the error of a teacher's one-step prediction of x_0 from x_t, over t: mean of
@@ -48,12 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = Parser(
-        prog="python -m senseflow.reconstruction_error",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = module_parser("senseflow.reconstruction_error", DESCRIPTION, EXAMPLES)
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
     parser.add_argument(

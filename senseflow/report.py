@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senseflow.commands import Parser, exit_status
+from senseflow.commands import Parser, exit_status, module_parser
 
 if TYPE_CHECKING:
     from senseflow.reporting.pairs import Pairs
@@ -43,12 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = Parser(
-        prog="python -m senseflow.report",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = module_parser("senseflow.report", DESCRIPTION, EXAMPLES)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the SAVE_DIR of a training")
     parser.add_argument(
         "--output", type=Path, metavar="HTML", help="(default: report.html in the run folder)"

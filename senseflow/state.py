@@ -62,6 +62,7 @@ class Sample:
 
     @property
     def x(self) -> Tensor:
+        """The student's prediction of x_0, (B, C, h, w)."""
         return self.denoised.x_0
 
     def detach(self) -> "Sample":
@@ -74,8 +75,15 @@ class Sample:
 class Discriminator(Protocol):
     """The adversary; `senseflow.discriminators` holds the two there are."""
 
-    heads: Trained
-    sees_images: bool  # decodes x, so that drift is measured every iteration
+    @property
+    def heads(self) -> Trained:
+        """What of it learns."""
+        ...
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether it decodes x, so that drift is measured every iteration."""
+        ...
 
     def plays(self, d: "Distillation", anchor: int) -> bool:
         """Whether it takes part at this anchor; no network is called for it elsewhere."""
@@ -114,13 +122,19 @@ class HasTeacher(Protocol):
     """What the teacher's own predictions need of a `Distillation`; measuring it needs no more."""
 
     @property
-    def adapter(self) -> Adapter: ...
+    def adapter(self) -> Adapter:
+        """How the teacher is called."""
+        ...
 
     @property
-    def teacher(self) -> nn.Module: ...
+    def teacher(self) -> nn.Module:
+        """The frozen network."""
+        ...
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
 
 
 def denoise(

@@ -59,4 +59,4 @@ def write_safetensors(
         for like in shapes.values():
             tensor = next(tensors)
             assert tensor is not None and (tensor.shape, tensor.dtype) == (like.shape, like.dtype)
-            stream.write(tensor.view(-1).view(torch.uint8).numpy())
+            stream.write(tensor.view(-1).view(torch.uint8).numpy().data)

@@ -4,7 +4,7 @@ import os
 import sys
 
 from senseflow.core.draws import Draws
-from senseflow.engine.launch import main
+from senseflow.engine.entry import main
 from senseflow.trainer import trainer_flux_senseflow as trainer
 
 how = os.environ["ODD"] if os.environ.get("RANK") == "1" else ""

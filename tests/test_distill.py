@@ -22,7 +22,7 @@ from senseflow.distill import (
 )
 from senseflow.engine.config import load_config
 from senseflow.engine.measures import Measures
-from senseflow.engine.recipe import ROOT
+from senseflow.sampling.plan import ROOT
 from senseflow.state import Distillation, Turn
 from toy import (
     AffineGenerator,

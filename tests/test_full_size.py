@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.full_size import build, costs, count, trace, write_folder
-from senseflow.engine.recipe import ROOT
+from senseflow.planning.rehearsal import networks_of, trained_of
+from senseflow.sampling.plan import ROOT
 from senseflow.trainer.recipes import RECIPES
 
 T5 = 4_762_310_656
@@ -85,7 +86,7 @@ def check(instance, traced, names):
     )
     assert sorted(traced.steps) == sorted(names)
     for name, shapes in traced.steps.items():
-        assert len(shapes) == len(list(instance.trained()[name].network.parameters()))
+        assert len(shapes) == len(list(trained_of(instance.parts)[name].network.parameters()))
         assert all(own == gradient == moment for own, gradient, moment in shapes), name
 
 
@@ -110,7 +111,7 @@ def check_plain_turn(instance):
 def test_parameters(instance):
     counted = {
         name: sum(p.numel() for p in network.parameters())
-        for name, network in instance.networks().items()
+        for name, network in networks_of(instance.parts).items()
     }
     if "dinov2" in counted:
         assert counted.pop("dinov2") == DINOV2
@@ -119,7 +120,7 @@ def test_parameters(instance):
 
 def test_weights_fill_all_of_a_denoiser(instance):
     for name in ("teacher", "generator"):
-        network = instance.networks()[name]
+        network = networks_of(instance.parts)[name]
         held = {key for key, _ in [*network.named_parameters(), *network.named_buffers()]}
         assert held == set(network.state_dict())
 

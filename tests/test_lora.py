@@ -8,40 +8,22 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
+import short_runs
 from senseflow import export as export_command
 from senseflow import extract_lora
 from senseflow.distill import train_iteration
-from senseflow.engine.build import prepare
 from senseflow.engine.config import Config, load_config
 from senseflow.engine.export import LORA_FILE
 from senseflow.engine.inputs import check
 from senseflow.engine.loop import Run
 from senseflow.engine.measures import Measures
-from senseflow.engine.stop import StopRequest
 from senseflow.sampling.student import load_student, read_card
 from senseflow.state import denoise, denoise_guided, times
-from senseflow.tiny.pictures import write_dataset
 from senseflow.trainer.recipes import RECIPES
+from short_runs import write_pictures
 from training_runs import full_state, interrupted, timeless_rows, train
 
-YAMLS = {
-    "flux_senseflow": "configs/FLUX/flux_senseflow_tiny.yaml",
-    "sdxl_senseflow": "configs/sdxl/sdxl_senseflow_tiny.yaml",
-    "sdxl_dmd2": "configs/sdxl/sdxl_dmd2_tiny.yaml",
-    "sd35_senseflow": "configs/SD35/sd35_senseflow_tiny.yaml",
-}
-SHORT = (
-    "train.iter_num=4",
-    "train.batch_size=2",
-    "train.save_interval=2",
-    "train.log_interval=1",
-    "fake_score.ttur=2",
-    "ida.lam=0.9",
-    "log.sample_interval=0",
-    "log.tensorboard=false",
-    "lr_scheduler.warmup_iterations=0",
-    "lr_scheduler.decay_iterations=0",
-)
+SHORT = ("train.iter_num=4", "train.log_interval=1", "fake_score.ttur=2", "ida.lam=0.9")
 LORA = ("lora.rank=4", "lora.alpha=8")
 ALONE = ("adversarial.weight=0",)
 BASE = Path("assets/tiny/flux/pipeline")
@@ -49,26 +31,20 @@ BASE = Path("assets/tiny/flux/pipeline")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_dataset(folder, num=8, seed=0, num_prompts=4)
-    return folder / "data.json"
+    return write_pictures(tmp_path_factory.mktemp("data"))
 
 
 def configure(data: Path, *overrides: str, recipe: str = "flux_senseflow") -> Config:
-    settings = [f"paths.dataset={data}", *SHORT, *overrides]
-    return RECIPES[recipe].load(Path(YAMLS[recipe]), settings)
+    return short_runs.configure(data, *SHORT, *overrides, recipe=recipe)
 
 
 def begin(config: Config, folder: Path) -> Run:
     check(config, RECIPES[config.recipe].family)
-    return prepare(config, folder, RECIPES[config.recipe].family)
+    return short_runs.begin(config, folder)
 
 
 def finish(config: Config, folder: Path) -> Run:
-    run = begin(config, folder)
-    with run.checkpoints:
-        run.train(run.resume(), StopRequest(), show=False)
-    return run
+    return short_runs.finish(begin(config, folder))
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -301,7 +277,7 @@ def test_the_recipe_for_one_gpu_is_the_published_one_but_for_lora():
 @pytest.mark.long
 def test_two_ranks_take_the_steps_of_one(data, tmp_path):
     recomputed = "parallel.activation_checkpointing=1"
-    overrides = (f"paths.dataset={data}", *SHORT, *LORA, *ALONE, recomputed)
+    overrides = (f"paths.dataset={data}", *short_runs.SHORT, *SHORT, *LORA, *ALONE, recomputed)
     states = []
     for ranks in (1, 2):
         train("flux_senseflow", tmp_path / str(ranks), *overrides, ranks=ranks)

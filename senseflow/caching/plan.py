@@ -144,7 +144,8 @@ def all_readable(file: Path) -> bool:
 
 
 def _keys(shard: Shard) -> list[bytes]:
-    return np.frombuffer(shard.keys.encode(), KEY_DTYPE).tolist()
+    keys: list[bytes] = np.frombuffer(shard.keys.encode(), KEY_DTYPE).tolist()
+    return keys
 
 
 def _number(shard: Shard) -> int:

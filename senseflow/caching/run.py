@@ -3,8 +3,9 @@
 import argparse
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -115,11 +116,9 @@ def make(
     with bar:
         for number in range(-(-len(job.todo) // share.world_size)):
             own = mine[number : number + 1]
-            found = share.agreed(
-                lambda own=own: sum(write(folder, job.part, shard, encode, bar) for shard in own)
-            )
+            found = share.agreed(partial(write_all, folder, job.part, own, encode, bar))
             unreadable += sum(share.gather(found))
-            share.agreed(lambda num=unreadable: require_few(num, config.data.max_unreadable))
+            share.agreed(partial(require_few, unreadable, config.data.max_unreadable))
     return unreadable
 
 
@@ -131,15 +130,20 @@ def require_few(unreadable: int, limit: int) -> None:
         )
 
 
+def write_all(folder: Path, part: Part, shards: Sequence[Shard], encode: Encode, bar: tqdm) -> int:
+    """Make some files; returns how many of their images cannot be read."""
+    return sum(write(folder, part, shard, encode, bar) for shard in shards)
+
+
 def write(folder: Path, part: Part, shard: Shard, encode: Encode, bar: tqdm) -> int:
     """Make one file, whole or not at all; returns how many of its images cannot be read."""
     file, shapes = folder / shard.file, part.shapes(shard)
-    partial = file.with_name(file.name + PARTIAL)
+    unfinished = file.with_name(file.name + PARTIAL)
     tensors = stacked(shapes, encode(shard.split), bar)
     try:
-        write_safetensors(partial, shapes, iter(tensors.values()))
-        sync(partial)
-        os.replace(partial, file)
+        write_safetensors(unfinished, shapes, iter(tensors.values()))
+        sync(unfinished)
+        os.replace(unfinished, file)
         sync(folder)
     except OSError as error:
         raise OSError(
@@ -147,7 +151,7 @@ def write(folder: Path, part: Part, shard: Shard, encode: Encode, bar: tqdm) -> 
             "command again"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return int((tensors["readable"] == 0).sum()) if "readable" in tensors else 0
 
 

@@ -67,13 +67,16 @@ class FlowPath:
     noisiest: float = 1000.0
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t (B,) at the clock t (B,): 1 - sigma and sigma, shifted."""
         sigma = shift_sigma(t.float() / 1000, self.shift)
         return 1 - sigma, sigma
 
     def target(self, x_0: Tensor, eps: Tensor) -> Tensor:
+        """The velocity eps - x_0, in the shape of x_0."""
         return eps - x_0
 
     def read(self, output: Tensor, x_t: Tensor, t: Tensor) -> Denoised:
+        """x_0 = x_t - sigma v and eps = x_t + alpha v of a predicted v (B, ...), float32."""
         alpha, sigma = (over_sample(a, x_t) for a in self.alpha_sigma(t))
         v, x_t = output.float(), x_t.float()
         return Denoised(x_0=x_t - sigma * v, eps=x_t + alpha * v)
@@ -94,15 +97,18 @@ class VPPath:
         self.tables = {abar.device: abar}
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t (B,) at t (B,), from the table's nearest whole step, float32."""
         if t.device not in self.tables:  # moved once: a copy from the host waits for the device
             self.tables[t.device] = next(iter(self.tables.values())).to(t.device)
         abar = self.tables[t.device][t.round().long() + 1]
         return abar.sqrt().float(), (1 - abar).sqrt().float()
 
     def target(self, x_0: Tensor, eps: Tensor) -> Tensor:
+        """The noise itself."""
         return eps
 
     def read(self, output: Tensor, x_t: Tensor, t: Tensor) -> Denoised:
+        """eps as predicted, and x_0 = (x_t - sigma eps) / alpha, float32."""
         alpha, sigma = (over_sample(a, x_t) for a in self.alpha_sigma(t))
         eps = output.float()
         return Denoised(x_0=(x_t.float() - sigma * eps) / alpha, eps=eps)

@@ -64,6 +64,7 @@ class StoredPrompts:
     rows: Rows
 
     def conditioning(self, prompt: str) -> Conditioning:
+        """B = 1, on the host; raises ValueError for a prompt that the cache does not hold."""
         return Conditioning(**self.rows.read(key_of(prompt)))
 
 
@@ -83,7 +84,7 @@ class Cache:
     @property
     def text_dim(self) -> int | None:
         """The length of the discriminator's features of prompts."""
-        return self.clip and self.clip.fields["text"].shape[0]
+        return None if self.clip is None else self.clip.fields["text"].shape[0]
 
     def samples(self, dataset: Samples, see_images: bool) -> Samples:
         """The data set with what is known of its samples.
@@ -107,12 +108,14 @@ class CachedSamples(Dataset[Item]):
     sample: Callable[[Position, int], Item]  # of the data set; raises UnreadableItem
 
     def fingerprint(self) -> str:
+        """The data set's own: what a cache knows changes no order."""
         return self.dataset.fingerprint()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def all_prompts(self) -> Iterator[str]:
+        """Of all samples, in their order."""
         return self.dataset.all_prompts()
 
     def __getitem__(self, position: Position) -> Item:
@@ -122,9 +125,9 @@ class CachedSamples(Dataset[Item]):
     def _read(self, position: Position, item: int) -> Item:
         found, cache = self.sample(position, item), self.cache
         encoded = Encoded(
-            cache.prompts and cache.prompts.conditioning(found.prompt),
-            cache.clip and cache.clip.read(key_of(found.prompt))["text"],
-            cache.latents and self._posterior(cache.latents, found),
+            None if cache.prompts is None else cache.prompts.conditioning(found.prompt),
+            None if cache.clip is None else cache.clip.read(key_of(found.prompt))["text"],
+            None if cache.latents is None else self._posterior(cache.latents, found),
         )
         return replace(found, encoded=encoded)
 

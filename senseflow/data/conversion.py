@@ -103,11 +103,13 @@ class Shards:
         return cls(files, LatentsScaling.of_vae(vae), read_vae_config(vae)["latent_channels"])
 
     def settings(self) -> dict[str, Any]:
+        """What the result depends on: the files' names and sizes, and the VAE of their scaling."""
         files = [[file.name, file.stat().st_size] for file in self.files]
         sha256 = self.scaling.vae_sha256 if self.scaling else None
         return {"source": "shards", "files": _digest(files), "vae_sha256": sha256}
 
     def chunks(self, start: list[int]) -> Iterator[Chunk]:
+        """The usable rows of the shards from `start` = [shard, row] on, in order."""
         first, row = start or [0, 0]
         for number in range(first, len(self.files)):
             logger.info("shard %d of %d: %s", number + 1, len(self.files), self.files[number])
@@ -173,6 +175,7 @@ class Encoder:
         return self.scaling.apply(latents).cpu().numpy()
 
     def settings(self) -> dict[str, Any]:
+        """What the latents depend on besides the images."""
         return {
             "vae_sha256": self.scaling.vae_sha256,
             "scaling_factor": self.scaling.factor,
@@ -204,13 +207,16 @@ class Pictures:
 
     @property
     def num(self) -> int:
+        """How many pictures there are."""
         return len(self.pictures)
 
     @property
     def scaling(self) -> LatentsScaling:
+        """The encoder's."""
         return self.encoder.scaling
 
     def settings(self) -> dict[str, Any]:
+        """What the result depends on: names of the files, their size in pixels, the encoder."""
         return {
             "source": "images",
             "files": _digest(self.names),
@@ -219,6 +225,7 @@ class Pictures:
         }
 
     def chunks(self, start: list[int]) -> Iterator[Chunk]:
+        """Latents of the pictures from `start` = [place] on, in order, read ahead by threads."""
         ends = range((start or [0])[0], self.num, self.batch_size)
         waiting: deque[tuple[list[int], list[Future[tuple[Tensor, str] | UnreadableItem]]]] = (
             deque()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senseflow.commands import Parser, exit_status
+from senseflow.commands import Parser, exit_status, module_parser
 
 if TYPE_CHECKING:
     from senseflow.data.conversion import Posterior, Source
@@ -53,12 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags; those of images get their DEFAULTS in `check`, which sees which were given."""
-    parser = Parser(
-        prog="python -m senseflow.data.convert",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = module_parser("senseflow.data.convert", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "input", type=Path, metavar="INPUT",
         help="a .json with keys, image_paths, prompts; a folder of images, each with its caption "

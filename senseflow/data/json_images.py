@@ -61,6 +61,7 @@ class JsonImages(Dataset[Item]):
         return first_readable(read, position.item, len(self), self.max_unreadable)
 
     def all_prompts(self) -> Iterator[str]:
+        """Of all samples, in their order."""
         return iter(self.prompts)
 
     def sample(self, position: Position, item: int) -> Item:

@@ -46,10 +46,12 @@ _environments: WeakValueDictionary[str, lmdb.Environment] = WeakValueDictionary(
 
 
 def latents_key(row: int) -> bytes:
+    """The key of a row's latents in DMD2's layout."""
     return f"latents_{row}_data".encode()
 
 
 def prompt_key(row: int) -> bytes:
+    """The key of a row's prompt in DMD2's layout."""
     return f"prompts_{row}_data".encode()
 
 
@@ -71,6 +73,7 @@ class LatentsScaling:
         return cls(float(factor), float(shift), vae_sha256(folder))
 
     def apply(self, latents: Tensor) -> Tensor:
+        """The VAE's latents (..., C, h, w) as the diffusion model sees them."""
         return (latents - self.shift) * self.factor
 
 
@@ -150,6 +153,7 @@ class LatentsLmdb(Dataset[Item]):
         return first_readable(read, position.item, len(self), self.max_unreadable)
 
     def all_prompts(self) -> Iterator[str]:
+        """Of all samples, in their order; those that are no UTF-8 are left out."""
         with self._reading() as txn:
             for row in range(self.num):
                 text = get(txn, prompt_key(row))

@@ -109,6 +109,7 @@ class MicroBatches(Sampler[list[Position]]):
             iteration += 1
 
     def position(self, iteration: int, index: int, separate: bool = False) -> Position:
+        """The sample at `index` of an iteration's global batch, of the separate draw if so."""
         p = (iteration - 1) * self.share.batch_size + index
         item = item_at(self.share.seed, p, self.num, separate)
         return Position(iteration, index, item, separate)

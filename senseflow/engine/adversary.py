@@ -72,11 +72,14 @@ def build_vfm(
             f"paths.dinov2 ({paths.dinov2}, {paths.dinov2_weights}) or paths.clip ({paths.clip}, "
             f"{paths.clip_weights}) cannot be loaded: {error!r}"
         ) from error
+    if prompt_encoder:
+        text_dim = prompt_encoder.dim
+    assert text_dim
     with torch.device("meta"):
         heads = Heads(
             num_taps=backbone.num_features,
             width=backbone.width,
-            text_dim=text_dim or prompt_encoder.dim,
+            text_dim=text_dim,
             reference=settings.reference != "none",
             virtual_batch=settings.virtual_batch,
             seed=config.train.seed,

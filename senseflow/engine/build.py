@@ -69,6 +69,7 @@ class Teacher:
 
     @property
     def device(self) -> torch.device:
+        """Where this rank computes."""
         return self.ranks.device
 
 

@@ -23,9 +23,11 @@ from typing import Any, cast
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.storage import WriteResult
 
 from senseflow.engine.disk import (
     PARTIAL,
@@ -52,6 +54,7 @@ State = dict[str, Any]  # nested, of sharded tensors
 
 
 def step_name(iteration: int) -> str:
+    """The name of an iteration's folder; names sort by iteration."""
     return f"step_{iteration:07d}"
 
 
@@ -90,6 +93,7 @@ class Checkpoints:
 
     @property
     def folder(self) -> Path:
+        """Where the checkpoints of the run are."""
         return self.run / "checkpoints"
 
     def save(
@@ -328,7 +332,8 @@ def full_state(trained: dict[str, Trained], ema: Ema | None) -> State:
         fresh = not part.optimizer.state
         network, optimizer = get_state_dict(part.network, part.optimizer)
         if fresh:  # torch made the states of a first step by taking an empty one: uncount it
-            for values in (*part.optimizer.state.values(), *optimizer["state"].values()):
+            named = cast(dict[str, Any], optimizer["state"])
+            for values in (*part.optimizer.state.values(), *named.values()):
                 values["step"].zero_()
         state[name] = {"network": network, "optimizer": optimizer}
     return state
@@ -372,7 +377,9 @@ def _digest(file: Path) -> str:
 class _Writer(dcp.FileSystemWriter):
     """Raises the disk's own error, where torch raises one about its container's positions."""
 
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future:
+    def write_data(
+        self, plan: SavePlan, planner: SavePlanner
+    ) -> torch.futures.Future[list[WriteResult]]:
         try:
             return super().write_data(plan, planner)
         except RuntimeError as error:
@@ -387,7 +394,7 @@ class OpenCheckpoint:
     def __init__(self, folder: Path) -> None:
         self.reader = _Reader(str(folder))
         held = self.reader.metadata.state_dict_metadata
-        self.shapes = {k: v for k, v in held.items() if hasattr(v, "size")}
+        self.shapes = {k: v for k, v in held.items() if isinstance(v, TensorStorageMetadata)}
 
     def student(self, ema: bool) -> dict[str, str]:
         """Where each tensor of the student (or its EMA, with the student's buffers) is kept."""

@@ -5,7 +5,7 @@ back: the arithmetic is that of float32, and an update of any size arrives in th
 optimizer did all that is asked of one here under FSDP2 (docs/memory.md says which did what).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any, Literal
 
@@ -42,9 +42,8 @@ class CompactAdamW(torch.optim.AdamW):
         self.seed = 0
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # without a closure
         """Move the parameters that have a gradient."""
-        assert closure is None
         for settings in self.param_groups:
             parameters = settings["params"]
             moved = [p.grad is not None for p in parameters]
@@ -109,8 +108,14 @@ class CompactAdamW(torch.optim.AdamW):
             else:
                 flat[name] = torch.cat(_parts(group, shards, name)).float()
         sizes = [len(stretch) for stretch in group]
+        weights, gradients, first, second = (
+            list(flat[name].split(sizes)) for name in ("weight", "grad", *MOMENTS)
+        )
         adamw(
-            *(list(flat[name].split(sizes)) for name in ("weight", "grad", *MOMENTS)),
+            weights,
+            gradients,
+            first,
+            second,
             max_exp_avg_sqs=[],
             state_steps=[shards[s.index]["step"].view(()).clone() for s in group],
             fused=True,

@@ -15,6 +15,7 @@ import yaml
 from senseflow.core.anchors import TimeLaw
 from senseflow.core.isg import IsgLoss
 from senseflow.engine.strict_yaml import read_strictly
+from senseflow.files import write_whole
 
 Range = tuple[float, float]
 RecipeName = Literal[
@@ -386,9 +387,7 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> Config:
 
 def save_config(config: Config, file: Path) -> None:
     """Write the resolved configuration so that `load_config` reads the same one back."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
-    partial.replace(file)
+    write_whole(file, yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
 
 
 def differences(config: Config, other: Config) -> list[str]:

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -40,7 +40,9 @@ class HostGroup:
     def __init__(self, ranks: Ranks) -> None:
         self.rank, self.is_main = ranks.rank, ranks.is_main
         self.world_size = ranks.world_size
-        self.group = dist.new_group(backend="gloo")
+        group = dist.new_group(backend="gloo")
+        assert isinstance(group, dist.ProcessGroup), "this rank is one of them"
+        self.group = group
 
     def on_main(self, action: Callable[[], T]) -> T:
         """Rank 0 alone acts; all ranks get its result, or raise the same AgreedOSError."""
@@ -53,7 +55,7 @@ class HostGroup:
         dist.broadcast_object_list(told, src=0, group=self.group)
         if told[1] is not None:
             raise AgreedOSError(told[1])
-        return told[0]
+        return cast(T, told[0])
 
     def on_all(self, action: Callable[[], object]) -> None:
         """Every rank acts; when one fails, all raise the same AgreedOSError."""

@@ -27,7 +27,7 @@ Describe = Callable[[Path], None]  # writes what else belongs into the folder
 class Layout:
     """Which tensors of a component, or of a LoRA for it, go into which file, in which order."""
 
-    component: nn.Module | None  # on the meta device, for config.json; None: a LoRA, which has none
+    component: Any  # a ModelMixin on the meta device, for config.json; None: a LoRA, which has none
     dtype: torch.dtype
     files: dict[str, dict[str, Tensor]]  # file name -> key -> meta tensor
     index: dict[str, Any] | None = None  # of the files, when they are more than one

@@ -81,7 +81,7 @@ class _InCheckpoint:
         self.stored, self.key = stored, key
         self.shape = stored.shapes[key].size
 
-    def __getitem__(self, rows: object, /) -> torch.Tensor:
+    def __getitem__(self, rows: Any, /) -> torch.Tensor:
         return self.stored.read(self.key, torch.float32)[rows]
 
 

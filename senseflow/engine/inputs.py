@@ -192,4 +192,5 @@ def lora_settings(config: Config) -> LoraSettings | None:
 
 
 def torch_dtype(name: Dtype) -> torch.dtype:
+    """The type of a name in the configuration."""
     return torch.bfloat16 if name == "bfloat16" else torch.float32

@@ -1,8 +1,7 @@
-"""From the shell scripts to running processes: check the input, meet the other nodes, run torchrun.
+"""From a checked configuration to running processes: meet the other nodes, run torchrun.
 
-`launch` is what `sh exp_*/train_*.sh NODES GPUS CONFIG SAVE_DIR [key.sub=value ...]` calls; `main`
-is what each process runs, also under `torchrun -m senseflow.trainer.trainer_X --worker CONFIG
-SAVE_DIR [key.sub=value ...]` alone.
+`senseflow.engine.entry` comes before: `launch` is what it calls for `sh exp_*/train_*.sh`,
+`run_worker` for each process.
 """
 
 import argparse
@@ -11,7 +10,6 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
 import warnings
 from dataclasses import replace
@@ -27,11 +25,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from senseflow.data.items import UnreadableImagesError
 from senseflow.engine.build import prepare
 from senseflow.engine.config import Config
+from senseflow.engine.entry import check_split, set_up_notes
 from senseflow.engine.inputs import check
 from senseflow.engine.meeting import FIRST_MEETING_S, Meeting, NodeGoneError, place_from
 from senseflow.engine.parallel import AgreedError
-from senseflow.engine.recipe import SCRIPTS, Recipe
-from senseflow.engine.stop import STARTED, Forwarder, StopRequest
+from senseflow.engine.recipe import Recipe
+from senseflow.engine.stop import Forwarder, StopRequest
 from senseflow.engine.watch import Failure, Watch, post, posted, report, say
 
 logger = logging.getLogger(__name__)
@@ -44,16 +43,15 @@ UNSAID = Failure(
 AGAIN = "Run the same command again: it goes on from the last complete checkpoint"
 
 
-def launch(module: str, recipe: Recipe) -> None:
+def launch(
+    module: str, recipe: Recipe, args: argparse.Namespace, config: Config, stop: Forwarder
+) -> None:
     """Start GPUS processes of `module` on this node; errors of the input end it at once."""
-    os.environ[STARTED] = str(time.monotonic())
-    stop = Forwarder()
-    stop.start()
-    set_up_output(logging.INFO)
-    args = read_arguments(module, recipe)
+    quiet_libraries()
     try:
         place = place_from(dict(os.environ), args.nodes)
-        check_arguments(args, recipe)
+        check(config, recipe.family)
+        check_devices(args.gpus, torch.cuda.device_count())
         worker = ["-m", module, "--worker", args.config, args.save_dir, *args.overrides]
         meeting = Meeting(place, args.nodes, lambda: stop.reason is not None)
         sys.exit(train(meeting, args.gpus, worker, args.max_restarts, stop))
@@ -62,47 +60,6 @@ def launch(module: str, recipe: Recipe) -> None:
             logger.info("stopped by %s before the processes were started", stop.reason)
             return
         sys.exit(f"error: {error}")
-
-
-def read_arguments(module: str, recipe: Recipe) -> argparse.Namespace:
-    """The command line of the shell script; options may stand anywhere."""
-    parser = argparse.ArgumentParser(
-        prog=os.environ.get("SENSEFLOW_SCRIPT", module),
-        description="Distil a teacher. Run again with the same SAVE_DIR, it goes on from the last "
-        "complete checkpoint. Several nodes: the same command on each, with NODE_RANK, MASTER_ADDR "
-        "and MASTER_PORT set, or torchrun's PET_RDZV_ENDPOINT. SIGTERM, SIGINT or SIGUSR1, to any "
-        "process of it, saves a checkpoint and stops.",
-        epilog=f"example: sh {SCRIPTS[recipe.name]} 1 8 {recipe.config} runs/{recipe.name} "
-        "train.seed=1",
-    )
-    parser.add_argument("nodes", type=int, metavar="NODES", help="number of nodes")
-    parser.add_argument("gpus", type=int, metavar="GPUS", help="processes per node")
-    parser.add_argument("config", metavar="CONFIG", help="YAML file of the recipe")
-    parser.add_argument("save_dir", metavar="SAVE_DIR", help="run folder")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
-    parser.add_argument(
-        "--max-restarts",
-        type=int,
-        default=0,
-        metavar="N",
-        help="after a failure that need not repeat, start again from the last complete checkpoint, "
-        "at most N times (0)",
-    )
-    return parser.parse_intermixed_args()
-
-
-def check_arguments(args: argparse.Namespace, recipe: Recipe) -> None:
-    """All that can be said before a process is started; raises ValueError or OSError."""
-    if args.nodes < 1 or args.gpus < 1:
-        raise ValueError(f"NODES {args.nodes} and GPUS {args.gpus} must be at least 1")
-    if args.max_restarts < 0:
-        raise ValueError(f"--max-restarts {args.max_restarts} must not be negative")
-    if Path(args.save_dir).exists() and not Path(args.save_dir).is_dir():
-        raise ValueError(f"SAVE_DIR {args.save_dir} is a file")
-    config = recipe.load(Path(args.config), args.overrides)
-    check(config, recipe.family)
-    check_split(config, args.nodes * args.gpus)
-    check_devices(args.gpus, torch.cuda.device_count())
 
 
 def set_defaults(meeting: Meeting, gpus: int) -> None:
@@ -119,24 +76,6 @@ def check_devices(processes: int, num_gpus: int) -> None:
     if 0 < num_gpus < processes:
         raise ValueError(
             f"GPUS {processes}: this node has {num_gpus} (CUDA_VISIBLE_DEVICES= runs on the CPU)"
-        )
-
-
-def check_split(config: Config, world_size: int) -> None:
-    """The global batch must divide over processes and micro-batches."""
-    parts, replicas = world_size * config.train.grad_accumulation, config.parallel.replicas
-    if replicas < 1 or world_size % replicas:
-        raise ValueError(f"parallel.replicas {replicas} does not divide {world_size} processes")
-    if world_size < 1 or config.train.batch_size % parts:
-        raise ValueError(
-            f"train.batch_size {config.train.batch_size} is not a multiple of {world_size} "
-            f"processes x train.grad_accumulation {config.train.grad_accumulation}"
-        )
-    micro = config.train.batch_size // parts
-    adversary = config.adversarial
-    if adversary.in_use == "vfm" and adversary.reference == "shuffled" and micro < 2:
-        raise ValueError(
-            "adversarial.reference shuffled needs micro-batches of two samples or more"
         )
 
 
@@ -223,13 +162,6 @@ def run_agent(arguments: list[str]) -> dict[int, ProcessFailure]:
     return {}
 
 
-def set_up_output(level: int) -> None:
-    """The run's own notes alone."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("senseflow").setLevel(level)
-    quiet_libraries()
-
-
 def quiet_libraries() -> None:
     """Without their loading bars and notes."""
     for library in (diffusers, transformers):
@@ -244,11 +176,8 @@ def be_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def main(module: str, recipe: Recipe) -> None:
-    """Entry point of a trainer module: the launcher, or with --worker one process of the run."""
-    if "--worker" not in sys.argv:
-        launch(module, recipe)
-        return
+def run_worker(recipe: Recipe) -> None:
+    """One process of the run, to its end; the cause of a failure is posted for all nodes."""
     stop = StopRequest()
     rank = int(os.environ.get("RANK", 0))
     watch = Watch(rank, int(os.environ.get("WORLD_SIZE", 1)))
@@ -269,7 +198,8 @@ def work(recipe: Recipe, rank: int, stop: StopRequest) -> Failure | None:
     final: tuple[type[Exception], ...] = (ValueError, OSError)
     try:
         settings = recipe.load(Path(config), overrides)  # its notes are the launcher's
-        set_up_output(logging.INFO if rank == 0 else logging.WARNING)
+        set_up_notes(logging.INFO if rank == 0 else logging.WARNING)
+        quiet_libraries()
         check_split(settings, int(os.environ.get("WORLD_SIZE", 1)))
         if settings.train.time_limit is not None:
             stop.time_limit_s = 3600 * settings.train.time_limit

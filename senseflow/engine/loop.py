@@ -89,11 +89,7 @@ class Run:
                 if strip_due and {"teacher x0", "ISG target"} & pictures.keys():
                     self.show(iteration, pictures, batch)
                     strip_due = False
-                known = 0 if self.ranks.is_main else self.unreadable.known
-                mine = len(self.unreadable.seen) - known
-                ahead = draw_turn(self.parts, iteration + agreement.AHEAD)
-                stopped, num_unreadable = agreement.reach(mine, ahead)
-                self.check_unreadable(num_unreadable)
+                stopped = self.agree(agreement, iteration)
                 last = stopped or iteration == config.iter_num
                 save = last or is_due(iteration, config.save_interval)
                 if save or is_due(iteration, config.log_interval):
@@ -126,6 +122,16 @@ class Run:
             trained.set_lr(factor)
         pictures = train_iteration(self.parts, batches, iteration, self.measures)
         return pictures, batches[0]
+
+    def agree(self, agreement: Agreement, iteration: int) -> bool:
+        """Whether any rank asks to stop; checks what all ranks found unreadable, and what they draw
+        next."""
+        known = 0 if self.ranks.is_main else self.unreadable.known
+        mine = len(self.unreadable.seen) - known
+        ahead = draw_turn(self.parts, iteration + agreement.AHEAD)
+        stopped, num_unreadable = agreement.reach(mine, ahead)
+        self.check_unreadable(num_unreadable)
+        return stopped
 
     def check_unreadable(self, num: int) -> None:
         """Stop the run past the limit: of `num` files, counted by every rank that met them, or

@@ -31,6 +31,7 @@ class Stopwatch:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
+        """Time what is inside as the phase `name`; the phase around it goes on afterwards."""
         outer, self.current = self.current, name
         try:
             with self._timed(name):
@@ -88,6 +89,7 @@ class Measures:
         self.counts: dict[str, int] = defaultdict(int)
 
     def add(self, values: dict[str, Tensor]) -> None:
+        """Add detached 0-d values to the means of their names; the host does not wait."""
         for name, value in values.items():
             value = value.detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
@@ -143,6 +145,7 @@ class Log:
             write_whole(self.file, "".join(row + "\n" for row in kept))
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
+        """Append to stats.jsonl and to the TensorBoard events; raises OSError naming the file."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with writing(self.file), self.file.open("a") as stream:
             stream.write(json.dumps({"iteration": iteration, **values}) + "\n")
@@ -152,6 +155,7 @@ class Log:
                     self.writer.add_scalar(name, value, iteration)
 
     def close(self) -> None:
+        """Flush and close the events."""
         if self.writer:
             with writing(self.events):
                 self.writer.flush()

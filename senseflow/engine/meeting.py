@@ -79,6 +79,7 @@ def place_from(environment: dict[str, str], nodes: int) -> Place:
 
 
 def whole_number(name: str, text: str) -> int:
+    """The number in a text; raises ValueError, naming the variable, for anything else."""
     if not text.isdecimal():
         raise ValueError(f"{name} {text!r} is not a whole number")
     return int(text)
@@ -170,6 +171,7 @@ class Meeting:
 
 
 def start_store(place: Place) -> dist.TCPStore:
+    """The store that node 0 keeps; raises ValueError when its address cannot be listened on."""
     try:
         return dist.TCPStore(
             place.host,
@@ -236,7 +238,7 @@ def interface_of(address: str) -> str | None:
     """The name of the interface that has this address."""
     for name, entries in psutil.net_if_addrs().items():
         if any(entry.address.partition("%")[0] == address for entry in entries):
-            return name
+            return str(name)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,16 +53,18 @@ class Trained:
         the norm is not finite the step changes neither weights nor optimizer state: the fused
         kernel reads `found_inf` on the device, so the host does not wait.
         """
-        parameters = [p for p in self.network.parameters() if p.grad is not None]
-        norm = total_norm([p.grad for p in parameters])
-        self.optimizer.found_inf = (~torch.isfinite(norm)).float()
+        gradients = {p: p.grad for p in self.network.parameters() if p.grad is not None}
+        parameters = list(gradients)
+        norm = total_norm(list(gradients.values()))
+        kernel = cast(Any, self.optimizer)  # what the fused one reads stands in no signature
+        kernel.found_inf = (~torch.isfinite(norm)).float()
         if isinstance(self.optimizer, CompactAdamW):
             assert seed is not None, "stochastic rounding needs a seed"
             self.optimizer.seed = seed
             self.optimizer.grad_scale = ((norm + 1e-6) / self.max_grad_norm).clamp(min=1)
         else:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-            self.optimizer.grad_scale = None
+            kernel.grad_scale = None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -60,14 +60,16 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is the rank that writes and speaks."""
         return self.rank == 0
 
 
 def join_group() -> torch.device:
     """Join the process group torchrun describes, or a group of one; this process's device."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)) if kind == "cuda" else None)
+    device = torch.device(kind)
     if kind == "cuda":
+        device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     if not dist.is_initialized() and "MASTER_PORT" in os.environ:
@@ -133,17 +135,17 @@ def shard(
         fully_shard(
             unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True, offload_policy=place
         )
-    for unit, following in pairwise(units):
-        unit.set_modules_to_forward_prefetch([following])
+    for sharded, following in pairwise(cast(list[FSDPModule], units)):
+        sharded.set_modules_to_forward_prefetch([following])
     if not any(p.requires_grad for p in network.parameters()):
         network.register_forward_hook(forget_forward)
     return network
 
 
-def forget_forward(network: FSDPModule, args: Any, output: Any) -> None:
+def forget_forward(network: nn.Module, args: Any, output: Any) -> None:
     """Clear the record of a forward that no backward will follow."""
     if not torch.is_grad_enabled():
-        network.reset_iter_state()
+        cast(FSDPModule, network).reset_iter_state()
 
 
 def recompute(
@@ -181,7 +183,7 @@ def compile_forward(blocks: Sequence[nn.Module]) -> None:
 
 def selectively(context: Contexts) -> tuple[Any, Any]:
     """The contexts of a first and a second run, which also keep and use what products gave."""
-    kept = create_selective_checkpoint_contexts(keep_products)
+    kept: tuple[Any, Any] = create_selective_checkpoint_contexts(keep_products)
     if context is noop_context_fn:
         return kept
     first, second = zip(context(), kept, strict=True)

@@ -4,10 +4,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from senseflow.engine.config import Config, load_config
-from senseflow.models.teacher import TeacherFamily
 from senseflow.sampling.plan import ROOT
+
+if TYPE_CHECKING:
+    from senseflow.models.teacher import TeacherFamily
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +28,16 @@ class Recipe:
     """What a training script runs."""
 
     name: str
-    family: TeacherFamily
+    open_family: "Callable[[], TeacherFamily]"  # imports the libraries of its networks: seconds
     adversary: str  # besides "none"
     config: Path  # its published YAML, from the root of the repository
     lends_paths: str | None = None  # the recipe whose YAML only lends its paths to this one
     is_lenders: Callable[[Path], bool] = lambda folder: False  # a teacher that is not lent
+
+    @property
+    def family(self) -> "TeacherFamily":
+        """The architecture of its teacher."""
+        return self.open_family()
 
     def load(self, file: Path, overrides: list[str]) -> Config:
         """The configuration in `file` with `key.sub=value` overrides.

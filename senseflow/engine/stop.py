@@ -81,9 +81,11 @@ class Forwarder(threading.Thread):
 
     @property
     def reason(self) -> str | None:
+        """The name of the signal that came, if one did."""
         return signal.Signals(self.received).name if self.received else None
 
     def run(self) -> None:
+        """Wait for a stop signal, then hand it to every child there is or will be."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         while self.received is None:
             number = os.read(self.pipe, 1)[0]

@@ -68,7 +68,7 @@ def post(store: dist.Store, failure: Failure) -> bool:
     there = store.compare_set("failure", "", text.decode())
     while there != text and Failure(**json.loads(there)).gravity < failure.gravity:
         there = store.compare_set("failure", there.decode(), text.decode())
-    return there == text
+    return bool(there == text)
 
 
 def posted(store: dist.Store) -> Failure | None:

@@ -67,7 +67,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def fill(
-    load: Callable[[], Any], network: nn.Module, file: Path, wanted: str, spare: str = " "
+    load: Callable[[], Any],
+    network: nn.Module,
+    file: Path,
+    wanted: str,
+    spare: str | tuple[str, ...] = " ",
 ) -> None:
     """Load weights without strictness by `load`, then raise ValueError unless all fitted.
 

@@ -17,8 +17,8 @@ PUBLISHED: tuple[str, ...] = tuple(_PUBLISHED["groups"])
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A column: how it is headed and its numbers written."""
+class Column:
+    """A metric in the table: how its column is headed and its numbers written."""
 
     title: str
     better: str
@@ -26,21 +26,21 @@ class Metric:
 
 
 METRICS = {
-    "fid_t": Metric("FID-T", DOWN, 2),
-    "patch_fid_t": Metric("Patch FID-T", DOWN, 2),
-    "clip": Metric("CLIP", UP, 4),
-    "hps": Metric("HPSv2 (version not stated)", UP, 4),
-    "hps_v2.1": Metric("HPSv2.1", UP, 4),
-    "hps_v2": Metric("HPSv2.0", UP, 4),
-    "pick_score": Metric("PickScore", UP, 2),
-    "image_reward": Metric("ImageReward", UP, 4),
-    "diversity_lpips": Metric("Diversity, LPIPS", UP, 4),
-    "diversity_clip": Metric("Diversity, CLIP", UP, 4),
-    "diversity_dinov2": Metric("Diversity, DINOv2", UP, 4),
-    "geneval": Metric("GenEval", UP, 4),
-    **{f"geneval_{t}": Metric(f"GenEval {t.replace('_', ' ')}", UP, 4) for t in GENEVAL_TASKS},
+    "fid_t": Column("FID-T", DOWN, 2),
+    "patch_fid_t": Column("Patch FID-T", DOWN, 2),
+    "clip": Column("CLIP", UP, 4),
+    "hps": Column("HPSv2 (version not stated)", UP, 4),
+    "hps_v2.1": Column("HPSv2.1", UP, 4),
+    "hps_v2": Column("HPSv2.0", UP, 4),
+    "pick_score": Column("PickScore", UP, 2),
+    "image_reward": Column("ImageReward", UP, 4),
+    "diversity_lpips": Column("Diversity, LPIPS", UP, 4),
+    "diversity_clip": Column("Diversity, CLIP", UP, 4),
+    "diversity_dinov2": Column("Diversity, DINOv2", UP, 4),
+    "geneval": Column("GenEval", UP, 4),
+    **{f"geneval_{t}": Column(f"GenEval {t.replace('_', ' ')}", UP, 4) for t in GENEVAL_TASKS},
     **{
-        f"t2i_compbench_{c}": Metric(f"T2I-CompBench {c.replace('_', '-')}", UP, 4)
+        f"t2i_compbench_{c}": Column(f"T2I-CompBench {c.replace('_', '-')}", UP, 4)
         for c in CATEGORIES
     },
 }

@@ -3,7 +3,7 @@
 import argparse
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import timm
@@ -21,7 +21,11 @@ from senseflow.evaluation.metric import Comparer, Machine, Metric
 from senseflow.evaluation.preprocess import square
 from senseflow.models.vfm_discriminator import create_vit
 
-LPIPS_NETS = {"alex": torchvision.models.alexnet, "vgg": torchvision.models.vgg16}
+Net = Literal["alex", "vgg"]
+LPIPS_NETS: dict[Net, Any] = {
+    "alex": torchvision.models.alexnet,
+    "vgg": torchvision.models.vgg16,
+}
 
 
 def cosine_distances(embeddings: Tensor) -> Tensor:
@@ -62,7 +66,7 @@ def dinov2_diversity(args: argparse.Namespace) -> Metric[Comparer]:
                 f"--dinov2_size {side} is not a multiple of the patch {vit.patch_embed.patch_size}"
             )
         vit = vit.to(machine.device).eval()
-        told = vit.pretrained_cfg
+        told = cast(dict[str, Any], vit.pretrained_cfg)
         config = PreprocessCfg(size=side, mean=tuple(told["mean"]), std=tuple(told["std"]))
         transform = image_transform_v2(config, is_train=False)
 
@@ -137,7 +141,7 @@ def lpips_pixels(picture: Image.Image, side: int | None) -> Tensor:
     return array.permute(2, 0, 1).float() / 127.5 - 1
 
 
-def load_lpips(net: str, file: Path) -> nn.Module:
+def load_lpips(net: Net, file: Path) -> nn.Module:
     """torchmetrics' LPIPS, its linear layers from the package, the network under it from `file`.
 
     Raises ValueError when the file does not hold torchvision's weights of that network.

@@ -24,7 +24,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "notes": (list,),
 }
 REQUIRED = ("name", "metric", "value", "num_images")
-EMPTY = {"weights": [], "versions": {}, "settings": {}, "notes": []}
+EMPTY: dict[str, Any] = {"weights": [], "versions": {}, "settings": {}, "notes": []}
 OPTIONAL = {"image_size": (str,), "reference_digest": (str, type(None))}  # what `score` says too
 PROTOCOL = (
     "num_images", "num_prompts", "image_size", "model", "preprocessing", "settings", "versions",

@@ -61,7 +61,8 @@ class FeatureStatistics:
 def _symmetric_sqrt(matrix: torch.Tensor) -> torch.Tensor:
     """The square root of a symmetric positive semi-definite matrix (D, D)."""
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    root: torch.Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
@@ -70,4 +71,4 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> flo
     root_1 = _symmetric_sqrt(covariance_1)
     cross = torch.linalg.eigvalsh(root_1 @ covariance_2 @ root_1).clamp(min=0).sqrt().sum()
     distance = (first.mean() - second.mean()).square().sum()
-    return (distance + covariance_1.trace() + covariance_2.trace() - 2 * cross).item()
+    return float(distance + covariance_1.trace() + covariance_2.trace() - 2 * cross)

@@ -46,28 +46,28 @@ class Reward(nn.Module):
         depth = len({key.split(".")[1] for key in seen if key.startswith("blocks.")})
         self.side = round((seen["pos_embed"].shape[1] - 1) ** 0.5) * patch
         text_config.encoder_hidden_size = width
-        self.blip = nn.Module()
-        self.blip.visual_encoder = VisionTransformer(
+        vision = VisionTransformer(
             self.side, patch, embed_dim=width, depth=depth, num_heads=max(width // HEAD_WIDTH, 1),
             num_classes=0, global_pool="",
         )  # fmt: skip
-        self.blip.text_encoder = BlipTextModel(text_config, add_pooling_layer=False)
-        self.mlp = nn.Module()
+        text = BlipTextModel(text_config, add_pooling_layer=False)
+        self.blip = nn.ModuleDict({"visual_encoder": vision, "text_encoder": text})
         widths = pairwise((text_config.hidden_size, 1024, 128, 64, 16, 1))
         layers = {place: nn.Linear(*pair) for place, pair in zip(LINEAR, widths, strict=True)}
-        self.mlp.layers = nn.Sequential(*(layers.get(i, nn.Identity()) for i in range(8)))
+        stack = nn.Sequential(*(layers.get(i, nn.Identity()) for i in range(8)))
+        self.mlp = nn.ModuleDict({"layers": stack})
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Rewards (B,), standardised, of pixels (B, 3, H, W) and tokens (B, 35)."""
-        seen = self.blip.visual_encoder(pixels)
-        read = self.blip.text_encoder(
+        seen = self.blip["visual_encoder"](pixels)
+        read = self.blip["text_encoder"](
             input_ids=ids,
             attention_mask=mask,
             encoder_hidden_states=seen,
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
             is_decoder=False,
         )
-        reward = self.mlp.layers(read.last_hidden_state[:, 0])
+        reward: Tensor = self.mlp["layers"](read.last_hidden_state[:, 0])
         return (reward[:, 0].float() - MEAN) / STD
 
 
@@ -125,6 +125,7 @@ def open_reward(weights: Path, config: Path, folder: Path, machine: Machine) -> 
             return_tensors="pt",
         ).to(machine.device)  # fmt: skip
         pixels = pixels.to(machine.device, machine.dtype)
-        return network(pixels, tokens.input_ids, tokens.attention_mask)
+        rewards: Tensor = network(pixels, tokens.input_ids, tokens.attention_mask)
+        return rewards
 
     return Scorer(describe(preprocess) + f"; text of {TEXT_LENGTH} tokens", transform, score)

@@ -51,14 +51,18 @@ class Inception(nn.Module):
     The pixels have been resized by `preprocess`; nothing in here resizes them.
     """
 
+    place: Tensor
+
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()
         self.layers = layers
         self.register_buffer("place", torch.empty(0), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Features (B, 2048) float32 of pixels (B, 3, H, W) in [0, 255]."""
         pixels = pixels.to(self.place.device, torch.float32)
-        return self.layers((pixels - 128) / 128).flatten(1).float()
+        features: Tensor = self.layers((pixels - 128) / 128)
+        return features.flatten(1).float()
 
 
 def load_inception(file: Path) -> Inception:

@@ -69,7 +69,8 @@ def open_pick(folder: Path, processor: Path, machine: Machine) -> Scorer:
     model = model.to(machine.device).eval()
 
     def load(picture: Image.Image) -> Tensor:
-        return images(images=picture, return_tensors="pt")["pixel_values"][0]
+        pixels: Tensor = images(images=picture, return_tensors="pt")["pixel_values"][0]
+        return pixels
 
     def score(pixels: Tensor, prompts: list[str]) -> Tensor:
         pixels = pixels.to(machine.device, machine.dtype)
@@ -80,8 +81,8 @@ def open_pick(folder: Path, processor: Path, machine: Machine) -> Scorer:
         text = model.get_text_features(
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
         ).pooler_output.float()
-        cosine = F.cosine_similarity(image, text)
-        return model.logit_scale.float().exp() * cosine
+        scale: Tensor = model.logit_scale.float().exp()
+        return scale * F.cosine_similarity(image, text)
 
     side = images.crop_size["height"] if images.do_center_crop else "whole"
     words = f"the processor of {processor.name}: {images.size}, crop {side}, PIL"

@@ -11,7 +11,8 @@ INCEPTION_SIDE = 299
 
 def centre_square(picture: Image.Image) -> Image.Image:
     """The largest square at the centre."""
-    return center_crop(picture, min(picture.size))
+    middle: Image.Image = center_crop(picture, min(picture.size))
+    return middle
 
 
 def square(picture: Image.Image, side: int | None) -> Image.Image:

@@ -35,6 +35,7 @@ class Share:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is the rank that writes and speaks."""
         return self.rank == 0
 
     def mine(self, items: Sequence[T]) -> Sequence[T]:
@@ -55,17 +56,20 @@ class Share:
         """Act on every rank; where one raises ValueError or OSError, all end: rank 0 says it."""
         if not self.host:
             return action()
+        results: list[T] = []
+        failure = None
         try:
-            result, failure = action(), None
+            results.append(action())
         except (ValueError, OSError) as error:
-            result, failure = None, str(error)
+            failure = str(error)
         if failure := self.host.first(failure):
             if self.is_main:
                 raise ValueError(failure)
             time.sleep(SAID_WITHIN_S)  # torchrun stops all ranks when the first one ends
             raise SystemExit(2)
-        return result
+        return results[0]
 
     def of_main(self, action: Callable[[], T]) -> T:
         """Rank 0 alone acts; all get its result."""
-        return self.gather(self.agreed(lambda: action() if self.is_main else None))[0]
+        mine = self.agreed(lambda: [action()] if self.is_main else [])
+        return self.gather(mine)[0][0]

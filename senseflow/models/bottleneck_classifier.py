@@ -7,7 +7,7 @@ loss trains the encoder half of the fake score too (DMD2, Section 4.3).
 from collections.abc import Callable
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
@@ -32,8 +32,11 @@ class ClassifierHead(nn.Module):
         self.layers = nn.Sequential(*self.draw())
 
     def forward(self, features: Tensor) -> Tensor:
-        dtype = self.layers[-1].weight.dtype  # as FSDP gathers it
-        return self.layers(features.to(dtype)).flatten(1)
+        """Logits (B, L) of the mid-block's features (B, width, h, w)."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Conv2d)
+        logits: Tensor = self.layers(features.to(last.weight.dtype))  # as FSDP gathers it
+        return logits.flatten(1)
 
 
 def require_head(bottleneck: tuple[int, int, int], downsamplings: int, norm_groups: int) -> None:
@@ -60,8 +63,9 @@ def add_encoder_pass(unet: UNet2DConditionModel) -> None:
     """
     unet.encode = MethodType(encode, unet)
     if isinstance(unet, FSDPModule):
-        register_fsdp_forward_method(unet, "encode")
-        for part in unet.mid_block.modules():
+        network = cast(nn.Module, unet)
+        register_fsdp_forward_method(network, "encode")
+        for part in network.get_submodule("mid_block").modules():
             if isinstance(part, FSDPModule):
                 part.set_modules_to_forward_prefetch([])
 
@@ -83,7 +87,7 @@ def encode(
     added = unet.get_aug_embed(embedding, encoder_hidden_states, added_cond_kwargs)
     embedding = embedding if added is None else embedding + added
     states = unet.process_encoder_hidden_states(encoder_hidden_states, added_cond_kwargs)
-    features = unet.conv_in(sample)
+    features: Tensor = unet.conv_in(sample)
     for block in [*unet.down_blocks, unet.mid_block]:
         text = {"encoder_hidden_states": states} if reads_text(block) else {}
         output = block(features, embedding, **text)
@@ -93,4 +97,4 @@ def encode(
 
 def reads_text(block: nn.Module) -> bool:
     """Whether a UNet block has cross-attention, as diffusers itself asks."""
-    return getattr(block, "has_cross_attention", False)
+    return bool(getattr(block, "has_cross_attention", False))

@@ -74,12 +74,14 @@ class FluxAdapter(PipelineAdapter):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """T5's states and CLIP's pooled vector."""
         prompt_embeds, pooled, _ = self.pipeline.encode_prompt(
             prompts, max_sequence_length=self.max_sequence_length
         )
         return Conditioning(prompt_embeds, pooled)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Without guidance, or at the constant that a LoRA student's embedding is fed."""
         guidance = None if self.guidance is None else torch.full_like(t, self.guidance)
         return self._call(network, x_t, t, cond, guidance)
 
@@ -251,7 +253,8 @@ def guidance_offset(weights: Weights, guidance: float) -> Tensor:
     embedder.load_state_dict(state)
     project = Timesteps(frequencies, flip_sin_to_cos=True, downscale_freq_shift=0)
     with torch.no_grad():
-        return embedder(project(torch.tensor([1000 * guidance])))[0]
+        offset: Tensor = embedder(project(torch.tensor([1000 * guidance])))[0]
+    return offset
 
 
 FLUX = TeacherFamily(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -75,7 +75,8 @@ class Role(nn.Module):
         for name in self.adapters:
             for path, layer in base.layers.items():
                 for factor in ("lora_A", "lora_B"):
-                    weight = layer.get_submodule(f"{factor}.{name}").weight
+                    weight = cast(nn.Module, layer).get_submodule(f"{factor}.{name}").weight
+                    assert isinstance(weight, nn.Parameter)
                     place = _submodule(self, f"{path}.{factor}")
                     if factor[-1] in base.trained:
                         place.register_parameter("weight", weight)
@@ -83,13 +84,15 @@ class Role(nn.Module):
                         place.register_buffer("weight", weight)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's own forward, with this role's adapter active."""
         with self.base.acting_as(self.adapters):
             return self.base.network(*args, **kwargs)
 
     def encode(self, *args: Any) -> Tensor:
         """Of a base with `bottleneck_classifier.add_encoder_pass`."""
         with self.base.acting_as(self.adapters):
-            return self.base.network.encode(*args)
+            features: Tensor = cast(Any, self.base.network).encode(*args)
+            return features
 
 
 def _submodule(root: nn.Module, path: str) -> nn.Module:
@@ -160,7 +163,7 @@ def peft_config(settings: LoraSettings) -> LoraConfig:
     """One adapter, without dropout; its weights are filled by `fill_shards`."""
     return LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=cast(int, settings.alpha),  # any number will do
         target_modules=list(settings.targets),
         init_lora_weights=False,
     )

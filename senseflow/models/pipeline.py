@@ -39,22 +39,28 @@ class PipelineAdapter(ABC):
     compute_dtype: torch.dtype
 
     def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one sample at the run's resolution."""
         factor = self.pipeline.vae_scale_factor
         height, width = self.resolution
         return self.pipeline.vae.config.latent_channels, height // factor, width // factor
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, eps: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w), drawn from the VAE's posterior of images (B, 3, H, W)."""
         return self.draw_latents(posterior_of(self.pipeline.vae, images), eps)
 
     def draw_latents(self, posterior: Posterior, eps: Tensor) -> Tensor:
+        """(mean + std eps - shift) scale, (B, C, h, w)."""
         config, sample = self.pipeline.vae.config, posterior.mean + posterior.std * eps
-        return (sample - (config.shift_factor or 0)) * config.scaling_factor
+        latents: Tensor = (sample - (config.shift_factor or 0)) * config.scaling_factor
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) float32, about [-1, 1], of scaled latents; differentiable."""
         vae = self.pipeline.vae
         scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)
-        return vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float()
+        images: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+        return images.float()
 
     @abstractmethod
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -74,7 +80,8 @@ class CfgAdapter(PipelineAdapter):
         """uncond + scale (cond - uncond); both halves in one forward."""
         both = self.null(cond).cat(cond)
         output = self.predict(teacher, torch.cat([x_t, x_t]), torch.cat([t, t]), both)
-        return guide(*output.chunk(2), scale)
+        uncond, with_prompt = output.chunk(2)
+        return guide(uncond, with_prompt, scale)
 
 
 @torch.no_grad()
@@ -143,7 +150,7 @@ def image_patch(settings: TeacherSettings, patch: int) -> int:
     config = read_json(file)
     if "block_out_channels" not in config:
         raise ValueError(f"{file} is not an autoencoder's: it has no block_out_channels")
-    return patch * 2 ** (len(config["block_out_channels"]) - 1)
+    return patch * int(2 ** (len(config["block_out_channels"]) - 1))
 
 
 def require_resolution(settings: TeacherSettings, patch: int) -> None:
@@ -178,29 +185,25 @@ def require_t5_length(settings: TeacherSettings, tokenizer: str) -> None:
         )
 
 
-def same_teacher(
-    network_class: type[ModelMixin],
-    component: str,
-    settings: TeacherSettings,
-    blocks_of: Blocks,
-    repeated_of: Blocks,
-) -> NetworkSource:
-    """The frozen teacher of a pipeline folder."""
-    folder = settings.folder / component
-    source, _ = open_network(network_class, folder, read_json(folder / "config.json"), blocks_of)
-    source = replace(source, repeated=repeated_of(source.network))
-    return frozen_network(source, settings.compute_dtype)
+@dataclass(frozen=True)
+class PlainNetwork:
+    """The network of a family whose student has the teacher's own architecture."""
 
+    network_class: type[ModelMixin]
+    component: str  # its folder in a pipeline
+    blocks_of: Blocks  # the units of sharding
+    repeated_of: Blocks  # those of recomputation and compilation
 
-def same_student(
-    network_class: type[ModelMixin],
-    component: str,
-    settings: TeacherSettings,
-    blocks_of: Blocks,
-    repeated_of: Blocks,
-) -> NetworkSource:
-    """The start of student and fake score: the teacher, in float32."""
-    folder = settings.folder / component
-    config = read_json(settings.student_config or folder / "config.json")
-    source, _ = open_network(network_class, folder, config, blocks_of)
-    return replace(source, repeated=repeated_of(source.network))
+    def teacher(self, settings: TeacherSettings) -> NetworkSource:
+        """The frozen teacher of a pipeline folder."""
+        return frozen_network(self._source(settings, None), settings.compute_dtype)
+
+    def student(self, settings: TeacherSettings) -> NetworkSource:
+        """The start of student and fake score: the teacher, in float32."""
+        return self._source(settings, settings.student_config)
+
+    def _source(self, settings: TeacherSettings, config: Path | None) -> NetworkSource:
+        folder = settings.folder / self.component
+        tree = read_json(config or folder / "config.json")
+        source, _ = open_network(self.network_class, folder, tree, self.blocks_of)
+        return replace(source, repeated=self.repeated_of(source.network))

@@ -22,14 +22,13 @@ from senseflow.models.encoded import Conditioning, KnownPrompts
 from senseflow.models.networks import Build, read_json
 from senseflow.models.pipeline import (
     CfgAdapter,
+    PlainNetwork,
     image_patch,
     load_encoders,
     require_pipeline,
     require_plain_student,
     require_resolution,
     require_t5_length,
-    same_student,
-    same_teacher,
 )
 from senseflow.models.teacher import (
     TeacherFamily,
@@ -69,21 +68,25 @@ class SD35Adapter(CfgAdapter):
         return cls(pipeline, path, settings.resolution, dtype, length, empty)
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """Both CLIPs and T5, see `encode`."""
         return encode(self.pipeline, prompts, self.max_sequence_length)
 
     def null(self, cond: Conditioning) -> Conditioning:
+        """The encoding of "", as the teacher was trained."""
         return self.empty.expand(len(cond.pooled))
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """v at (x_t, t), float32; the network is told 1000 sigma."""
         dtype = self.compute_dtype
         _, sigma = self.path.alpha_sigma(t)
-        return network(
+        output: Tensor = network(
             hidden_states=x_t.to(dtype),
             timestep=1000 * sigma,  # float32, as the scheduler's
             encoder_hidden_states=cond.prompt_embeds.to(dtype),
             pooled_projections=cond.pooled.to(dtype),
             return_dict=False,
-        )[0].float()
+        )[0]
+        return output.float()
 
 
 @torch.no_grad()
@@ -170,20 +173,17 @@ def blocks_of(network: SD3Transformer2DModel) -> list[nn.Module]:
     return list(network.transformer_blocks)
 
 
+NETWORK = PlainNetwork(SD3Transformer2DModel, "transformer", blocks_of, blocks_of)
 SD35 = TeacherFamily(
     name="sd35",
-    component="transformer",
+    component=NETWORK.component,
     require=require_medium,
     path=read_path,
     anchors=read_anchors,
     sampled_at=sigmas_of,
     load_adapter=SD35Adapter.load,
-    teacher=lambda settings: same_teacher(
-        SD3Transformer2DModel, "transformer", settings, blocks_of, blocks_of
-    ),
-    student=lambda settings: same_student(
-        SD3Transformer2DModel, "transformer", settings, blocks_of, blocks_of
-    ),
+    teacher=NETWORK.teacher,
+    student=NETWORK.student,
     null_prompt=NO_PROMPT,
 )
 SD35_LARGE = replace(SD35, require=require_large)

@@ -7,7 +7,7 @@ where a student is sampled.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import (
@@ -26,13 +26,12 @@ from senseflow.models.encoded import Conditioning, KnownPrompts
 from senseflow.models.networks import Build, read_json
 from senseflow.models.pipeline import (
     CfgAdapter,
+    PlainNetwork,
     latent_shape,
     load_encoders,
     require_pipeline,
     require_plain_student,
     require_resolution,
-    same_student,
-    same_teacher,
 )
 from senseflow.models.teacher import TeacherFamily, TeacherSettings
 
@@ -57,22 +56,28 @@ class SDXLAdapter(CfgAdapter):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """Both CLIPs' penultimate states side by side, and the second's projection as pooled."""
         prompt_embeds, _, pooled, _ = self.pipeline.encode_prompt(
             prompts, do_classifier_free_guidance=False
         )
         return Conditioning(prompt_embeds, pooled)
 
     def null(self, cond: Conditioning) -> Conditioning:
+        """Zeros, as SDXL has for an empty prompt."""
         return Conditioning(torch.zeros_like(cond.prompt_embeds), torch.zeros_like(cond.pooled))
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """eps at (x_t, t), float32; the size conditions are those of an uncropped image."""
         sample, timestep, states, added = self._inputs(x_t, t, cond)
-        output = network(sample, timestep, states, added_cond_kwargs=added, return_dict=False)
-        return output[0].float()
+        output: Tensor = network(
+            sample, timestep, states, added_cond_kwargs=added, return_dict=False
+        )[0]
+        return output.float()
 
     def bottleneck(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The mid-block's output (B, C, h, w) at (x_t, t), of a network with `add_encoder_pass`."""
-        return network.encode(*self._inputs(x_t, t, cond)).float()
+        features: Tensor = cast(Any, network).encode(*self._inputs(x_t, t, cond))
+        return features.float()
 
     def _inputs(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> tuple[Any, ...]:
         """A UNet's sample, timestep, encoder_hidden_states and added_cond_kwargs."""
@@ -150,19 +155,16 @@ def modules_of(network: nn.Module, *kinds: type[nn.Module]) -> list[nn.Module]:
     return [module for module in network.modules() if isinstance(module, kinds)]
 
 
+NETWORK = PlainNetwork(UNet2DConditionModel, "unet", blocks_of, repeated_of)
 SDXL = TeacherFamily(
     name="sdxl",
-    component="unet",
+    component=NETWORK.component,
     require=require,
     path=read_path,
     anchors=read_anchors,
     sampled_at=lambda path, anchors: anchors.times,
     load_adapter=SDXLAdapter.load,
-    teacher=lambda settings: same_teacher(
-        UNet2DConditionModel, "unet", settings, blocks_of, repeated_of
-    ),
-    student=lambda settings: same_student(
-        UNet2DConditionModel, "unet", settings, blocks_of, repeated_of
-    ),
+    teacher=NETWORK.teacher,
+    student=NETWORK.student,
     bottleneck=bottleneck_shape,
 )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import open_clip
 import timm
@@ -19,8 +20,9 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
+from torch.nn.utils.parametrizations import _SpectralNorm
 
+from senseflow.models.head_layers import LocalBatchNorm, Residual, SpectralConv
 from senseflow.models.networks import seeded
 
 COMMON_DIM = 64
@@ -46,6 +48,9 @@ class FrozenBackbone(nn.Module):
             name two sources of weights.
     """
 
+    mean: Tensor  # (3, 1, 1), of the images it was trained on; std likewise
+    std: Tensor
+
     def __init__(
         self,
         name: str,
@@ -68,7 +73,7 @@ class FrozenBackbone(nn.Module):
         self.indices = [0] + [tap + 1 for tap in taps]
         self.width: int = vit.embed_dim
         self.dtype = dtype
-        config = vit.pretrained_cfg
+        config = cast(dict[str, Any], vit.pretrained_cfg)
         self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
         self.eval()
@@ -97,8 +102,9 @@ class FrozenBackbone(nn.Module):
         outputs = self.vit.forward_intermediates(
             images, indices=self.indices, return_prefix_tokens=True, intermediates_only=True
         )
+        pairs = cast(list[tuple[Tensor, Tensor]], outputs)
         # the CLS token is the first of the prefix; registers, if any, follow it and are left out
-        return [patches + prefix[:, 0, :, None, None] for patches, prefix in outputs]
+        return [patches + prefix[:, 0, :, None, None] for patches, prefix in pairs]
 
 
 def create_vit(
@@ -199,75 +205,6 @@ def _trained_with_quick_gelu(name: str, checkpoint: str) -> bool:
     return bool(tag.get("quick_gelu", False))
 
 
-class LocalBatchNorm(nn.Module):
-    """Batch norm over virtual batches of the given number of samples, in train and eval alike.
-
-    Statistics are always those of the samples at hand, so there are no running ones. A last
-    virtual batch may be smaller. With 1 (instance norm) a sample's output depends on no other
-    sample: ranks, batch sizes and accumulation all agree.
-    """
-
-    def __init__(self, width: int, virtual_batch: int = 1, eps: float = 1e-5) -> None:
-        super().__init__()
-        if virtual_batch < 1:
-            raise ValueError(f"virtual_batch must be at least 1, got {virtual_batch}")
-        self.virtual_batch = virtual_batch
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, H, W) of any dtype; statistics are taken in float32."""
-        weight, bias = self.weight.float(), self.bias.float()
-        # the operators, not those of F, which refuse a single 1x1 map; it becomes the bias
-        rest = (weight, bias, None, None, True, 0.0, self.eps, torch.backends.cudnn.enabled)
-        if self.virtual_batch == 1:
-            return torch.instance_norm(x, *rest)
-        return torch.cat([torch.batch_norm(group, *rest) for group in x.split(self.virtual_batch)])
-
-
-class _Float32(nn.Module):
-    """Weights in float32, whatever dtype FSDP gathered them in."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight.float()
-
-
-class SpectralConv(nn.Conv2d):
-    """Convolution of odd kernel size with spectral norm, circular padding and a bias.
-
-    The norm is taken in float32 whatever the compute dtype: bfloat16 has too few digits for the
-    power iteration. The convolution runs in the dtype of its input. The power iteration moves its
-    buffers at each forward in train mode, and a forward in eval mode changes nothing. Not for use
-    under autocast, which would override both dtypes.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(in_channels, out_channels, kernel, stride)
-        self.margin = kernel // 2
-        parametrize.register_parametrization(self, "weight", _Float32())
-        spectral_norm(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, C, H, W); a stride of 2 halves the map, rounding up."""
-        assert not torch.is_autocast_enabled()
-        if self.margin:
-            x = F.pad(x, [self.margin] * 4, mode="circular")
-        return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride)
-
-
-class Residual(nn.Module):
-    """(x + block(x)) / sqrt 2, which keeps the variance of two equal and independent terms."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the block's output; shapes are kept."""
-        return (x + self.block(x)) / math.sqrt(2)
-
-
 def _activated(width: int, kernel: int, virtual_batch: int) -> nn.Sequential:
     """Spectral convolution - local batch norm - leaky ReLU."""
     return nn.Sequential(
@@ -333,7 +270,7 @@ class Head(nn.Module):
         # (b, COMMON_DIM, 1, 1), in float32 under FSDP's bfloat16 parameters too
         condition = F.linear(text.float(), self.text.weight.float(), self.text.bias.float())
         condition = condition[:, :, None, None]
-        if reference is not None:
+        if reference is not None and self.reference is not None:
             condition = condition + self.reference(reference).float()
         condition = condition.repeat(features.shape[0] // text.shape[0], 1, 1, 1)
         class_map = self._class_map(features, len(text)).float()  # (B, COMMON_DIM, h/8, w/8)
@@ -343,7 +280,8 @@ class Head(nn.Module):
     def _class_map(self, features: Tensor, num: int) -> Tensor:
         """The class map; virtual batches never mix real and fake, which come `num` at a time."""
         if self.virtual_batch == 1:
-            return self.class_map(features)
+            whole: Tensor = self.class_map(features)
+            return whole
         with parametrize.cached():  # one spectral norm, so one power iteration, for all parts
             return torch.cat([self.class_map(part) for part in features.split(num)])
 
@@ -409,7 +347,7 @@ class Heads(nn.Module):
         """
         features = [maps.to(self.dtype) for maps in features]
         references = references and [maps.to(self.dtype) for maps in references]
-        per_head = references or [None] * len(self.heads)
+        per_head: Sequence[Tensor | None] = references or [None] * len(self.heads)
         return torch.cat(
             [
                 head(maps, text, reference)

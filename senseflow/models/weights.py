@@ -40,7 +40,8 @@ class InFile:
 
     def __getitem__(self, rows: Any) -> Tensor:
         with safe_open(str(self.file), framework="pt") as opened:
-            return opened.get_slice(self.key)[rows]
+            part: Tensor = opened.get_slice(self.key)[rows]
+            return part
 
 
 @dataclass(frozen=True)

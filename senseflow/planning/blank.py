@@ -1,5 +1,6 @@
 """A data set of one sample without content, and what a cache would know of it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,9 +39,11 @@ class BlankPrompts:
 
     @property
     def text_dim(self) -> int | None:
-        return self.text and self.text.shape[0]
+        """The length of the discriminator's features of prompts; None without."""
+        return None if self.text is None else self.text.shape[0]
 
     def conditioning(self, prompt: str) -> Conditioning:
+        """Zeros, B = 1, in the shapes of any prompt."""
         return Conditioning(**{name: zeros(field) for name, field in self.fields.items()})
 
 
@@ -55,6 +58,7 @@ class Blank:
     see_images: bool  # also where a cache knows their latents
 
     def fingerprint(self) -> str:
+        """Of no data set."""
         return "blank"
 
     def __len__(self) -> int:
@@ -67,11 +71,15 @@ class Blank:
         image = torch.zeros(3, *self.resolution) if seen else None
         return Item("a", position.index, image=image, encoded=self._encoded())
 
+    def all_prompts(self) -> Iterator[str]:
+        """That of the one sample."""
+        return iter(["a"])
+
     def _encoded(self) -> Encoded:
         if self.prompts is None:
             return NOTHING
         latents = torch.zeros(1, *self.latent_shape)
-        text = self.prompts.text and zeros(self.prompts.text)
+        text = None if self.prompts.text is None else zeros(self.prompts.text)
         return Encoded(self.prompts.conditioning("a"), text, Posterior(latents, latents.clone()))
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from senseflow.engine.launch import quiet_libraries
-from senseflow.engine.recipe import ROOT
 from senseflow.planning.costs import flops, seconds
 from senseflow.planning.plan import Plan, Wanted, make_plan
 from senseflow.planning.rehearsal import Kind
 from senseflow.planning.remedies import remedies
 from senseflow.planning.text import GIB, as_markdown, as_tree, gib, table
+from senseflow.sampling.plan import ROOT
 from senseflow.trainer.recipes import RECIPES
 
 GPU_COUNTS = (1, 2, 4, 8, 16)

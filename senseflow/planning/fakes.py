@@ -124,5 +124,6 @@ def fake_whole(networks: Iterable[nn.Module], mode: FakeTensorMode) -> None:
 
     for network in networks:
         for module in network.modules():
-            for held in (module._parameters, module._buffers):
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for held in tables:
                 held.update({name: of(tensor) for name, tensor in held.items()})

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from senseflow.engine.config import Config, load_config
-from senseflow.engine.launch import check_split
+from senseflow.engine.entry import check_split
 from senseflow.engine.recipe import Recipe
 from senseflow.planning.blank import DataKind, data_of
 from senseflow.planning.costs import Costs, Phases, kinds_of, peak
@@ -35,6 +35,7 @@ class Wanted:
 
     @property
     def world_size(self) -> int:
+        """GPUs over all nodes."""
         return self.nodes * self.gpus
 
 

@@ -44,11 +44,35 @@ class Kind:
     anchor: int  # 0 is the noisiest
     simulate: bool
 
+    def turn(self, d: Distillation) -> Turn:
+        """The first iteration of this kind."""
+        adversarial = d.discriminator is not None and d.discriminator.plays(d, self.anchor)
+        return Turn(1, self.anchor, self.simulate, self.generator, adversarial)
+
     def __str__(self) -> str:
         turn = "generator turn" if self.generator else "plain turn"
         if self.anchor == 0:
             return f"{turn}, top anchor"
         return f"{turn}, anchor {self.anchor}, {'simulated' if self.simulate else 'from data'}"
+
+
+def trained_of(d: Distillation) -> dict[str, Trained]:
+    """The networks that learn, by name."""
+    found = {"generator": d.generator, "fake_score": d.fake_score}
+    return found | ({"heads": d.discriminator.heads} if d.discriminator else {})
+
+
+def networks_of(d: Distillation) -> dict[str, nn.Module]:
+    """All networks of a run by name, those that learn first."""
+    found = {name: trained.network for name, trained in trained_of(d).items()}
+    found["teacher"] = d.teacher.base.network if isinstance(d.teacher, Role) else d.teacher
+    if isinstance(d.discriminator, VFMDiscriminator):
+        found["dinov2"] = d.discriminator.backbone
+        if d.discriminator.prompt_encoder:
+            found["clip_text"] = d.discriminator.prompt_encoder
+    parts = d.adapter.pipeline.components
+    components = {k: v for k, v in parts.items() if isinstance(v, nn.Module)}
+    return found | dict(sorted(components.items()))
 
 
 @dataclass
@@ -71,32 +95,12 @@ class Rehearsal:
     mode: FakeTensorMode
     tracker: Tracker = field(default_factory=Tracker)
 
-    def networks(self) -> dict[str, nn.Module]:
-        """All of them by name, those that learn first."""
-        d, pipeline = self.parts, self.parts.adapter.pipeline
-        found = {name: trained.network for name, trained in self.trained().items()}
-        found["teacher"] = d.teacher.base.network if isinstance(d.teacher, Role) else d.teacher
-        if isinstance(d.discriminator, VFMDiscriminator):
-            found["dinov2"] = d.discriminator.backbone
-            if d.discriminator.prompt_encoder:
-                found["clip_text"] = d.discriminator.prompt_encoder
-        components = {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}
-        return found | dict(sorted(components.items()))
-
-    def trained(self) -> dict[str, Trained]:
-        """Those that learn."""
-        d = self.parts
-        found = {"generator": d.generator, "fake_score": d.fake_score}
-        return found | ({"heads": d.discriminator.heads} if d.discriminator else {})
-
     def iterate(self, kind: Kind) -> dict[str, PhaseCost]:
         """One iteration of this kind; its costs by phase."""
-        d = self.parts
-        adversarial = d.discriminator is not None and d.discriminator.plays(d, kind.anchor)
-        turn = Turn(1, kind.anchor, kind.simulate, kind.generator, adversarial)
+        turn = kind.turn(self.parts)
         self.tracker.restart()
         with self.mode, self.tracker:
-            distill.take_turn(d, turn, self.micro_batches, Measures())
+            distill.take_turn(self.parts, turn, self.micro_batches, Measures())
         return {name: cost for name, cost in self.tracker.phases.items() if cost.peak or cost.flops}
 
     def hold(self) -> dict[str, NetworkBytes]:
@@ -105,11 +109,11 @@ class Rehearsal:
         What networks share is counted with the first of them.
         """
         tracker, held = self.tracker, {}
-        for name, network in self.networks().items():
+        for name, network in networks_of(self.parts).items():
             held[name] = NetworkBytes(*self._parameters(network))
         if self.parts.ema:
             held["generator"].average = tracker.mark(self.parts.ema.shards.values(), AVERAGES)
-        for name, trained in self.trained().items():
+        for name, trained in trained_of(self.parts).items():
             held[name].gradients = self._first_step(trained)
             states = [x for x in tree_leaves(dict(trained.optimizer.state)) if torch.is_tensor(x)]
             held[name].states = tracker.mark(states, STATES)
@@ -150,7 +154,7 @@ def rehearse(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     curve = read_error_curve(config, family)
     prompts = BlankPrompts.of(config, family) if data == "cached" else None
-    text_dim = prompts and prompts.text_dim
+    text_dim = None if prompts is None else prompts.text_dim
     with fake_ranks(world_size, config.parallel.replicas) as ranks, real_meshes():
         with mode, Loading():
             parts = assemble(config, family, ranks, {}, curve, prompts, text_dim)
@@ -161,5 +165,5 @@ def rehearse(
         real = next(batches(blank, own_share, num_workers=0, pin_memory=False, start=1))
         fake = [batch.map(mode.from_tensor) for batch in real]
         rehearsal = Rehearsal(parts, fake, mode)
-        fake_whole(rehearsal.networks().values(), mode)
+        fake_whole(networks_of(parts).values(), mode)
         yield rehearsal

@@ -17,7 +17,8 @@ class Remedy:
 
 def candidates(config: Config, world_size: int) -> list[tuple[str, tuple[str, ...]]]:
     """Changes that this configuration has not made yet and that keep the method."""
-    train, found = config.train, []
+    train = config.train
+    found: list[tuple[str, tuple[str, ...]]] = []
     most = train.batch_size // world_size
     if train.grad_accumulation < most:
         found.append(("one sample at a time", (f"train.grad_accumulation={most}",)))

@@ -71,6 +71,7 @@ def fill(folder: Path) -> None:
 def meta_component(folder: Path, class_name: str) -> nn.Module:
     """A network of a pipeline folder on the meta device, in bfloat16, as teachers are stored."""
     tree = read_json(folder / "config.json")
+    network: nn.Module
     with torch.device("meta"):
         if class_name in CLASSES:
             network = CLASSES[class_name](CLASSES[class_name].config_class.from_dict(tree))

@@ -40,6 +40,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        """Where a value lies on the page, in SVG units; the ends for those beyond them."""
         low, high = self._of(self.low), self._of(self.high)
         share = (self._of(value) - low) / (high - low)
         return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)

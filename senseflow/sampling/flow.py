@@ -29,7 +29,7 @@ def sample(
 ) -> list["Image.Image"]:
     """One batch through the pipeline's own call; guided where the plan has a scale."""
     pipeline.scheduler.generators = generators  # the pipeline does not hand them on
-    return pipeline(
+    images: list[Image.Image] = pipeline(
         prompts,
         height=plan.height,
         width=plan.width,
@@ -39,3 +39,4 @@ def sample(
         max_sequence_length=plan.max_sequence_length,
         generator=generators,
     ).images
+    return images

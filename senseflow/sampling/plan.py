@@ -120,7 +120,7 @@ def base_config(base: Path, part: str) -> dict[str, Any]:
 def vae_factor(base: Path) -> int:
     """Pixels of one latent: 8 for all full-size bases."""
     file = base / "vae" / "config.json"
-    return 2 ** (len(json.loads(file.read_text())["block_out_channels"]) - 1)
+    return int(2 ** (len(json.loads(file.read_text())["block_out_channels"]) - 1))
 
 
 def stated_length(tokenizer: Path, most: int) -> int:

@@ -120,7 +120,7 @@ def _guidance(
             raise ValueError(f"--guidance {args.guidance:g}: this student takes no guidance")
         return None
     if args.guidance is not None:
-        return args.guidance
+        return float(args.guidance)
     return card.guidance if card and card.guidance is not None else family.teacher_guidance
 
 

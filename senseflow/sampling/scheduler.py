@@ -74,7 +74,7 @@ def own_sigmas(config: dict[str, Any], num: int = 4) -> list[float]:
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
     times = [1 - step / num for step in range(num)]
     scheduler.set_timesteps(sigmas=times, mu=config.get("max_shift", 1.15))
-    return scheduler.sigmas[:-1].tolist()
+    return [float(sigma) for sigma in scheduler.sigmas[:-1]]
 
 
 class Float32LCMScheduler(LCMScheduler):

@@ -85,7 +85,7 @@ def sample(
     plan: Plan,
 ) -> list["Image.Image"]:
     """One batch through StableDiffusionXLPipeline's own call; CFG for a teacher alone."""
-    return pipeline(
+    images: list[Image.Image] = pipeline(
         prompts,
         height=plan.height,
         width=plan.width,
@@ -95,6 +95,7 @@ def sample(
         generator=generators,
         callback_on_step_end=_cast_for_vae,
     ).images
+    return images
 
 
 def _cast_for_vae(

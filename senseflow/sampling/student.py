@@ -13,7 +13,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -189,12 +189,12 @@ def _with_neighbours(weights: Path, ema: bool) -> StudentFiles:
 def _component_folder(folder: Path, ema: bool) -> Path:
     """The folder with config.json and safetensors that a folder stands for."""
     kind = "ema" if ema else "student"
-    if (folder / kind).is_dir() and newest_step(folder / kind):
-        return newest_step(folder / kind)
+    if (folder / kind).is_dir() and (newest := newest_step(folder / kind)):
+        return newest
     if ema and (folder / "student").is_dir():
         raise ValueError(f"{folder} holds no EMA: the run was trained without ema.decay")
-    if newest_step(folder) and folder.name in ("student", "ema"):
-        return newest_step(folder)
+    if folder.name in ("student", "ema") and (newest := newest_step(folder)):
+        return newest
     step = newest_step(folder) if folder.name == "checkpoints" else folder
     if step and step.parent.name == "checkpoints" and STEP.match(step.name):
         student = step.parent.parent / kind / step.name
@@ -315,7 +315,7 @@ def build_student(
     if not isinstance(network_class, type) or not issubclass(network_class, diffusers.ModelMixin):
         raise ValueError(f"{config_name}: _class_name {name!r} is not a network of diffusers")
     with torch.device("meta"):  # SD3.5's table of positions too: 0.9 GB that the weights bring
-        network = network_class.from_config(config)
+        network: nn.Module = getattr(diffusers, str(name)).from_config(config)
     wanted = network.state_dict()
     problems = _misfits(weights, {key: value.shape for key, value in wanted.items()})
     if problems:
@@ -351,7 +351,9 @@ def build_lora_student(file: Path, base: Path, dtype: torch.dtype) -> nn.Module:
             f"such as {', '.join(lost[:5])}"
         )
     try:
-        network.load_lora_adapter(str(file.parent), prefix=base.name, weight_name=file.name)
+        cast(Any, network).load_lora_adapter(
+            str(file.parent), prefix=base.name, weight_name=file.name
+        )
     except (ValueError, RuntimeError, TypeError) as error:
         raise ValueError(f"the LoRA {file} does not fit {config}: {error}") from error
     return network.eval().requires_grad_(False)

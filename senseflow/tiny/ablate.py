@@ -13,11 +13,15 @@ import os
 import sys
 from pathlib import Path
 
-from senseflow.commands import Parser, exit_status
+from senseflow.commands import Parser, exit_status, module_parser
 
 logger = logging.getLogger("senseflow")
 
 STUDY = Path("configs/ablation.yaml")
+DESCRIPTION = """\
+Train and measure every cell of an ablation on the embedded teachers, and write its tables, curves
+and pictures. Goes on where it was stopped.
+"""
 EXAMPLES = """examples:
   python -m senseflow.tiny.ablate --output runs/ablation
   python -m senseflow.tiny.ablate --quick --output /tmp/quick
@@ -34,13 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = Parser(
-        prog="python -m senseflow.tiny.ablate",
-        description="Train and measure every cell of an ablation on the embedded teachers, and "
-        "write its tables, curves and pictures. Goes on where it was stopped.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = module_parser("senseflow.tiny.ablate", DESCRIPTION, EXAMPLES)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--study", type=Path, default=STUDY, metavar="YAML", help=f"({STUDY})")
     parser.add_argument(

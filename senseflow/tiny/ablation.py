@@ -72,6 +72,7 @@ class Ablation:
         return list(seen.values())
 
     def folder(self, trial: Trial) -> Path:
+        """Where a trial works."""
         return self.output / "trials" / trial.name
 
     def pending(self) -> list[Trial]:
@@ -84,6 +85,7 @@ class Ablation:
         return [trial for trial in self.trials() if trial.name in pending]
 
     def is_done(self, trial: Trial) -> bool:
+        """Whether a trial has its measures."""
         return (self.folder(trial) / "result.json").is_file()
 
     def has_state(self, trial: Trial) -> bool:
@@ -122,7 +124,7 @@ class Ablation:
         """Trials in their order, each once what it goes on from is done."""
         waiting = list(pending)
         left = {trial.name for trial in pending}
-        running: dict[Future, str] = {}
+        running: dict[Future[None], str] = {}
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(num_workers, context, start_worker) as pool:
             try:

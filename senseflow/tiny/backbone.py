@@ -9,12 +9,14 @@ folders by their `local-dir:` names.
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from senseflow.tiny.captions import ATTRIBUTES, NUM_CLASSES, captions_of, split_scenes
@@ -29,7 +31,7 @@ NUM_READ, NUM_FILLED, VIT_LEARNING_RATE = 48, 16, 1.5e-3
 CLIP_BATCH_SIZE, CLIP_LEARNING_RATE = 256, 2e-3
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _ARCHITECTURE = "vit_small_patch14_dinov2"
-_VIT_ARGUMENTS = {
+_VIT_ARGUMENTS: dict[str, Any] = {
     "img_size": SIZE,
     "patch_size": PATCH,
     "embed_dim": WIDTH,
@@ -58,7 +60,8 @@ class _Pretext(nn.Module):
 
     def logits(self, cls_token: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits per attribute from the CLS token (B, 64)."""
-        return self.classify(cls_token).split(list(NUM_CLASSES.values()), dim=1)
+        logits: torch.Tensor = self.classify(cls_token)
+        return torch.split(logits, list(NUM_CLASSES.values()), dim=1)
 
     def patch_loss(self, tokens: torch.Tensor, attributes: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each digit, read from the mean of the patch tokens of its half.
@@ -82,7 +85,7 @@ class _Pretext(nn.Module):
     ) -> torch.Tensor:
         """Error on masked patches; tokens (B, 64, W), images (B, 3, 32, 32), mask (B, 1, 8, 8)."""
         target = F.unfold(images, PATCH, stride=PATCH).transpose(1, 2)  # (B, 64, 48)
-        error = (self.fill_in(tokens) - target).square().mean(2)
+        error: torch.Tensor = (self.fill_in(tokens) - target).square().mean(2)
         return (error * mask.flatten(1)).sum() / mask.sum()
 
 
@@ -104,14 +107,15 @@ def wave_positions() -> torch.Tensor:
     return torch.cat([torch.zeros(1, WIDTH), 0.5 * patches])[None]
 
 
-def new_vit() -> nn.Module:
+def new_vit() -> VisionTransformer:
     """An untrained timm DINOv2 architecture of 0.3 M parameters: patch 4, width 64, 6 blocks."""
     vit = timm.create_model(_ARCHITECTURE, **_VIT_ARGUMENTS)
+    assert isinstance(vit, VisionTransformer) and vit.pos_embed is not None
     vit.pos_embed.data.copy_(wave_positions())
     return vit
 
 
-def train_vit(iterations: int, seed: int) -> tuple[nn.Module, dict[str, float]]:
+def train_vit(iterations: int, seed: int) -> tuple[VisionTransformer, dict[str, float]]:
     """A trained ViT, and the accuracies of its CLS token on held-out scenes of held-out scans."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -133,7 +137,7 @@ def train_vit(iterations: int, seed: int) -> tuple[nn.Module, dict[str, float]]:
         ink = heads.ink_loss(whole[:, 1:], ink_of(images, attributes)[:NUM_READ])
         return reading + heads.patch_loss(whole[:, 1:], read) + ink + filling
 
-    (vit, heads), loss = fit(loss_of, [vit, heads], iterations, VIT_LEARNING_RATE, "dinov2")
+    _, loss = fit(loss_of, [vit, heads], iterations, VIT_LEARNING_RATE, "dinov2")
     scenes = draw_scenes(split_scenes()[1], 1000, generator)
     with torch.no_grad():
         tokens = vit.forward_features(normalise(render(scenes, generator, held_out_scans=True)))
@@ -163,7 +167,7 @@ def save_vit(vit: nn.Module, folder: Path) -> None:
     save_file(vit.state_dict(), folder / "model.safetensors")
 
 
-def clip_config(vocabulary_size: int) -> dict:
+def clip_config(vocabulary_size: int) -> dict[str, Any]:
     """open_clip's description of the text tower; its image tower is as small as one can be."""
     return {
         "embed_dim": WIDTH,
@@ -193,7 +197,9 @@ def _write_clip_config(folder: Path) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def train_clip(vit: nn.Module, iterations: int, seed: int, folder: Path) -> dict[str, float]:
+def train_clip(
+    vit: VisionTransformer, iterations: int, seed: int, folder: Path
+) -> dict[str, float]:
     """Train a CLIP whose text tower matches features of the frozen `vit`, and write it to `folder`.
 
     The picture's side of the match is the ViT's CLS token through a linear map: open_clip's own
@@ -214,7 +220,9 @@ def train_clip(vit: nn.Module, iterations: int, seed: int, folder: Path) -> dict
         with torch.no_grad():
             cls_token = vit.forward_features(normalise(render(chosen, generator)))[:, 0]
         text = clip.encode_text(tokenizer(captions_of(chosen)), normalize=True)
-        return clip.logit_scale.exp() * text @ F.normalize(project(cls_token), dim=1).T
+        seen = F.normalize(project(cls_token), dim=1)
+        logits: torch.Tensor = clip.logit_scale.exp() * text @ seen.T
+        return logits
 
     def loss_of(_: int) -> torch.Tensor:
         logits = match(draw_scenes(scenes, CLIP_BATCH_SIZE, generator))

@@ -26,6 +26,7 @@ import timm
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_model, save_model
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from senseflow.tiny import flux, sd35, sdxl
@@ -70,7 +71,8 @@ class Site:
         )
 
 
-Stage = Callable[[Site, Path], dict]  # writes the given folder, returns its figures
+Figures = dict[str, float]
+Stage = Callable[[Site, Path], Figures]  # writes the given folder, returns its figures
 
 
 @dataclass(frozen=True)
@@ -81,34 +83,35 @@ class Target:
     folders: dict[str, str]
 
 
-def build_vae(site: Site, folder: Path) -> dict:
+def build_vae(site: Site, folder: Path) -> Figures:
     """The autoencoder."""
     vae, figures = train_vae(site.iterations(2400), SEED)
     vae.save_pretrained(folder)
     return figures
 
 
-def build_judge(site: Site, folder: Path) -> dict:
+def build_judge(site: Site, folder: Path) -> Figures:
     """The classifier that measures."""
     judge, figures = train_judge(site.iterations(1000), SEED)
     judge.save(folder)
     return figures
 
 
-def build_dinov2(site: Site, folder: Path) -> dict:
+def build_dinov2(site: Site, folder: Path) -> Figures:
     """The discriminator's image backbone."""
     vit, figures = train_vit(site.iterations(2400), SEED)
     save_vit(vit, folder)
     return figures
 
 
-def build_clip(site: Site, folder: Path) -> dict:
+def build_clip(site: Site, folder: Path) -> Figures:
     """The discriminator's text tower."""
-    vit = timm.create_model(f"local-dir:{site.work / 'dinov2'}", pretrained=True).eval()
-    return train_clip(vit, site.iterations(400), SEED, folder)
+    vit = timm.create_model(f"local-dir:{site.work / 'dinov2'}", pretrained=True)
+    assert isinstance(vit, VisionTransformer)
+    return train_clip(vit.eval(), site.iterations(400), SEED, folder)
 
 
-def build_flow(site: Site, folder: Path) -> dict:
+def build_flow(site: Site, folder: Path) -> Figures:
     """FLUX without guidance, from random weights."""
     torch.manual_seed(SEED)
     lesson = Lesson(8250, 2e-3, 60_000, dark_weight=1, seed=SEED)
@@ -117,7 +120,7 @@ def build_flow(site: Site, folder: Path) -> dict:
     return figures
 
 
-def build_refine(site: Site, folder: Path) -> dict:
+def build_refine(site: Site, folder: Path) -> Figures:
     """The same networks, with more of the dark pictures that they learn last."""
     learner = load_flux(site.work / "flow")
     lesson = Lesson(2000, 1e-3, 20_000, dark_weight=4, seed=SEED + 1)
@@ -126,7 +129,7 @@ def build_refine(site: Site, folder: Path) -> dict:
     return figures
 
 
-def build_guidance(site: Site, folder: Path) -> dict:
+def build_guidance(site: Site, folder: Path) -> Figures:
     """FLUX with guidance distilled into its embedding, as a pipeline."""
     learner, vae = load_flux(site.work / "refine"), site.vae()
     lesson = Lesson(800, 7e-4, 15_000, dark_weight=2, seed=SEED + 2)
@@ -148,7 +151,7 @@ def load_flux(folder: Path) -> flux.FluxLearner:
     return learner
 
 
-def build_sd35(size: str, site: Site, folder: Path) -> dict:
+def build_sd35(size: str, site: Site, folder: Path) -> Figures:
     """SD3.5 of one size, as a pipeline."""
     torch.manual_seed(SEED)
     iterations, vae = {"sd35_medium": 7500, "sd35_large": 6500}[size], site.vae()
@@ -158,7 +161,7 @@ def build_sd35(size: str, site: Site, folder: Path) -> dict:
     return figures
 
 
-def build_sdxl(site: Site, folder: Path) -> dict:
+def build_sdxl(site: Site, folder: Path) -> Figures:
     """SDXL, as a pipeline."""
     torch.manual_seed(SEED)
     lesson = Lesson(6500, 1.5e-3, 60_000, dark_weight=2, seed=SEED, batch_size=96)

@@ -30,7 +30,8 @@ from senseflow.tiny.text import T5_LENGTH
 TEACHER_STEPS = 28
 REFERENCE_SEED = 10_000
 DENSEST = 8  # steps that LCM's few steps are chosen from, evenly
-NewScheduler = Callable[[Mapping], SchedulerMixin]  # from the config of the pipeline's own
+# made from the config of the pipeline's own
+NewScheduler = Callable[[Mapping[str, Any]], SchedulerMixin]
 
 FLOW_SAMPLERS: dict[str, NewScheduler] = {
     "euler": partial(FlowMatchEulerDiscreteScheduler.from_config, stochastic_sampling=False),
@@ -50,19 +51,21 @@ VP_SAMPLERS: dict[str, NewScheduler] = {
 
 
 def flux_steps(num_steps: int) -> dict[str, Any]:
+    """The scheduler's own spacing; with few steps these are the anchors."""
     return {"num_inference_steps": num_steps, "max_sequence_length": T5_LENGTH}
 
 
 def sd35_steps(num_steps: int) -> dict[str, Any]:
     """Few steps are the anchors; left to itself the pipeline would end them at sigma .009."""
     if num_steps == TEACHER_STEPS:
-        steps = {"num_inference_steps": num_steps}
+        steps: dict[str, Any] = {"num_inference_steps": num_steps}
     else:
         steps = {"sigmas": [1 - step / num_steps for step in range(num_steps)]}  # to be shifted
     return {**steps, "max_sequence_length": T5_LENGTH}
 
 
 def sdxl_steps(num_steps: int) -> dict[str, Any]:
+    """The samplers' own spacing."""
     return {"num_inference_steps": num_steps}
 
 

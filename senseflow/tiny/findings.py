@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from PIL import Image, ImageDraw
 
 from senseflow.engine.disk import write_whole
@@ -37,6 +37,7 @@ class Findings:
 
     @classmethod
     def read(cls, study: Study, places: dict[Place, Trial], output: Path) -> "Findings":
+        """What the trials of a study have measured so far."""
         results, teachers = {}, {}
         for place, trial in places.items():
             file = output / "trials" / trial.name / "result.json"
@@ -195,7 +196,9 @@ def draw_panel(findings: Findings, name: str, teacher: str, axis: Axes) -> None:
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(3, 0.4)))  # where few fit
     axis.set_xlabel("iterations")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    locator = axis.xaxis.get_major_locator()
+    assert isinstance(locator, MaxNLocator)
+    locator.set_params(integer=True)
     axis.set_title(teacher)
     axis.grid(alpha=0.2, which="both")
 

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from typing import TypeVar
 
 import torch
 from torch import nn
 from tqdm import tqdm
+
+N = TypeVar("N", bound=nn.Module)
 
 
 def learning_rate_factor(step: int, iterations: int, warmup: int) -> float:
@@ -25,12 +28,12 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 
 def fit(
     loss_of: Callable[[int], torch.Tensor],
-    networks: Iterable[nn.Module],
+    networks: Iterable[N],
     iterations: int,
     learning_rate: float,
     name: str,
     average_decay: float | None = None,
-) -> tuple[list[nn.Module], float]:
+) -> tuple[list[N], float]:
     """Minimise `loss_of(iteration)` over the parameters of `networks` with AdamW.
 
     Returns the networks (or, with `average_decay`, moving averages of their weights) in eval mode

@@ -16,10 +16,10 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from senseflow.tiny.fitting import fit
-from senseflow.tiny.lesson import Examples, Lesson, flow_at, without_dropped
+from senseflow.tiny.lesson import Examples, Learner, Lesson, flow_at, without_dropped
 from senseflow.tiny.text import T5_LENGTH, WIDTH, FluxText
 
 GUIDANCE_RANGE = (1.0, 8.0)
@@ -29,10 +29,11 @@ SAMPLING_SHIFT = 3.1582
 
 def pack(latents: Tensor) -> Tensor:
     """Latents (B, C, H, W) as FLUX's tokens (B, H W / 4, 4 C)."""
-    return FluxPipeline._pack_latents(latents, *latents.shape)
+    tokens: Tensor = FluxPipeline._pack_latents(latents, *latents.shape)
+    return tokens
 
 
-class FluxLearner(nn.Module):
+class FluxLearner(Learner):
     """An untrained FLUX transformer, with a guidance embedding, and its two text encoders."""
 
     def __init__(self) -> None:
@@ -57,8 +58,9 @@ class FluxLearner(nn.Module):
     ) -> Tensor:
         """At guidance 1 throughout."""
         sigma, x_t = flow_at(x_0, eps, u)
-        embeds = self.text(without_dropped(ids, self.empty, dropped))
-        velocity = predict(self.network, x_t, sigma, *embeds, torch.ones_like(sigma))
+        prompt_embeds, pooled = self.text(without_dropped(ids, self.empty, dropped))
+        ones = torch.ones_like(sigma)
+        velocity = predict(self.network, x_t, sigma, prompt_embeds, pooled, ones)
         return F.mse_loss(velocity, pack(eps - x_0))
 
 
@@ -72,7 +74,7 @@ def predict(
 ) -> Tensor:
     """The velocity eps - x_0, packed (B, 16, 32), at x_t (B, 8, 8, 8), sigma and guidance (B,)."""
     rows, columns = (size // 2 for size in x_t.shape[2:])
-    return network(
+    velocity: Tensor = network(
         hidden_states=pack(x_t),
         timestep=sigma,
         guidance=guidance,
@@ -82,27 +84,29 @@ def predict(
         txt_ids=torch.zeros(T5_LENGTH, 3),
         return_dict=False,
     )[0]
+    return velocity
 
 
 def distil_guidance(
     vae: AutoencoderKL, learner: FluxLearner, lesson: Lesson
-) -> tuple[FluxLearner, dict]:
+) -> tuple[FluxLearner, dict[str, float]]:
     """A copy of `learner` whose network predicts its classifier-free guided velocity at any w."""
     examples, learner = Examples(vae, learner, lesson), learner.eval()
     student, ones = deepcopy(learner.network), torch.ones(lesson.batch_size)
     with torch.no_grad():
-        empty = [e.expand(lesson.batch_size, *e.shape[1:]) for e in learner.text(learner.empty)]
+        states, vector = learner.text(learner.empty)
+    no_states, no_vector = (e.expand(lesson.batch_size, *e.shape[1:]) for e in (states, vector))
 
     def loss_of(_: int) -> Tensor:
-        x_0, eps, u, ids, _ = examples.draw(drop=0.0)
+        x_0, eps, u, ids, _dropped = examples.draw(drop=0.0)
         sigma, x_t = flow_at(x_0, eps, u)
         scale = torch.empty_like(sigma).uniform_(*GUIDANCE_RANGE, generator=examples.generator)
         with torch.no_grad():
-            embeds = learner.text(ids)
-            cond = predict(learner.network, x_t, sigma, *embeds, ones)
-            uncond = predict(learner.network, x_t, sigma, *empty, ones)
+            states, vector = learner.text(ids)
+            cond = predict(learner.network, x_t, sigma, states, vector, ones)
+            uncond = predict(learner.network, x_t, sigma, no_states, no_vector, ones)
         guided = uncond + scale[:, None, None] * (cond - uncond)
-        return F.mse_loss(predict(student, x_t, sigma, *embeds, scale), guided)
+        return F.mse_loss(predict(student, x_t, sigma, states, vector, scale), guided)
 
     (student,), loss = fit(
         loss_of, [student], lesson.iterations, lesson.learning_rate, "guidance", average_decay=0.995

@@ -50,11 +50,13 @@ class Judge(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """The penultimate features (B, 64) of images."""
-        return self.trunk(images)
+        features: torch.Tensor = self.trunk(images)
+        return features
 
     def logits(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Per attribute, in the order of `ATTRIBUTES`, the logits (B, classes)."""
-        return self.heads(features.relu()).split(list(NUM_CLASSES.values()), dim=1)
+        logits: torch.Tensor = self.heads(features.relu())
+        return torch.split(logits, list(NUM_CLASSES.values()), dim=1)
 
     @torch.no_grad()
     def features(self, images: torch.Tensor, batch_size: int = 250) -> torch.Tensor:

@@ -4,8 +4,9 @@ A teacher under training (`Learner`) is one module that holds its diffusion netw
 encoders, which learn together; it says its own loss. Everything else is the same for all families.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL
@@ -34,11 +35,12 @@ class Lesson:
     batch_size: int = 128
 
 
-class Learner(Protocol):
+class Learner(nn.Module, ABC):
     """A diffusion network with its text encoders, as the lesson sees them."""
 
     text: Text
 
+    @abstractmethod
     def loss(
         self, x_0: Tensor, eps: Tensor, u: Tensor, ids: list[Tensor], dropped: Tensor
     ) -> Tensor:
@@ -47,6 +49,9 @@ class Learner(Protocol):
         dropped: (B,) bool, the samples that are to be predicted without their caption.
         """
         ...
+
+
+L = TypeVar("L", bound=Learner)
 
 
 @torch.no_grad()
@@ -99,8 +104,8 @@ class Examples:
         return self.latents[index], eps, u, [tokens[index] for tokens in self.tokens], dropped
 
 
-def teach(vae: AutoencoderKL, learner: nn.Module, lesson: Lesson) -> tuple[nn.Module, dict]:
-    """Train a `Learner`; returns the moving average of its weights, and the figures."""
+def teach(vae: AutoencoderKL, learner: L, lesson: Lesson) -> tuple[L, dict[str, float]]:
+    """Train a learner; returns the moving average of its weights, and the figures."""
     examples = Examples(vae, learner, lesson)
 
     def loss_of(_: int) -> Tensor:

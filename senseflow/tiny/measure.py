@@ -13,6 +13,7 @@ prompts. Half of the prompts are held out.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -33,6 +34,7 @@ from senseflow.tiny.judge import Judge, diversity
 from senseflow.tiny.pictures import SIZE, evaluation_prompts, render
 
 REAL_SEED = 20_000
+Row = dict[str, Any]  # figures by name; one per seed in a list
 COLUMNS = {
     "fid_t": "FID-T",
     "fid_real": "FID-real",
@@ -46,11 +48,14 @@ COLUMNS = {
 
 
 def measure_row(
-    judge: Judge, pictures: torch.Tensor, prompts: list[str], references: dict
-) -> dict[str, float]:
+    judge: Judge,
+    pictures: torch.Tensor,
+    prompts: list[str],
+    references: dict[str, FeatureStatistics],
+) -> Row:
     """All measures of pictures (seeds, P, 3, 32, 32) of `prompts`, as named in `COLUMNS`."""
     num_seeds = len(pictures)
-    row = judge.measure(pictures.flatten(0, 1), prompts * num_seeds, references)
+    row: Row = judge.measure(pictures.flatten(0, 1), prompts * num_seeds, references)
     held_out = [index for index, prompt in enumerate(prompts) if is_held_out(prompt)]
     if held_out:
         unseen = [prompts[index] for index in held_out] * num_seeds
@@ -70,7 +75,7 @@ def measure_row(
 
 def measure_all(
     sampler: Sampler, judge: Judge, methods: list[Method], num_seeds: int, num_shown: int
-) -> tuple[dict[str, dict[str, float]], dict[str, torch.Tensor]]:
+) -> tuple[dict[str, Row], dict[str, torch.Tensor]]:
     """Measures of each method by label, and the first `num_shown` pictures of each."""
     reference = Method(
         "teacher", TEACHER_STEPS, sampler.family.teacher_samplers[0], first_seed=REFERENCE_SEED
@@ -78,7 +83,7 @@ def measure_all(
     real_scenes = attributes_of(sampler.prompts * num_seeds)
     real = render(real_scenes, torch.Generator().manual_seed(REAL_SEED))
     references = {"fid_real": FeatureStatistics.of(judge.features(real))}
-    rows: dict[str, dict[str, float]] = {"real pictures": {}}
+    rows: dict[str, Row] = {"real pictures": {}}
     shown = {"real pictures": real[:num_shown]}
     for method in tqdm([reference, *methods], desc="measure"):
         pictures = sampler.draw_seeds(method, num_seeds)
@@ -92,7 +97,7 @@ def measure_all(
     return rows, shown
 
 
-def format_table(rows: dict[str, dict[str, float]]) -> str:
+def format_table(rows: dict[str, Row]) -> str:
     """A Markdown table of the measures."""
     lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for label, row in rows.items():
@@ -201,7 +206,7 @@ def main() -> None:
     print(table)
 
 
-def write_report(output: Path, table: str, results: dict, picture: Image.Image) -> None:
+def write_report(output: Path, table: str, results: dict[str, Any], picture: Image.Image) -> None:
     """Write table.md, results.json and comparison.png."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "table.md").write_text(table)

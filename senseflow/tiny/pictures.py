@@ -85,7 +85,7 @@ def _warp(scans: torch.Tensor, centres: torch.Tensor, generator: torch.Generator
     )
     linear = linear * (SIZE / _SCAN_SIZE / pixels_per_cell)[:, :, None]
     shift = -linear @ (centres * (2 / SIZE) - 1)[:, :, None]
-    grid = F.affine_grid(torch.cat([linear, shift], 2), (num, 1, SIZE, SIZE), align_corners=False)
+    grid = F.affine_grid(torch.cat([linear, shift], 2), [num, 1, SIZE, SIZE], align_corners=False)
     ink = F.grid_sample(scans[:, None], grid, mode="bicubic", align_corners=False)[:, 0]
     return ((ink - 0.5) * _INK_SHARPNESS + 0.5).clamp(0, 1)
 

@@ -4,6 +4,7 @@ Medium has dual attention in its first blocks, Large has none and one block more
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from diffusers import (
@@ -12,19 +13,19 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
-from senseflow.tiny.lesson import flow_at, without_dropped
+from senseflow.tiny.lesson import Learner, flow_at, without_dropped
 from senseflow.tiny.text import CLIP_WIDTHS, SD35_T5_WIDTH, SD35Text
 
 SAMPLING_SHIFT = 3.0
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "sd35_medium": {"num_layers": 4, "dual_attention_layers": (0, 1)},
     "sd35_large": {"num_layers": 5, "dual_attention_layers": ()},
 }
 
 
-class SD35Learner(nn.Module):
+class SD35Learner(Learner):
     """An untrained SD3.5 transformer with its three text encoders."""
 
     def __init__(self, size: str) -> None:
@@ -49,6 +50,7 @@ class SD35Learner(nn.Module):
     def loss(
         self, x_0: Tensor, eps: Tensor, u: Tensor, ids: list[Tensor], dropped: Tensor
     ) -> Tensor:
+        """Flow matching, (eps - x_0) against the velocity."""
         sigma, x_t = flow_at(x_0, eps, u)
         prompt_embeds, pooled = self.text(without_dropped(ids, self.empty, dropped))
         velocity = self.network(

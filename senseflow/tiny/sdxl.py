@@ -10,8 +10,9 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
+from senseflow.tiny.lesson import Learner
 from senseflow.tiny.pictures import SIZE
 from senseflow.tiny.text import CLIP_WIDTHS, SDXLText
 
@@ -31,8 +32,10 @@ def new_scheduler() -> EulerDiscreteScheduler:
     )
 
 
-class SDXLLearner(nn.Module):
+class SDXLLearner(Learner):
     """An untrained SDXL UNet with its two text encoders."""
+
+    abar: Tensor  # (1000,), alpha^2
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,6 +62,7 @@ class SDXLLearner(nn.Module):
     def loss(
         self, x_0: Tensor, eps: Tensor, u: Tensor, ids: list[Tensor], dropped: Tensor
     ) -> Tensor:
+        """Noise prediction on the VP path."""
         t = (u * len(self.abar)).long()
         abar = self.abar[t][:, None, None, None]
         x_t = abar.sqrt() * x_0 + (1 - abar).sqrt() * eps

@@ -1,6 +1,7 @@
 """Tokenizers and text encoders of the embedded teachers: real CLIP and T5, a toy vocabulary."""
 
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    PreTrainedTokenizerBase,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -110,7 +112,9 @@ def new_t5_encoder(tokenizer: T5Tokenizer, width: int = WIDTH) -> T5EncoderModel
 class Text(nn.Module):
     """The text encoders of one family with their tokenizers, in the order of its pipeline."""
 
-    def __init__(self, tokenizers: list, encoders: list[nn.Module]) -> None:
+    def __init__(
+        self, tokenizers: list[PreTrainedTokenizerBase], encoders: list[nn.Module]
+    ) -> None:
         super().__init__()
         self.tokenizers, self.encoders = tokenizers, nn.ModuleList(encoders)
 
@@ -121,7 +125,7 @@ class Text(nn.Module):
             for tokenizer in self.tokenizers
         ]
 
-    def components(self) -> dict:
+    def components(self) -> dict[str, Any]:
         """Tokenizers and encoders by the names that diffusers pipelines give them."""
         names = ["", *(f"_{i + 1}" for i in range(1, len(self.encoders)))]
         encoders = {f"text_encoder{n}": e for n, e in zip(names, self.encoders, strict=True)}

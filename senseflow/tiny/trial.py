@@ -214,7 +214,7 @@ def figures(run: Path, config: Config) -> dict[str, float]:
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     late = [row for row in rows if row["iteration"] > config.train.iter_num / 2] or rows[-1:]
     norms = [row["grad_norm/generator"] for row in late if "grad_norm/generator" in row]
-    found = {"updates": config.train.iter_num // config.fake_score.ttur}
+    found: dict[str, float] = {"updates": config.train.iter_num // config.fake_score.ttur}
     if late:
         gap = sum(row["ida/gap"] for row in late) / len(late)
         found |= {"gap": gap, "grad_norm": max(norms, default=0.0)}

@@ -42,7 +42,9 @@ def measure_latents(vae: AutoencoderKL, images: torch.Tensor) -> tuple[float, fl
     return latents.std().item(), latents.mean().item(), (10 * torch.log10(4 / error)).item()
 
 
-def train_vae(iterations: int, seed: int, latent_channels: int = 8) -> tuple[AutoencoderKL, dict]:
+def train_vae(
+    iterations: int, seed: int, latent_channels: int = 8
+) -> tuple[AutoencoderKL, dict[str, float]]:
     """A trained autoencoder with its scaling and shift factors set, and its measures.
 
     The PSNR is measured on held-out scenes made of held-out scans.
@@ -57,7 +59,7 @@ def train_vae(iterations: int, seed: int, latent_channels: int = 8) -> tuple[Aut
         posterior = vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample
-        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        kl: torch.Tensor = posterior.kl().mean() / posterior.mean[0].numel()
         return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + KL_WEIGHT * kl
 
     (vae,), loss = fit(loss_of, [vae], iterations, LEARNING_RATE, "vae", average_decay=0.995)
@@ -72,4 +74,5 @@ def train_vae(iterations: int, seed: int, latent_channels: int = 8) -> tuple[Aut
 def encode_images(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """Latents (B, C, 8, 8), scaled and shifted as the diffusion model sees them."""
     latents = vae.encode(images).latent_dist.mode()
-    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    scaled: torch.Tensor = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    return scaled

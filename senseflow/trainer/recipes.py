@@ -1,5 +1,6 @@
 """The five recipes by name, for commands that take any of them."""
 
+from senseflow.engine.recipe import Recipe
 from senseflow.trainer import (
     trainer_flux_senseflow,
     trainer_sd35_large_senseflow,
@@ -15,4 +16,4 @@ TRAINERS = (
     trainer_sd35_senseflow,
     trainer_sd35_large_senseflow,
 )
-RECIPES = {trainer.RECIPE.name: trainer.RECIPE for trainer in TRAINERS}
+RECIPES: dict[str, Recipe] = {trainer.RECIPE.name: trainer.RECIPE for trainer in TRAINERS}

@@ -4,14 +4,25 @@ sh exp_flux/train_flux_senseflow.sh NODES GPUS CONFIG SAVE_DIR [key.sub=value ..
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from senseflow.engine.launch import main
+from senseflow.engine.entry import main
 from senseflow.engine.recipe import Recipe
-from senseflow.models.flux import FLUX
+
+if TYPE_CHECKING:
+    from senseflow.models.teacher import TeacherFamily
+
+
+def open_family() -> "TeacherFamily":
+    """The architecture of the teacher."""
+    from senseflow.models.flux import FLUX  # diffusers, seconds
+
+    return FLUX
+
 
 RECIPE = Recipe(
     name="flux_senseflow",
-    family=FLUX,
+    open_family=open_family,
     adversary="vfm",
     config=Path("configs/FLUX/flux_senseflow.yaml"),
 )

@@ -6,18 +6,36 @@ Given the YAML of Medium, it says so, keeps its paths and trains with Large's ow
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from senseflow.engine.launch import main
+from senseflow.engine.entry import main
 from senseflow.engine.recipe import Recipe
-from senseflow.models.sd35 import SD35_LARGE, is_medium
+
+if TYPE_CHECKING:
+    from senseflow.models.teacher import TeacherFamily
+
+
+def open_family() -> "TeacherFamily":
+    """The architecture of the teacher."""
+    from senseflow.models.sd35 import SD35_LARGE  # diffusers, seconds
+
+    return SD35_LARGE
+
+
+def is_lenders(folder: Path) -> bool:
+    """Whether a teacher is Medium."""
+    from senseflow.models.sd35 import is_medium  # diffusers, seconds
+
+    return is_medium(folder)
+
 
 RECIPE = Recipe(
     name="sd35_large_senseflow",
-    family=SD35_LARGE,
+    open_family=open_family,
     adversary="vfm",
     config=Path("configs/SD35/sd35_large_senseflow.yaml"),
     lends_paths="sd35_senseflow",
-    is_lenders=is_medium,
+    is_lenders=is_lenders,
 )
 
 if __name__ == "__main__":

@@ -4,14 +4,25 @@ sh exp_sd35/train_SD35_senseflow.sh NODES GPUS CONFIG SAVE_DIR [key.sub=value ..
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from senseflow.engine.launch import main
+from senseflow.engine.entry import main
 from senseflow.engine.recipe import Recipe
-from senseflow.models.sd35 import SD35
+
+if TYPE_CHECKING:
+    from senseflow.models.teacher import TeacherFamily
+
+
+def open_family() -> "TeacherFamily":
+    """The architecture of the teacher."""
+    from senseflow.models.sd35 import SD35  # diffusers, seconds
+
+    return SD35
+
 
 RECIPE = Recipe(
     name="sd35_senseflow",
-    family=SD35,
+    open_family=open_family,
     adversary="vfm",
     config=Path("configs/SD35/sd35_senseflow.yaml"),
 )

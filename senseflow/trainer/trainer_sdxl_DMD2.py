@@ -6,14 +6,25 @@ No IDA, no ISG; the adversary is a classifier on the bottleneck of the fake scor
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from senseflow.engine.launch import main
+from senseflow.engine.entry import main
 from senseflow.engine.recipe import Recipe
-from senseflow.models.sdxl import SDXL
+
+if TYPE_CHECKING:
+    from senseflow.models.teacher import TeacherFamily
+
+
+def open_family() -> "TeacherFamily":
+    """The architecture of the teacher."""
+    from senseflow.models.sdxl import SDXL  # diffusers, seconds
+
+    return SDXL
+
 
 RECIPE = Recipe(
     name="sdxl_dmd2",
-    family=SDXL,
+    open_family=open_family,
     adversary="bottleneck",
     config=Path("configs/sdxl/sdxl_dmd2.yaml"),
 )

@@ -4,14 +4,25 @@ sh exp_sdxl/train_sdxl_senseflow.sh NODES GPUS CONFIG SAVE_DIR [key.sub=value ..
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from senseflow.engine.launch import main
+from senseflow.engine.entry import main
 from senseflow.engine.recipe import Recipe
-from senseflow.models.sdxl import SDXL
+
+if TYPE_CHECKING:
+    from senseflow.models.teacher import TeacherFamily
+
+
+def open_family() -> "TeacherFamily":
+    """The architecture of the teacher."""
+    from senseflow.models.sdxl import SDXL  # diffusers, seconds
+
+    return SDXL
+
 
 RECIPE = Recipe(
     name="sdxl_senseflow",
-    family=SDXL,
+    open_family=open_family,
     adversary="vfm",
     config=Path("configs/sdxl/sdxl_senseflow.yaml"),
 )

@@ -7,32 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from senseflow.engine.build import export, prepare
+import short_runs
+from senseflow.engine.build import export
 from senseflow.engine.config import Config
 from senseflow.engine.inputs import check
 from senseflow.engine.loop import Run
-from senseflow.engine.stop import StopRequest
 from senseflow.sampling.student import load_student
-from senseflow.tiny.pictures import write_dataset
 from senseflow.trainer.recipes import RECIPES
+from short_runs import YAMLS, begin, finish, write_pictures
 
-YAMLS = {
-    "flux_senseflow": "configs/FLUX/flux_senseflow_tiny.yaml",
-    "sdxl_senseflow": "configs/sdxl/sdxl_senseflow_tiny.yaml",
-    "sdxl_dmd2": "configs/sdxl/sdxl_dmd2_tiny.yaml",
-    "sd35_senseflow": "configs/SD35/sd35_senseflow_tiny.yaml",
-    "sd35_large_senseflow": "configs/SD35/sd35_large_senseflow_tiny.yaml",
-}
-SHORT = [
-    "train.iter_num=2",
-    "train.batch_size=2",
-    "train.save_interval=2",
-    "fake_score.ttur=1",
-    "log.sample_interval=0",
-    "log.tensorboard=false",
-    "lr_scheduler.warmup_iterations=0",
-    "lr_scheduler.decay_iterations=0",
-]
+SHORT = ("train.iter_num=2", "fake_score.ttur=1")
 FLUX_ANCHORS = {  # mu 1.15 through sigma = s u / (1 + (s - 1) u), s = e^1.15
     1: [1.0],
     2: [1.0, 0.7595],
@@ -55,25 +39,15 @@ SDXL_ANCHORS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_dataset(folder, num=8, seed=0, num_prompts=4)
-    return folder / "data.json"
+    return write_pictures(tmp_path_factory.mktemp("data"))
 
 
 def configure(data: Path, *overrides: str, recipe: str = "flux_senseflow") -> Config:
-    settings = [f"paths.dataset={data}", *SHORT, *overrides]
-    return RECIPES[recipe].load(Path(YAMLS[recipe]), settings)
-
-
-def begin(config: Config, folder: Path) -> Run:
-    return prepare(config, folder, RECIPES[config.recipe].family)
+    return short_runs.configure(data, *SHORT, *overrides, recipe=recipe)
 
 
 def train(config: Config, folder: Path) -> Run:
-    run = begin(config, folder)
-    with run.checkpoints:
-        run.train(run.resume(), StopRequest(), show=False)
-    return run
+    return finish(begin(config, folder))
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import argparse
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -13,7 +14,8 @@ import pytest
 import torch.distributed as dist
 
 from senseflow.engine import launch
-from senseflow.engine.launch import agree_on_cause, read_arguments, train, violent_death
+from senseflow.engine.entry import read_arguments
+from senseflow.engine.launch import agree_on_cause, train, violent_death
 from senseflow.engine.meeting import (
     Meeting,
     NodeGoneError,
@@ -55,6 +57,25 @@ def test_max_restarts_may_stand_anywhere(monkeypatch, line):
     args = arguments(monkeypatch, line)
     assert (args.nodes, args.gpus, args.config, args.save_dir) == (2, 8, "c.yaml", "runs/x")
     assert (args.overrides, args.max_restarts) == (["a.b=1", "c.d=-2"], 3)
+
+
+WRONG = """
+import sys
+from senseflow.engine.entry import main
+from senseflow.trainer.recipes import RECIPES
+line = "1 1 configs/SD35/sd35_senseflow_tiny.yaml runs/none dmd.wieght=1"
+sys.argv = ["script", *line.split()]
+try:
+    main("module", RECIPES["sd35_large_senseflow"])
+except SystemExit as end:
+    print(end, sorted({"torch", "diffusers", "transformers"} & sys.modules.keys()))
+"""
+
+
+def test_a_wrong_configuration_is_answered_before_the_slow_imports():
+    said = subprocess.run([sys.executable, "-c", WRONG], capture_output=True, text=True).stdout
+    assert "unknown key dmd.wieght" in said
+    assert said.endswith("['torch']\n")
 
 
 def test_where_nodes_meet():

@@ -20,10 +20,10 @@ import sdxl_pipeline
 from senseflow.engine.build import lighten
 from senseflow.engine.config import ParallelConfig, load_config
 from senseflow.engine.parallel import recompute, shard, start_ranks
-from senseflow.engine.recipe import ROOT
 from senseflow.models import flux, sd35, sdxl
 from senseflow.models.bottleneck_classifier import add_encoder_pass
 from senseflow.models.networks import NetworkSource
+from senseflow.sampling.plan import ROOT
 from senseflow.state import frozen
 
 

@@ -19,11 +19,11 @@ from transformers.models.t5.modeling_t5 import T5Block
 from senseflow.engine.build import build_network
 from senseflow.engine.config import ParallelConfig, PrecisionConfig
 from senseflow.engine.parallel import start_ranks
-from senseflow.engine.recipe import ROOT
 from senseflow.models.flux import FLUX
 from senseflow.models.sd35 import SD35, SD35_LARGE
 from senseflow.models.sdxl import SDXL
 from senseflow.models.text_encoders import text_encoder, text_encoders
+from senseflow.sampling.plan import ROOT
 
 TINY = ROOT / "assets" / "tiny"
 FOLDERS = {

@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from senseflow.models.head_layers import LocalBatchNorm, SpectralConv
 from senseflow.models.vfm_discriminator import (
     FrozenBackbone,
     Head,
     Heads,
-    LocalBatchNorm,
     PromptEncoder,
-    SpectralConv,
 )
 
 torch.set_num_threads(1)

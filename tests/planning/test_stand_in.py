@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from senseflow.engine.recipe import ROOT
 from senseflow.models.text_encoders import text_encoder
 from senseflow.models.weights import component_weights
 from senseflow.planning.stand_in import copy_teacher, fill, write_holes
 from senseflow.planning.teachers import published
+from senseflow.sampling.plan import ROOT
 
 
 def test_a_hole_has_names_types_and_shapes_and_takes_no_room(tmp_path):
