@@ -22,6 +22,7 @@ TYPES = {
 }  # as a safetensors header names them
 
 
+ALIGNMENT = 64  # bytes, of the first tensor: matrix products of a mapped file round by where it is
 PLAIN = {"format": "pt"}  # what a header says of the file besides its tensors
 
 
@@ -38,7 +39,7 @@ def header(shapes: Mapping[str, Tensor], metadata: Mapping[str, str] = PLAIN) ->
         }
         tree[key] = place
     words = json.dumps(tree, separators=(",", ":")).encode()
-    words += b" " * (-len(words) % 8)  # the tensors begin aligned
+    words += b" " * (-(8 + len(words)) % ALIGNMENT)
     return len(words).to_bytes(8, "little") + words
 
 

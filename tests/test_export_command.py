@@ -82,7 +82,7 @@ def test_the_command_writes_what_the_run_wrote(finished, tmp_path, kind):
     own, flags = finished / kind / "step_0000004", ["--ema"] if kind == "ema" else []
     assert export.main([str(finished), "--output", str(tmp_path / "out"), *flags]) == 0
     names = sorted(p.name for p in own.iterdir())
-    assert names == sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([*names, "README.md"])
     for name in names:
         assert (tmp_path / "out" / name).read_bytes() == (own / name).read_bytes()
     assert read_card(own).ema == (0.5 if kind == "ema" else None)
@@ -101,6 +101,21 @@ def test_it_holds_one_tensor_at_a_time(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(OpenCheckpoint, "read", watched)
     assert export.main([str(finished), "--output", str(tmp_path / "out")]) == 0
     assert len(seen) == len(load_file(tmp_path / "out" / WEIGHTS))
+
+
+def test_a_checkpoint_ships_as_the_students_own_folder_does(finished, tmp_path):
+    """The same whole pipeline, of the run's average, with the run's recipe on its card."""
+    outs = tmp_path / "a" / "out", tmp_path / "b" / "out"
+    flags = ["--form", "pipeline", "--ema"]
+    assert export.main([str(finished), "--output", str(outs[0]), *flags]) == 0
+    step = finished / "ema" / "step_0000004"
+    assert export.main([str(step), "--output", str(outs[1]), *flags]) == 0
+    names, others = (sorted(f.relative_to(o) for f in o.rglob("*.*")) for o in outs)
+    assert names == others and len(names) > 12
+    for name in (name for name in names if (outs[0] / name).is_file()):
+        assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes(), name
+    card = (outs[0] / "README.md").read_text()
+    assert "| recipe | `flux_senseflow` of SenseFlow |" in card and "EMA, decay 0.5" in card
 
 
 def test_an_older_checkpoint_in_another_type(finished, tmp_path):
@@ -148,11 +163,16 @@ def test_errors_are_one_line(finished, tmp_path, capsys):
     assert read_card(out).iteration == 2  # the newest that is whole
 
 
-def test_help_warns_of_strangers_runs_and_shows_an_example():
+def test_help_is_light_warns_of_strangers_runs_and_shows_an_example():
+    heavy = "print(*sys.modules, file=sys.stderr)"
+    code = (
+        f"import atexit, sys; atexit.register(lambda: {heavy})\nfrom senseflow.export import main"
+    )
     result = subprocess.run(
-        [sys.executable, "-m", "senseflow.export", "--help"], capture_output=True, text=True
+        [sys.executable, "-c", f"{code}\nmain(['--help'])"], capture_output=True, text=True
     )
     assert result.returncode == 0
+    assert "torch" not in result.stderr.split()
     assert "Only read your own runs" in result.stdout
     assert "python -m senseflow.export runs/flux --output" in result.stdout
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from senseflow.engine.disk import PARTIAL, HostGroup, empty_folder, publish, sync, writing
 from senseflow.sampling.student import StudentCard, write_card
-from senseflow.tensor_files import write_safetensors
+from senseflow.tensor_files import ALIGNMENT, write_safetensors
 
 MAX_FILE_SIZE = "10GB"
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -38,14 +39,20 @@ class Layout:
     def plan(
         cls, component: nn.Module, dtype: torch.dtype, max_file_size: str | int = MAX_FILE_SIZE
     ) -> "Layout":
-        """Split as diffusers does; the order of keys is the component's own."""
+        """Split as diffusers does; the order of keys is the component's own, odd sizes last.
+
+        Every other tensor then begins on a multiple of ALIGNMENT, in any file.
+        """
         tensors = {k: v.to("meta", dtype) for k, v in component.state_dict().items()}
         split = split_torch_state_dict_into_shards(
             tensors, filename_pattern=FILE_PATTERN, max_shard_size=max_file_size
         )
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         files = {
-            name: {k: tensors[k] for k in ks} for name, ks in split.filename_to_tensors.items()
+            name: {
+                k: tensors[k] for k in sorted(ks, key=lambda k: tensors[k].nbytes % ALIGNMENT > 0)
+            }
+            for name, ks in split.filename_to_tensors.items()
         }
         return cls(component, dtype, files, index if split.is_sharded else None)
 
@@ -93,21 +100,37 @@ def write_component(
     folder: Path, layout: Layout, tensors: Iterator[Tensor | None], describe: Describe
 ) -> None:
     """Write a component folder from its tensors in the layout's order, whole or not at all."""
+    with whole_folder(folder) as partial:
+        fill_component(partial, layout, tensors)
+        describe(partial)
+
+
+def fill_component(folder: Path, layout: Layout, tensors: Iterator[Tensor | None]) -> None:
+    """Write config.json and weights into a folder that is there."""
+    if layout.component:
+        layout.component.save_config(folder)
+    for name, shapes in layout.files.items():
+        named = {layout.prefix + key: like for key, like in shapes.items()}
+        write_safetensors(folder / name, named, tensors, layout.metadata)
+    if layout.index:
+        index = json.dumps(layout.index, indent=2, sort_keys=True) + "\n"
+        (folder / f"{FILE_PATTERN.format(suffix='')}.index.json").write_text(index)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to be filled, which then appears under this name whole, or not at all.
+
+    An OSError inside says what could not be written.
+    """
     partial = folder.with_name(f"{PARTIAL}_{folder.name}")
     with writing(folder):
         try:
             empty_folder(partial)
-            if layout.component:
-                layout.component.save_config(partial)
-            for name, shapes in layout.files.items():
-                named = {layout.prefix + key: like for key, like in shapes.items()}
-                write_safetensors(partial / name, named, tensors, layout.metadata)
-            if layout.index:
-                index = json.dumps(layout.index, indent=2, sort_keys=True) + "\n"
-                (partial / f"{FILE_PATTERN.format(suffix='')}.index.json").write_text(index)
-            describe(partial)
-            for file in partial.iterdir():
-                sync(file)
+            yield partial
+            for path in partial.rglob("*"):
+                if not path.is_symlink():
+                    sync(path)
             publish(partial, folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)

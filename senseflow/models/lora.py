@@ -9,7 +9,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -195,6 +195,11 @@ def stated_scale(file: Path) -> float:
     """alpha / rank by the header of a LoRA file; 1 where it says nothing, as diffusers reads it."""
     with safe_open(str(file), framework="pt") as opened:
         header = opened.metadata() or {}
+    return scale_in(header)
+
+
+def scale_in(header: Mapping[str, str]) -> float:
+    """The same by the header's metadata."""
     facts = {
         key.split(".")[-1]: value for key, value in json.loads(header.get(METADATA, "{}")).items()
     }

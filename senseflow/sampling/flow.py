@@ -1,8 +1,8 @@
 """What FLUX and SD3.5 have in common on the command line: sigmas as they are, and their call."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from senseflow.sampling.plan import Plan
+from senseflow.sampling.plan import Plan, StockSampling
 
 if TYPE_CHECKING:
     import torch
@@ -40,3 +40,16 @@ def sample(
         generator=generators,
     ).images
     return images
+
+
+def stock_flow(
+    levels: dict[str, Any], shift: float = 1.0, shift_terminal: float | None = None
+) -> StockSampling:
+    """The stock scheduler with fresh noise at every step and one shift at every size."""
+    changes = {
+        "shift": shift,
+        "shift_terminal": shift_terminal,
+        "use_dynamic_shifting": False,
+        "stochastic_sampling": True,
+    }
+    return StockSampling("FlowMatchEulerDiscreteScheduler", changes, levels, NO_GUIDANCE)

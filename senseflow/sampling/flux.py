@@ -4,9 +4,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senseflow.sampling.flow import make_scheduler, sample
-from senseflow.sampling.levels import SIGMAS
-from senseflow.sampling.plan import ROOT, Family, Sides, stated_length, vae_factor
+from senseflow.sampling.flow import make_scheduler, sample, stock_flow
+from senseflow.sampling.levels import SIGMAS, one_shift, shifted
+from senseflow.sampling.plan import (
+    ROOT,
+    Family,
+    Sides,
+    StockSampling,
+    stated_length,
+    vae_factor,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +59,25 @@ def open_pipeline(base: Path, network: "nn.Module | None", dtype: "torch.dtype")
     return FluxPipeline.from_pretrained(base, torch_dtype=dtype, **replaced)
 
 
+def stock_sampling(anchors: tuple[float, ...]) -> StockSampling:
+    """FluxPipeline spaces its sigmas from 1 to 1/K, at any size, and its scheduler shifts them."""
+    shift = one_shift(anchors)
+    if shift is None:
+        return stock_flow({"sigmas": list(anchors)})
+    return stock_flow({"num_inference_steps": len(anchors)}, shift)
+
+
+def rounded(anchors: tuple[float, ...], levels: list[float]) -> list[float]:
+    """Sigmas as that scheduler's float32 shift makes them."""
+    shift = one_shift(anchors)
+    if shift is None:
+        return levels
+    from senseflow.sampling.scheduler import as_made, stock_sigmas
+
+    times = [shifted(sigma, 1 / shift) for sigma in levels]
+    return as_made(levels, stock_sigmas({"shift": shift}, times))
+
+
 FLUX = Family(
     name="flux",
     title="FLUX.1-dev",
@@ -75,4 +101,6 @@ FLUX = Family(
     last_config=ROOT / "exp_flux" / "flux-wo-guidance-embed" / "transformer" / "config.json",
     takes_guidance=takes_guidance,
     fit_config=fit_config,
+    stock_sampling=stock_sampling,
+    rounded=rounded,
 )

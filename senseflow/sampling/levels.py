@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+SAME_SIGMA = 1e-6  # further apart, float32 is not the reason
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -75,18 +77,41 @@ def _denser_sigmas(anchors: list[float]) -> list[float]:
 
     The shift s is that of sigma = s u / (1 + (s - 1) u) with equally spaced u.
     """
-    num = len(anchors)
-    times = [1 - step / num for step in range(num)]
-    below_one = list(zip(anchors, times, strict=True))[1:]
-    shifts = [sigma * (1 - u) / (u * (1 - sigma)) for sigma, u in below_one]
+    num, times, shifts = len(anchors), even_times(len(anchors)), _shifts(anchors)
     if anchors[0] != 1 or not shifts or max(shifts) > 1.02 * min(shifts):
         raise ValueError(
             f"{2 * num}: the anchors {anchors} are not one shift of equally spaced times"
         )
     shift = sum(shifts) / len(shifts)
     between = [u - 0.5 / num for u in times]
-    dense = [shift * u / (1 + (shift - 1) * u) for u in between]
+    dense = [shifted(u, shift) for u in between]
     return [sigma for pair in zip(anchors, dense, strict=True) for sigma in pair]
+
+
+def one_shift(anchors: Sequence[float]) -> float | None:
+    """The s by which sigmas are s u / (1 + (s - 1) u) of `even_times`; None when by no single s."""
+    shifts = _shifts(anchors) or [1.0]
+    mean = sum(shifts) / len(shifts)
+    shift = round(mean, 4) if abs(round(mean, 4) - mean) < 1e-9 else mean
+    made = [shifted(u, shift) for u in even_times(len(anchors))]
+    fits = all(abs(a - b) < SAME_SIGMA for a, b in zip(anchors, made, strict=True))
+    return shift if fits else None
+
+
+def even_times(num: int) -> list[float]:
+    """1, 1 - 1/K, ..., 1/K: the sigmas of K equal steps before any shift."""
+    return [1 - step / num for step in range(num)]
+
+
+def shifted(u: float, shift: float) -> float:
+    """The sigma that a shift makes of u, both in [0, 1]; by 1 / shift it goes back."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def _shifts(anchors: Sequence[float]) -> list[float]:
+    """Of every anchor below 1, the shift that makes it of its equally spaced u."""
+    pairs = zip(anchors, even_times(len(anchors)), strict=True)
+    return [sigma * (1 - u) / (u * (1 - sigma)) for sigma, u in pairs if sigma < 1 and u < 1]
 
 
 def _denser_timesteps(anchors: list[float]) -> list[float]:

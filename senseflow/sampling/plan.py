@@ -76,6 +76,16 @@ class Sides:
 
 
 @dataclass(frozen=True)
+class StockSampling:
+    """How a plain diffusers pipeline samples a student at its anchors."""
+
+    scheduler: str  # class in diffusers
+    changes: dict[str, Any]  # to the config of the base's scheduler
+    levels: dict[str, Any]  # of the pipeline's call: num_inference_steps, or sigmas or timesteps
+    guidance: float  # of the call, for a student that takes none
+
+
+@dataclass(frozen=True)
 class Family:
     """One kind of teacher on the command line: all that differs, said in the family's own module.
 
@@ -99,6 +109,7 @@ class Family:
     default_anchors: Callable[[Path], list[float]]  # of the base, for students without a card
     sides: Callable[[Path, dict[str, Any] | None], Sides]  # of the base and the student's config
     make_scheduler: Callable[["SchedulerMixin", Plan], "SchedulerMixin"]  # from the base's own
+    stock_sampling: Callable[[tuple[float, ...]], StockSampling]  # at a card's anchors
     open_pipeline: Callable[[Path, "nn.Module | None", "torch.dtype"], "DiffusionPipeline"]
     sample: Callable[
         ["DiffusionPipeline", list[str], list["torch.Generator"], Plan], list["Image.Image"]
@@ -109,6 +120,10 @@ class Family:
     is_this_size: Callable[[Path], bool] = lambda base: True  # False: another family's, same class
     takes_guidance: Callable[[dict[str, Any]], bool] = lambda config: False  # a student's config
     fit_config: Callable[[dict[str, Any], list[str]], dict[str, Any]] = lambda config, keys: config
+    # levels of a student with a card's anchors, as stock_sampling's scheduler rounds them
+    rounded: Callable[[tuple[float, ...], list[float]], list[float]] = lambda anchors, levels: (
+        levels
+    )
 
 
 def base_config(base: Path, part: str) -> dict[str, Any]:

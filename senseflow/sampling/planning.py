@@ -114,13 +114,22 @@ def _guidance(
     card: StudentCard | None,
     config: dict[str, Any] | None,
 ) -> float | None:
-    takes_guidance = config is None or family.takes_guidance(config)
-    if not takes_guidance:
-        if args.guidance is not None:
-            raise ValueError(f"--guidance {args.guidance:g}: this student takes no guidance")
+    if config is None:
+        return family.teacher_guidance if args.guidance is None else float(args.guidance)
+    trained = student_guidance(family, card, config)
+    if args.guidance is None:
+        return trained
+    if trained is None:
+        raise ValueError(f"--guidance {args.guidance:g}: this student takes no guidance")
+    return float(args.guidance)
+
+
+def student_guidance(
+    family: Family, card: StudentCard | None, config: dict[str, Any]
+) -> float | None:
+    """What a student with this config is fed; None: it takes no guidance."""
+    if not family.takes_guidance(config):
         return None
-    if args.guidance is not None:
-        return float(args.guidance)
     return card.guidance if card and card.guidance is not None else family.teacher_guidance
 
 
@@ -136,7 +145,9 @@ def _levels(family: Family, args: argparse.Namespace, card: StudentCard | None) 
     levels, anchors = family.levels, trained_anchors(family, args, card)
     try:
         if args.levels:
-            return levels.among(anchors, args.levels)
-        return levels.of_steps(anchors, args.steps or len(anchors), args.two_steps)
+            chosen = levels.among(anchors, args.levels)
+        else:
+            chosen = levels.of_steps(anchors, args.steps or len(anchors), args.two_steps)
     except ValueError as error:
         raise ValueError(f"{levels.flag if args.levels else '--steps'} {error}") from error
+    return family.rounded(card.anchors, chosen) if card else chosen

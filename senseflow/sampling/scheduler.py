@@ -77,6 +77,27 @@ def own_sigmas(config: dict[str, Any], num: int = 4) -> list[float]:
     return [float(sigma) for sigma in scheduler.sigmas[:-1]]
 
 
+def stock_sigmas(changes: dict[str, Any], steps: int | list[float]) -> list[float]:
+    """What the stock scheduler makes of a number of steps, or of sigmas; noisy to clean."""
+    scheduler = FlowMatchEulerDiscreteScheduler(**changes)
+    if isinstance(steps, int):
+        scheduler.set_timesteps(steps)
+    else:
+        scheduler.set_timesteps(sigmas=steps)
+    made: list[float] = scheduler.sigmas[:-1].tolist()
+    return made
+
+
+def as_made(levels: list[float], made: list[float]) -> list[float]:
+    """The levels, in place of those that float32 does not round to what a scheduler made of them,
+    what it made."""
+    rounded = torch.tensor(levels).tolist()
+    return [
+        level if here == there else there
+        for level, here, there in zip(levels, rounded, made, strict=True)
+    ]
+
+
 class Float32LCMScheduler(LCMScheduler):
     """LCMScheduler whose steps, and their noise, are float32 whatever the network's type.
 

@@ -1,14 +1,16 @@
 """SD3.5 Medium and Large on the command line: StableDiffusion3Pipeline with a student inside."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senseflow.sampling.flow import make_scheduler, sample
-from senseflow.sampling.levels import SIGMAS
+from senseflow.sampling.flow import make_scheduler, sample, stock_flow
+from senseflow.sampling.levels import SAME_SIGMA, SIGMAS
 from senseflow.sampling.plan import (
     Family,
     Sides,
+    StockSampling,
     base_config,
     stated_length,
     vae_factor,
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 ANCHORS = [1.0, 0.9, 0.75, 0.5]  # shift 3 of 1, .75, .5, .25
 SIDE = 1024  # pixels
 T5_LENGTH = 256  # the pipeline's default
+NUM_TIMES = 1000  # of the scheduler
 
 
 def sides(base: Path, config: dict[str, Any] | None) -> Sides:
@@ -59,6 +62,50 @@ def open_pipeline(
     return StableDiffusion3Pipeline.from_pretrained(base, torch_dtype=dtype, **replaced)
 
 
+def stock_sampling(anchors: tuple[float, ...]) -> StockSampling:
+    """By the number of steps alone where a stretched shift gives the anchors, else by sigmas.
+
+    StableDiffusion3Pipeline spaces the sigmas of its steps evenly from 1 to the least that its
+    scheduler knows; the scheduler shifts them, and stretches 1 - sigma to end at `shift_terminal`.
+    """
+    from senseflow.sampling.scheduler import stock_sigmas
+
+    terminal = anchors[-1] if len(anchors) > 1 else None
+    by_number = {"num_inference_steps": len(anchors)}
+    found = stock_flow(by_number, stretched_shift(anchors), terminal)
+    made = stock_sigmas(found.changes, len(anchors))
+    fits = all(abs(a - b) < SAME_SIGMA for a, b in zip(anchors, made, strict=True))
+    return found if fits else stock_flow({"sigmas": list(anchors)})
+
+
+def rounded(anchors: tuple[float, ...], levels: list[float]) -> list[float]:
+    """The anchors among `levels` as that scheduler makes them."""
+    from senseflow.sampling.scheduler import as_made, stock_sigmas
+
+    stock = stock_sampling(anchors)
+    if "sigmas" in stock.levels:
+        return levels
+    made = dict(zip(anchors, stock_sigmas(stock.changes, len(anchors)), strict=True))
+    return as_made(levels, [made.get(level, level) for level in levels])
+
+
+def stretched_shift(anchors: tuple[float, ...]) -> float:
+    """The shift s that, stretched, gives the second anchor; the others follow where one shift
+    makes them all.
+
+    Step k of K - 1, q = k / (K - 1), lies at u = 1 - (1 - e) q, e = s / (N + s - 1) being the least
+    sigma of N. The part of the way from 1 to the last anchor that it has gone is then
+    g = q (1 - c) / (1 - c q), c = (s - 1) (N - 1) / (s (N + s - 1)), quadratic in s.
+    """
+    if len(anchors) < 3:
+        return 1.0
+    q, g = 1 / (len(anchors) - 1), (1 - anchors[1]) / (1 - anchors[-1])
+    c, most = (q - g) / (q * (1 - g)), NUM_TIMES - 1
+    half = (1 - c) * most
+    root = half * half - 4 * c * most
+    return 2 * most / (half + math.sqrt(root)) if root >= 0 else 1.0  # else no shift does it
+
+
 SD35 = Family(
     name="sd35",
     title="SD3.5 Medium",
@@ -80,6 +127,8 @@ SD35 = Family(
     make_scheduler=make_scheduler,
     open_pipeline=open_pipeline,
     sample=sample,
+    stock_sampling=stock_sampling,
+    rounded=rounded,
 )
 
 SD35_LARGE = dataclasses.replace(

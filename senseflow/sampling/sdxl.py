@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from senseflow.sampling.levels import TIMESTEPS
-from senseflow.sampling.plan import Family, Plan, Sides, base_config, vae_factor
+from senseflow.sampling.plan import (
+    Family,
+    Plan,
+    Sides,
+    StockSampling,
+    base_config,
+    vae_factor,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
 ANCHORS: list[float] = [999, 749, 499, 249]
 SIDE = 1024  # pixels
 MULTIPLE = 8  # pixels: what the pipeline asks of a side
+NUM_TIMES = 1000  # of the scheduler
 NO_GUIDANCE = 0.0  # the pipeline then leaves out the unconditional half
 
 
@@ -110,6 +118,16 @@ def _cast_for_vae(
     return {"latents": tensors["latents"].to(pipeline.vae.dtype)}
 
 
+def stock_sampling(anchors: tuple[float, ...]) -> StockSampling:
+    """LCMScheduler's own steps where its grid of K equal stretches holds the anchors."""
+    num = len(anchors)
+    grid = [(num - step) * (NUM_TIMES // num) - 1 for step in range(num)]
+    on_grid = list(anchors) == grid
+    levels = {"num_inference_steps": num} if on_grid else {"timesteps": list(anchors)}
+    changes = {"original_inference_steps": num if on_grid else NUM_TIMES}
+    return StockSampling("LCMScheduler", changes, levels, NO_GUIDANCE)
+
+
 SDXL = Family(
     name="sdxl",
     title="SDXL",
@@ -129,6 +147,7 @@ SDXL = Family(
     make_scheduler=make_scheduler,
     open_pipeline=open_pipeline,
     sample=sample,
+    stock_sampling=stock_sampling,
 )
 
 SDXL_DMD2 = dataclasses.replace(SDXL, script="scripts_sdxl/test_sdxl_dmd2.py", method="DMD2")
