@@ -39,12 +39,15 @@ setup(
     extras_require={
         "evaluate": ["torch-fidelity>=0.4", "torchmetrics>=1.9"],
         "demo": ["scikit-learn>=1.5"],
+        "app": ["gradio>=6.31,<7"],
         "test": [
             "scikit-learn>=1.5",
             "torch-fidelity>=0.4",
             "torchmetrics>=1.9",
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "gradio>=6.31,<7",
+            "playwright>=1.50",
             "ruff>=0.9",
             "mypy>=1.14",
             "types-PyYAML",

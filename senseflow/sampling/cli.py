@@ -136,17 +136,23 @@ def _add_sampling_flags(parser: Parser, family: Family) -> None:
 
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     """Where and in which precision to draw, and which share of the work."""
+    group = add_device_flags(parser)
+    group.add_argument("--compile", action="store_true", help="torch.compile the network's blocks")
+    group.add_argument(
+        "--shard", metavar="I/N",
+        help="every N-th prompt from the I-th, I < N (default: RANK/WORLD_SIZE of torchrun)",
+    )  # fmt: skip
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Where and in which precision to draw."""
     group = parser.add_argument_group("machine")
     group.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), help="(GPU: bfloat16, CPU: float32)"
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     group.add_argument("--offload", action="store_true", help="keep idle parts in host memory")
-    group.add_argument("--compile", action="store_true", help="torch.compile the network's blocks")
-    group.add_argument(
-        "--shard", metavar="I/N",
-        help="every N-th prompt from the I-th, I < N (default: RANK/WORLD_SIZE of torchrun)",
-    )  # fmt: skip
+    return group
 
 
 def check(family: Family, args: argparse.Namespace) -> None:

@@ -31,8 +31,7 @@ class Levels:
         Of K anchors, evenly spread from the first one; with two_steps "first", two steps are the
         first two. 2K: `denser`. Raises ValueError for other numbers.
         """
-        num = len(anchors)
-        possible = [n for n in range(1, num + 1) if num % n == 0]
+        num, possible = len(anchors), _divisors(len(anchors))
         if steps == 2 < num and two_steps == "first":
             return anchors[:2]
         if steps in possible:
@@ -41,6 +40,14 @@ class Levels:
             return self.denser(anchors)
         possible.append(2 * num)
         raise ValueError(f"{steps}: a student of {num} anchors samples in {possible} steps")
+
+    def possible_steps(self, anchors: list[float]) -> list[int]:
+        """The numbers that `of_steps` takes, rising; without 2K where `denser` has no answer."""
+        try:
+            self.denser(anchors)
+        except ValueError:
+            return _divisors(len(anchors))
+        return [*_divisors(len(anchors)), 2 * len(anchors)]
 
     def among(self, anchors: list[float], wanted: list[float]) -> list[float]:
         """The anchors that `wanted` names, which must fall from the first one.
@@ -66,6 +73,10 @@ class Levels:
         """Raise ValueError when a card's anchors are not counted this way."""
         if not self.fits(anchors):
             raise ValueError(f"the card's anchors {_said(anchors)} are not {self.name}")
+
+
+def _divisors(num: int) -> list[int]:
+    return [n for n in range(1, num + 1) if num % n == 0]
 
 
 def _said(values: Sequence[float]) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import nn
 
+CARD = "senseflow.json"  # beside a student's weights: how it was trained
 ROOT = Path(__file__).resolve().parents[2]  # where the prompts and configs of this repository lie
 
 

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from senseflow.models.weights import Weights, component_weights, open_index, open_safetensors
 from senseflow.sampling.levels import counted
+from senseflow.sampling.plan import CARD
 
 logger = logging.getLogger(__name__)
 
-CARD = "senseflow.json"
 CARD_FORMAT = 1
 COMPONENTS = ("transformer", "unet")  # the trained part of a diffusers pipeline folder
 STEP = re.compile(r"step_(\d+)$")

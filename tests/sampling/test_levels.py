@@ -111,3 +111,22 @@ def test_anchors_of_the_other_kind():
         SIGMAS.check((999, 749))
     with pytest.raises(ValueError, match=r"the card's anchors 1, 0\.9 are not timesteps"):
         TIMESTEPS.check((1.0, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("levels", "anchors", "possible"),
+    [
+        (SIGMAS, [1.0, 0.9, 0.75, 0.5], [1, 2, 4, 8]),
+        (SIGMAS, [1.0, 0.9, 0.7, 0.4], [1, 2, 4]),  # of no one shift
+        (SIGMAS, [1.0], [1]),
+        (TIMESTEPS, [999, 700, 300], [1, 3, 6]),
+    ],
+)
+def test_possible_steps_are_those_that_of_steps_takes(levels, anchors, possible):
+    assert levels.possible_steps(anchors) == possible
+    for steps in range(1, 10):
+        if steps in possible:
+            assert len(levels.of_steps(anchors, steps)) == steps
+        else:
+            with pytest.raises(ValueError, match=str(steps)):
+                levels.of_steps(anchors, steps)
