@@ -1,12 +1,5 @@
-"""Images with prompts listed in one JSON file.
+"""Images with prompts listed in one JSON file (`senseflow.data.image_lists`)."""
 
-    {"keys": ["0", ...], "image_paths": ["a.png", ...], "prompts": ["a sunset", ...]}
-
-Three lists of one length; relative image paths are looked up beside the JSON file, then in the
-working directory.
-"""
-
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,14 +9,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from senseflow.core.draws import Draws
+from senseflow.data.decode import UNREADABLE, fit, read_rgb
+from senseflow.data.image_lists import read_lists, resolve
 from senseflow.data.items import Item, Position, UnreadableItem, first_readable
-
-LISTS = ("keys", "image_paths", "prompts")
 
 
 class JsonImages(Dataset[Item]):
@@ -76,8 +69,7 @@ class JsonImages(Dataset[Item]):
 
     def resolve(self, path: str) -> Path:
         """Beside the JSON file if it is there, else as given."""
-        beside = self.folder / path
-        return beside if beside.exists() else Path(path)
+        return resolve(self.folder, path)
 
     def _where(self, position: Position) -> tuple[float, float]:
         """The crop's place in [0, 1] down and across what is left over."""
@@ -89,75 +81,16 @@ class JsonImages(Dataset[Item]):
         return down, across
 
 
-def read_lists(file: Path) -> tuple[list[str], list[str], list[str]]:
-    """keys, image_paths and prompts of a data set file, checked."""
-    if not file.is_file():
-        raise ValueError(f"data set {file} not found: paths.dataset names a JSON file")
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"data set {file} is not valid JSON: {error}") from error
-    missing = [name for name in LISTS if not isinstance(tree, dict) or name not in tree]
-    if missing:
-        raise ValueError(f"data set {file} has no {', '.join(missing)}")
-    for name in LISTS:
-        if not isinstance(tree[name], list):
-            raise ValueError(f"data set {file}: {name} is not a list")
-    lengths = {name: len(tree[name]) for name in LISTS}
-    if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{length} {name}" for name, length in lengths.items())
-        raise ValueError(f"data set {file} has lists of different lengths: {said}")
-    if not tree["keys"]:
-        raise ValueError(f"data set {file} is empty")
-    for name in LISTS[1:]:
-        odd = next((i for i, text in enumerate(tree[name]) if not isinstance(text, str)), None)
-        if odd is not None:
-            raise ValueError(f"data set {file}: {name}[{odd}] is not text: {tree[name][odd]!r}")
-    return tree["keys"], tree["image_paths"], tree["prompts"]
-
-
 def read_image(path: Path, resolution: tuple[int, int], where: tuple[float, float]) -> Tensor:
     """The picture in a file, (3, H, W) in [-1, 1], resized and cropped as `fit` does.
 
     Raises UnreadableItem naming the file when it is missing, damaged or no picture.
     """
     try:
-        with Image.open(path) as opened:
-            picture = to_rgb(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        picture = read_rgb(path)
+    except UNREADABLE as error:
         raise UnreadableItem(str(path), str(error)) from error
     return to_tensor(fit(picture, resolution, where))
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """Decode wholly, upright, in RGB; transparency becomes white.
-
-    16-bit grey is scaled to 8 bits (Pillow would clip it to white). Raises ValueError for pixels
-    whose range no one can know: 32-bit integers and floats.
-    """
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):
-        grey = np.asarray(picture, dtype=np.float32) / 257
-        picture = Image.fromarray(grey.round().astype(np.uint8))
-    if picture.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {picture.mode} have no known range")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        paper = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(paper, picture)
-    return picture.convert("RGB")
-
-
-def fit(
-    picture: Image.Image, resolution: tuple[int, int], where: tuple[float, float]
-) -> Image.Image:
-    """Resize so that the picture covers height x width, then crop at `where` of the rest."""
-    return ImageOps.fit(
-        picture,
-        (resolution[1], resolution[0]),
-        method=Image.Resampling.LANCZOS,
-        centering=(where[1], where[0]),
-    )
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from senseflow.data.json_images import read_lists, to_rgb
+from senseflow.data.decode import to_rgb
+from senseflow.data.image_lists import read_lists
 from senseflow.evaluation.layouts import SAMPLES, SIDECARS, seed_folders
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its own client
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from senseflow.sampling.student import CARD
+from senseflow.sampling.plan import CARD
 
 logger = logging.getLogger("senseflow")
 UNITS = ("B", "KB", "MB", "GB")

@@ -122,11 +122,14 @@ def evaluation_prompts(num: int, held_out: bool) -> list[str]:
     return captions_of(pool[order[:num]])
 
 
-def write_dataset(output: Path, num: int, seed: int, num_prompts: int = 1000) -> None:
+def write_dataset(
+    output: Path, num: int, seed: int, num_prompts: int = 1000, sidecars: bool = False
+) -> None:
     """Write `num` training pictures, data.json that lists them, and two files of prompts.
 
     data.json holds {"keys", "image_paths" (relative to it), "prompts"}; prompts_train.txt and
-    prompts_heldout.txt hold `num_prompts` evaluation prompts each, one a line.
+    prompts_heldout.txt hold `num_prompts` evaluation prompts each, one a line. With `sidecars` the
+    caption of x.png stands in x.txt too.
     """
     generator = torch.Generator().manual_seed(seed)
     attributes = draw_scenes(split_scenes()[0], num, generator)
@@ -137,6 +140,8 @@ def write_dataset(output: Path, num: int, seed: int, num_prompts: int = 1000) ->
         image.save(output / path)
     listing = {"keys": keys, "image_paths": paths, "prompts": captions_of(attributes)}
     (output / "data.json").write_text(json.dumps(listing))
+    for path, prompt in zip(paths, listing["prompts"], strict=True) if sidecars else ():
+        (output / path).with_suffix(".txt").write_text(f"{prompt}\n")
     for name, held_out in (("train", False), ("heldout", True)):
         prompts = evaluation_prompts(num_prompts, held_out)
         (output / f"prompts_{name}.txt").write_text("\n".join(prompts) + "\n")
@@ -152,8 +157,17 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=4000, help="number of training pictures")
     parser.add_argument("--seed", type=int, default=0, help="seed of scenes, scans and jitter")
     parser.add_argument("--num_prompts", type=int, default=1000, help="evaluation prompts per file")
+    parser.add_argument(
+        "--sidecars", action="store_true", help="captions in x.txt beside x.png too"
+    )
     arguments = parser.parse_args()
-    write_dataset(arguments.output, arguments.num, arguments.seed, arguments.num_prompts)
+    write_dataset(
+        arguments.output,
+        arguments.num,
+        arguments.seed,
+        arguments.num_prompts,
+        arguments.sidecars,
+    )
 
 
 if __name__ == "__main__":

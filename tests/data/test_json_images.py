@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from senseflow.data.image_lists import read_lists
 from senseflow.data.items import Position, Unreadable, UnreadableImagesError
-from senseflow.data.json_images import JsonImages, read_lists
+from senseflow.data.json_images import JsonImages
 
 
 def write(folder: Path, pictures: list[Image.Image | bytes], **changes) -> Path:

@@ -1,0 +1,56 @@
+"""What a check found: sentences, the samples they are about, and whether one ends the run."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Level = Literal["stops", "warning", "note"]
+Place = int | list[int]  # of one sample, or of a group of equal ones
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is said. stops: a run would end by it."""
+
+    name: str
+    level: Level
+    words: str
+    places: list[Place] = field(default_factory=list)  # the worst first
+    reasons: list[str] = field(default_factory=list)  # of each place, where they differ
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run with a configuration would do."""
+
+    resolution: tuple[int, int]  # height, width
+    max_unreadable: int = 100
+    random_crop: bool = False
+
+
+@dataclass(frozen=True)
+class Checked:
+    """All that is said of a data set."""
+
+    num: int
+    findings: list[Finding]
+    numbers: dict[str, Any]  # plain values, for the JSON
+
+    @property
+    def stops(self) -> bool:
+        return any(finding.level == "stops" for finding in self.findings)
+
+
+def share(count: int, num: int) -> str:
+    """`3 of 400 (0.8 %)`."""
+    return f"{count:,} of {num:,} ({100 * count / max(num, 1):.2g} %)"
+
+
+def percentiles(values: Iterable[float]) -> dict[str, float]:
+    """Lowest, 1, 10, 50, 90, 99 %, highest; nothing of nothing."""
+    ordered = sorted(values)
+    if not ordered:
+        return {}
+    places = {"least": 0.0, "p1": 0.01, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99}
+    found = {name: ordered[int(at * (len(ordered) - 1))] for name, at in places.items()}
+    return {**found, "most": ordered[-1]}

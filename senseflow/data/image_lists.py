@@ -1,0 +1,54 @@
+"""The JSON file that lists images with their prompts; needs no torch.
+
+    {"keys": ["0", ...], "image_paths": ["a.png", ...], "prompts": ["a sunset", ...]}
+
+Three lists of one length; relative image paths are looked up beside the JSON file, then in the
+working directory.
+"""
+
+import json
+from pathlib import Path
+
+from senseflow.files import write_whole
+
+LISTS = ("keys", "image_paths", "prompts")
+
+
+def read_lists(file: Path) -> tuple[list[str], list[str], list[str]]:
+    """keys, image_paths and prompts of a data set file, checked."""
+    if not file.is_file():
+        raise ValueError(f"data set {file} not found: paths.dataset names a JSON file")
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"data set {file} is not valid JSON: {error}") from error
+    missing = [name for name in LISTS if not isinstance(tree, dict) or name not in tree]
+    if missing:
+        raise ValueError(f"data set {file} has no {', '.join(missing)}")
+    for name in LISTS:
+        if not isinstance(tree[name], list):
+            raise ValueError(f"data set {file}: {name} is not a list")
+    lengths = {name: len(tree[name]) for name in LISTS}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        raise ValueError(f"data set {file} has lists of different lengths: {said}")
+    if not tree["keys"]:
+        raise ValueError(f"data set {file} is empty")
+    for name in LISTS[1:]:
+        odd = next((i for i, text in enumerate(tree[name]) if not isinstance(text, str)), None)
+        if odd is not None:
+            raise ValueError(f"data set {file}: {name}[{odd}] is not text: {tree[name][odd]!r}")
+    return tree["keys"], tree["image_paths"], tree["prompts"]
+
+
+def write_lists(file: Path, rows: list[tuple[str, str, str]]) -> None:
+    """Write key, image path and prompt of every row, whole or not at all."""
+    columns = zip(*rows, strict=True)
+    tree = {name: list(column) for name, column in zip(LISTS, columns, strict=True)}
+    write_whole(file, json.dumps(tree, indent=0) + "\n")
+
+
+def resolve(folder: Path, path: str) -> Path:
+    """Where an image of the list in `folder` is: beside it if it is there, else as given."""
+    beside = folder / path
+    return beside if beside.exists() else Path(path)

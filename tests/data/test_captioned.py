@@ -1,0 +1,199 @@
+"""Data sets as users keep them: what becomes a pair, and that nothing else goes missing."""
+
+import csv
+import json
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from senseflow.data import make
+from senseflow.data.captioned import Columns, from_folder, from_table
+from senseflow.data.image_lists import read_lists
+from senseflow.data.items import Position
+from senseflow.data.json_images import JsonImages
+from senseflow.tiny.pictures import write_dataset
+
+ANY = Columns()
+
+
+def picture(file: Path, colour: str = "red") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), colour).save(file)
+    return file
+
+
+def captions(found) -> dict[str, str]:
+    return {pair.key: pair.caption for pair in found.pairs}
+
+
+def test_sidecars_in_folders_below_with_odd_names(tmp_path):
+    decomposed = unicodedata.normalize("NFD", "café")
+    for name, sidecar in (
+        ("a.jpg", "a.txt"),
+        ("sub/deep/B.PNG", "sub/deep/B.TXT"),
+        ("c.webp", "c.caption"),
+        ("d.png", "d.png.txt"),
+        (f"{decomposed}.jpg", f"{unicodedata.normalize('NFC', decomposed)}.txt"),
+        ("v1.5.png", "v1.5.txt"),
+    ):
+        picture(tmp_path / name)
+        (tmp_path / sidecar).write_text(f"  of {sidecar[0]}\n second line \n", encoding="utf-8-sig")
+    found = from_folder(tmp_path, ANY)
+    assert captions(found) == {
+        "a.jpg": "of a second line",
+        "sub/deep/B.PNG": "of s second line",
+        "c.webp": "of c second line",
+        "d.png": "of d second line",
+        f"{decomposed}.jpg": "of c second line",
+        "v1.5.png": "of v second line",
+    }
+    assert not found.left_out and not found.passed_over
+
+
+def test_a_txt_goes_before_a_caption_file_and_neither_is_missed(tmp_path):
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "a.caption").write_text("second")
+    (tmp_path / "a.txt").write_text("first")
+    found = from_folder(tmp_path, ANY)
+    assert captions(found) == {"a.jpg": "first"} and not found.left_out
+
+
+def test_what_is_left_out_is_named_and_what_is_passed_over_is_counted(tmp_path):
+    for name in ("none.png", "empty.png", "latin.png", "good.png"):
+        picture(tmp_path / name)
+    (tmp_path / "empty.txt").write_text(" \n\t")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "alone.txt").write_text("no image")
+    picture(tmp_path / ".hidden" / "x.png")
+    (tmp_path / "._good.png").write_bytes(b"a Mac left this")
+    (tmp_path / "notes.md").write_text("")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / ".hidden")
+    found = from_folder(tmp_path, ANY)
+    assert captions(found) == {"good.png": "good"}
+    assert dict(found.left_out) == {
+        "none.png": "an image without a caption",
+        "empty.png": "an empty caption",
+        "latin.png": "a caption that is not text",
+        "alone.txt": "a caption without an image",
+    }
+    assert found.passed_over == {"hidden": 2, "linked folders": 1, ".md": 1}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
+def test_metadata_of_imagefolder_goes_before_sidecars(tmp_path, suffix):
+    """Cells with commas, quotes and line ends; two captions of one image; a row without image."""
+    rows = [
+        ("a.png", 'red, "so red"\nindeed'),
+        ("sub/b.png", "b"),
+        ("a.png", "again"),
+        ("x.png", "x"),
+    ]
+    for name in ("a.png", "sub/b.png", "c.png"):
+        picture(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text("of the sidecar")
+    with (tmp_path / f"metadata{suffix}").open("w", newline="") as stream:
+        if suffix == ".jsonl":
+            stream.writelines(json.dumps({"file_name": n, "text": t}) + "\n" for n, t in rows)
+        else:
+            writer = csv.writer(stream, delimiter="," if suffix == ".csv" else "\t")
+            writer.writerows([("file_name", "text"), *rows])
+    found = from_folder(tmp_path, ANY)
+    assert captions(found) == {
+        "a.png": 'red, "so red" indeed',
+        "a.png#2": "again",
+        "sub/b.png": "b",
+        "c.png": "of the sidecar",
+    }
+    assert [why for _, why in found.left_out] == ["a caption without an image"]
+
+
+def test_metadata_in_a_folder_below_is_relative_to_it(tmp_path):
+    picture(tmp_path / "train" / "a.png")
+    (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "t"}\n')
+    assert captions(from_folder(tmp_path, ANY)) == {"train/a.png": "t"}
+
+
+def test_a_table_alone_with_columns_of_its_own(tmp_path):
+    picture(tmp_path / "pictures" / "a.png")
+    table = tmp_path / "t.csv"
+    table.write_text(
+        "where,blip,text\npictures/a.png,short,long\ngone.png,x,y\npictures/a.png,,z\n"
+    )
+    found = from_table(table, Columns("where", "blip"))
+    assert captions(found) == {"pictures/a.png": "short"}
+    assert [why for _, why in found.left_out] == ["a caption without an image", "an empty caption"]
+    with pytest.raises(ValueError, match=r"t\.csv, line 2.*--file_column"):
+        from_table(table, ANY)
+    table.with_suffix(".jsonl").write_text('{"path": "a"}\n{"path": \n')
+    with pytest.raises(ValueError, match=r"t\.jsonl, line 2"):
+        from_table(table.with_suffix(".jsonl"), ANY)
+
+
+def test_the_embedded_pictures_with_sidecars_give_their_own_list(tmp_path):
+    write_dataset(tmp_path, 5, seed=0, num_prompts=1, sidecars=True)
+    assert make.main([str(tmp_path / "images"), "--output", str(tmp_path / "mine.json")]) == 0
+    _, *mine = read_lists(tmp_path / "mine.json")
+    _, *theirs = read_lists(tmp_path / "data.json")
+    assert mine == theirs
+
+
+def at(item: int) -> Position:
+    return Position(1, 0, item)
+
+
+def test_the_json_is_read_by_the_trainers_from_another_folder(tmp_path, caplog):
+    picture(tmp_path / "pictures" / "a.png", "red")
+    picture(tmp_path / "pictures" / "b.png", "blue")
+    for name in "ab":
+        (tmp_path / "pictures" / f"{name}.txt").write_text(f"picture {name}")
+    file = tmp_path / "lists" / "data.json"
+    assert make.main([str(tmp_path / "pictures"), "--output", str(file)]) == 0
+    assert json.loads(file.read_text())["image_paths"] == ["../pictures/a.png", "../pictures/b.png"]
+    data = JsonImages(file, (8, 8))
+    assert [data[at(i)].prompt for i in range(2)] == ["picture a", "picture b"]
+    assert torch.equal(data[at(1)].image[:, 0, 0], torch.tensor([-1.0, -1.0, 1.0]))
+    (tmp_path / "pictures" / "b.txt").unlink()
+    assert make.main([str(tmp_path / "pictures"), "--output", str(file)]) == 0
+    listed = file.with_suffix(".left_out.tsv")
+    assert listed.read_text() == "b.png\tan image without a caption\n"
+    (tmp_path / "pictures" / "b.txt").write_text("back")
+    assert make.main([str(tmp_path / "pictures"), "--output", str(file)]) == 0
+    assert not listed.exists() and len(JsonImages(file, (8, 8))) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "does not exist"),
+        (["a.png"], "type .png"),
+        (["https://x.org/{0..3}.tar"], "download it first"),
+        (["s-{3..1}.tar"], "3 is above 1"),
+        (["s-{0..1}.tar"], "2 of 2 shards are not there, such as s-0.tar"),
+        (["one", "two"], "2 sources"),
+        (["full", "--max_left_out", "1"], "listed in .*--max_left_out allows 1"),
+        (["empty"], "no image with a caption"),
+        (["full", "--images", "x"], "--images is of shards"),
+        (["full", "--output", "other.json"], "no data set, left as it is"),
+        (["full", "--output", "folder"], "ends in .json"),
+    ],
+)
+def test_mistakes_are_said_in_one_line_and_nothing_is_written(
+    tmp_path, monkeypatch, capsys, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other.json").write_text('{"mine": 1}')
+    for name in "ab":
+        picture(tmp_path / "full" / f"{name}.png")
+    picture(tmp_path / "full" / "c.png").with_suffix(".txt").write_text("c")
+    assert make.main([*words, *([] if "--output" in words else ["--output", "data.json"])]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and not (tmp_path / "data.json").exists()
+    assert re.search(message, said), said
+    assert (tmp_path / "other.json").read_text() == '{"mine": 1}'

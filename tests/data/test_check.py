@@ -1,0 +1,285 @@
+"""The check of a data set: each fault is found, a clean set is clean, and the statuses say so."""
+
+import io
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+from scipy.fft import dctn
+from sklearn.datasets import load_sample_images
+
+from senseflow.data import check
+from senseflow.data.checks.duplicates import BITS, LEVELS, exact_groups, near_groups
+from senseflow.data.checks.images import cut_away, enlargement
+from senseflow.data.checks.latents import require_fit
+from senseflow.data.checks.looking import Look, look_at, look_at_all, perceptual_hash
+from senseflow.data.checks.wording import caption_findings, read_tokenizers
+from senseflow.data.latents_writer import Chunk, LatentsWriter
+
+TEACHER = Path("assets/tiny/flux/pipeline")
+TINY = "configs/FLUX/flux_senseflow_tiny.yaml"
+
+
+def scene(seed: int, size: tuple[int, int] = (96, 96)) -> Image.Image:
+    """A smooth random picture."""
+    levels = np.random.default_rng(seed).integers(0, 255, (7, 7, 3), dtype=np.uint8)
+    return Image.fromarray(levels).resize(size, Image.Resampling.BICUBIC)
+
+
+def data_set(folder: Path, files: dict[str, Image.Image | bytes], **captions: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in files.items():
+        if isinstance(picture, bytes):
+            (folder / name).write_bytes(picture)
+        else:
+            picture.save(folder / name)
+    prompts = [captions.get(Path(name).stem, f"picture {name}") for name in files]
+    tree = {"keys": list(files), "image_paths": list(files), "prompts": prompts}
+    (folder / "data.json").write_text(json.dumps(tree))
+    return folder / "data.json"
+
+
+def checked(file: Path, output: Path, *words: str) -> tuple[int, dict]:
+    """The exit status and check.json."""
+    status = check.main([str(file), "--output", str(output), "--workers", "1", *words])
+    return status, json.loads((output / "check.json").read_text())
+
+
+def found(tree: dict) -> dict[str, dict]:
+    return {finding["name"]: finding for finding in tree["findings"]}
+
+
+def test_a_clean_set_is_clean(tmp_path):
+    file = data_set(tmp_path, {f"{i}.png": scene(i, (40, 40)) for i in range(6)})
+    status, tree = checked(file, tmp_path / "out", "--resolution", "32")
+    assert status == 0 and not tree["findings"] and tree["num"] == 6
+    assert tree["images"]["short_side"]["median"] == 40
+    for name in ("numbers.png", "suspicious.png"):
+        assert Image.open(tmp_path / "out" / name).width > 900
+
+
+def test_every_fault_is_found_and_named(tmp_path, caplog):
+    whole = scene(0)
+    with io.BytesIO() as stream:
+        whole.save(stream, "JPEG")
+        jpeg = stream.getvalue()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files: dict[str, Image.Image | bytes] = {f"{i}.png": scene(i) for i in range(4)}
+    files |= {
+        "cut.jpg": jpeg[: len(jpeg) // 2],
+        "text.png": b"no image",
+        "same.bmp": whole,
+        "again.jpg": jpeg,
+        "small.png": scene(10, (24, 40)),
+        "wide.png": scene(11, (300, 60)),
+        "flat.png": Image.new("RGB", (64, 64), (90, 90, 92)),
+        "cmyk.jpg": scene(12).convert("CMYK"),
+    }
+    file = data_set(
+        tmp_path, files, again=" ".join(["word"] * 100), small="picture 0.png", wide=" "
+    )
+    scene(13).save(tmp_path / "turned.jpg", exif=exif)
+    frames = [scene(14), scene(15)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    tree = json.loads(file.read_text())
+    for name in ("turned.jpg", "moving.gif", "0.png"):
+        for column in tree.values():
+            column.append(name)
+    file.write_text(json.dumps(tree))
+
+    status, said = checked(file, tmp_path / "out", "--config", TINY, "train.resolution=48")
+    findings = found(said)
+    assert status == 0 and not said["stops"]
+    assert findings["unreadable"]["samples"] == ["cut.jpg", "text.png"]
+    assert "truncated" in findings["unreadable"]["reasons"][0]
+    assert findings["small"]["samples"] == ["small.png"] and "2 x" in findings["small"]["reasons"]
+    assert findings["cut"]["samples"] == ["wide.png"]
+    assert findings["flat"]["samples"] == ["flat.png"]
+    assert findings["duplicates"]["samples"] == [["0.png", "same.bmp"]]
+    assert findings["near duplicates"]["samples"] == [["0.png", "again.jpg"]]
+    assert findings["listed again"]["samples"] == ["0.png"]
+    assert findings["turned"]["samples"] == ["turned.jpg"]
+    assert findings["animated"]["samples"] == ["moving.gif"]
+    assert set(findings["converted"]["samples"]) == {"cmyk.jpg", "moving.gif"}
+    assert findings["empty captions"]["samples"] == ["wide.png"]
+    assert findings["long captions, tokenizer_2"]["samples"][0] == "again.jpg"
+    assert findings["repeated captions"]["words"].startswith("2 of 15")
+    assert "nothing would stop a run" in caplog.text and "cut.jpg" in caplog.text
+
+
+def test_more_unreadable_than_allowed_stops_the_run(tmp_path, caplog):
+    files = {"a.png": scene(0), "b.png": b"", "c.png": b""}
+    file = data_set(tmp_path, files)
+    for allowed, expected in ((1, 1), (2, 0)):
+        words = ("--config", TINY, f"data.max_unreadable={allowed}")
+        status, tree = checked(file, tmp_path / "out", *words)
+        assert (status, tree["stops"]) == (expected, bool(expected))
+    data_set(tmp_path, {"b.png": b""})
+    assert checked(file, tmp_path / "out", "--resolution", "32")[0] == 1  # all of them
+    assert "STOPS THE RUN" in caplog.text
+
+
+def test_sizes_by_hand():
+    """A 200 x 100 picture at 50 x 50: half its size, and half of it is cut."""
+    look = Look(200, 100, "RGB", 1, False, 1, 9.0, b"", 0, b"")
+    assert enlargement(look, (50, 50)) == 0.5 and cut_away(look, (50, 50)) == 0.5
+    assert enlargement(look, (50, 100)) == 0.5 and cut_away(look, (50, 100)) == 0
+    assert enlargement(look, (400, 100)) == 4
+
+
+def test_the_hash_is_that_of_scipys_cosine_transform():
+    grey = np.random.default_rng(0).uniform(0, 255, (32, 32))
+    lowest = dctn(grey, type=2)[:8, :8].ravel()  # 4 times ours
+    bits = "".join("1" if value > np.median(lowest) else "0" for value in lowest)
+    assert perceptual_hash(grey) == int(bits, 2)
+
+
+def saved(picture: Image.Image, file: Path, **options) -> Look:
+    picture.save(file, **options)
+    look = look_at(str(file))
+    assert isinstance(look, Look)
+    return look
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "near"),
+    [
+        ("jpeg", lambda p: p, True),
+        ("half", lambda p: p.resize((120, 120), Image.Resampling.LANCZOS), True),
+        ("brighter", lambda p: ImageEnhance.Brightness(p).enhance(1.04), True),
+        ("mirror", lambda p: p.transpose(Image.Transpose.FLIP_LEFT_RIGHT), False),
+        ("crop", lambda p: p.crop((40, 40, 240, 240)), False),
+        (
+            "colours",
+            lambda p: Image.merge("RGB", [p.split()[0].point(lambda v: v // 3), *p.split()[1:]]),
+            False,
+        ),
+    ],
+)
+def test_what_near_duplicates_are(tmp_path, name, change, near):
+    """On parts of the two photographs that come with scikit-learn."""
+    counts = []
+    for photograph in load_sample_images().images:
+        for x in (0, 160, 320):
+            one = Image.fromarray(photograph).crop((x, 90, x + 240, 330))
+            looks = [saved(one, tmp_path / "one.png")]
+            looks.append(saved(change(one), tmp_path / "other.jpg", quality=70))
+            counts.append(near_groups(looks) == [[0, 1]])
+    assert counts == [near] * 6, name
+
+
+def test_groups_equal_those_of_all_pairs():
+    """Hashes a few bits from a few centres, thumbnails a few levels apart: brute force agrees."""
+    random = np.random.default_rng(0)
+    centres = random.integers(0, 2**63, 12)
+    looks: list[Look | None] = [None]
+    for i in range(150):
+        bits = sum(1 << int(b) for b in random.choice(64, random.integers(0, 5), replace=False))
+        level = 40 + 20 * random.integers(0, 4) + random.integers(0, 9)
+        thumbnail = np.full(192, level, np.uint8).tobytes()
+        digest = bytes([i % 140])
+        number = int(centres[random.integers(12)]) ^ bits
+        looks.append(Look(1, 1, "RGB", 1, False, 1, 9.0, digest, number, thumbnail))
+    known = {i: look for i, look in enumerate(looks) if look}
+    assert exact_groups(looks) == [[i + 1, i + 141] for i in range(10)]
+    once = {i: look for i, look in known.items() if i <= 140}
+    group = {i: i for i in once}
+    for one, other in itertools.combinations(once, 2):
+        a, b = once[one], once[other]
+        levels = abs(a.thumbnail[0] - b.thumbnail[0])
+        if (a.hash ^ b.hash).bit_count() <= BITS and levels <= LEVELS:
+            old, new = group[other], group[one]
+            group = {i: new if g == old else g for i, g in group.items()}
+    members: dict[int, list[int]] = {}
+    for i, g in group.items():
+        members.setdefault(g, []).append(i)
+    expected = sorted(m for m in members.values() if len(m) > 1)
+    assert len(expected) > 12 and sorted(near_groups(looks)) == expected
+
+
+def test_processes_agree_with_one(tmp_path):
+    files = {f"{i}.png": scene(i) for i in range(4)} | {"bad.png": b""}
+    data_set(tmp_path, files)
+    paths = [tmp_path / name for name in [*files, "0.png", "gone.png"]]
+    looks = look_at_all(paths, 2)
+    assert looks == look_at_all(paths, 1) == [look_at(str(path)) for path in paths]
+    assert isinstance(looks[4], str) and "No such file" in str(looks[6])
+
+
+def test_token_lengths_are_those_of_the_tokenizers():
+    readers = {r.name: r for r in read_tokenizers(TEACHER, 5)}
+    assert (readers["tokenizer"].limit, readers["tokenizer_2"].limit) == (16, 5)
+    lengths = {name: r.lengths(["a red seven", "a"]) for name, r in readers.items()}
+    for name, (long, short) in lengths.items():  # two words more, and the ends of the sequence
+        assert long == short + 2, name
+    findings = caption_findings(["a red seven", "a"], lengths, {"tokenizer": 4, "tokenizer_2": 9})
+    assert [(f.name, f.places) for f in findings] == [("long captions, tokenizer", [0])]
+
+
+# ------------------------------------------------------------------------------------------- LMDB
+
+
+def lmdb_of(folder: Path, latents: np.ndarray, prompts: list[str]) -> Path:
+    with LatentsWriter(folder, {"of": "a test"}) as writer:
+        writer.add(Chunk(latents.astype("<f2"), prompts, [], [1]))
+        writer.finish(True, None)
+    return folder
+
+
+def test_an_lmdb_of_latents(tmp_path):
+    latents = np.random.default_rng(0).normal(size=(6, 8, 8, 8))
+    latents[3] = latents[1]
+    latents[4, 0, 0, 0] = np.nan
+    folder = lmdb_of(tmp_path / "lmdb", latents, ["a", "b", "", "b", "c", "d"])
+    status, tree = checked(folder, tmp_path / "out")
+    findings = found(tree)
+    assert status == 0 and tree["latents"]["shape"] == [8, 8, 8]
+    assert findings["unreadable"]["samples"] == ["row 4"]
+    assert findings["duplicates"]["samples"] == [["row 1", "row 3"]]
+    assert findings["empty captions"]["samples"] == ["row 2"]
+    good = np.delete(latents, 4, 0).astype("<f2").astype(float)
+    expected = good.transpose(1, 0, 2, 3).reshape(8, -1)
+    np.testing.assert_allclose(tree["latents"]["channel_mean"], expected.mean(1), atol=1e-6)
+    np.testing.assert_allclose(tree["latents"]["channel_deviation"], expected.std(1), atol=1e-6)
+    assert "scale" not in findings
+
+
+def test_an_lmdb_of_another_size_or_scale_is_said(tmp_path, caplog):
+    latents = 5 * np.random.default_rng(0).normal(size=(4, 8, 8, 8))
+    folder = lmdb_of(tmp_path / "lmdb", latents, list("abcd"))
+    fits = checked(folder, tmp_path / "out", "--config", TINY)
+    assert fits[0] == 0 and list(found(fits[1])) == ["scale"]
+    status, tree = checked(folder, tmp_path / "out", "--config", TINY, "train.resolution=64")
+    assert status == 1 and found(tree)["other teacher"]["level"] == "stops"
+    require_fit(folder, TEACHER, (32, 32), None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.json", "--resolution", "8"], "does not exist"),
+        (["data.json"], "--config or --resolution"),
+        (["data.json", "train.seed=1", "--resolution", "8"], "overrides are of a --config"),
+        (["data.json", "--resolution", "8", "8", "8"], "one side, or height and width"),
+        (["data.json", "--config", "no.yaml"], "config file not found"),
+        (["data.json", "--resolution", "8", "--teacher", "."], "no model_index.json"),
+        (["data.json", "--resolution", "8", "--workers", "0"], "at least 1"),
+        (["data.json", "--resolution", "8", "--output", "data.json"], "is a file"),
+        (["bad.json", "--resolution", "8"], "is not valid JSON"),
+        (["folder"], "is not an LMDB"),
+    ],
+)
+def test_mistakes_are_said_in_one_line(tmp_path, monkeypatch, capsys, words, message):
+    data_set(tmp_path, {"a.png": scene(0)})
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert check.main(words) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said) and said.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,167 @@
+"""WebDataset shards: extraction, damage, going on, and the memory it takes."""
+
+import io
+import json
+import tarfile
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from senseflow.data import make
+from senseflow.data.captioned import Columns
+from senseflow.data.webdataset import expand, from_shards
+
+ANY = Columns()
+
+
+def encoded(colour: str, form: str = "PNG", size: int = 8) -> bytes:
+    with io.BytesIO() as stream:
+        Image.new("RGB", (size, size), colour).save(stream, form)
+        return stream.getvalue()
+
+
+def shard(file: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:
+    with tarfile.open(file, mode) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file
+
+
+def sample(key: str, caption: str, colour: str = "red") -> list[tuple[str, bytes]]:
+    return [(f"{key}.jpg", encoded(colour, "JPEG")), (f"{key}.txt", caption.encode())]
+
+
+def captions(extracted) -> dict[str, str]:
+    return {pair.key: pair.caption for pair in extracted.found.pairs}
+
+
+def test_braces_stand_for_what_the_shell_makes_of_them():
+    assert [str(f) for f in expand(["a-{098..101}.tar", "b.tar"])] == [
+        "a-098.tar", "a-099.tar", "a-100.tar", "a-101.tar", "b.tar",
+    ]  # fmt: skip
+    assert len(expand(["{0..1}/s-{00..10}.tar"])) == 22
+
+
+def test_samples_with_text_or_json_in_any_order(tmp_path):
+    members = [
+        ("./a/001.txt", b"of the text"),
+        ("./a/001.JPG", encoded("red", "JPEG")),
+        ("./a/001.json", b'{"caption": "of the json"}'),
+        ("002.json", b'{"caption": "caf\\u00e9", "width": 8}'),
+        ("002.webp", encoded("blue", "WEBP")),
+        ("003.png", encoded("red")),
+        ("004.txt", b"alone"),
+        ("005.png", encoded("red")),
+        ("005.json", b"{"),
+        ("._006.png", b"hidden"),
+        ("007.cls", b"3"),
+        ("../../etc/008.png", encoded("lime")),
+        ("../../etc/008.txt", b"outside"),
+    ]
+    extracted = from_shards([shard(tmp_path / "s.tar", members)], tmp_path / "images", ANY)
+    assert captions(extracted) == {
+        "s/a/001": "of the text",
+        "s/002": "café",
+        "s/../../etc/008": "outside",
+    }
+    assert [why for _, why in extracted.found.left_out] == [
+        "an image without a caption", "a caption without an image", "a caption that is not text",
+    ]  # fmt: skip
+    assert +extracted.found.passed_over == {"hidden": 1, ".cls": 1} and not extracted.damaged
+    files = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    assert files == [
+        "images/s.json",
+        "images/s/000000.jpg",
+        "images/s/000001.webp",
+        "images/s/000005.png",
+        "s.tar",
+    ]
+    last = next(pair for pair in extracted.found.pairs if pair.caption == "outside")
+    assert Image.open(last.image).getpixel((0, 0)) == (0, 255, 0)
+
+
+def test_the_json_column_that_is_named_goes_before_the_text(tmp_path):
+    members = [*sample("0", "of the text"), ("0.json", b'{"blip": "of blip"}')]
+    file = shard(tmp_path / "s.tar", members)
+    extracted = from_shards([file], tmp_path / "images", Columns(None, "blip"))
+    assert captions(extracted) == {"s/0": "of blip"}
+
+
+@pytest.mark.parametrize("cut", ["inside a file", "between files", "header"])
+def test_damaged_shards_are_said_and_give_what_stands_before(tmp_path, capsys, caplog, cut):
+    whole = shard(tmp_path / "s-0.tar", sample("0", "whole"))
+    file = shard(tmp_path / "s-1.tar", [*sample("0", "before"), *sample("1", "after")])
+    data = file.read_bytes()
+    with tarfile.open(file) as tar:
+        third = tar.getmembers()[2]
+    ends = {"inside a file": third.offset_data + 99, "between files": third.offset}
+    if cut == "header":
+        file.write_bytes(data[: third.offset] + b"?" * (len(data) - third.offset))
+    else:
+        file.write_bytes(data[: ends[cut]])
+    output = tmp_path / "data.json"
+    words = [str(tmp_path / "s-{0..1}.tar"), "--output", str(output)]
+    assert make.main(words) == 2 and not output.exists()
+    assert "1 of 2 shards are damaged" in capsys.readouterr().err
+    assert (tmp_path / "images" / "s-0.json").exists()
+    assert make.main([*words, "--max_damaged", "1"]) == 0
+    assert json.loads(output.read_text())["prompts"] == ["whole", "before"]
+    assert not (tmp_path / "images" / "s-1.json").exists() and whole.exists()
+    file.write_bytes(data)  # fetched again
+    assert make.main(words) == 0
+    assert json.loads(output.read_text())["prompts"] == ["whole", "before", "after"]
+
+
+def test_compressed_shards_and_one_cut_short(tmp_path):
+    file = shard(tmp_path / "s.tar.gz", sample("0", "packed"), "w:gz")
+    assert captions(from_shards([file], tmp_path / "a", ANY)) == {"s/0": "packed"}
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert len(from_shards([file], tmp_path / "b", ANY).damaged) == 1
+
+
+def test_finished_shards_are_not_read_again_but_changed_ones_are(tmp_path, monkeypatch):
+    files = [shard(tmp_path / f"{i}.tar", sample("0", f"caption {i}")) for i in range(3)]
+    with monkeypatch.context() as patch:
+        real = tarfile.open
+
+        def stopped(name, mode):
+            if Path(name).name == "2.tar":
+                raise KeyboardInterrupt
+            return real(name, mode)
+
+        patch.setattr(tarfile, "open", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            from_shards(files, tmp_path / "images", ANY)
+    first = tmp_path / "images" / "0" / "000000.jpg"
+    first.write_bytes(b"would be replaced if it were read again")
+    assert list(captions(from_shards(files, tmp_path / "images", ANY)).values()) == [
+        "caption 0", "caption 1", "caption 2",
+    ]  # fmt: skip
+    assert first.read_bytes().startswith(b"would")
+    shard(files[0], sample("0", "another caption"))
+    assert captions(from_shards(files, tmp_path / "images", ANY))["0/0"] == "another caption"
+    assert Image.open(first).size == (8, 8)
+
+
+def test_shards_of_one_name_are_refused(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shard(tmp_path / name / "0.tar", sample("0", name))
+    words = [str(tmp_path / name / "0.tar") for name in ("a", "b")]
+    assert make.main([*words, "--output", str(tmp_path / "d.json")]) == 2
+    assert "two shards are named 0" in capsys.readouterr().err
+
+
+def test_memory_is_that_of_a_sample(tmp_path):
+    """A shard of 12 MB in 3,000 files: the peak stays under 1.5 MB."""
+    members = [m for i in range(1500) for m in ((f"{i}.jpg", bytes(8000)), (f"{i}.txt", b"c"))]
+    file = shard(tmp_path / "s.tar", members)
+    tracemalloc.start()
+    extracted = from_shards([file], tmp_path / "images", ANY)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(extracted.found.pairs) == 1500 and peak < 1.5e6, peak
