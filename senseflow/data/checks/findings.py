@@ -38,6 +38,7 @@ class Checked:
 
     @property
     def stops(self) -> bool:
+        """Whether a run would stop at what was found."""
         return any(finding.level == "stops" for finding in self.findings)
 
 
