@@ -2,7 +2,8 @@
 
 Every number of a recipe stands in its YAML; the fields without a default must be given there. An
 unknown key, a wrong type or an impossible combination is a ValueError that names the file, the key
-and the nearest valid key, before anything is loaded.
+and the nearest valid key, before anything is loaded. The comment beside a field is its meaning in
+docs/configuration.md, which `python docs/configuration.py` writes.
 """
 
 import dataclasses
@@ -53,16 +54,16 @@ class PathsConfig:
 class TrainConfig:
     """The length, batch, seed and rhythm of the run; all intervals in loop iterations."""
 
-    iter_num: int
+    iter_num: int  # length of the run; raise it to go on with a finished one
     batch_size: int  # global: over all ranks and micro-batches
     resolution: tuple[int, int]  # height, width in pixels
-    save_interval: int
-    log_interval: int = 10
-    seed: int = 0
-    grad_accumulation: int = 1
+    save_interval: int  # iterations between checkpoints
+    log_interval: int = 10  # iterations between rows of stats.jsonl
+    seed: int = 0  # of every random number of the run
+    grad_accumulation: int = 1  # micro-batches per process and iteration
     keep_last: int = 2  # checkpoints; 0 keeps all
     async_save: bool = False  # write checkpoints while training goes on; costs host memory
-    deterministic: bool = False
+    deterministic: bool = False  # the same bits on GPUs too, at some cost in speed
     time_limit: float | None = None  # hours since the launch, after which the run saves and stops
 
     def __post_init__(self) -> None:
@@ -83,13 +84,13 @@ class TrainConfig:
 class OptimizerConfig:
     """AdamW for the generator, the fake score and the heads."""
 
-    lr: float
-    fake_score_lr: float
-    discriminator_lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    lr: float  # of the generator
+    fake_score_lr: float  # of the fake score
+    discriminator_lr: float  # of the discriminator's heads
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's, of all three
+    eps: float = 1e-8  # AdamW's, of all three
+    weight_decay: float = 0.0  # AdamW's, of all three
+    max_grad_norm: float = 1.0  # each network's gradient is clipped to this norm
     states: Literal["float32", "bfloat16", "8bit"] = "float32"  # how the moments are kept
 
     def __post_init__(self) -> None:
@@ -101,10 +102,10 @@ class OptimizerConfig:
 class LrSchedulerConfig:
     """Linear from start_factor to 1 over the warm-up, constant, then linear to end_factor."""
 
-    warmup_iterations: int = 0
-    start_factor: float = 1.0
+    warmup_iterations: int = 0  # the first ones of the run
+    start_factor: float = 1.0  # of the learning rates at the start of the warm-up
     decay_iterations: int = 0  # the last ones of the run
-    end_factor: float = 1.0
+    end_factor: float = 1.0  # of the learning rates at the end of the run
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,11 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Student and fake score as adapters of the frozen teacher; rank None: networks of their own.
+    """Student and fake score as adapters of the frozen teacher."""
 
-    train: B alone, with one fixed A for both, or A and B.
-    """
-
-    rank: int | None = None
+    rank: int | None = None  # of the adapters; None: student and fake score are whole networks
     alpha: float | None = None  # the scale is alpha / rank; None: 1
-    train: Literal["B", "AB"] = "B"
+    train: Literal["B", "AB"] = "B"  # B: with one fixed A for both; AB: A and B of each
     targets: tuple[str, ...] = ()  # ends of the names of linear layers and convolutions
 
     def __post_init__(self) -> None:
@@ -148,11 +146,11 @@ class LoraConfig:
 class DmdConfig:
     """L_DMD: weight, the teacher's guidance, the law of t (thousandths)."""
 
-    weight: float
-    guidance: Range
-    time: TimeLaw
-    time_range: Range = (0.0, 1000.0)
-    floor: float = 1e-4  # of mean |x - x_0_real|
+    weight: float  # of L_DMD in the loss of the generator; 0: none, no fake score is trained
+    guidance: Range  # the teacher's, drawn per sample
+    time: TimeLaw  # law of t
+    time_range: Range = (0.0, 1000.0)  # of t, in thousandths of the teacher's clock
+    floor: float = 1e-4  # of mean |x - x_0_real|, by which the gradient is divided
 
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "dmd.weight must not be negative")
@@ -164,9 +162,9 @@ class DmdConfig:
 class FakeScoreConfig:
     """L_fake: the law of t, and N, the iterations per generator update (TTUR)."""
 
-    ttur: int
-    time: TimeLaw
-    time_range: Range = (0.0, 1000.0)
+    ttur: int  # N: iterations, each a step of the fake score, per update of the generator
+    time: TimeLaw  # law of t
+    time_range: Range = (0.0, 1000.0)  # of t, in thousandths of the teacher's clock
 
     def __post_init__(self) -> None:
         _require(self.ttur >= 1, "fake_score.ttur must be at least 1")
@@ -177,7 +175,7 @@ class FakeScoreConfig:
 class IdaConfig:
     """IDA's lambda; None switches it off."""
 
-    lam: float | None
+    lam: float | None  # phi <- lam phi + (1 - lam) theta; None: off
 
     def __post_init__(self) -> None:
         _require(self.lam is None or 0 <= self.lam <= 1, f"ida.lam: {self.lam} is not in [0, 1]")
@@ -187,7 +185,7 @@ class IdaConfig:
 class EmaConfig:
     """The average of the student's weights over its moves; None switches it off."""
 
-    decay: float | None = None
+    decay: float | None = None  # per update of the generator; None: no average is kept
 
     def __post_init__(self) -> None:
         _require(
@@ -200,10 +198,10 @@ class EmaConfig:
 class IsgConfig:
     """ISG: weight (0 switches it off), the teacher's guidance, the mid-point's margin and law."""
 
-    weight: float
-    guidance: Range
-    margin: float  # thousandths of the anchors' clock
-    loss: IsgLoss = "charbonnier"
+    weight: float  # of L_ISG in the generator's loss; 0: off
+    guidance: Range  # the teacher's on its way to the mid-point, drawn per sample
+    margin: float  # least distance of the mid-point from its anchors, thousandths of their clock
+    loss: IsgLoss = "charbonnier"  # l2: the paper's mean square
     midpoint: Literal["uniform", "error"] = "uniform"  # error: as often as the teacher errs there
     error_curve: str | None = None  # xi.json of python -m senseflow.reconstruction_error
 
@@ -222,20 +220,18 @@ class AdversarialConfig:
     """The adversary. vfm: heads on DINOv2 and CLIP (SenseFlow). bottleneck: a classifier on the
     fake score's UNet (DMD2). none, or weight 0: no adversary is built."""
 
-    kind: Literal["vfm", "bottleneck", "none"]
-    weight: float  # of L_adv in the generator's loss
+    kind: Literal["vfm", "bottleneck", "none"]  # none: no adversary
+    weight: float  # of L_adv in the generator's loss; 0: none is built
     discriminator_weight: float = 1.0  # of L_D in the discriminator's own
-    # vfm
-    omega_power: float = 2.0
-    least_omega: float = 0.0  # the adversary plays at anchors whose omega is above it
-    reference: Literal["paired", "shuffled", "none"] = "paired"
-    taps: tuple[int, ...] = (2, 5, 8, 10, 14, 19, 23)
-    virtual_batch: int = 1
-    augment: bool = True
-    # bottleneck
-    time_range: Range = (0.0, 999.0)  # of the noise on the latents it sees
-    downsamplings: int = 3  # of the head, before its convolution over 4 x 4
-    norm_groups: int = 32
+    omega_power: float = 2.0  # vfm: omega is alpha to this power at the student's anchor
+    least_omega: float = 0.0  # vfm: it plays at anchors whose omega is above this
+    reference: Literal["paired", "shuffled", "none"] = "paired"  # vfm: real image compared with
+    taps: tuple[int, ...] = (2, 5, 8, 10, 14, 19, 23)  # vfm: DINOv2's blocks; and its embedding
+    virtual_batch: int = 1  # vfm: samples that share the statistics of a head's norm
+    augment: bool = True  # vfm: DiffAugment on real and fake images
+    time_range: Range = (0.0, 999.0)  # bottleneck: of the noise on the latents it sees
+    downsamplings: int = 3  # bottleneck: of the head, before its convolution over 4 x 4
+    norm_groups: int = 32  # bottleneck: of the head's group norms
 
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "adversarial.weight must not be negative")
@@ -256,7 +252,7 @@ class AdversarialConfig:
 class BackwardSimulationConfig:
     """The share of iterations whose clean latent is the student's own sample."""
 
-    probability: float
+    probability: float  # 0: always from data; 1: never
 
     def __post_init__(self) -> None:
         _require(
@@ -273,8 +269,8 @@ class PrecisionConfig:
     """The types networks compute in, and the one in which the weights that learn are kept."""
 
     compute: Dtype = "bfloat16"  # student, fake score, teacher, text encoders, DINOv2
-    heads: Dtype = "float32"
-    vae: Dtype = "float32"
+    heads: Dtype = "float32"  # the discriminator's heads
+    vae: Dtype = "float32"  # encoder and decoder
     masters: Dtype = "float32"  # of student and fake score; bfloat16 rounds stochastically
 
 
@@ -283,11 +279,10 @@ class ParallelConfig:
     """Sharding (FSDP2), recomputation and compilation."""
 
     replicas: int = 1  # HSDP: groups that each hold the whole network in shards
-    activation_checkpointing: int = 0  # 0: none, 1: every block is recomputed, k: every k-th
-    recomputation: Literal["full", "selective"] = "full"  # selective: but for matrix products
+    activation_checkpointing: int = 0  # 0: none; 1: every block is recomputed; k: every k-th
+    recomputation: Literal["full", "selective"] = "full"  # selective: keeps matrix products
     compile: bool = False  # blocks by torch.compile; minutes at the first turns
-    # trained: student's and fake score's masters, gradients and moments stay in host memory
-    offload: Literal["none", "trained"] = "none"
+    offload: Literal["none", "trained"] = "none"  # trained: what learns lives in host memory
 
     def __post_init__(self) -> None:
         every = self.activation_checkpointing
@@ -301,8 +296,8 @@ class DataConfig:
     max_sequence_length: int | None = None  # T5 tokens, one number in training and sampling
     separate_real: bool = False  # draw the discriminator's real samples apart from the prompts
     latents_scaled: bool | None = None  # of an LMDB that does not say; None: as DMD2's, yes
-    num_workers: int = 4
-    crop: Literal["center", "random"] = "center"
+    num_workers: int = 4  # processes that read; 0: the training process itself
+    crop: Literal["center", "random"] = "center"  # of images that have another shape
     max_unreadable: int = 100  # unreadable files met before the run stops
 
 
@@ -310,9 +305,9 @@ class DataConfig:
 class LogConfig:
     """What the run folder shows besides stats.jsonl."""
 
-    tensorboard: bool = True
+    tensorboard: bool = True  # event files in tensorboard/
     sample_interval: int = 500  # iterations between image strips; 0: none
-    num_pictures: int = 4
+    num_pictures: int = 4  # samples in a strip
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,177 @@
+"""Writes docs/configuration.md from senseflow/engine/config.py and the published YAMLs.
+
+A key's meaning is the comment beside its field. Its legal range is asked of the dataclass itself: a
+few numbers are tried, and the page says which of them are refused.
+"""
+
+import argparse
+import ast
+import dataclasses
+import types
+import typing
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from senseflow.engine.config import Config, load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "senseflow" / "engine" / "config.py"
+PAGE = ROOT / "docs" / "configuration.md"
+RECIPES = {
+    "FLUX": "FLUX/flux_senseflow.yaml",
+    "FLUX LoRA": "FLUX/flux_senseflow_lora.yaml",
+    "SDXL": "sdxl/sdxl_senseflow.yaml",
+    "SDXL DMD2": "sdxl/sdxl_dmd2.yaml",
+    "SD3.5 M": "SD35/sd35_senseflow.yaml",
+    "SD3.5 L": "SD35/sd35_large_senseflow.yaml",
+}
+HEAD = """# Configuration: every key
+
+<!-- `python docs/configuration.py` writes this page: do not edit it -->
+
+A run is one YAML file; the command line overrides single keys, `key.sub=value`, such as
+`isg.weight=0` or `dmd.guidance=[1,8]`. How it is read: [running.md](running.md#configuration); why
+a recipe has its numbers: [fidelity.md](fidelity.md).
+
+- **default**: what a key has that the file leaves out; "given": the file must say it.
+- **recipes**: the value in the published YAMLs, the most common one first, then those that differ;
+  M and L are SD3.5 Medium and Large.
+- One number stands for both ends of a pair: `train.resolution: 1024`, `isg.guidance: 5`.
+- Whatever goes beyond a key's own range (times off the teacher's clock, a margin without room, LoRA
+  with another student's configuration) is an error that says what to do, before anything is loaded.
+"""
+RANGES = {  # which of -1, 0, 0.5, 1 and 2 are taken
+    (False, True, True, True, True): "0 or more",
+    (False, False, True, True, True): "above 0",
+    (False, False, False, True, True): "1 or more",
+    (False, True, True, True, False): "0 to 1",
+    (False, False, True, False, False): "between 0 and 1",
+    (True, True, True, True, True): "",
+}
+
+
+def page() -> str:
+    """The whole page."""
+    configs = {name: load_config(ROOT / "configs" / file) for name, file in RECIPES.items()}
+    comments = read_comments(SOURCE)
+    lines = [HEAD]
+    for field in dataclasses.fields(Config):
+        cls = typing.get_type_hints(Config)[field.name]
+        if not dataclasses.is_dataclass(cls):
+            lines += [f"`{field.name}`, at the top: {comments['Config', field.name]}: "]
+            lines[-1] += ", ".join(f"`{value}`" for value in typing.get_args(cls)) + "."
+            continue
+        lines += ["", f"## {field.name}", "", *summary(cls), ""]
+        lines += ["| key | type | default | recipes | meaning |", "|---|---|---|---|---|"]
+        lines += [row(cls, f, field.name, configs, comments) for f in dataclasses.fields(cls)]
+    return "\n".join([*lines, ""])
+
+
+def read_comments(file: Path) -> dict[tuple[str, str], str]:
+    """The comment on the line of each field of each class, by class and field."""
+    text = file.read_text()
+    lines, found = text.splitlines(), {}
+    for cls in (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)):
+        for node in cls.body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                comment = lines[node.end_lineno - 1][node.end_col_offset :].strip()
+                if comment.startswith("# "):
+                    found[cls.name, node.target.id] = comment[2:].replace("None", "null")
+    return found
+
+
+def summary(cls: type) -> list[str]:
+    """The docstring of a section."""
+    return [" ".join(str(cls.__doc__).split()).replace("None", "null")]
+
+
+def row(
+    cls: type,
+    field: dataclasses.Field[Any],
+    section: str,
+    configs: dict[str, Config],
+    comments: dict[tuple[str, str], str],
+) -> str:
+    """One key."""
+    hint = typing.get_type_hints(cls)[field.name]
+    kind = described(hint)
+    limits = legal(getattr(configs["FLUX"], section), field.name, hint)
+    default = "given" if field.default is dataclasses.MISSING else f"`{plain(field.default)}`"
+    values = {name: plain(getattr(getattr(c, section), field.name)) for name, c in configs.items()}
+    cells = [
+        f"`{section}.{field.name}`",
+        f"{kind}, {limits}" if limits else kind,
+        default,
+        in_recipes(values),
+        comments[cls.__name__, field.name],
+    ]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def described(hint: Any) -> str:
+    """A type in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return " or ".join(described(a) for a in args if a is not type(None)) + " or `null`"
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in args)
+    if origin is tuple:
+        if args[-1] is Ellipsis:
+            return "list of names" if args[0] is str else f"list of {described(args[0])}s"
+        return f"pair of {described(args[0])}s"
+    return {float: "number", int: "whole number", str: "text", bool: "`true`, `false`"}[hint]
+
+
+def legal(section: Any, key: str, hint: Any) -> str:
+    """What numbers the section takes for the key, tried; "" for what is not one number."""
+    kinds = {hint, *typing.get_args(hint)}
+    if typing.get_origin(hint) in (tuple, Literal) or not kinds & {int, float}:
+        return ""
+    tried = tuple(takes(section, key, value) for value in (-1, 0, 0.5, 1, 2))
+    if int in kinds:  # 0.5 is none: as the next whole number
+        tried = (*tried[:2], tried[3], *tried[3:]) if tried[1] else (*tried[:2], False, *tried[3:])
+    return RANGES[tried]
+
+
+def takes(section: Any, key: str, value: float) -> bool:
+    """Whether the section is legal with this value of the key."""
+    also = {"targets": ("to_q",)} if key == "rank" else {}  # which a rank needs
+    try:
+        dataclasses.replace(section, **{key: value, **also})
+    except ValueError:
+        return False
+    return True
+
+
+def plain(value: Any) -> str:
+    """A value as the YAML has it."""
+    if isinstance(value, tuple):
+        listed = "[" + ", ".join(plain(item) for item in value) + "]"
+        return listed if len(listed) < 60 else f"{len(value)} names"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
+
+
+def in_recipes(values: dict[str, str]) -> str:
+    """The most common value, then the recipes that have others."""
+    (common, _), *_ = Counter(values.values()).most_common()
+    others: dict[str, list[str]] = {}
+    for name, value in values.items():
+        if value != common:
+            others.setdefault(value, []).append(name)
+    said = [f"`{common}`"] + [f"{', '.join(names)}: `{v}`" for v, names in others.items()]
+    return "; ".join(said)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Write docs/configuration.md.")
+    parser.add_argument("--output", type=Path, default=PAGE, help="(docs/configuration.md)")
+    args = parser.parse_args()
+    args.output.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
