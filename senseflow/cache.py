@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from senseflow.commands import Parser, exit_status, module_parser
+from senseflow.files import require_writable
 
 DESCRIPTION = """\
 Compute, once, what a run's frozen encoders say of its data set: of every distinct prompt the
@@ -36,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         check(args)
-        logging.basicConfig(format="%(message)s")  # the libraries' own notes stay unsaid
+        # the libraries' own notes stay unsaid, such as that CLIP, whose shapes alone are asked for
+        # first, "is initialized randomly"
+        logging.basicConfig(level=logging.ERROR, format="%(message)s")
         logging.getLogger("senseflow").setLevel(logging.INFO)
         from senseflow.caching.run import run  # torch and diffusers, seconds
 
@@ -66,6 +69,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"config file not found: {args.config}")
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file")
+    require_writable("--output", args.output)
     if args.prompts and args.latents:
         raise ValueError("--prompts and --latents: one of them, or neither for both")
     if args.shard_rows is not None and args.shard_rows < 1:

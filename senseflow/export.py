@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from senseflow.commands import Parser, exit_status
+from senseflow.files import require_writable
 
 STOPPED = "--output is whole or not there"
 FORMS = ("component", "pipeline", "comfyui", "lora")
@@ -88,6 +89,10 @@ def _add_card_flags(parser: Parser) -> None:
     group = parser.add_argument_group("model card")
     group.add_argument("--name", metavar="TEXT", help="its title (default: the folder's name)")
     group.add_argument(
+        "--prompt", metavar="TEXT", default="a red fox in the snow",
+        help="what the script on the card draws (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
         "--base_model", metavar="ID",
         help="the teacher on the Hub (default: the public one of its family)",
     )  # fmt: skip
@@ -138,6 +143,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{args.checkpoint} is not a run folder or checkpoint: there is no such folder"
         )
+    if args.checkpoint is not None:
+        require_writable("--output", args.output.parent)
     if args.checkpoint is None and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is not there: name a run or checkpoint to export")
     if (args.dry_run or args.public) and not args.push_to_hub:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from senseflow.commands import Parser, exit_status, module_parser
+from senseflow.files import require_writable
 from senseflow.sampling.families import family_of
 
 DESCRIPTION = """\
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--rank {args.rank} is not 1 or more")
     if args.output.exists():
         raise ValueError(f"--output {args.output} is there already: name another, or remove it")
+    require_writable("--output", args.output.parent)
     family = family_of(args.base, "--base")
     from senseflow.engine.extraction import extract  # torch and diffusers, seconds
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,21 @@ def write_whole(file: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def require_writable(flag: str, folder: Path) -> None:
+    """Raise ValueError, before any work, when nothing can be written to a folder that is there or
+    is to be made; nothing is left behind.
+
+    flag: what the folder was given as.
+    """
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ValueError(
+            f"{flag} {folder} cannot be written: {error.strerror}; name another"
+        ) from error
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """While other processes on this machine that ask for the same wait their turn."""
@@ -30,4 +46,26 @@ def alone_in(folder: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def only_writer(output: Path) -> Iterator[None]:
+    """While one process writes a folder or file that is not there yet; raises ValueError for a
+    second one on this machine, whose unfinished files would have the same names.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = output.with_name(f".{output.name}.lock")
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(
+            f"--output {output} is being written by another process: wait for it, or name another"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
         os.close(descriptor)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from senseflow.commands import Parser, exit_status, module_parser
-from senseflow.files import write_whole
+from senseflow.files import require_writable, write_whole
 
 DESCRIPTION = """\
 Trace the training iteration of a configuration at full size, without a GPU and without weights:
@@ -102,6 +102,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output} is a folder")
     if args.table and args.output and args.output.suffix == ".json":
         raise ValueError("--table is markdown: --output must end in .md")
+    if args.output:
+        require_writable("--output", args.output.parent)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,13 @@ import json
 import multiprocessing
 from pathlib import Path
 
+import pytest
+
+from senseflow import plan
+from senseflow.data import check
 from senseflow.evaluation import results
+from senseflow.files import only_writer, require_writable
+from small_disk import read_only
 
 NUM = 25
 
@@ -28,3 +34,36 @@ def test_processes_that_write_one_file_of_results_lose_nothing(tmp_path):
     names = {entry["name"] for entry in json.loads(file.read_text())}
     assert names == {f"{worker} {number}" for worker in range(3) for number in range(NUM)}
     assert [f.name for f in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path(), Path("new/and/deeper"), tmp_path / "new"):
+        require_writable("--output", folder)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_one_that_cannot_is_said_before_any_work(tmp_path, capsys):
+    file = tmp_path / "data.json"
+    file.write_text("{")  # which is not read either
+    assert plan.main(["--table", "--output", str(file / "plan.md")]) == 2
+    assert f"--output {file} cannot be written: Not a directory" in capsys.readouterr().err
+    words = [str(file), "--resolution", "8", "--output", str(file / "a" / "b")]
+    assert check.main(words) == 2
+    assert "b cannot be written: Not a directory; name another" in capsys.readouterr().err
+    read = "new cannot be written: Read-only file system"
+    with read_only(tmp_path / "disk") as disk, pytest.raises(ValueError, match=read):
+        require_writable("--output", disk / "new")
+
+
+def test_two_that_write_one_output_do_not_mix_their_files(tmp_path):
+    output = tmp_path / "new" / "student"
+    with only_writer(output):
+        said = "student is being written by another process"
+        with pytest.raises(ValueError, match=said), only_writer(output):
+            pass
+        with only_writer(output.with_name("other")):
+            output.mkdir()
+    assert [f.name for f in output.parent.iterdir()] == ["student"]
+    with only_writer(output):  # the first is done
+        pass

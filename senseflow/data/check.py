@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from senseflow.commands import Parser, exit_status
+from senseflow.files import require_writable
 
 DESCRIPTION = """\
 Open every image of a data set as training does and say what a run would meet: files that cannot be
@@ -84,6 +85,11 @@ def check(args: argparse.Namespace) -> None:
     """What needs no image opened, and defaults; raises ValueError."""
     if not args.dataset.exists():
         raise ValueError(f"data set {args.dataset} does not exist")
+    if args.dataset.is_dir() and not (args.dataset / "data.mdb").exists():
+        raise ValueError(
+            f"data set {args.dataset} is not an LMDB, it has no data.mdb: name a JSON file; of a "
+            "folder of images python -m senseflow.data.make makes one"
+        )
     if args.config is None and args.resolution is None and args.dataset.is_file():
         raise ValueError("--config or --resolution: say at which size the images will be used")
     if args.config is None and args.overrides:
@@ -97,6 +103,7 @@ def check(args: argparse.Namespace) -> None:
     args.output = args.output or Path("runs/check") / args.dataset.stem
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file; it names a folder")
+    require_writable("--output", args.output)
     if args.workers is None:
         args.workers = len(os.sched_getaffinity(0))
     if args.workers < 1:

@@ -14,10 +14,19 @@ from collections import Counter
 from pathlib import Path
 
 from senseflow.commands import Parser, exit_status
-from senseflow.data.captioned import TABLE_SUFFIXES, Columns, Found, from_folder, from_table
+from senseflow.data.captioned import (
+    CAPTION_COLUMNS,
+    NO_CAPTION,
+    NO_IMAGE,
+    TABLE_SUFFIXES,
+    Columns,
+    Found,
+    from_folder,
+    from_table,
+)
 from senseflow.data.image_lists import read_lists, write_lists
-from senseflow.data.webdataset import expand, from_shards, require_shards
-from senseflow.files import write_whole
+from senseflow.data.webdataset import expand, from_shards, note_of, require_shards
+from senseflow.files import require_writable, write_whole
 
 logger = logging.getLogger("senseflow")
 
@@ -94,6 +103,7 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} {getattr(args, name)}: 0 or more")
     if args.output.suffix != ".json" or args.output.is_dir():
         raise ValueError(f"--output {args.output}: name a file that ends in .json")
+    require_writable("--output", args.output.parent)
     if args.output.exists():
         try:
             read_lists(args.output)
@@ -104,6 +114,8 @@ def check(args: argparse.Namespace) -> None:
 def find_sources(words: list[str]) -> tuple[str, list[Path]]:
     """folder, table or shards, and their paths; raises ValueError for anything else."""
     for word in words:
+        if not word.strip():
+            raise ValueError(f"SOURCE is empty: {EXPECTED}")
         if "://" in word or word.startswith("pipe:"):
             raise ValueError(f"{word} is an address: download it first; {EXPECTED}")
     paths = expand(words)
@@ -135,6 +147,11 @@ def look(
         read = from_folder if kind == "folder" else from_table
         return read(paths[0], columns), []
     images = args.images or args.output.parent / "images"
+    if args.output.resolve() in {note_of(shard, images).resolve() for shard in paths}:
+        raise ValueError(
+            f"--output {args.output} is where the note of the shard {args.output.stem} is kept: "
+            "name another file, or other --images"
+        )
     extracted = from_shards(paths, images, columns)
     for shard, reason in extracted.damaged:
         logger.warning("%s: %s", shard, reason)
@@ -152,11 +169,13 @@ def write(args: argparse.Namespace, found: Found, damaged: list[tuple[Path, str]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     listed = list_left_out(args.output, found.left_out)
     counts = "; ".join(f"{n} x {why}" for why, n in Counter(w for _, w in found.left_out).items())
-    said = f"{len(found.left_out)} left out ({counts}), listed in {listed}"
+    said = f"{len(found.left_out)} left out ({counts}), listed in {listed}" if counts else ""
+    advice = hint(found, args.caption_column)
     if len(found.left_out) > args.max_left_out:
-        raise ValueError(f"{said}; --max_left_out allows {args.max_left_out}")
+        raise ValueError(f"{said}; --max_left_out allows {args.max_left_out}{advice}")
     if not found.pairs:
-        raise ValueError(f"no image with a caption in {', '.join(args.source)}; {said}")
+        said = f"; {said}" if said else f" ({EXPECTED})"
+        raise ValueError(f"no image with a caption in {', '.join(args.source)}{said}{advice}")
     home = args.output.parent.resolve()
     rows = [
         (pair.key, os.path.relpath(place(pair.image), home), pair.caption) for pair in found.pairs
@@ -170,6 +189,22 @@ def write(args: argparse.Namespace, found: Found, damaged: list[tuple[Path, str]
     if kinds := [f"{count} {kind}" for kind, count in sorted(found.passed_over.items()) if count]:
         logger.info("passed over: %s", ", ".join(kinds))
     logger.info("next: python -m senseflow.data.check %s --resolution PIXELS", args.output)
+
+
+def hint(found: Found, column: str | None) -> str:
+    """What may be wrong where images have no caption; column: of captions, if it is named."""
+    reasons: dict[str, set[str]] = {}
+    for name, reason in found.left_out:
+        reasons.setdefault(name, set()).add(reason)
+    if any(both >= {NO_CAPTION, NO_IMAGE} for both in reasons.values()):
+        return "; in a shard image and caption stand one after the other: tar --sort=name"
+    if any(NO_CAPTION in one for one in reasons.values()):
+        names = column or " or ".join(CAPTION_COLUMNS)
+        return (
+            "; a caption is x.txt beside x.jpg, or in a table's or json's column "
+            f"{names} (--caption_column)"
+        )
+    return ""
 
 
 def place(image: Path) -> Path:

@@ -78,6 +78,11 @@ def stem(shard: Path) -> str:
     return shard.name.partition(".tar")[0]
 
 
+def note_of(shard: Path, images: Path) -> Path:
+    """Where it is written what a shard held, once it is extracted."""
+    return images / f"{stem(shard)}.json"
+
+
 def from_shards(shards: list[Path], images: Path, columns: Columns) -> Extracted:
     """Extract what is not extracted yet, to `images`/NAME OF SHARD/.
 
@@ -189,7 +194,7 @@ def _caption(sample: Sample, columns: Columns) -> Any:
 
 def _earlier(shard: Path, images: Path, columns: Columns) -> Found | None:
     """What an earlier extraction of the same shard found; None when it is to be done."""
-    file = images / f"{stem(shard)}.json"
+    file = note_of(shard, images)
     if not file.is_file():
         return None
     try:
@@ -213,7 +218,7 @@ def _remember(shard: Path, images: Path, columns: Columns, found: Found) -> None
         "left_out": found.left_out,
     }
     tree["passed_over"] = dict(found.passed_over)
-    write_whole(images / f"{stem(shard)}.json", json.dumps(tree) + "\n")
+    write_whole(note_of(shard, images), json.dumps(tree) + "\n")
 
 
 def _identity(shard: Path, columns: Columns) -> list[Any]:

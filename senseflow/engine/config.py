@@ -367,7 +367,9 @@ class Config:
         spent = self.lr_scheduler.warmup_iterations + self.lr_scheduler.decay_iterations
         _require(
             spent <= self.train.iter_num,
-            f"lr_scheduler: warm-up and decay take {spent} iterations of {self.train.iter_num}",
+            f"lr_scheduler: warm-up and decay take {spent} iterations of {self.train.iter_num}; "
+            "say lr_scheduler.warmup_iterations=0 lr_scheduler.decay_iterations=0, or a larger "
+            "train.iter_num",
         )
 
 

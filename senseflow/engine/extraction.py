@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from senseflow.devices import find_device
 from senseflow.engine.export import LORA_FILE, Layout, write_component
+from senseflow.files import only_writer
 from senseflow.models.lora import metadata
 from senseflow.models.networks import meta_network, read_json
 from senseflow.models.weights import Weights, component_weights
@@ -52,6 +53,7 @@ def extract(family: Family, args: argparse.Namespace) -> None:
     kinds = nn.Linear | nn.Conv2d
     names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
     layers = [name for name in names if f"{name}.weight" in both]
+    _require_rank(args.rank, base, layers)
     dtype = getattr(torch, args.dtype)
     device, energy = find_device(args.device), Energy()
     layout = _layout(family.component, base, layers, args.rank, dtype)
@@ -69,7 +71,8 @@ def extract(family: Family, args: argparse.Namespace) -> None:
         if files.card:
             write_card(partial, _card(files.card, guidance))
 
-    write_component(args.output, layout, tensors(), describe)
+    with only_writer(args.output):
+        write_component(args.output, layout, tensors(), describe)
     others = [key for key in both if key.removesuffix(".weight") not in layers]
     rest = sum(float(_difference(base, student, k, device).square().sum()) for k in others)
     energy.total = energy.layers + rest
@@ -124,6 +127,14 @@ def _shared_keys(base: Weights, student: Weights, args: argparse.Namespace) -> l
         what = f"{len(other)} tensors have another shape, such as {other[0]}" if other else "no key"
         raise ValueError(f"--student {args.student} is not a student of {args.base}: {what}")
     return both
+
+
+def _require_rank(rank: int, base: Weights, layers: list[str]) -> None:
+    """Raise ValueError for a rank beyond that of every layer: the rest would be zeros."""
+    shapes = [base.read(f"{name}.weight").shape for name in layers]
+    most = max((min(shape[0], shape[1:].numel()) for shape in shapes), default=0)
+    if rank > most:
+        raise ValueError(f"--rank {rank}: no layer has a rank above {most}")
 
 
 def _difference(base: Weights, student: Weights, key: str, device: torch.device) -> Tensor:

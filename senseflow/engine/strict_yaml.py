@@ -24,8 +24,8 @@ def read_strictly(cls: type[T], path: Path, overrides: list[str] | None = None) 
     if not path.is_file():
         raise ValueError(f"config file not found: {path}{' is a folder' * path.is_dir()}")
     try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected sections such as 'train:', got {type(tree).__name__}")

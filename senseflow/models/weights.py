@@ -101,9 +101,10 @@ def open_safetensors(file: Path) -> Weights:
 
 def open_index(file: Path) -> Weights:
     """The shards a `.safetensors.index.json` lists, which must hold every key of it."""
+    existing(file)
     try:
-        shard_of = dict(json.loads(existing(file).read_text())["weight_map"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        shard_of = dict(json.loads(file.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not an index of safetensors shards: {error!r}") from error
     shards = {name: open_safetensors(file.parent / name) for name in set(shard_of.values())}
     lost = [key for key, name in shard_of.items() if key not in shards[name].keys]

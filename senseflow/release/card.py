@@ -36,6 +36,7 @@ class CardFacts:
     results: list[Result]
     row: str | None  # of the results: this student's
     samples: list[Sample]
+    prompt: str  # of the usage
 
 
 def write_model_card(folder: Path, source: Source, facts: CardFacts) -> None:
@@ -50,7 +51,7 @@ def model_card(source: Source, facts: CardFacts) -> str:
         f"# {facts.name}",
         _summary(source, facts),
         gallery(facts.samples),
-        usage(source, facts.form, facts.place, facts.terms.base_model),
+        usage(source, facts.form, facts.place, facts.terms.base_model, facts.prompt),
         sampling(source),
         comfyui(source, facts.form, facts.name),
         training(source),

@@ -9,6 +9,7 @@ from pathlib import Path
 from senseflow.engine.export import whole_folder
 from senseflow.engine.launch import quiet_libraries
 from senseflow.evaluation.entries import Result
+from senseflow.files import only_writer
 from senseflow.release import hub
 from senseflow.release.card import CardFacts, read_evaluation, write_model_card
 from senseflow.release.folders import fill
@@ -52,7 +53,7 @@ def write(args: argparse.Namespace) -> None:
             f"--push_to_hub: {source.base} is not {source.family.title} itself: say its "
             "--base_model and --license"
         )
-    with whole_folder(args.output) as partial:
+    with only_writer(args.output), whole_folder(args.output) as partial:
         fill(args.form, partial, source, args.output.name, args.link)
         copy_samples(partial, facts.samples)
         copy_licences(source.base, partial)
@@ -94,6 +95,7 @@ def card_facts(args: argparse.Namespace, source: Source) -> CardFacts:
         results=results,
         row=own_row(args.row, results),
         samples=read_samples(args.samples),
+        prompt=args.prompt,
     )
 
 

@@ -82,11 +82,15 @@ def find_source(args: argparse.Namespace) -> Source:
 
 
 def holds_student(folder: Path) -> bool:
-    """Whether a folder holds a student's weights, or step_* folders with some, not a whole run."""
+    """Whether a folder holds a student's weights, or step_* folders with some, not a whole run.
+
+    A run of which the students alone were kept, without its checkpoints, is such a folder.
+    """
     if not folder.is_dir() or folder.parent.name == "checkpoints":
         return folder.is_file()
     indexed = (folder / "model_index.json").is_file()
-    return indexed or folder.name in ("student", "ema") or any(folder.glob("*.safetensors"))
+    kept = (folder / "student").is_dir() and not (folder / "checkpoints").exists()
+    return indexed or kept or folder.name in ("student", "ema") or any(folder.glob("*.safetensors"))
 
 
 def of_checkpoint(args: argparse.Namespace) -> Source:

@@ -1,46 +1,48 @@
 """The script by which stock diffusers draws with a shipped student."""
 
+import json
 from typing import Any
 
 from senseflow.release.source import Source
 from senseflow.sampling.plan import StockSampling
 
-PROMPT = "a red fox in the snow"
 DEVICE = '"cuda" if torch.cuda.is_available() else "cpu"'
 
 
-def usage(source: Source, form: str, place: str, base: str | None) -> str:
+def usage(source: Source, form: str, place: str, base: str | None, prompt: str) -> str:
     """The section of the card with the script, none for a file that ComfyUI reads.
 
-    place, base: see `snippet`; base None: a folder of that teacher's name.
+    place, base, prompt: see `snippet`; base None: a folder of that teacher's name.
     """
     if form == "comfyui":
         return (
             "## Usage\n\nThe file is for ComfyUI, see below. For diffusers, export with `--form "
             "pipeline`."
         )
-    script = snippet(source, form, place, base or f"/path/to/{source.card.base_name}")
-    return f"## Usage\n\n```python\n{script}```\n\n{_seeds(source)}"
+    script = snippet(source, form, place, base or f"/path/to/{source.card.base_name}", prompt)
+    where = "" if "/" in place else f"`{place}` is this folder, with its path. "
+    return f"## Usage\n\n```python\n{script}```\n\n{where}{_seeds(source)}"
 
 
-def snippet(source: Source, form: str, place: str, base: str) -> str:
+def snippet(source: Source, form: str, place: str, base: str, prompt: str) -> str:
     """At most ten lines that need torch and diffusers alone.
 
-    place: the folder, or the repository of the Hub, that holds the student; base: its teacher.
+    place: the folder, or the repository of the Hub, that holds the student; base: its teacher;
+    prompt: what is drawn.
     """
     family, stock = source.family, source.stock
     kind, dtype = family.pipeline_class, str(source.layout.dtype)
     names, lines = [kind], []
     if form == "pipeline":
-        lines.append(f'pipe = {kind}.from_pretrained("{place}", torch_dtype={dtype})')
+        lines.append(f'pipe = {kind}.from_pretrained("{place}", dtype={dtype})')
     elif source.is_lora:
-        lines.append(f'pipe = {kind}.from_pretrained("{base}", torch_dtype={dtype})')
+        lines.append(f'pipe = {kind}.from_pretrained("{base}", dtype={dtype})')
         lines.append(f'pipe.load_lora_weights("{place}")')
     else:
         network, part = family.network_class, family.component
         names.append(network)
-        lines.append(f'{part} = {network}.from_pretrained("{place}", torch_dtype={dtype})')
-        given = f"{part}={part}, torch_dtype={dtype}"
+        lines.append(f'{part} = {network}.from_pretrained("{place}", dtype={dtype})')
+        given = f"{part}={part}, dtype={dtype}"
         lines.append(f'pipe = {kind}.from_pretrained("{base}", {given})')
     if form != "pipeline":
         names.append(stock.scheduler)
@@ -49,7 +51,7 @@ def snippet(source: Source, form: str, place: str, base: str) -> str:
         f"pipe.to({DEVICE})",
         "torch.manual_seed(0)",
         f"call = dict({arguments(call_of(source))})",
-        f'pipe("{PROMPT}", **call).images[0].save("image.png")',
+        f'pipe({json.dumps(prompt, ensure_ascii=False)}, **call).images[0].save("image.png")',
     ]
     imports = ["import torch", f"from diffusers import {', '.join(sorted(names))}", ""]
     return "\n".join([*imports, *lines]) + "\n"

@@ -176,7 +176,11 @@ def test_the_json_is_read_by_the_trainers_from_another_folder(tmp_path, caplog):
         (["s-{0..1}.tar"], "2 of 2 shards are not there, such as s-0.tar"),
         (["one", "two"], "2 sources"),
         (["full", "--max_left_out", "1"], "listed in .*--max_left_out allows 1"),
-        (["empty"], "no image with a caption"),
+        (["empty"], r"no image with a caption in empty \(expected a folder"),
+        ([""], "SOURCE is empty"),
+        (["bare"], r"listed in .*; a caption is x.txt beside x.jpg, or in .* text or caption"),
+        (["a.csv", "--caption_column", "blip"], r"column blip \(--caption_column\)"),
+        (["full", "--output", "a.png/x/data.json"], "a.png/x cannot be written: Not a directory"),
         (["full", "--images", "x"], "--images is of shards"),
         (["full", "--output", "other.json"], "no data set, left as it is"),
         (["full", "--output", "folder"], "ends in .json"),
@@ -189,6 +193,8 @@ def test_mistakes_are_said_in_one_line_and_nothing_is_written(
     picture(tmp_path / "a.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "other.json").write_text('{"mine": 1}')
+    picture(tmp_path / "bare" / "a.png")
+    (tmp_path / "a.csv").write_text("file_name,text\na.png,a\n")
     for name in "ab":
         picture(tmp_path / "full" / f"{name}.png")
     picture(tmp_path / "full" / "c.png").with_suffix(".txt").write_text("c")

@@ -271,7 +271,7 @@ def test_an_lmdb_of_another_size_or_scale_is_said(tmp_path, caplog):
         (["data.json", "--resolution", "8", "--workers", "0"], "at least 1"),
         (["data.json", "--resolution", "8", "--output", "data.json"], "is a file"),
         (["bad.json", "--resolution", "8"], "is not valid JSON"),
-        (["folder"], "is not an LMDB"),
+        (["folder"], "is not an LMDB.* senseflow.data.make makes one"),
     ],
 )
 def test_mistakes_are_said_in_one_line(tmp_path, monkeypatch, capsys, words, message):

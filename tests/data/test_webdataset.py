@@ -156,6 +156,24 @@ def test_shards_of_one_name_are_refused(tmp_path, capsys):
     assert "two shards are named 0" in capsys.readouterr().err
 
 
+def test_a_tar_of_a_folder_in_no_order_is_told_how_to_make_it(tmp_path, capsys):
+    """What `tar cf` writes where the file system lists captions and images apart."""
+    (image, text), (other, words) = sample("0", "zero"), sample("1", "one")
+    shard(tmp_path / "0.tar", [image, other, text, words])
+    assert make.main([str(tmp_path / "0.tar"), "--output", str(tmp_path / "d.json")]) == 2
+    assert "tar --sort=name" in capsys.readouterr().err
+    assert not (tmp_path / "d.json").exists()
+
+
+def test_a_list_never_takes_the_place_of_a_shards_note(tmp_path, capsys):
+    shard(tmp_path / "0.tar", sample("0", "zero"))
+    words = [str(tmp_path / "0.tar"), "--images", str(tmp_path), "--output"]
+    assert make.main([*words, str(tmp_path / "0.json")]) == 2
+    assert "where the note of the shard 0 is kept" in capsys.readouterr().err
+    for _ in range(2):  # the second time from the note
+        assert make.main([*words, str(tmp_path / "d.json")]) == 0
+
+
 def test_memory_is_that_of_a_sample(tmp_path):
     """A shard of 12 MB in 3,000 files: the peak stays under 1.5 MB."""
     members = [m for i in range(1500) for m in ((f"{i}.jpg", bytes(8000)), (f"{i}.txt", b"c"))]

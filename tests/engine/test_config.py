@@ -184,6 +184,9 @@ def test_files_that_are_no_config(tmp_path):
     (tmp_path / "a.yaml").write_text("train: [")
     with pytest.raises(ValueError, match=r"a.yaml is not valid YAML"):
         load_config(tmp_path / "a.yaml")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"picture.png is not valid YAML"):
+        load_config(tmp_path / "picture.png")
     (tmp_path / "b.yaml").write_text("just words")
     with pytest.raises(ValueError, match=r"b.yaml: expected sections"):
         load_config(tmp_path / "b.yaml")

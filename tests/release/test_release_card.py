@@ -15,6 +15,7 @@ from students import SHIFT, Shipped, ours, run_script, save_student, script_of, 
 from senseflow.engine.config import load_config, save_config
 from senseflow.release.licences import PUBLIC, Terms, terms_of
 from senseflow.sampling.flux import FLUX
+from senseflow.sampling.student import read_card
 
 CONFIG = "configs/FLUX/flux_senseflow_tiny.yaml"
 LICENSE = ("--base_model", "me/teacher", "--license", "mit")
@@ -182,6 +183,13 @@ def test_wrong_flags_are_one_line(shipped, tmp_path, capsys):
         assert lines[-1].startswith("error: ") and said in lines[-1], lines
     assert not out.exists()
     assert no.exists() and not list(tmp_path.glob(".partial*"))
+
+
+def test_a_run_of_which_the_student_alone_was_kept(tmp_path):
+    kept = save_student("flux", tmp_path / "run" / "student" / "step_0000020")
+    run = Shipped(tmp_path / "run", kept.base, kept.family, kept.anchors)
+    assert run.export(tmp_path / "out") == 0
+    assert read_card(tmp_path / "out").iteration == 20
 
 
 def test_a_folder_without_card_or_of_another_family(shipped, tmp_path, capsys):

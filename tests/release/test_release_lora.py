@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from students import Shipped, ours, run_script, save_student, script_of
 
+from senseflow import extract_lora
 from senseflow.engine.export import LORA_FILE
 from senseflow.models.lora import metadata
 from senseflow.sampling.student import read_card, write_card
@@ -93,6 +94,15 @@ def test_a_full_student_is_no_lora(tmp_path, capsys):
     assert full.export(tmp_path / "out", "--form", "lora") == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "was trained in full: python -m senseflow.extract_lora --base" in said
+
+
+def test_a_rank_beyond_every_layer_is_said_before_its_zeros_are_written(tmp_path, capsys):
+    full = save_student("flux", tmp_path / "student")
+    words = ["--base", full.base, "--student", full.folder, "--rank", 100_000]
+    words += ["--output", tmp_path / "out"]
+    assert extract_lora.main(list(map(str, words))) == 2
+    assert "--rank 100000: no layer has a rank above" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["student"]
 
 
 def test_adapters_of_other_layers(shipped, tmp_path, capsys):
