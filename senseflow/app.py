@@ -1,6 +1,6 @@
 """Opens a page in the browser to try a student: its images beside its teacher's, with their times.
 
-    python -m senseflow.app --pipeline assets/tiny/flux/pipeline --checkpoint runs/flux
+    python -m senseflow.app --pipeline /path/to/FLUX.1-dev --checkpoint runs/flux
 
 Images are those of scripts_*: the same prompt, seed and settings give the same pixels.
 """
