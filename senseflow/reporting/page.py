@@ -140,6 +140,13 @@ def _training_time(run: RunFolder) -> str:
 
 def signals_html(signals: list[Signal], curves: Curves) -> str:
     """What the rules found, and what they look for."""
+    rows = max((len(curve.values) for curve in curves.values()), default=0)
+    short = ""
+    if curves and rows < MIN_ROWS:
+        short = (
+            f'<p class="soft">Rules about a trend need {MIN_ROWS} rows of a measure; this run has '
+            f"{rows}: trends are not judged.</p>"
+        )
     if signals:
         found = "".join(
             f"<li><b>{escape(signal.rule)}</b>{escape(signal.words)} "
@@ -147,17 +154,12 @@ def signals_html(signals: list[Signal], curves: Curves) -> str:
             for signal in signals
         )
         said = f'<ul class="signals">{found}</ul>'
-    elif curves:
+    elif not curves:
+        said = '<p class="notice">There are no curves to look at yet.</p>'
+    elif not short:
         said = f'<p class="none">None of the {len(RULES)} rules found anything suspicious.</p>'
     else:
-        said = '<p class="notice">There are no curves to look at yet.</p>'
-    rows = max((len(curve.values) for curve in curves.values()), default=0)
-    short = ""
-    if curves and rows < MIN_ROWS:
-        short = (
-            f'<p class="soft">Rules about a trend need {MIN_ROWS} rows of a measure; this run has '
-            f"{rows} so far, so trends are not judged yet.</p>"
-        )
+        said = '<p class="notice">Nothing suspicious in what can be judged.</p>'
     rules = "".join(f"<dt>{r.name}</dt><dd>{escape(r.meaning)}</dd>" for r in RULES)
     return (
         f"{said}{short}<details><summary>What the rules look for</summary>"
