@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from senseflow.commands import Parser, exit_status
+from senseflow.commands import Parser, exit_status, module_parser
 from senseflow.sampling.cli import add_device_flags, messages
 from senseflow.sampling.families import FAMILIES, family_of
 from senseflow.sampling.plan import CARD, Family
@@ -47,12 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = Parser(
-        prog="python -m senseflow.app",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = module_parser("senseflow.app", DESCRIPTION, EXAMPLES)
     group = parser.add_argument_group("what")
     group.add_argument(
         "--pipeline", type=Path, required=True, metavar="DIR",

@@ -11,7 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
-from senseflow.commands import Parser, exit_status
+from senseflow.commands import Parser, exit_status, module_parser
 from senseflow.files import require_writable
 
 STOPPED = "--output is whole or not there"
@@ -49,12 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = Parser(
-        prog="python -m senseflow.export",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = module_parser("senseflow.export", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "checkpoint", type=Path, nargs="?", metavar="RUN_OR_CHECKPOINT",
         help="a run folder (its newest good checkpoint), one of its checkpoints/step_*, or a "

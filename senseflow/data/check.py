@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from senseflow.commands import Parser, exit_status
+from senseflow.commands import Parser, exit_status, module_parser
 from senseflow.files import require_writable
 
 DESCRIPTION = """\
@@ -51,12 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = Parser(
-        prog="python -m senseflow.data.check",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = module_parser("senseflow.data.check", DESCRIPTION, EXAMPLES)
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="JSON, or folder of an LMDB")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
     parser.add_argument(

@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from senseflow.commands import Parser, exit_status
+from senseflow.commands import Parser, exit_status, module_parser
 from senseflow.data.captioned import (
     CAPTION_COLUMNS,
     NO_CAPTION,
@@ -57,12 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = Parser(
-        prog="python -m senseflow.data.make",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = module_parser("senseflow.data.make", DESCRIPTION, EXAMPLES)
     parser.add_argument("source", nargs="+", metavar="SOURCE", help="see above")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="JSON",
