@@ -126,7 +126,8 @@ def read_samples(shard: Path, passed_over: Counter[str]) -> Iterator[Sample]:
     sample: Sample | None = None
     with tarfile.open(shard, "r|*") as tar:
         while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # of the files before, which a stream never goes back to
+            # a stream never goes back to the files before; tarfile would keep them all
+            tar.members.clear()  # type: ignore[attr-defined]  # no name of its stubs
             path = PurePosixPath(member.name)
             if not member.isfile() or path.name.startswith("."):
                 passed_over["hidden"] += member.isfile()

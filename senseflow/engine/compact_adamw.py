@@ -44,6 +44,7 @@ class CompactAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # without a closure
         """Move the parameters that have a gradient."""
+        assert closure is None
         for settings in self.param_groups:
             parameters = settings["params"]
             moved = [p.grad is not None for p in parameters]
