@@ -220,7 +220,8 @@ def align(d: Distillation, turn: Turn) -> None:
     """IDA (Eq. 9), at once after theta's step."""
     if d.config.ida.lam is not None:
         phi, theta, seed = d.fake_score, d.generator, rounding_seed(d, turn, "ida")
-        align_networks(phi.network, theta.network, d.config.ida.lam, seed)
+        compiled = d.config.parallel.compile
+        align_networks(phi.network, theta.network, d.config.ida.lam, seed, compiled)
 
 
 # ------------------------------------------------------------------------------- steps 5 and 6

@@ -7,8 +7,6 @@ the nearest, a second moment with beta2 = 0.999 mostly stands still. The publish
 and at -0.993; these are symmetric, and the block's largest value has a code of its own.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -17,14 +15,25 @@ BLOCK = 64
 _DECADES = 7
 
 
-def encode(x: Tensor, signed: bool, noise: Tensor) -> tuple[Tensor, Tensor]:
+def code_numbers(signed: bool, device: torch.device | None = None) -> Tensor:
+    """What the codes stand for at scale 1, ascending, (255,) float32."""
+    positive = []
+    for decade in range(_DECADES):
+        num = 2**decade * (1 if signed else 2)
+        width = 0.9 / num  # of the parts of [0.1, 1), each of which stands for its middle
+        middles = (0.1 + (i + 0.5) * width for i in range(num))
+        positive += [10.0 ** (decade + 1 - _DECADES) * middle for middle in middles]
+    negative = [-number for number in reversed(positive)] if signed else []
+    return torch.tensor([*negative, 0.0, *positive], device=device)
+
+
+def encode(x: Tensor, numbers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Codes (n,) uint8 and scales (n / BLOCK,) float32 of x, which they stand for in the mean.
 
-    x: (n,) float32, finite, not negative unless `signed`; noise: (n,) int32 in [0, 2^16). A
-    positive value below the smallest positive number takes that, never 0, where not signed: a
-    second moment of 0 would make the step infinite.
+    x: (n,) float32, finite, not negative unless the numbers are; numbers: of `code_numbers`; noise:
+    (n,) int32 in [0, 2^16). A positive value below the smallest positive number takes that, never
+    0, where 0 is the first number: a second moment of 0 would make the step infinite.
     """
-    numbers = _numbers(signed, x.device)
     blocks = x.view(-1, BLOCK)
     scales = (blocks.abs().amax(1) / numbers[-1]).clamp_min(
         torch.finfo(torch.float32).smallest_normal
@@ -33,29 +42,10 @@ def encode(x: Tensor, signed: bool, noise: Tensor) -> tuple[Tensor, Tensor]:
     lower = (torch.bucketize(y, numbers, right=True) - 1).clamp_(0, len(numbers) - 2)
     below, above = numbers[lower], numbers[lower + 1]
     up = (y - below) * 2**16 > noise * (above - below)
-    if not signed:
-        up |= (lower == 0) & (y > 0)
+    up |= (lower == 0) & (y > 0)
     return (lower + up).to(torch.uint8), scales
 
 
-def decode(codes: Tensor, scales: Tensor, signed: bool) -> Tensor:
+def decode(codes: Tensor, scales: Tensor, numbers: Tensor) -> Tensor:
     """What codes (n,) and scales (n / BLOCK,) stand for, (n,) float32."""
-    numbers = _numbers(signed, codes.device)
     return (numbers[codes.int()].view(-1, BLOCK) * scales[:, None]).view(-1)
-
-
-def _numbers(signed: bool, device: torch.device) -> Tensor:
-    """What the codes stand for at scale 1, ascending, (255,) float32."""
-    return torch.tensor(_code_numbers(signed), device=device)
-
-
-@cache
-def _code_numbers(signed: bool) -> tuple[float, ...]:
-    positive = []
-    for decade in range(_DECADES):
-        num = 2**decade * (1 if signed else 2)
-        width = 0.9 / num  # of the parts of [0.1, 1), each of which stands for its middle
-        middles = (0.1 + (i + 0.5) * width for i in range(num))
-        positive += [10.0 ** (decade + 1 - _DECADES) * middle for middle in middles]
-    negative = [-number for number in reversed(positive)] if signed else []
-    return (*negative, 0.0, *positive)

@@ -12,14 +12,20 @@ from torch import Tensor
 _GAMMA, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def random_words(seed: int, counters: Tensor) -> Tensor:
+def word_of(seed: int, device: torch.device | None = None) -> Tensor:
+    """The 64 low bits of a seed, 0-d int64: on the device, because what is compiled takes every
+    number for a constant."""
+    return torch.full((), _signed(seed), dtype=torch.int64, device=device)
+
+
+def random_words(seed: Tensor, counters: Tensor) -> Tensor:
     """64 random bits for each counter, int64 of the same shape: SplitMix64 begun at `seed`.
 
-    seed: 64 bits; counters: int64. The n-th output of the generator of Steele, Lea and Flood
+    seed: of `word_of`; counters: int64. The n-th output of the generator of Steele, Lea and Flood
     ("Fast splittable pseudorandom number generators", 2014) for the counter n, in integers that
     wrap around at 2^64.
     """
-    z = (counters * _signed(_GAMMA)).add_(_signed(seed))
+    z = (counters * _signed(_GAMMA)).add_(seed)
     z.bitwise_xor_(_shifted(z, 30)).mul_(_signed(_MIX_1))
     z.bitwise_xor_(_shifted(z, 27)).mul_(_signed(_MIX_2))
     return z.bitwise_xor_(_shifted(z, 31))

@@ -90,7 +90,7 @@ def build_vfm(
     return VFMDiscriminator(
         backbone.to(ranks.device),
         prompt_encoder,
-        Trained.build(heads, config.optimizer.discriminator_lr, config.optimizer),
+        _trained(heads, config),
     )
 
 
@@ -116,8 +116,13 @@ def build_bottleneck(
     add_encoder_pass(fake_score.base.network if isinstance(fake_score, Role) else fake_score)
     return BottleneckDiscriminator(
         cast(BottleneckAdapter, adapter),
-        Trained.build(head, config.optimizer.discriminator_lr, config.optimizer),
+        _trained(head, config),
     )
+
+
+def _trained(heads: nn.Module, config: Config) -> Trained:
+    optimizer = config.optimizer
+    return Trained.build(heads, optimizer.discriminator_lr, optimizer, config.parallel.compile)
 
 
 def fill_heads(

@@ -134,15 +134,15 @@ def assemble(
         adapter.pipeline.vae.enable_gradient_checkpointing()
     anchors = family.anchors(settings, config.anchors.times)
     check_times(config, adapter.path, anchors)
-    optimizer = config.optimizer
+    optimizer, compiled = config.optimizer, config.parallel.compile
     teacher, generator, fake_score = build_networks(family, config, initial, ranks)
     return Distillation(
         config=config,
         adapter=adapter,
         anchors=anchors,
         teacher=teacher,
-        generator=Trained.build(generator, optimizer.lr, optimizer),
-        fake_score=Trained.build(fake_score, optimizer.fake_score_lr, optimizer),
+        generator=Trained.build(generator, optimizer.lr, optimizer, compiled),
+        fake_score=Trained.build(fake_score, optimizer.fake_score_lr, optimizer, compiled),
         discriminator=build_discriminator(
             config, family, adapter, fake_score, ranks, initial, text_dim
         ),

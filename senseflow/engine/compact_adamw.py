@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from senseflow.core.eight_bit import BLOCK, decode, encode
-from senseflow.core.rounding import noise_of, round_stochastically
-from senseflow.engine.stretches import Stretch, flat_shard, groups, random_bits
+from senseflow.core.eight_bit import BLOCK, code_numbers, decode, encode
+from senseflow.core.rounding import noise_of, random_words, round_stochastically, word_of
+from senseflow.engine.stretches import Stretch, flat_shard, fused, groups, numbers_of
 
 States = Literal["float32", "bfloat16", "8bit"]
 Shards = Sequence[dict[str, Tensor]]  # flat, by name, of each parameter: its weight, grad and state
@@ -30,13 +30,19 @@ class CompactAdamW(torch.optim.AdamW):
     norms) keep float32. States are sharded as their parameter. A step that finds infinities changes
     nothing: the kernel leaves what it is given, and rounding leaves what is representable.
 
+    compiled: all but AdamW itself by torch.compile, in a few passes over each element.
     found_inf: 0-d float, 1 where the step is to change nothing; grad_scale: 0-d, by which gradients
     are divided. Both are read on the device alone. seed: of the rounding, set before every step.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], states: States, **settings: Any) -> None:
+    def __init__(
+        self, parameters: Iterable[Tensor], states: States, compiled: bool = False, **settings: Any
+    ) -> None:
         super().__init__(parameters, fused=True, **settings)
         self.states = states
+        self._codes: dict[str, Tensor] = {}
+        self._in_float32 = fused(_in_float32, compiled)
+        self._rounded = fused(_rounded, compiled)
         self.found_inf: Tensor | None = None
         self.grad_scale: Tensor | None = None
         self.seed = 0
@@ -53,7 +59,7 @@ class CompactAdamW(torch.optim.AdamW):
             for kind in dict.fromkeys(kinds):
                 chosen = [m and k == kind for m, k in zip(moved, kinds, strict=True)]
                 for group in groups(parameters, chosen):
-                    self._move(group, shards, kind[1], settings)
+                    self._move(group, shards, settings)
             steps = [of["step"] for of in shards if of]
             if steps:
                 torch._foreach_add_(steps, 1)
@@ -96,18 +102,15 @@ class CompactAdamW(torch.optim.AdamW):
                 state[name] = torch.zeros_like(weight, dtype=dtype)
         return state
 
-    def _move(
-        self, group: list[Stretch], shards: Shards, in_8_bits: bool, settings: dict[str, Any]
-    ) -> None:
+    def _move(self, group: list[Stretch], shards: Shards, settings: dict[str, Any]) -> None:
         """One step of a group of elements of one type."""
-        flat = {name: torch.cat(_parts(group, shards, name)).float() for name in ("weight", "grad")}
-        for name, signed in MOMENTS.items():
-            if in_8_bits:
-                codes = torch.cat(_parts(group, shards, f"{name}_codes"))
-                scales = torch.cat(_parts(group, shards, f"{name}_scales", BLOCK))
-                flat[name] = decode(codes, scales, signed)
-            else:
-                flat[name] = torch.cat(_parts(group, shards, name)).float()
+        names = [name for name in shards[group[0].index] if name != "step"]
+        parts = {name: [_part(stretch, shards, name) for stretch in group] for name in names}
+        kept = {name: torch.cat(parts[name]) for name in names}
+        device = kept["weight"].device
+        if self.states == "8bit" and not self._codes:
+            self._codes = {name: code_numbers(signed, device) for name, signed in MOMENTS.items()}
+        flat = self._in_float32(kept, self._codes)
         sizes = [len(stretch) for stretch in group]
         weights, gradients, first, second = (
             list(flat[name].split(sizes)) for name in ("weight", "grad", *MOMENTS)
@@ -130,32 +133,53 @@ class CompactAdamW(torch.optim.AdamW):
             eps=settings["eps"],
             maximize=False,
         )
-        bits = random_bits(group, self.seed, flat["weight"].device)
-        _keep(group, shards, "weight", flat["weight"], noise_of(bits, 0))
-        for part, name in enumerate(MOMENTS, start=1):
-            if in_8_bits:
-                self._keep_in_8_bits(group, shards, name, flat[name], noise_of(bits, part))
-            else:
-                _keep(group, shards, name, flat[name], noise_of(bits, part))
-
-    def _keep_in_8_bits(
-        self, group: list[Stretch], shards: Shards, name: str, values: Tensor, noise: Tensor
-    ) -> None:
-        codes, scales = encode(values, MOMENTS[name], noise)
-        for kind, new, block in (("codes", codes, 1), ("scales", scales, BLOCK)):
-            kept = _parts(group, shards, f"{name}_{kind}", block)
-            if self.found_inf is not None:  # a code's own value may be rounded to its neighbour
-                new = torch.where(self.found_inf.to(new.device) > 0, torch.cat(kept), new)
-            torch._foreach_copy_(kept, list(new.split([part.numel() for part in kept])))
+        bad = None if self.found_inf is None else self.found_inf.to(device) > 0
+        words = numbers_of(group, device), word_of(self.seed, device)
+        for name, values in self._rounded(flat, kept, self._codes, *words, bad).items():
+            new = list(values.split([part.numel() for part in parts[name]]))
+            torch._foreach_copy_(parts[name], new)
 
 
-def _parts(group: list[Stretch], shards: Shards, name: str, block: int = 1) -> list[Tensor]:
-    return [stretch.of(shards[stretch.index][name], block) for stretch in group]
+def _part(stretch: Stretch, shards: Shards, name: str) -> Tensor:
+    return stretch.of(shards[stretch.index][name], BLOCK if name.endswith("_scales") else 1)
 
 
-def _keep(group: list[Stretch], shards: Shards, name: str, values: Tensor, noise: Tensor) -> None:
-    """Write float32 values back to where they are kept, rounded if that is bfloat16."""
-    kept = _parts(group, shards, name)
-    if kept[0].dtype == torch.bfloat16:
-        values = round_stochastically(values, noise)
-    torch._foreach_copy_(kept, list(values.split([part.numel() for part in kept])))
+def _in_float32(kept: dict[str, Tensor], codes: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weight, gradient and moments of a group, from the types in which they are kept.
+
+    codes: of each moment, what its codes stand for.
+    """
+    flat = {name: kept[name].float() for name in ("weight", "grad")}
+    for name in MOMENTS:
+        if name in kept:
+            flat[name] = kept[name].float()
+        else:
+            flat[name] = decode(kept[f"{name}_codes"], kept[f"{name}_scales"], codes[name])
+    return flat
+
+
+def _rounded(
+    flat: dict[str, Tensor],
+    kept: dict[str, Tensor],
+    codes: dict[str, Tensor],
+    numbers: Tensor,
+    seed: Tensor,
+    bad: Tensor | None,
+) -> dict[str, Tensor]:
+    """Weight and moments of a group after a step, in the types in which they are kept.
+
+    bad: whether the step found infinities and so moved nothing; a code's own value may be rounded
+    to its neighbour.
+    """
+    words = random_words(seed, numbers)
+    new = {}
+    for part, name in enumerate(("weight", *MOMENTS)):
+        if name not in kept:
+            pair = encode(flat[name], codes[name], noise_of(words, part))
+            for kind, values in zip((f"{name}_codes", f"{name}_scales"), pair, strict=True):
+                new[kind] = values if bad is None else torch.where(bad, kept[kind], values)
+        elif kept[name].dtype == torch.bfloat16:
+            new[name] = round_stochastically(flat[name], noise_of(words, part))
+        else:
+            new[name] = flat[name]
+    return new

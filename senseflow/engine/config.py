@@ -281,7 +281,7 @@ class ParallelConfig:
     replicas: int = 1  # HSDP: groups that each hold the whole network in shards
     activation_checkpointing: int = 0  # 0: none; 1: every block is recomputed; k: every k-th
     recomputation: Literal["full", "selective"] = "full"  # selective: keeps matrix products
-    compile: bool = False  # blocks by torch.compile; minutes at the first turns
+    compile: bool = False  # blocks and rounding by torch.compile; minutes at first
     offload: Literal["none", "trained"] = "none"  # trained: what learns lives in host memory
 
     def __post_init__(self) -> None:

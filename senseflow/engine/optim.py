@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 
 from senseflow.core.ida import align_, require_alike
-from senseflow.core.rounding import noise_of, round_stochastically
+from senseflow.core.rounding import noise_of, random_words, round_stochastically, word_of
 from senseflow.engine.compact_adamw import CompactAdamW
 from senseflow.engine.config import LrSchedulerConfig, OptimizerConfig
-from senseflow.engine.stretches import flat_shard, groups, random_bits
+from senseflow.engine.stretches import flat_shard, fused, groups, numbers_of
 
 
 @dataclass
@@ -25,8 +25,13 @@ class Trained:
     max_grad_norm: float
 
     @classmethod
-    def build(cls, network: nn.Module, lr: float, config: OptimizerConfig) -> "Trained":
-        """AdamW over every parameter of a (sharded) network, float32 or bfloat16."""
+    def build(
+        cls, network: nn.Module, lr: float, config: OptimizerConfig, compiled: bool = False
+    ) -> "Trained":
+        """AdamW over every parameter of a (sharded) network, float32 or bfloat16.
+
+        compiled: what CompactAdamW does around AdamW, by torch.compile.
+        """
         parameters = list(network.parameters())
         betas, eps, decay = config.betas, config.eps, config.weight_decay
         optimizer: torch.optim.AdamW
@@ -36,7 +41,13 @@ class Trained:
             )
         else:
             optimizer = CompactAdamW(
-                parameters, config.states, lr=lr, betas=betas, eps=eps, weight_decay=decay
+                parameters,
+                config.states,
+                compiled,
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=decay,
             )
         return cls(network, optimizer, lr, config.max_grad_norm)
 
@@ -87,7 +98,9 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def align_networks(fake_score: nn.Module, generator: nn.Module, lam: float, seed: int) -> None:
+def align_networks(
+    fake_score: nn.Module, generator: nn.Module, lam: float, seed: int, compiled: bool = False
+) -> None:
     """IDA (Eq. 9) on the shards of two networks; seed: of stochastic rounding, where they are
     bfloat16: at lambda = 0.97 rounding to nearest would stop far from the generator."""
     phi, theta = list(fake_score.parameters()), list(generator.parameters())
@@ -98,11 +111,17 @@ def align_networks(fake_score: nn.Module, generator: nn.Module, lam: float, seed
     kept, other = [flat_shard(p) for p in phi], [flat_shard(p) for p in theta]
     for group in groups(phi):
         parts = [stretch.of(kept[stretch.index]) for stretch in group]
-        moved = torch.cat(parts).float()
-        align_([moved], [torch.cat([s.of(other[s.index]) for s in group]).float()], lam)
-        noise = noise_of(random_bits(group, seed, moved.device), 0)
-        rounded = round_stochastically(moved, noise)
+        others = torch.cat([stretch.of(other[stretch.index]) for stretch in group])
+        words = numbers_of(group, others.device), word_of(seed, others.device)
+        rounded = fused(_aligned, compiled)(torch.cat(parts), others, lam, *words)
         torch._foreach_copy_(parts, list(rounded.split([len(s) for s in group])))
+
+
+def _aligned(phi: Tensor, theta: Tensor, lam: float, numbers: Tensor, seed: Tensor) -> Tensor:
+    """IDA of a group of bfloat16 elements."""
+    moved = phi.float()
+    align_([moved], [theta.float()], lam)
+    return round_stochastically(moved, noise_of(random_words(seed, numbers), 0))
 
 
 def lr_factor(iteration: int, num_iterations: int, config: LrSchedulerConfig) -> float:

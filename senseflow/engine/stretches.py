@@ -6,17 +6,18 @@ drawn for an element is a function of its number, so that it does not depend on 
 ranks that hold the same rows (HSDP) draw the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from senseflow.core.rounding import random_words
-
+P = ParamSpec("P")
+R = TypeVar("R")
 GROUP = 2**22  # elements at most: 16 MiB in float32
 
 
@@ -64,10 +65,17 @@ def groups(
         yield group
 
 
-def random_bits(group: Sequence[Stretch], seed: int, device: torch.device) -> Tensor:
-    """64 random bits for each element of a group, a function of seed and number; (n,) int64."""
-    numbers = [torch.arange(s.number, s.number + len(s), device=device) for s in group]
-    return random_words(seed, torch.cat(numbers))
+def numbers_of(group: Sequence[Stretch], device: torch.device) -> Tensor:
+    """The number of each element of a group, from which its random bits come; (n,) int64."""
+    return torch.cat([torch.arange(s.number, s.number + len(s), device=device) for s in group])
+
+
+def fused(function: Callable[P, R], compiled: bool) -> Callable[P, R]:
+    """The function, or its compiled form: for work on groups, which is many passes over few bytes.
+
+    One compiled form serves groups of all sizes.
+    """
+    return torch.compile(function, dynamic=True) if compiled else function
 
 
 def first_element(parameter: Tensor) -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from senseflow.core.rounding import noise_of, random_words, round_stochastically
+from senseflow.core.rounding import noise_of, random_words, round_stochastically, word_of
 
 NOISE = torch.arange(2**16, dtype=torch.int32)
 LARGEST = torch.finfo(torch.bfloat16).max
@@ -52,19 +52,19 @@ def test_a_finite_value_beyond_the_largest_becomes_it_or_infinite():
 def test_the_bits_are_splitmix64s():
     """Its first outputs for the seed 1234567, as published with its reference code."""
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    words = random_words(1234567, torch.arange(1, 4))
+    words = random_words(word_of(1234567), torch.arange(1, 4))
     assert [word % 2**64 for word in words.tolist()] == published
 
 
 def test_a_negative_and_a_large_seed_are_taken():
-    one, other = (random_words(seed, torch.arange(4)) for seed in (2**64 - 1, -1))
+    one, other = (random_words(word_of(seed), torch.arange(4)) for seed in (2**64 - 1, -1))
     assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("part", range(4))
 def test_noise_is_uniform_and_its_neighbours_are_independent(part):
     """Chi-square on 256 cells of (this one, the next), at a chance of 1e-4 for a false alarm."""
-    noise = noise_of(random_words(3, torch.arange(400_001)), part)
+    noise = noise_of(random_words(word_of(3), torch.arange(400_001)), part)
     assert noise.dtype == torch.int32 and noise.min() >= 0 and noise.max() < 2**16
     high = noise >> 12
     cells = torch.bincount(high[:-1] * 16 + high[1:], minlength=256)
@@ -75,7 +75,11 @@ def test_noise_is_uniform_and_its_neighbours_are_independent(part):
 
 def test_parts_and_seeds_are_unlike():
     counters = torch.arange(100_000)
-    streams = [noise_of(random_words(seed, counters), part) for seed in (5, 6) for part in range(4)]
+    streams = [
+        noise_of(random_words(word_of(seed), counters), part)
+        for seed in (5, 6)
+        for part in range(4)
+    ]
     table = torch.stack(streams).double()
     off = torch.corrcoef(table) - torch.eye(len(streams))
     assert off.abs().max() < 5 / 100_000**0.5

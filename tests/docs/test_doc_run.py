@@ -60,6 +60,7 @@ RUN_BY = {
     "scripts_sd35/test_senseflow_sd35_large.py": "tests/sampling/test_all_families.py",
     "scripts_sdxl/test_sdxl_dmd2.py": "tests/sampling/test_all_families.py",
     "scripts_sdxl/test_sdxl_senseflow.py": "tests/sampling/test_all_families.py",
+    "benchmarks.optimizer_time": "tests/engine/test_optimizer_time.py",
     "senseflow.app": "tests/playground/test_app.py",
     "senseflow.cache": "tests/test_cache.py",
     "senseflow.data.check": "tests/data/test_check.py",

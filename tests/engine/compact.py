@@ -32,14 +32,16 @@ def network(seed: int, masters: torch.dtype) -> nn.Module:
     return layers
 
 
-def pair(ranks: Ranks, kind: tuple[torch.dtype, str], offload: bool = False) -> dict[str, Trained]:
+def pair(
+    ranks: Ranks, kind: tuple[torch.dtype, str], offload: bool = False, compiled: bool = False
+) -> dict[str, Trained]:
     """Generator and fake score, sharded, at their start."""
     masters, states = kind
     trained = {}
     for seed, name in enumerate(("generator", "fake_score")):
         layers = network(seed, masters)
         shard(layers, [layers[0]], ranks.mesh, offload=offload)
-        trained[name] = Trained.build(layers, 0.01, replace(OPTIMIZER, states=states))
+        trained[name] = Trained.build(layers, 0.01, replace(OPTIMIZER, states=states), compiled)
     return trained
 
 

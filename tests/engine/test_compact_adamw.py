@@ -1,5 +1,7 @@
 """Weights and moments in fewer bits: the update arrives, bad steps change nothing, resume."""
 
+from functools import partial
+
 import pytest
 import torch
 from compact import KINDS, give_gradients, iterate, pair, round_trip
@@ -7,7 +9,7 @@ from sharded import values
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from senseflow.core.eight_bit import decode
+from senseflow.core.eight_bit import code_numbers, decode
 from senseflow.engine import compact_adamw, stretches
 from senseflow.engine.checkpoint import Checkpoints
 from senseflow.engine.compact_adamw import CompactAdamW
@@ -150,7 +152,7 @@ def test_clipping_and_the_learning_rate(kind):
     if kind[1] == "8bit":
         largest = (
             state["exp_avg_scales"].item()
-            * decode(state["exp_avg_codes"][0], torch.ones(1), signed=True).max()
+            * decode(state["exp_avg_codes"][0], torch.ones(1), code_numbers(True)).max()
         )
         assert largest == pytest.approx(0.08, rel=0.01)
     else:
@@ -216,6 +218,28 @@ def test_groups_do_not_change_what_is_computed(kind, monkeypatch):
         results.append(values(trained))
     for key, value in results[0].items():
         torch.testing.assert_close(results[1][key], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+def test_compiled_it_gives_the_same_bits(kind, backend, monkeypatch):
+    """Also of a bad step, of groups of other sizes, and of IDA."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(stretches, "GROUP", 192)
+    torch.compiler.reset()
+    results = []
+    for compiled in (False, True):
+        trained = pair(RANKS, kind, compiled=compiled)
+        for iteration, bad in enumerate((None, float("nan"), None)):
+            for part in trained.values():
+                give_gradients(part, iteration, bad)
+                part.step(iteration)
+        theta, phi = (part.network for part in trained.values())
+        for seed in (1, 2):
+            align_networks(phi, theta, 0.9, seed, compiled)
+        results.append(values(trained))
+    assert [k for k in results[0] if not torch.equal(results[0][k], results[1][k])] == []
 
 
 def test_another_seed_rounds_otherwise_and_the_same_alike():
