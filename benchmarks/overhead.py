@@ -84,6 +84,9 @@ def counted(run: Run) -> Iterator[Inside]:
                 network.register_forward_hook(inside.leave, always_call=True),
             ):
                 stack.callback(handle.remove)
+            if "encode" in vars(network):  # the forward of DMD2's encoder half
+                encode = inside.around(network.encode)
+                stack.enter_context(patch.object(network, "encode", encode))
         for owner, name in (
             (torch.Tensor, "backward"),
             (torch.autograd, "grad"),

@@ -26,7 +26,7 @@ class Rows:
 
     def __init__(self, folder: Path, part: Part) -> None:
         self.folder, self.fields = folder, part.fields
-        self.files = [shard.file for shard in part.shards]
+        self.files = [str(folder / shard.file) for shard in part.shards]
         self.starts = np.cumsum([0, *map(len, part.shards)])
         keys = np.frombuffer("".join(s.keys for s in part.shards).encode(), KEY_DTYPE)
         self.order = np.argsort(keys, kind="stable")  # (N,)
@@ -49,9 +49,9 @@ class Rows:
         if place < 0:
             raise ValueError(f"{self.folder} has no row {key}: it is the cache of other samples")
         number = int(self.shards(place))
-        file, row = self.folder / self.files[number], int(place - self.starts[number])
+        file, row = self.files[number], int(place - self.starts[number])
         try:
-            with safe_open(str(file), framework="pt") as opened:
+            with safe_open(file, framework="pt") as opened:
                 return {name: opened.get_slice(name)[row : row + 1] for name in self.fields}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} cannot be read: {error}") from error

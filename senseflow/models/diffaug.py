@@ -61,8 +61,9 @@ def _move_and_cut(
     height, width = images.shape[-2:]
     rows, inside_rows = _shifted_index(height, move_row)  # (B, H)
     cols, inside_cols = _shifted_index(width, move_col)  # (B, W)
-    moved = images.gather(2, rows[:, None, :, None].expand_as(images))
-    moved = moved.gather(3, cols[:, None, None, :].expand_as(images))
+    source = (rows[:, :, None] * width + cols[:, None, :]).flatten(1)  # (B, H * W)
+    flat = images.flatten(2)
+    moved = flat.gather(2, source[:, None].expand_as(flat)).view_as(images)
 
     inside = inside_rows[:, :, None] & inside_cols[:, None, :]  # (B, H, W)
     cut = _cut_span(height, cut_row)[:, :, None] & _cut_span(width, cut_col)[:, None, :]

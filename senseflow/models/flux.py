@@ -28,6 +28,7 @@ from senseflow.models.networks import (
 )
 from senseflow.models.pipeline import (
     PipelineAdapter,
+    device_of,
     image_patch,
     load_encoders,
     require_pipeline,
@@ -76,7 +77,7 @@ class FluxAdapter(PipelineAdapter):
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """T5's states and CLIP's pooled vector."""
         prompt_embeds, pooled, _ = self.pipeline.encode_prompt(
-            prompts, max_sequence_length=self.max_sequence_length
+            prompts, device=device_of(self.pipeline), max_sequence_length=self.max_sequence_length
         )
         return Conditioning(prompt_embeds, pooled)
 

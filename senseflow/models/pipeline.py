@@ -29,6 +29,12 @@ from senseflow.models.text_encoders import (
 )
 
 
+def device_of(pipeline: Any) -> torch.device:
+    """The encoders'; the pipeline's own properties walk through all modules to say it."""
+    device: torch.device = next(pipeline.vae.parameters()).device
+    return device
+
+
 @dataclass(frozen=True)
 class PipelineAdapter(ABC):
     """A teacher without its denoiser: the pipeline's encoders, and its VAE both ways."""

@@ -23,6 +23,7 @@ from senseflow.models.networks import Build, read_json
 from senseflow.models.pipeline import (
     CfgAdapter,
     PlainNetwork,
+    device_of,
     image_patch,
     load_encoders,
     require_pipeline,
@@ -98,6 +99,7 @@ def encode(
         prompts,
         None,
         None,
+        device=device_of(pipeline),
         do_classifier_free_guidance=False,
         max_sequence_length=max_sequence_length,
     )

@@ -27,6 +27,7 @@ from senseflow.models.networks import Build, read_json
 from senseflow.models.pipeline import (
     CfgAdapter,
     PlainNetwork,
+    device_of,
     latent_shape,
     load_encoders,
     require_pipeline,
@@ -58,7 +59,7 @@ class SDXLAdapter(CfgAdapter):
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """Both CLIPs' penultimate states side by side, and the second's projection as pooled."""
         prompt_embeds, _, pooled, _ = self.pipeline.encode_prompt(
-            prompts, do_classifier_free_guidance=False
+            prompts, device=device_of(self.pipeline), do_classifier_free_guidance=False
         )
         return Conditioning(prompt_embeds, pooled)
 
