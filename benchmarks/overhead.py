@@ -21,7 +21,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
 from tqdm import trange
 
 from senseflow import distill
@@ -30,7 +29,7 @@ from senseflow.engine.config import load_config
 from senseflow.engine.ema import Ema
 from senseflow.engine.loop import Run
 from senseflow.engine.optim import Trained
-from senseflow.planning.rehearsal import networks_of
+from senseflow.planning.rehearsal import watching
 from senseflow.trainer.recipes import RECIPES
 
 GOAL = 0.03
@@ -67,26 +66,13 @@ class Inside:
         return counted
 
 
-def networks(run: Run) -> list[nn.Module]:
-    """Every network of a run, an autoencoder as its two halves too."""
-    vae = run.parts.adapter.pipeline.vae
-    return [*networks_of(run.parts).values(), vae.encoder, vae.decoder]
-
-
 @contextmanager
 def counted(run: Run) -> Iterator[Inside]:
     """Count the work inside while this lasts."""
     inside = Inside()
     with ExitStack() as stack:
-        for network in networks(run):
-            for handle in (
-                network.register_forward_pre_hook(inside.enter, prepend=True),
-                network.register_forward_hook(inside.leave, always_call=True),
-            ):
-                stack.callback(handle.remove)
-            if "encode" in vars(network):  # the forward of DMD2's encoder half
-                encode = inside.around(network.encode)
-                stack.enter_context(patch.object(network, "encode", encode))
+        watch = watching(run.parts, lambda name: inside.enter(), inside.leave)
+        stack.enter_context(watch)
         for owner, name in (
             (torch.Tensor, "backward"),
             (torch.autograd, "grad"),

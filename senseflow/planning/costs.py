@@ -83,6 +83,11 @@ def flops(cost: PhaseCost) -> float:
     return cost.flops
 
 
+def work_of(name: str) -> Quantity:
+    """FLOPs of a network's forwards, or of a phase's backward."""
+    return lambda cost: cost.work[name]
+
+
 def sent(collective: str) -> Quantity:
     """Bytes of whole tensors that a collective gathers or reduces."""
     return lambda cost: cost.sent[collective]

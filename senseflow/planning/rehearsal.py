@@ -4,9 +4,12 @@
 `senseflow.distill.take_turn`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +78,46 @@ def networks_of(d: Distillation) -> dict[str, nn.Module]:
     return found | dict(sorted(components.items()))
 
 
+@contextmanager
+def watching(
+    d: Distillation, enter: Callable[[str], object], leave: Callable[[], object]
+) -> Iterator[None]:
+    """Call `enter` with its name before each forward of a network, and `leave` after it.
+
+    An autoencoder is its two halves; DMD2's pass through the fake score's encoder is a forward.
+    """
+    vae = d.adapter.pipeline.vae
+    halves = {"vae.encoder": vae.encoder, "vae.decoder": vae.decoder}
+    with ExitStack() as stack:
+        for name, network in (networks_of(d) | halves).items():
+            for handle in (
+                network.register_forward_pre_hook(lambda *_, n=name: void(enter(n)), prepend=True),
+                network.register_forward_hook(lambda *_: void(leave()), always_call=True),
+            ):
+                stack.callback(handle.remove)
+            if "encode" in vars(network):
+                watched = _watched(network.encode, partial(enter, name), leave)
+                stack.enter_context(patch.object(network, "encode", watched))
+        yield
+
+
+def _watched(
+    function: Callable[..., Any], enter: Callable[[], object], leave: Callable[[], object]
+) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        enter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            leave()
+
+    return called
+
+
+def void(_: object) -> None:
+    """Nothing: what a hook returns replaces what its network is given or gives."""
+
+
 @dataclass
 class NetworkBytes:
     """One network on one rank."""
@@ -99,7 +142,8 @@ class Rehearsal:
         """One iteration of this kind; its costs by phase."""
         turn = kind.turn(self.parts)
         self.tracker.restart()
-        with self.mode, self.tracker:
+        callers = self.tracker.callers
+        with self.mode, self.tracker, watching(self.parts, callers.append, callers.pop):
             distill.take_turn(self.parts, turn, self.micro_batches, Measures())
         return {name: cost for name, cost in self.tracker.phases.items() if cost.peak or cost.flops}
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from senseflow.planning.costs import DENSE_TFLOPS, Phases, flops, peak, seconds, sent
+from senseflow.planning.costs import DENSE_TFLOPS, Phases, flops, peak, seconds, sent, work_of
 from senseflow.planning.plan import Plan
 from senseflow.planning.remedies import Remedy
 from senseflow.planning.tracker import COLLECTIVES, KINDS
@@ -41,6 +41,7 @@ def as_markdown(
         *networks_table(plan),
         *phases_section(plan),
         *kinds_section(plan),
+        *work_section(plan),
         *time_section(plan, mfu),
     ]
     return "\n".join(lines)
@@ -118,6 +119,30 @@ def highest(phases: Phases) -> str:
     return max(phases, key=lambda name: phases[name].peak)
 
 
+def work_section(plan: Plan) -> list[str]:
+    """TFLOP of the mean iteration by network, the most first."""
+    mean = mean_work(plan)
+    rows = [
+        [name, f"{done / 1e12:.2f}", f"{done / sum(mean.values()):.1%}"]
+        for name, done in sorted(mean.items(), key=lambda pair: -pair[1])
+    ]
+    return [
+        "## Where the work is",
+        "",
+        "TFLOP of the mean iteration: the forwards of each network, and the backward of each phase "
+        "with what is recomputed in it:",
+        "",
+        *table(["", "TFLOP", "share"], rows),
+    ]
+
+
+def mean_work(plan: Plan) -> dict[str, float]:
+    """FLOPs of the mean iteration by what does them."""
+    iterations = plan.costs.traced.values()
+    names = {name for phases in iterations for cost in phases.values() for name in cost.work}
+    return {name: plan.costs.mean(work_of(name)) for name in sorted(names)}
+
+
 def time_section(plan: Plan, mfu: float) -> list[str]:
     """TFLOP and seconds of the mean iteration, hours of the run."""
     mean, train = plan.costs.mean(flops), plan.config.train
@@ -162,6 +187,7 @@ def as_tree(
             for kind, phases in plan.costs.traced.items()
         },
         "mean_flop": mean,
+        "mean_work": mean_work(plan),
         "mean_sent": {c: plan.costs.mean(sent(c)) for c in COLLECTIVES},
         "time_s": {gpu: seconds(mean, gpu, mfu) for gpu in DENSE_TFLOPS},
         "remedies": [vars(remedy) for remedy in remedies],

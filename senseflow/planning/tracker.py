@@ -47,6 +47,7 @@ class PhaseCost:
     peak: int = 0  # bytes, all kinds together
     parts: dict[str, int] = field(default_factory=dict)  # of the peak, by kind
     flops: int = 0
+    work: Counter[str] = field(default_factory=Counter)  # of it, by what did it
     sent: Counter[str] = field(default_factory=Counter)  # bytes of whole tensors, by collective
     calls: Counter[str] = field(default_factory=Counter)
 
@@ -68,6 +69,7 @@ class Tracker(TorchDispatchMode):
         self.held: dict[int, Held] = {}
         self.live: dict[str, int] = dict.fromkeys(KINDS, 0)
         self.phases: dict[str, PhaseCost] = {}
+        self.callers: list[str] = []  # the networks whose forward runs, the outermost first
         self.patched = patch.object(torch.UntypedStorage, "resize_", self._resizing())
 
     def __enter__(self) -> "Tracker":
@@ -104,7 +106,10 @@ class Tracker(TorchDispatchMode):
         result = func(*args, **kwargs)
         packet, cost = func._overloadpacket, self._cost()
         if packet in flop_registry:
-            cost.flops += flop_registry[packet](*args, **kwargs, out_val=result)
+            flops = flop_registry[packet](*args, **kwargs, out_val=result)
+            cost.flops += flops
+            who = self.callers[0] if self.callers else f"backward, {STOPWATCH.current}"
+            cost.work[who] += flops
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._note(tensor)

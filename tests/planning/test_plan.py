@@ -6,6 +6,7 @@ all tests. Two ranks of the embedded FLUX teacher, two samples on each.
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 import torch.multiprocessing as mp
 from torch.distributed.fsdp import FSDPModule
 
-from benchmarks.flops import count
+from benchmarks.flops import count, count_pieces
 from senseflow.distill import take_turn
 from senseflow.engine.build import prepare
 from senseflow.engine.inputs import teacher_settings
@@ -69,13 +70,14 @@ def rehearse_two_ranks(folder: Path) -> dict[str, object]:
     return facts
 
 
-def count_one_rank(folder: Path) -> dict[str, int]:
-    """FLOPs of the real iteration with as many samples, by torch's own counter."""
+def count_one_rank(folder: Path) -> dict[str, object]:
+    """FLOPs of the real iteration with as many samples and of each network alone, by torch's own
+    counter."""
     write_dataset(folder, num=4, seed=0, num_prompts=1)
     config, _ = configure(RECIPE, wanted(1, 2, f"paths.dataset={folder / 'data.json'}"), folder)
     run = prepare(config, folder / "run", RECIPE.family)
     batches = next(run.data(1))
-    real = {}
+    real: dict[str, object] = {"alone": vars(count_pieces(run.parts, batches[0]))}
     for name, kind in (("plain", PLAIN), ("generator", GENERATOR)):
         turn = Turn(1, kind.anchor, kind.simulate, kind.generator, adversarial=False)
         real[name] = count(lambda turn=turn: take_turn(run.parts, turn, batches, Measures()))
@@ -162,6 +164,28 @@ def test_a_unit_is_gathered_for_each_forward_and_backward(facts, shapes):
 @pytest.mark.parametrize("kind", ["plain", "generator"])
 def test_flops_are_those_of_the_real_iteration(facts, kind):
     assert sum(cost["flops"] for cost in facts[kind].values()) == facts["real"][kind]
+
+
+def test_the_work_of_each_network_is_its_forwards_times_how_often_they_are_asked_for(facts):
+    """The student's once, on its turn once more for ISG; the fake score's for its own step, on the
+    student's turn for DMD; the teacher's for DMD and for ISG; backwards cost two and a half or two
+    forwards: attention's is more than twice its forward."""
+    alone = facts["real"]["alone"]
+    often = {"plain": (1, 1, 0), "generator": (2, 2, 2)}
+    for kind, times in often.items():
+        done = Counter()
+        for cost in facts[kind].values():
+            done.update(cost["work"])
+        names = ("generator", "fake_score", "teacher")
+        units = (alone["student"], alone["student"], alone["teacher"])
+        assert [done[n] for n in names] == [n * one for n, one in zip(times, units, strict=True)]
+        assert done["text_encoder"] + done["text_encoder_2"] == alone["prompts"]
+        assert done["vae.encoder"] == alone["encode"] and "vae.decoder" not in done
+        backwards = {name: num for name, num in done.items() if name.startswith("backward")}
+        phases = ("fake_score", "generator") if kind == "generator" else ("fake_score",)
+        assert backwards.keys() == {f"backward, {phase}" for phase in phases}
+        assert all(2 < num / alone["student"] < 2.5 for num in backwards.values())
+        assert sum(done.values()) == facts["real"][kind]
 
 
 def test_an_iteration_leaves_nothing_behind(facts):
