@@ -27,7 +27,6 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
@@ -42,6 +41,7 @@ from senseflow.engine.parallel import recompute
 from senseflow.engine.recipe import Recipe
 from senseflow.models import networks, text_encoders
 from senseflow.models.bottleneck_classifier import ClassifierHead, add_encoder_pass
+from senseflow.models.head_layers import no_power_iterations
 from senseflow.models.networks import NetworkSource, read_json
 from senseflow.models.teacher import Adapter, TeacherSettings
 from senseflow.models.vfm_discriminator import FrozenBackbone, Heads, PromptEncoder
@@ -217,7 +217,7 @@ def discriminator(
             dtype=torch_dtype(config.precision.compute),
         )
         prompt_encoder = PromptEncoder(config.paths.clip, checkpoint=None, random_seed=0)
-        with patch.object(_SpectralNorm, "_power_method", lambda *_: None):  # no weights to norm
+        with no_power_iterations():
             heads = Heads(
                 backbone.num_features,
                 backbone.width,

@@ -31,9 +31,9 @@ from senseflow.data.sampler import Batch, batches
 from senseflow.engine.build import assemble, share
 from senseflow.engine.config import load_config
 from senseflow.engine.inputs import read_error_curve
-from senseflow.engine.launch import quiet_libraries
 from senseflow.engine.measures import STOPWATCH, Measures
 from senseflow.engine.parallel import Ranks, join_group, start_ranks
+from senseflow.engine.quiet import quiet_libraries
 from senseflow.models.lora import Role
 from senseflow.planning.blank import Blank, BlankPrompts, data_of
 from senseflow.planning.costs import DENSE_TFLOPS, Costs, kinds_of

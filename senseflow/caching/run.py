@@ -22,7 +22,7 @@ from senseflow.engine.caches import facts_of, versions, wanted_keys
 from senseflow.engine.config import Config, load_config
 from senseflow.engine.disk import PARTIAL, sync
 from senseflow.engine.inputs import check_teacher, check_vfm_paths, read_data, teacher_settings
-from senseflow.engine.launch import quiet_libraries
+from senseflow.engine.quiet import quiet_libraries
 from senseflow.evaluation.share import Share
 from senseflow.models.teacher import TeacherFamily
 from senseflow.tensor_files import write_safetensors

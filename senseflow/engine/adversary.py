@@ -27,6 +27,7 @@ from senseflow.models.bottleneck_classifier import (
     ClassifierHead,
     add_encoder_pass,
 )
+from senseflow.models.head_layers import no_power_iterations
 from senseflow.models.lora import Role
 from senseflow.models.networks import in_turn
 from senseflow.models.teacher import Adapter, TeacherFamily
@@ -75,7 +76,7 @@ def build_vfm(
     if prompt_encoder:
         text_dim = prompt_encoder.dim
     assert text_dim
-    with torch.device("meta"):
+    with torch.device("meta"), no_power_iterations():
         heads = Heads(
             num_taps=backbone.num_features,
             width=backbone.width,

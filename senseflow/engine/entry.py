@@ -21,7 +21,7 @@ from senseflow.engine.stop import STARTED, Forwarder
 def main(module: str, recipe: Recipe) -> None:
     """Entry point of a trainer module: the launcher, or with --worker one process of the run."""
     if "--worker" in sys.argv:
-        from senseflow.engine.launch import run_worker  # diffusers, seconds
+        from senseflow.engine.worker import run_worker  # diffusers, seconds
 
         run_worker(recipe)
         return

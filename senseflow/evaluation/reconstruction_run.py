@@ -19,8 +19,8 @@ from senseflow.engine.build import Teacher, prepare_teacher
 from senseflow.engine.config import Config, load_config
 from senseflow.engine.disk import write_whole
 from senseflow.engine.inputs import check_teacher, read_data, teacher_settings
-from senseflow.engine.launch import quiet_libraries
 from senseflow.engine.parallel import AgreedError
+from senseflow.engine.quiet import quiet_libraries
 from senseflow.evaluation.error_picture import draw
 from senseflow.evaluation.reconstruction import (
     Measurement,

@@ -4,12 +4,15 @@
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 
 
 class LocalBatchNorm(nn.Module):
@@ -68,6 +71,14 @@ class SpectralConv(nn.Conv2d):
             x = F.pad(x, [self.margin] * 4, mode="circular")
         assert self.bias is not None
         return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride)
+
+
+@contextmanager
+def no_power_iterations() -> Iterator[None]:
+    """Build without the 15 power iterations that start a spectral norm: on the meta device there
+    are no numbers to iterate on, and the operations of all heads take seconds."""
+    with patch.object(_SpectralNorm, "_power_method", lambda *_: None):
+        yield
 
 
 class Residual(nn.Module):

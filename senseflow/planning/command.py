@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from senseflow.engine.launch import quiet_libraries
+from senseflow.engine.quiet import quiet_libraries
 from senseflow.planning.costs import flops, seconds
 from senseflow.planning.plan import Plan, Wanted, make_plan
 from senseflow.planning.rehearsal import Kind

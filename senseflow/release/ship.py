@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from senseflow.engine.export import whole_folder
-from senseflow.engine.launch import quiet_libraries
+from senseflow.engine.quiet import quiet_libraries
 from senseflow.evaluation.entries import Result
 from senseflow.files import only_writer
 from senseflow.release import hub

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from senseflow.engine.disk import write_whole
 from senseflow.engine.inputs import check
-from senseflow.engine.launch import quiet_libraries
+from senseflow.engine.quiet import quiet_libraries
 from senseflow.engine.stop import StopRequest
 from senseflow.pictures import save_whole
 from senseflow.tiny.findings import write_report
