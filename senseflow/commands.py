@@ -1,6 +1,7 @@
 """What the command lines share."""
 
 import argparse
+import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -36,9 +37,17 @@ def exit_status(work: Callable[[], None], stopped: str) -> int:
         work()
     except (ValueError, OSError) as error:
         logger.debug("", exc_info=error)
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {_words(error)}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped: {stopped}\n")
         return 130
     return 0
+
+
+def _words(error: Exception) -> str:
+    """An error in one line; of a full disk also what to do, as the system's words name no place."""
+    words = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        words += ". Free some of the disk that is written to, then run the same command again"
+    return words

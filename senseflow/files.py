@@ -19,6 +19,9 @@ def write_whole(file: Path, text: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, file)
+    except OSError as error:
+        error.filename = error.filename or str(file)  # which a full disk does not say
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from senseflow import plan
+from senseflow.commands import exit_status
 from senseflow.data import check
 from senseflow.evaluation import results
-from senseflow.files import only_writer, require_writable
-from small_disk import read_only
+from senseflow.files import only_writer, require_writable, write_whole
+from small_disk import read_only, small_disk
 
 NUM = 25
 
@@ -54,6 +55,20 @@ def test_one_that_cannot_is_said_before_any_work(tmp_path, capsys):
     read = "new cannot be written: Read-only file system"
     with read_only(tmp_path / "disk") as disk, pytest.raises(ValueError, match=read):
         require_writable("--output", disk / "new")
+
+
+def test_a_full_disk_is_named_and_the_earlier_file_stays(tmp_path, capsys):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        write_whole(disk / "data.json", "earlier")
+
+        def work() -> None:
+            write_whole(disk / "data.json", "x" * 2**17)
+
+        assert exit_status(work, "") == 2
+        assert [f.name for f in disk.iterdir()] == ["data.json"]
+        assert (disk / "data.json").read_text() == "earlier"
+    said = capsys.readouterr().err
+    assert f"No space left on device: '{tmp_path}/disk/data.json'. Free some of the disk" in said
 
 
 def test_two_that_write_one_output_do_not_mix_their_files(tmp_path):
