@@ -62,7 +62,7 @@ def save(folder: Path, dtype: torch.dtype) -> Sizes:
     return Sizes(whole - guidance, whole, sum(sizes) - whole, max(sizes))
 
 
-def whole_tensors(network: nn.Module, read, device: torch.device) -> None:
+def whole_tensors(network: nn.Module, read, device: torch.device, offload: bool) -> None:
     """The old way to fill shards: every tensor of the files, which stay mapped, on every rank."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
