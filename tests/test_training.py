@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from senseflow.engine.config import load_config
-from senseflow.engine.entry import check_split
 from senseflow.engine.inputs import check
 from senseflow.engine.launch import check_devices
+from senseflow.engine.recipe import check_split
 from senseflow.models.flux import FLUX
 from senseflow.tiny.pictures import write_dataset
 from senseflow.trainer.recipes import TRAINERS

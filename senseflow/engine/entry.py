@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from senseflow.engine.config import Config
-from senseflow.engine.recipe import SCRIPTS, Recipe
+from senseflow.engine.quiet import set_up_notes
+from senseflow.engine.recipe import SCRIPTS, Recipe, check_split
 from senseflow.engine.stop import STARTED, Forwarder
 
 
@@ -80,27 +81,3 @@ def check_arguments(args: argparse.Namespace, recipe: Recipe) -> Config:
     config = recipe.load(Path(args.config), args.overrides)
     check_split(config, args.nodes * args.gpus)
     return config
-
-
-def check_split(config: Config, world_size: int) -> None:
-    """The global batch must divide over processes and micro-batches."""
-    parts, replicas = world_size * config.train.grad_accumulation, config.parallel.replicas
-    if replicas < 1 or world_size % replicas:
-        raise ValueError(f"parallel.replicas {replicas} does not divide {world_size} processes")
-    if world_size < 1 or config.train.batch_size % parts:
-        raise ValueError(
-            f"train.batch_size {config.train.batch_size} is not a multiple of {world_size} "
-            f"processes x train.grad_accumulation {config.train.grad_accumulation}"
-        )
-    micro = config.train.batch_size // parts
-    adversary = config.adversarial
-    if adversary.in_use == "vfm" and adversary.reference == "shuffled" and micro < 2:
-        raise ValueError(
-            "adversarial.reference shuffled needs micro-batches of two samples or more"
-        )
-
-
-def set_up_notes(level: int) -> None:
-    """The run's own notes alone."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("senseflow").setLevel(level)

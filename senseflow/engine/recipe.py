@@ -77,3 +77,21 @@ class Recipe:
         assert self.lends_paths
         own = file.with_name(file.name.replace(self.lends_paths, self.name))
         return own if own != file and own.is_file() else ROOT / self.config
+
+
+def check_split(config: Config, world_size: int) -> None:
+    """The global batch must divide over processes and micro-batches."""
+    parts, replicas = world_size * config.train.grad_accumulation, config.parallel.replicas
+    if replicas < 1 or world_size % replicas:
+        raise ValueError(f"parallel.replicas {replicas} does not divide {world_size} processes")
+    if world_size < 1 or config.train.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size {config.train.batch_size} is not a multiple of {world_size} "
+            f"processes x train.grad_accumulation {config.train.grad_accumulation}"
+        )
+    micro = config.train.batch_size // parts
+    adversary = config.adversarial
+    if adversary.in_use == "vfm" and adversary.reference == "shuffled" and micro < 2:
+        raise ValueError(
+            "adversarial.reference shuffled needs micro-batches of two samples or more"
+        )

@@ -11,10 +11,9 @@ import torch
 
 from senseflow.data.items import UnreadableImagesError
 from senseflow.engine.build import prepare
-from senseflow.engine.entry import check_split, set_up_notes
 from senseflow.engine.parallel import AgreedError
-from senseflow.engine.quiet import quiet_libraries
-from senseflow.engine.recipe import Recipe
+from senseflow.engine.quiet import quiet_libraries, set_up_notes
+from senseflow.engine.recipe import Recipe, check_split
 from senseflow.engine.stop import StopRequest
 from senseflow.engine.watch import Failure, Watch, report
 

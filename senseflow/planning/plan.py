@@ -11,8 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from senseflow.engine.config import Config, load_config
-from senseflow.engine.entry import check_split
-from senseflow.engine.recipe import Recipe
+from senseflow.engine.recipe import Recipe, check_split
 from senseflow.planning.blank import DataKind, data_of
 from senseflow.planning.costs import Costs, Phases, kinds_of, peak
 from senseflow.planning.rehearsal import Kind, NetworkBytes, rehearse
