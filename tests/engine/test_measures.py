@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,14 @@ def test_drift_of_known_pictures():
     assert drift["drift/mean"].item() == pytest.approx(1 / 3 - 1 / 2)
     assert drift["drift/saturation"].item() == pytest.approx(1.0)
     assert drift["drift/contrast"].item() > 0.4
+
+
+def test_contrast_is_numpys_deviation_of_each_image():
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.2
+    images *= torch.tensor([0.5, 1.0, 2.0]).view(-1, 1, 1, 1)
+    expected = np.mean([(image.numpy() / 2).std() for image in images.clamp(-1, 1)])
+    drift = image_drift(images, torch.zeros_like(images))  # one colour has none
+    assert drift["drift/contrast"].item() == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_stopwatch_counts_a_phase_over_its_calls():
