@@ -86,19 +86,26 @@ def watching(
 
     An autoencoder is its two halves; DMD2's pass through the fake score's encoder is a forward.
     """
-    vae = d.adapter.pipeline.vae
-    halves = {"vae.encoder": vae.encoder, "vae.decoder": vae.decoder}
     with ExitStack() as stack:
-        for name, network in (networks_of(d) | halves).items():
+        for name, network in [*networks_of(d).items(), *halves(d.adapter.pipeline.vae)]:
             for handle in (
                 network.register_forward_pre_hook(lambda *_, n=name: void(enter(n)), prepend=True),
                 network.register_forward_hook(lambda *_: void(leave()), always_call=True),
             ):
                 stack.callback(handle.remove)
-            if "encode" in vars(network):
-                watched = _watched(network.encode, partial(enter, name), leave)
+            if isinstance(network, Role) or "encode" in vars(network):
+                encode: Any = network.encode
+                watched = _watched(encode, partial(enter, name), leave)
                 stack.enter_context(patch.object(network, "encode", watched))
         yield
+
+
+def halves(vae: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules by which an autoencoder is run; SDXL's has a convolution more on each side."""
+    names = {"encoder": "encoder", "quant_conv": "encoder"}
+    names |= {"decoder": "decoder", "post_quant_conv": "decoder"}
+    found = ((half, getattr(vae, name, None)) for name, half in names.items())
+    return [(f"vae.{half}", module) for half, module in found if module is not None]
 
 
 def _watched(
