@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["senseflow", "senseflow.*"]),
-    package_data={"senseflow.evaluation": ["published.json"]},
+    package_data={"senseflow.evaluate": ["published.json"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.8",

@@ -21,13 +21,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.full_size import fake, fake_adapter, no_weights, write_folder
+from senseflow.common.files import ROOT
+from senseflow.config.config import Config
+from senseflow.config.recipes import Recipe
 from senseflow.core.adversarial import omega
-from senseflow.engine.config import Config
+from senseflow.distill.vfm_heads import PromptEncoder
 from senseflow.engine.inputs import teacher_settings
-from senseflow.engine.recipe import Recipe
-from senseflow.models import text_encoders
-from senseflow.models.vfm_discriminator import PromptEncoder
-from senseflow.sampling.plan import ROOT
+from senseflow.teachers import text_encoders
 from senseflow.trainer.recipes import RECIPES
 
 COLUMNS = (

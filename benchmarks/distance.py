@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from senseflow.commands import exit_status
+from senseflow.common.commands import exit_status
+from senseflow.config.config import Config, load_config
 from senseflow.engine.checkpoint import OpenCheckpoint, find_checkpoint
-from senseflow.engine.config import Config, load_config
 from senseflow.engine.inputs import teacher_settings
 from senseflow.trainer.recipes import RECIPES
 

@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from senseflow.config.config import load_config
 from senseflow.data.sampler import Batch
-from senseflow.discriminators import BottleneckDiscriminator, VFMDiscriminator
-from senseflow.distill import draw_turn, train_iteration
+from senseflow.distill.adversaries import BottleneckDiscriminator, VFMDiscriminator
+from senseflow.distill.algorithm import draw_turn, train_iteration
+from senseflow.distill.measures import Measures
+from senseflow.distill.state import Distillation, batch_on_device, frozen
 from senseflow.engine.build import prepare
-from senseflow.engine.config import load_config
 from senseflow.engine.loop import Run
-from senseflow.engine.measures import Measures
-from senseflow.models.teacher import Conditioning
-from senseflow.state import Distillation, batch_on_device, frozen
+from senseflow.teachers.teacher import Conditioning
 from senseflow.trainer.recipes import RECIPES
 
 

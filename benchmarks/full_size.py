@@ -1,9 +1,9 @@
 """The five recipes at full size on fake tensors, unsharded and put together by hand.
 
-What `senseflow.planning` traces sharded and by the run's own code is compared with this: networks
-are built from the published configurations on the meta device through the package's families and
-adapters, and whole iterations of `senseflow.distill` run on fake tensors. FSDP2's mixed precision
-is imitated module by module; tokenizers have a vocabulary of four.
+What `senseflow.plan` traces sharded and by the run's own code is compared with this: networks are
+built from the published configurations on the meta device through the package's families and
+adapters, and whole iterations of `senseflow.distill.algorithm` run on fake tensors. FSDP2's mixed
+precision is imitated module by module; tokenizers have a vocabulary of four.
 
 TFLOP are those of matrix products, convolutions and attention (torch's FlopCounterMode), of one
 sample: all networks, text encoders and autoencoder too. Four iterations are counted: a generator
@@ -30,26 +30,27 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from senseflow import distill
+from senseflow.common.files import ROOT
+from senseflow.config.config import Config
+from senseflow.config.recipes import Recipe
 from senseflow.data.sampler import Batch
-from senseflow.discriminators import BottleneckDiscriminator, VFMDiscriminator
-from senseflow.engine.config import Config
+from senseflow.distill import algorithm as distill
+from senseflow.distill.adversaries import BottleneckDiscriminator, VFMDiscriminator
+from senseflow.distill.bottleneck import ClassifierHead, add_encoder_pass
+from senseflow.distill.head_layers import no_power_iterations
+from senseflow.distill.measures import Measures
+from senseflow.distill.state import Discriminator, Distillation, Turn
+from senseflow.distill.vfm_heads import FrozenBackbone, Heads, PromptEncoder
 from senseflow.engine.inputs import check_times, teacher_settings, torch_dtype
-from senseflow.engine.measures import Measures
-from senseflow.engine.optim import Trained
 from senseflow.engine.parallel import recompute
-from senseflow.engine.recipe import Recipe
-from senseflow.models import networks, text_encoders
-from senseflow.models.bottleneck_classifier import ClassifierHead, add_encoder_pass
-from senseflow.models.head_layers import no_power_iterations
-from senseflow.models.networks import NetworkSource, read_json
-from senseflow.models.teacher import Adapter, TeacherSettings
-from senseflow.models.vfm_discriminator import FrozenBackbone, Heads, PromptEncoder
-from senseflow.models.weights import Weights
-from senseflow.planning.rehearsal import trained_of
-from senseflow.planning.teachers import SURROUNDINGS, T5_LENGTH, Surroundings, published
-from senseflow.sampling.plan import ROOT
-from senseflow.state import Discriminator, Distillation, Turn
+from senseflow.optim.trained import Trained
+from senseflow.plan.rehearsal import trained_of
+from senseflow.teachers import text_encoders
+from senseflow.teachers.published import SURROUNDINGS, T5_LENGTH, Surroundings, published
+from senseflow.teachers.teacher import Adapter, TeacherSettings
+from senseflow.weights import meta as networks
+from senseflow.weights.meta import NetworkSource, read_json
+from senseflow.weights.stored import Weights
 
 
 def write_folder(folder: Path, recipe: Recipe) -> None:

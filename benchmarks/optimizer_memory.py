@@ -22,17 +22,17 @@ from diffusers import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.full_size import fake
-from senseflow.engine import stretches
-from senseflow.engine.config import OptimizerConfig
-from senseflow.engine.optim import Trained
+from senseflow.config.config import OptimizerConfig
 from senseflow.engine.parallel import keep_parameters_in
-from senseflow.models.networks import meta_network
-from senseflow.planning.teachers import (
+from senseflow.optim import stretches
+from senseflow.optim.trained import Trained
+from senseflow.teachers.published import (
     FLUX_TRANSFORMER,
     SD35_LARGE_TRANSFORMER,
     SD35_TRANSFORMER,
     SDXL_UNET,
 )
+from senseflow.weights.meta import meta_network
 
 STUDENTS: dict[str, tuple[type[ModelMixin], dict[str, Any]]] = {
     "FLUX.1-dev": (FluxTransformer2DModel, FLUX_TRANSFORMER | dict(guidance_embeds=False)),

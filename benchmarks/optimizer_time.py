@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from senseflow.engine.compact_adamw import CompactAdamW
+from senseflow.optim.compact_adamw import CompactAdamW
 
 KINDS = [(m, s) for m in (torch.float32, torch.bfloat16) for s in ("float32", "bfloat16", "8bit")]
 VIEWS = {"alias", "detach", "select", "slice", "split", "split_with_sizes", "unsqueeze", "view"}

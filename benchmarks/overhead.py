@@ -23,13 +23,13 @@ from unittest.mock import patch
 import torch
 from tqdm import trange
 
-from senseflow import distill
+from senseflow.config.config import load_config
+from senseflow.distill import algorithm as distill
 from senseflow.engine.build import prepare
-from senseflow.engine.config import load_config
-from senseflow.engine.ema import Ema
 from senseflow.engine.loop import Run
-from senseflow.engine.optim import Trained
-from senseflow.planning.rehearsal import watching
+from senseflow.optim.ema import Ema
+from senseflow.optim.trained import Trained
+from senseflow.plan.rehearsal import watching
 from senseflow.trainer.recipes import RECIPES
 
 GOAL = 0.03

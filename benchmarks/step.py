@@ -5,7 +5,7 @@
     torchrun --nproc-per-node 8 -m benchmarks.step --config configs/FLUX/flux_senseflow.yaml
 
 The networks are those of the configuration, at full size where `paths.pretrained_model` is not
-there (`senseflow.planning`), built, sharded and stepped by the run's own code; the sample is blank.
+there (`senseflow.plan`), built, sharded and stepped by the run's own code; the sample is blank.
 The kinds of iterations that `python -m senseflow.plan` traces are run, one warm-up and --repeats
 each; the mean weighs all kinds as the recipe draws them. FLOPs are torch's own count of the same
 iterations; MFU is of the GPU's dense bfloat16 peak. On a CPU seconds are the process's own.
@@ -26,22 +26,22 @@ from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from senseflow import distill
+from senseflow.common.quiet import quiet_libraries
+from senseflow.common.ranks import Ranks, join_group, start_ranks
+from senseflow.config.config import load_config
 from senseflow.data.sampler import Batch, batches
+from senseflow.distill import algorithm as distill
+from senseflow.distill.measures import STOPWATCH, Measures
+from senseflow.distill.state import Distillation
 from senseflow.engine.build import assemble, share
-from senseflow.engine.config import load_config
 from senseflow.engine.inputs import read_error_curve
-from senseflow.engine.measures import STOPWATCH, Measures
-from senseflow.engine.parallel import Ranks, join_group, start_ranks
-from senseflow.engine.quiet import quiet_libraries
-from senseflow.models.lora import Role
-from senseflow.planning.blank import Blank, BlankPrompts, data_of
-from senseflow.planning.costs import DENSE_TFLOPS, Costs, kinds_of
-from senseflow.planning.plan import Wanted, configure
-from senseflow.planning.rehearsal import Kind
-from senseflow.planning.text import table
-from senseflow.state import Distillation
+from senseflow.plan.blank import Blank, BlankPrompts, data_of
+from senseflow.plan.costs import DENSE_TFLOPS, Costs, kinds_of
+from senseflow.plan.plan import Wanted, configure
+from senseflow.plan.rehearsal import Kind
+from senseflow.plan.text import table
 from senseflow.trainer.recipes import RECIPES
+from senseflow.weights.lora import Role
 
 GIB = 2**30
 

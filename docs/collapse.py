@@ -12,10 +12,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from senseflow.commands import Parser, exit_status
-from senseflow.pictures import save_whole
-from senseflow.reporting.run_folder import read_run
-from senseflow.reporting.signals import Curves, curves_of
+from senseflow.common.commands import Parser, exit_status
+from senseflow.common.pictures import save_whole
+from senseflow.report.run_folder import read_run
+from senseflow.report.signals import Curves, curves_of
 
 CURVES = ("loss/fake", "ida/gap", "drift/mean", "drift/contrast")
 COLOURS = ("#1f6fb2", "#c8402f", "#3b8f5a", "#8a4fa3")

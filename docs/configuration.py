@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from senseflow/engine/config.py and the published YAMLs.
+"""Writes docs/configuration.md from senseflow/config/config.py and the published YAMLs.
 
 A key's meaning is the comment beside its field. Its legal range is asked of the dataclass itself: a
 few numbers are tried, and the page says which of them are refused.
@@ -13,10 +13,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from senseflow.engine.config import Config, load_config
+from senseflow.config.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = ROOT / "senseflow" / "engine" / "config.py"
+SOURCE = ROOT / "senseflow" / "config" / "config.py"
 PAGE = ROOT / "docs" / "configuration.md"
 RECIPES = {
     "FLUX": "FLUX/flux_senseflow.yaml",

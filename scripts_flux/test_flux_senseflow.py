@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
 from senseflow.sampling.cli import main
-from senseflow.sampling.flux import FLUX
+from senseflow.teachers.flux.family import FLUX
 
 if __name__ == "__main__":
     sys.exit(main(FLUX))

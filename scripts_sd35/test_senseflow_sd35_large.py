@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
 from senseflow.sampling.cli import main
-from senseflow.sampling.sd35 import SD35_LARGE
+from senseflow.teachers.sd35.family import SD35_LARGE
 
 if __name__ == "__main__":
     sys.exit(main(SD35_LARGE))

@@ -6,10 +6,9 @@ GPUs are hidden from all tests but those of test_gpu.py, which give them to proc
 import os
 from pathlib import Path
 
+import gpus  # noqa: F401  counts them before they are hidden
 import pytest
 import torch
-
-import gpus  # noqa: F401  counts them before they are hidden
 from flux_pipeline import save_flux_pipeline
 from sd35_pipeline import save_sd35_pipeline
 from sdxl_pipeline import save_sdxl_pipeline
@@ -25,13 +24,13 @@ def hide_gpus() -> None:
 
 @pytest.fixture(scope="session")
 def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A FluxPipeline (tests/flux_pipeline.py)."""
+    """A FluxPipeline (tests/parts/flux_pipeline.py)."""
     return save_flux_pipeline(tmp_path_factory.mktemp("flux") / "pipeline")
 
 
 @pytest.fixture(scope="session")
 def sd35_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A StableDiffusion3Pipeline with dual attention, as SD3.5 Medium (tests/sd35_pipeline.py)."""
+    """A StableDiffusion3Pipeline with dual attention, as SD3.5 Medium (sd35_pipeline.py)."""
     return save_sd35_pipeline(tmp_path_factory.mktemp("sd35") / "pipeline")
 
 
@@ -43,5 +42,5 @@ def sd35_large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A StableDiffusionXLPipeline (tests/sdxl_pipeline.py)."""
+    """A StableDiffusionXLPipeline (tests/parts/sdxl_pipeline.py)."""
     return save_sdxl_pipeline(tmp_path_factory.mktemp("sdxl") / "pipeline")

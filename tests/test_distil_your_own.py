@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from senseflow.reporting.signals import RULES
+from senseflow.report.signals import RULES
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "distil_your_own.md").read_text(encoding="utf-8")

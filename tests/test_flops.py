@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.flops import as_markdown, count_pieces, table
+from senseflow.config.config import load_config
 from senseflow.engine.build import prepare
-from senseflow.engine.config import load_config
 from senseflow.tiny.pictures import write_dataset
 from senseflow.trainer.recipes import RECIPES
 

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from senseflow.engine.checkpoint import Checkpoints
-from senseflow.engine.measures import Log
-from senseflow.engine.parallel import start_ranks
-from senseflow.tiny.pictures import write_dataset
 from small_disk import fill, grow, read_only, small_disk
+
+from senseflow.common.ranks import start_ranks
+from senseflow.engine.checkpoint import Checkpoints
+from senseflow.engine.log import Log
+from senseflow.tiny.pictures import write_dataset
 
 CONFIG = "configs/FLUX/flux_senseflow_tiny.yaml"
 SETTINGS = [

@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.full_size import build, costs, count, trace, write_folder
-from senseflow.planning.rehearsal import networks_of, trained_of
-from senseflow.sampling.plan import ROOT
+from senseflow.common.files import ROOT
+from senseflow.plan.rehearsal import networks_of, trained_of
 from senseflow.trainer.recipes import RECIPES
 
 T5 = 4_762_310_656

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from gpus import NUM_GPUS, VISIBLE
-from senseflow.engine.config import load_config
+
+from senseflow.config.config import load_config
 from senseflow.tiny.pictures import write_dataset
 from test_recipes import SAMPLING
 from test_recipes import TINY as TINY_OF_OTHERS

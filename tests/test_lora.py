@@ -4,24 +4,25 @@ import json
 from pathlib import Path
 
 import pytest
+import short_runs
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
+from short_runs import write_pictures
+from training_runs import full_state, interrupted, timeless_rows, train
 
-import short_runs
-from senseflow import export as export_command
-from senseflow import extract_lora
-from senseflow.distill import train_iteration
-from senseflow.engine.config import Config, load_config
+from senseflow.config.config import Config, load_config
+from senseflow.distill.algorithm import train_iteration
+from senseflow.distill.measures import Measures
+from senseflow.distill.state import denoise, denoise_guided, times
 from senseflow.engine.export import LORA_FILE
 from senseflow.engine.inputs import check
 from senseflow.engine.loop import Run
-from senseflow.engine.measures import Measures
-from senseflow.sampling.student import load_student, read_card
-from senseflow.state import denoise, denoise_guided, times
+from senseflow.export import __main__ as export_command
+from senseflow.extract_lora import __main__ as extract_lora
 from senseflow.trainer.recipes import RECIPES
-from short_runs import write_pictures
-from training_runs import full_state, interrupted, timeless_rows, train
+from senseflow.weights.card import read_card
+from senseflow.weights.student import load_student
 
 SHORT = ("train.iter_num=4", "train.log_interval=1", "fake_score.ttur=2", "ida.lam=0.9")
 LORA = ("lora.rank=4", "lora.alpha=8")

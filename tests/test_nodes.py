@@ -12,8 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
-
 from hosts import (
     node_environment,
     on_host,
@@ -21,6 +19,8 @@ from hosts import (
     torchrun_environment,
     two_hosts,
 )
+from safetensors.torch import load_file
+
 from senseflow.tiny.pictures import write_dataset
 
 pytestmark = pytest.mark.long

@@ -16,13 +16,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-from senseflow.distill import draw_turn
-from senseflow.engine.config import load_config
-from senseflow.state import Turn
-from senseflow.tiny.pictures import write_dataset
 from torture_worker import write_python
 from training_runs import SCRIPTS, full_state, interrupted, timeless_rows, train
+
+from senseflow.config.config import load_config
+from senseflow.distill.algorithm import draw_turn
+from senseflow.distill.state import Turn
+from senseflow.tiny.pictures import write_dataset
 
 NUM_PICTURES = 10  # an epoch ends within a global batch of 4
 HALF, WHOLE = 4, 8  # iterations of the two checkpoints

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from senseflow.engine.config import load_config
+from senseflow.config.config import load_config
 from senseflow.engine.inputs import check
 from senseflow.tiny.pictures import write_dataset
 from senseflow.trainer.recipes import RECIPES

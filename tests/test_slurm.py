@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from senseflow.engine.recipe import SCRIPTS
+from senseflow.config.recipes import SCRIPTS
 from senseflow.tiny.pictures import write_dataset
 
 EXAMPLES = {

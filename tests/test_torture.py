@@ -17,8 +17,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-from senseflow.tiny.pictures import write_dataset
 from torture_worker import (
     AFTER_FAKE,
     AFTER_IDA,
@@ -37,6 +35,8 @@ from torture_worker import (
     write_python,
 )
 from training_runs import environment, line, timeless_rows
+
+from senseflow.tiny.pictures import write_dataset
 
 RECIPE, RANKS, INTERVAL, LENGTH = "flux_senseflow", 2, 3, 42
 SETTINGS = [

@@ -14,15 +14,15 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
+from training_runs import full_state, rows, timeless_rows
 
-from senseflow.engine.config import load_config
+from senseflow.config.config import load_config
+from senseflow.config.recipes import check_split
 from senseflow.engine.inputs import check
-from senseflow.engine.launch import check_devices
-from senseflow.engine.recipe import check_split
-from senseflow.models.flux import FLUX
+from senseflow.launch.launch import check_devices
+from senseflow.teachers.flux.adapter import FLUX
 from senseflow.tiny.pictures import write_dataset
 from senseflow.trainer.recipes import TRAINERS
-from training_runs import full_state, rows, timeless_rows
 
 CONFIG = "configs/FLUX/flux_senseflow_tiny.yaml"
 SHORT = [
@@ -260,7 +260,7 @@ def test_student_in_a_stock_pipeline_draws_the_images_of_our_script(finished, tm
 def test_a_rank_unlike_the_others_is_an_error_and_no_hang(how, message, last, data, tmp_path):
     words = command(data, tmp_path / "run", "train.iter_num=20", "train.log_interval=1", gpus=2)
     line = [sys.executable, "-m", "odd_rank", *words[2:]]
-    path = f"tests:{os.environ.get('PYTHONPATH', '')}"
+    path = f"tests/parts:{os.environ.get('PYTHONPATH', '')}"
     variables = {**environment(), "ODD": how, "PYTHONPATH": path}
     result = subprocess.run(line, capture_output=True, text=True, env=variables, timeout=300)
     assert result.returncode == 1

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from senseflow.files import write_whole
-from senseflow.tensor_files import TYPES, num_bytes
+from senseflow.common.files import write_whole
+from senseflow.weights.safetensors_writer import TYPES, num_bytes
 
 INDEX = "index.json"
 FORMAT = 1

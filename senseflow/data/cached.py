@@ -14,7 +14,7 @@ from senseflow.data.cache_index import KEY_DTYPE, Part, key_of
 from senseflow.data.items import Item, Position, Samples, UnreadableItem, first_readable
 from senseflow.data.json_images import JsonImages
 from senseflow.data.latents_lmdb import LatentsLmdb
-from senseflow.models.encoded import Conditioning, Encoded, Posterior
+from senseflow.teachers.encoded import Conditioning, Encoded, Posterior
 
 
 class Rows:
@@ -59,7 +59,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class StoredPrompts:
-    """Encoded prompts; see `senseflow.models.encoded.KnownPrompts`."""
+    """Encoded prompts; see `senseflow.teachers.encoded.KnownPrompts`."""
 
     rows: Rows
 

@@ -9,7 +9,7 @@ working directory.
 import json
 from pathlib import Path
 
-from senseflow.files import write_whole
+from senseflow.common.files import write_whole
 
 LISTS = ("keys", "image_paths", "prompts")
 

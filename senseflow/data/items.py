@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from senseflow.models.encoded import NOTHING, Encoded
+from senseflow.teachers.encoded import NOTHING, Encoded
 
 logger = logging.getLogger(__name__)
 

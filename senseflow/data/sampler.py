@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from senseflow.common.signals import ignore_stop_signals, stop_signals_blocked
 from senseflow.core.draws import Draws
 from senseflow.data.items import Item, Position, Samples
-from senseflow.engine.stop import ignore_stop_signals, stop_signals_blocked
-from senseflow.models.encoded import NOTHING, Change, Encoded
+from senseflow.teachers.encoded import NOTHING, Change, Encoded
 
 
 @dataclass(frozen=True)

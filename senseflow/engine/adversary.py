@@ -6,34 +6,28 @@ from typing import cast
 import torch
 from torch import nn
 
-from senseflow.discriminators import (
+from senseflow.common.ranks import Ranks
+from senseflow.config.config import Config, PathsConfig
+from senseflow.distill.adversaries import (
     BottleneckAdapter,
     BottleneckDiscriminator,
     VFMDiscriminator,
 )
-from senseflow.engine.config import Config, PathsConfig
+from senseflow.distill.bottleneck import ClassifierHead, add_encoder_pass
+from senseflow.distill.head_layers import no_power_iterations
+from senseflow.distill.state import Discriminator
+from senseflow.distill.vfm_heads import FrozenBackbone, Heads, PromptEncoder
 from senseflow.engine.initial import (
     Initial,
     reader,
 )
 from senseflow.engine.inputs import bottleneck_of, torch_dtype
-from senseflow.engine.optim import Trained
-from senseflow.engine.parallel import (
-    Ranks,
-    fill_shards,
-    shard,
-)
-from senseflow.models.bottleneck_classifier import (
-    ClassifierHead,
-    add_encoder_pass,
-)
-from senseflow.models.head_layers import no_power_iterations
-from senseflow.models.lora import Role
-from senseflow.models.networks import in_turn
-from senseflow.models.teacher import Adapter, TeacherFamily
-from senseflow.models.vfm_discriminator import FrozenBackbone, Heads, PromptEncoder
-from senseflow.models.weights import Stored
-from senseflow.state import Discriminator
+from senseflow.engine.parallel import fill_shards, shard
+from senseflow.optim.trained import Trained
+from senseflow.teachers.teacher import Adapter, TeacherFamily
+from senseflow.weights.lora import Role
+from senseflow.weights.meta import in_turn
+from senseflow.weights.stored import Stored
 
 
 def build_discriminator(

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from senseflow.engine.parallel import AgreedError, Ranks
-from senseflow.engine.stop import StopRequest
-from senseflow.state import Turn
+from senseflow.common.ranks import AgreedError, Ranks
+from senseflow.common.signals import StopRequest
+from senseflow.distill.state import Turn
 
 
 class DisagreementError(AgreedError):

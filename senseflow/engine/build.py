@@ -8,17 +8,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from senseflow.common.ranks import Ranks, join_group, start_ranks
+from senseflow.config.config import Config, Dtype, ParallelConfig
 from senseflow.core.anchors import Anchors
 from senseflow.core.error_curve import ErrorCurve
 from senseflow.data.items import Samples
 from senseflow.data.sampler import Share, batches
+from senseflow.distill.state import Distillation
 from senseflow.engine.adversary import build_discriminator
 from senseflow.engine.agreement import require_equal
 from senseflow.engine.caches import read_cache
 from senseflow.engine.checkpoint import complete_checkpoints
-from senseflow.engine.config import Config, Dtype, ParallelConfig
 from senseflow.engine.disk import HostGroup, share_folder
-from senseflow.engine.ema import Ema
 from senseflow.engine.export import Layout, StudentExport
 from senseflow.engine.initial import (
     Initial,
@@ -37,22 +38,20 @@ from senseflow.engine.inputs import (
 )
 from senseflow.engine.loop import Run
 from senseflow.engine.lora import build_roles, lora_layout
-from senseflow.engine.optim import Trained
 from senseflow.engine.parallel import (
-    Ranks,
     compile_forward,
     fill_shards,
-    join_group,
     keep_parameters_in,
     recompute,
     shard,
-    start_ranks,
 )
-from senseflow.models.encoded import KnownPrompts
-from senseflow.models.networks import NetworkSource
-from senseflow.models.teacher import Adapter, TeacherFamily
-from senseflow.sampling.student import StudentCard, base_fingerprint
-from senseflow.state import Distillation
+from senseflow.optim.ema import Ema
+from senseflow.optim.trained import Trained
+from senseflow.teachers.encoded import KnownPrompts
+from senseflow.teachers.teacher import Adapter, TeacherFamily
+from senseflow.weights.card import StudentCard
+from senseflow.weights.fingerprint import base_fingerprint
+from senseflow.weights.meta import NetworkSource
 
 logger = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from senseflow.config.config import Config, PathsConfig
 from senseflow.data.cache_index import KEY_DTYPE, Part, differences, key_of, keys_of, read_index
 from senseflow.data.cached import Cache, Rows, StoredPrompts
 from senseflow.data.items import Samples
 from senseflow.data.json_images import JsonImages
-from senseflow.engine.config import Config, PathsConfig
-from senseflow.models.teacher import TeacherFamily
-from senseflow.models.text_encoders import encoder_classes
-from senseflow.sampling.student import base_fingerprint, fingerprint, stored_weights
+from senseflow.teachers.teacher import TeacherFamily
+from senseflow.teachers.text_encoders import encoder_classes
+from senseflow.weights.fingerprint import base_fingerprint, fingerprint, stored_weights
 
 logger = logging.getLogger(__name__)
 

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.storage import WriteResult
 
+from senseflow.common.ranks import Ranks
 from senseflow.engine.disk import (
     PARTIAL,
     HostGroup,
@@ -40,9 +41,8 @@ from senseflow.engine.disk import (
     write_whole,
     writing,
 )
-from senseflow.engine.ema import Ema
-from senseflow.engine.optim import Trained
-from senseflow.engine.parallel import Ranks
+from senseflow.optim.ema import Ema
+from senseflow.optim.trained import Trained
 
 logger = logging.getLogger(__name__)
 

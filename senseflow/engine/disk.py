@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.tensor import DTensor, Shard
 
-from senseflow.engine.parallel import AgreedOSError, Ranks
-from senseflow.files import PARTIAL as PARTIAL  # for those who have torch anyway
-from senseflow.files import write_whole as write_whole
+from senseflow.common.files import PARTIAL as PARTIAL  # for those who have torch anyway
+from senseflow.common.files import write_whole as write_whole
+from senseflow.common.ranks import AgreedOSError, Ranks
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
 
 from senseflow.engine.disk import PARTIAL, HostGroup, empty_folder, publish, sync, writing
-from senseflow.sampling.student import StudentCard, write_card
-from senseflow.tensor_files import ALIGNMENT, write_safetensors
+from senseflow.weights.card import StudentCard, write_card
+from senseflow.weights.safetensors_writer import ALIGNMENT, write_safetensors
 
 MAX_FILE_SIZE = "10GB"
 LORA_FILE = "pytorch_lora_weights.safetensors"

@@ -22,9 +22,9 @@ from senseflow.engine.checkpoint import (
     unreadable,
 )
 from senseflow.engine.disk import HostGroup
-from senseflow.models.networks import NetworkSource
-from senseflow.models.weights import Stored, Weights
-from senseflow.sampling.student import find_student, open_weights
+from senseflow.weights.meta import NetworkSource
+from senseflow.weights.stored import Stored, Weights
+from senseflow.weights.student import find_student, open_weights
 
 TRAINED = ("generator", "fake_score", "discriminator")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from senseflow.config.config import Config, Dtype, ParallelConfig, PathsConfig
 from senseflow.core.anchors import Anchors
 from senseflow.core.error_curve import ErrorCurve
 from senseflow.core.path import Path as NoisePath
@@ -13,9 +14,9 @@ from senseflow.data.cached import Cache
 from senseflow.data.dataset import open_dataset
 from senseflow.data.items import Samples
 from senseflow.data.latents_lmdb import LatentsScaling
+from senseflow.distill.bottleneck import require_head
+from senseflow.distill.error_file import read_curve
 from senseflow.engine.caches import read_cache, warn_of_versions
-from senseflow.engine.config import Config, Dtype, ParallelConfig, PathsConfig
-from senseflow.engine.error_file import read_curve
 from senseflow.engine.initial import (
     Choose,
     Initial,
@@ -25,11 +26,11 @@ from senseflow.engine.initial import (
     open_initial,
 )
 from senseflow.engine.lora import check_lora
-from senseflow.models.bottleneck_classifier import require_head
-from senseflow.models.pipeline import latent_shape
-from senseflow.models.teacher import LoraSettings, TeacherFamily, TeacherSettings
-from senseflow.models.text_encoders import text_encoders
-from senseflow.sampling.student import base_fingerprint
+from senseflow.teachers.pipeline import latent_shape
+from senseflow.teachers.teacher import TeacherFamily, TeacherSettings
+from senseflow.teachers.text_encoders import text_encoders
+from senseflow.weights.fingerprint import base_fingerprint
+from senseflow.weights.lora import LoraSettings
 
 
 def check(config: Config, family: TeacherFamily) -> None:

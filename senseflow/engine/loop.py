@@ -13,22 +13,24 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from senseflow.common.pictures import save_whole
+from senseflow.common.ranks import AgreedError, Ranks, any_rank, sum_over_ranks
+from senseflow.common.signals import StopRequest
+from senseflow.common.strips import labelled_grid
+from senseflow.config.config import Config, differences, load_config, save_config
 from senseflow.core.ida import squared_gap
 from senseflow.data.items import Unreadable
 from senseflow.data.sampler import Batch
-from senseflow.distill import draw_turn, train_iteration
+from senseflow.distill.algorithm import draw_turn, train_iteration
+from senseflow.distill.measures import STOPWATCH, Measures, image_drift
+from senseflow.distill.state import Distillation, first_samples, real_images
 from senseflow.engine.agreement import Agreement, require_equal
 from senseflow.engine.checkpoint import Checkpoints, State, full_state, step_name, students
-from senseflow.engine.config import Config, differences, load_config, save_config
 from senseflow.engine.disk import remove_partials, writing
 from senseflow.engine.export import StudentExport, export_student
-from senseflow.engine.measures import STOPWATCH, Log, Measures, image_drift
-from senseflow.engine.optim import Trained, lr_factor
-from senseflow.engine.parallel import AgreedError, Ranks, any_rank, local_shards, sum_over_ranks
-from senseflow.engine.stop import StopRequest
-from senseflow.engine.strips import labelled_grid
-from senseflow.pictures import save_whole
-from senseflow.state import Distillation, first_samples, real_images
+from senseflow.engine.log import Log
+from senseflow.engine.parallel import local_shards
+from senseflow.optim.trained import Trained, lr_factor
 
 logger = logging.getLogger(__name__)
 

@@ -4,13 +4,21 @@ from pathlib import Path
 
 import torch
 
-from senseflow.engine.config import Config, load_config
+from senseflow.config.config import Config, load_config
 from senseflow.engine.export import LORA_FILE, Layout
 from senseflow.engine.initial import Initial, is_run
-from senseflow.models.lora import ADAPTERS, Role, metadata, share, stated_scale, with_adapters_of
-from senseflow.models.networks import Build
-from senseflow.models.teacher import LoraSettings, TeacherFamily, TeacherSettings
-from senseflow.sampling.student import find_student
+from senseflow.teachers.teacher import TeacherFamily, TeacherSettings
+from senseflow.weights.lora import (
+    ADAPTERS,
+    LoraSettings,
+    Role,
+    metadata,
+    share,
+    stated_scale,
+    with_adapters_of,
+)
+from senseflow.weights.meta import Build
+from senseflow.weights.student import find_student
 
 
 def build_roles(

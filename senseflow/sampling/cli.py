@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from senseflow.commands import Parser, exit_status
-from senseflow.sampling.families import check_base
-from senseflow.sampling.plan import ROOT, Family, Prompt, shard_of
+from senseflow.common.commands import Parser, exit_status
+from senseflow.common.files import ROOT
+from senseflow.sampling.job import Prompt, shard_of
 from senseflow.sampling.prompts import read_prompts_file
+from senseflow.teachers.families import check_base
+from senseflow.teachers.family import Family
 
 logger = logging.getLogger("senseflow")
 T = TypeVar("T")

@@ -19,23 +19,23 @@ from PIL import Image
 from tqdm import tqdm
 
 import senseflow
-from senseflow.devices import find_device
-from senseflow.models.weights import Weights
-from senseflow.pictures import save_whole
-from senseflow.sampling.families import check_keys
-from senseflow.sampling.plan import Family, Plan, Prompt, Shot, prompt_shot, shard_of
+from senseflow.common.devices import find_device
+from senseflow.common.pictures import save_whole
+from senseflow.sampling.job import Prompt, Shot, prompt_shot, shard_of
 from senseflow.sampling.planning import check_card, choose_config, make_plan
 from senseflow.sampling.shots import missing_shots, write_shot
-from senseflow.sampling.student import (
+from senseflow.teachers.families import check_keys
+from senseflow.teachers.family import Family, Plan
+from senseflow.weights.fingerprint import fingerprint, stored_weights
+from senseflow.weights.stored import Weights
+from senseflow.weights.student import (
     StudentFiles,
     build_lora_student,
     build_student,
     find_student,
-    fingerprint,
     is_lora,
     open_weights,
     read_config,
-    stored_weights,
 )
 
 logger = logging.getLogger(__name__)

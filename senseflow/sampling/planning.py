@@ -5,10 +5,12 @@ import json
 import logging
 from typing import Any
 
-from senseflow.models.weights import Weights
-from senseflow.sampling.families import check_card_family, check_config
-from senseflow.sampling.plan import Family, Plan
-from senseflow.sampling.student import StudentCard, StudentFiles, base_fingerprint, read_config
+from senseflow.teachers.families import check_card_family, check_config
+from senseflow.teachers.family import Family, Plan
+from senseflow.weights.card import StudentCard
+from senseflow.weights.fingerprint import base_fingerprint
+from senseflow.weights.stored import Weights
+from senseflow.weights.student import StudentFiles, read_config
 
 logger = logging.getLogger(__name__)
 

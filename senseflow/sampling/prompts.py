@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from senseflow.sampling.plan import Prompt
+from senseflow.sampling.job import Prompt
 
 TEXT_KEYS = ("prompt", "caption")
 ID_KEYS = ("id", "image_id", "key")

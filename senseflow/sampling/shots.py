@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from senseflow.pictures import save_whole
-from senseflow.sampling.plan import Shot
+from senseflow.common.pictures import save_whole
+from senseflow.sampling.job import Shot
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from senseflow.sampling.student import load_student
 from senseflow.tiny.families import TEACHER_STEPS, Method, Sampler
 from senseflow.tiny.judge import Judge
 from senseflow.tiny.measure import (
@@ -27,6 +26,7 @@ from senseflow.tiny.measure import (
     mixed_prompts,
     write_report,
 )
+from senseflow.weights.student import load_student
 
 NUM_STEPS = 4
 MEASURES = {"fid_t": "FID-T", "all": "all attributes", "mean": "mean attribute"}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from senseflow.evaluation.frechet import FeatureStatistics, frechet_distance
+from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
 from senseflow.tiny.captions import ATTRIBUTES, NUM_CLASSES, attributes_of, split_scenes
 from senseflow.tiny.fitting import fit
 from senseflow.tiny.pictures import draw_scenes, render

@@ -19,9 +19,8 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from senseflow.evaluation.frechet import FeatureStatistics, frechet_distance
-from senseflow.pictures import to_pil
-from senseflow.sampling.student import load_student
+from senseflow.common.pictures import to_pil
+from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
 from senseflow.tiny.captions import attributes_of, is_held_out
 from senseflow.tiny.families import (
     REFERENCE_SEED,
@@ -32,6 +31,7 @@ from senseflow.tiny.families import (
 )
 from senseflow.tiny.judge import Judge, diversity
 from senseflow.tiny.pictures import SIZE, evaluation_prompts, render
+from senseflow.weights.student import load_student
 
 REAL_SEED = 20_000
 Row = dict[str, Any]  # figures by name; one per seed in a list

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from senseflow.pictures import to_pil
+from senseflow.common.pictures import to_pil
 from senseflow.tiny.captions import ATTRIBUTES, captions_of, split_scenes
 
 SIZE = 32

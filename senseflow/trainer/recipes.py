@@ -1,6 +1,6 @@
 """The five recipes by name, for commands that take any of them."""
 
-from senseflow.engine.recipe import Recipe
+from senseflow.config.recipes import Recipe
 from senseflow.trainer import (
     trainer_flux_senseflow,
     trainer_sd35_large_senseflow,

@@ -8,23 +8,23 @@ Given the YAML of Medium, it says so, keeps its paths and trains with Large's ow
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senseflow.engine.entry import main
-from senseflow.engine.recipe import Recipe
+from senseflow.config.recipes import Recipe
+from senseflow.launch.entry import main
 
 if TYPE_CHECKING:
-    from senseflow.models.teacher import TeacherFamily
+    from senseflow.teachers.teacher import TeacherFamily
 
 
 def open_family() -> "TeacherFamily":
     """The architecture of the teacher."""
-    from senseflow.models.sd35 import SD35_LARGE  # diffusers, seconds
+    from senseflow.teachers.sd35.adapter import SD35_LARGE  # diffusers, seconds
 
     return SD35_LARGE
 
 
 def is_lenders(folder: Path) -> bool:
     """Whether a teacher is Medium."""
-    from senseflow.models.sd35 import is_medium  # diffusers, seconds
+    from senseflow.teachers.sd35.adapter import is_medium  # diffusers, seconds
 
     return is_medium(folder)
 

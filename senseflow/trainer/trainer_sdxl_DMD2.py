@@ -8,16 +8,16 @@ No IDA, no ISG; the adversary is a classifier on the bottleneck of the fake scor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senseflow.engine.entry import main
-from senseflow.engine.recipe import Recipe
+from senseflow.config.recipes import Recipe
+from senseflow.launch.entry import main
 
 if TYPE_CHECKING:
-    from senseflow.models.teacher import TeacherFamily
+    from senseflow.teachers.teacher import TeacherFamily
 
 
 def open_family() -> "TeacherFamily":
     """The architecture of the teacher."""
-    from senseflow.models.sdxl import SDXL  # diffusers, seconds
+    from senseflow.teachers.sdxl.adapter import SDXL  # diffusers, seconds
 
     return SDXL
 

@@ -6,16 +6,16 @@ sh exp_sdxl/train_sdxl_senseflow.sh NODES GPUS CONFIG SAVE_DIR [key.sub=value ..
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senseflow.engine.entry import main
-from senseflow.engine.recipe import Recipe
+from senseflow.config.recipes import Recipe
+from senseflow.launch.entry import main
 
 if TYPE_CHECKING:
-    from senseflow.models.teacher import TeacherFamily
+    from senseflow.teachers.teacher import TeacherFamily
 
 
 def open_family() -> "TeacherFamily":
     """The architecture of the teacher."""
-    from senseflow.models.sdxl import SDXL  # diffusers, seconds
+    from senseflow.teachers.sdxl.adapter import SDXL  # diffusers, seconds
 
     return SDXL
 

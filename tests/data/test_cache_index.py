@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from senseflow.caching.encoders import encode_prompts, in_order
-from senseflow.caching.plan import with_files
+from senseflow.cache.encoders import encode_prompts, in_order
+from senseflow.cache.index import with_files
 from senseflow.data.cache_index import (
     KEY_DTYPE,
     Field,
@@ -22,7 +22,7 @@ from senseflow.data.cache_index import (
     write_index,
 )
 from senseflow.data.cached import Rows
-from senseflow.tensor_files import num_bytes, write_safetensors
+from senseflow.weights.safetensors_writer import num_bytes, write_safetensors
 
 FIELDS = {"a": Field((2, 3), "bfloat16"), "b": Field((), "float32")}
 TEXTS = [f"prompt {i}" for i in range(20)]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from senseflow.data import make
-from senseflow.data.captioned import Columns, from_folder, from_table
 from senseflow.data.image_lists import read_lists
 from senseflow.data.items import Position
 from senseflow.data.json_images import JsonImages
+from senseflow.data.make import __main__ as make
+from senseflow.data.make.captioned import Columns, from_folder, from_table
 from senseflow.tiny.pictures import write_dataset
 
 ANY = Columns()

@@ -12,13 +12,13 @@ from PIL import Image, ImageEnhance
 from scipy.fft import dctn
 from sklearn.datasets import load_sample_images
 
-from senseflow.data import check
-from senseflow.data.checks.duplicates import BITS, LEVELS, exact_groups, near_groups
-from senseflow.data.checks.images import cut_away, enlargement
-from senseflow.data.checks.latents import require_fit
-from senseflow.data.checks.looking import Look, look_at, look_at_all, perceptual_hash
-from senseflow.data.checks.wording import caption_findings, read_tokenizers
-from senseflow.data.latents_writer import Chunk, LatentsWriter
+from senseflow.data.check import __main__ as check
+from senseflow.data.check.duplicates import BITS, LEVELS, exact_groups, near_groups
+from senseflow.data.check.images import cut_away, enlargement
+from senseflow.data.check.latents import require_fit
+from senseflow.data.check.looking import Look, look_at, look_at_all, perceptual_hash
+from senseflow.data.check.wording import caption_findings, read_tokenizers
+from senseflow.data.convert.latents_writer import Chunk, LatentsWriter
 
 TEACHER = Path("assets/tiny/flux/pipeline")
 TINY = "configs/FLUX/flux_senseflow_tiny.yaml"

@@ -18,12 +18,12 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from senseflow.core.draws import Draws
-from senseflow.data import latents_writer
-from senseflow.data.convert import main
+from senseflow.data.convert import latents_writer
+from senseflow.data.convert.__main__ import main
+from senseflow.data.convert.latents_writer import LatentsWriter
 from senseflow.data.dataset import open_dataset
 from senseflow.data.items import Position
 from senseflow.data.latents_lmdb import LatentsLmdb, LatentsScaling
-from senseflow.data.latents_writer import LatentsWriter
 
 SIZE = 16  # pixels; latents are 8 x 8
 
@@ -327,7 +327,7 @@ def kill_in_commit(number: int, monkeypatch) -> None:
 
 @pytest.mark.parametrize("kind", ["images", "shards"])
 def test_killed_inside_any_commit_it_ends_as_if_uninterrupted(tmp_path, teacher, monkeypatch, kind):
-    monkeypatch.setattr("senseflow.data.conversion.SHARD_ROWS", 4)
+    monkeypatch.setattr("senseflow.data.convert.conversion.SHARD_ROWS", 4)
     if kind == "images":
         source = write_json(tmp_path / "set", 11)
         (tmp_path / "set" / "5.png").write_bytes(b"")

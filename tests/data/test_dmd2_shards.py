@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from senseflow.data.dmd2_shards import read_shard
+from senseflow.data.convert.dmd2_shards import read_shard
 
 PROMPTS = ["a cat", "día, 雨", ""]
 

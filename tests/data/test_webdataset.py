@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from senseflow.data import make
-from senseflow.data.captioned import Columns
-from senseflow.data.webdataset import expand, from_shards
+from senseflow.data.make import __main__ as make
+from senseflow.data.make.captioned import Columns
+from senseflow.data.make.webdataset import expand, from_shards
 
 ANY = Columns()
 

@@ -7,7 +7,7 @@ import sys
 
 from doc_pages import ROOT, Page, tracked
 
-ROW = re.compile(r"^\| ((?:`\w+`(?:, )?)+) \| (.+?) \| ((?:`\w+`(?:, )?)*) ?\|$", re.MULTILINE)
+ROW = re.compile(r"^\| `(\w+)` \| .+ \|$", re.MULTILINE)
 PAGE = Page(ROOT / "docs" / "architecture.md")
 
 
@@ -32,29 +32,45 @@ def imported(tree: ast.Module, everywhere: bool = True) -> set[str]:
     return found
 
 
-def part_of(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+def arrows_between(children_of: str, trees: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """Which files and folders right inside a package import which others, lazily or not."""
+    inside = re.compile(re.escape(children_of) + r"\.(\w+)")
+    graph: dict[str, set[str]] = {}
+    for module, tree in trees.items():
+        if (room := inside.match(module)) and room[1] != "__init__":
+            used = {m[1] for name in imported(tree) if name in trees and (m := inside.match(name))}
+            graph.setdefault(room[1], set()).update(used - {room[1]})
+    return graph
 
 
-def test_imports_go_one_way():
-    table, trees = ROW.findall(PAGE.text), modules()
-    rules = [
-        (re.findall(r"\w+", parts), set(re.findall(r"\w+", never))) for parts, _, never in table
-    ]
-    listed = {part for parts, _ in rules for part in parts}
-    assert {"core", "models", "data", "distill", "engine", "trainer", "sampling", "tiny"} <= listed
-    for parts, never in rules:
-        for part in parts:
-            mine = [m for m in trees if part_of(m) == part]
-            assert mine, f"there is no part {part}"
-            for module in mine:
-                used = {part_of(name) for name in imported(trees[module]) if name in trees}
-                assert not used & never, f"{module} imports {used & never}"
+def packages(trees: dict[str, ast.Module]) -> set[str]:
+    """Every folder of the package that holds modules, by its dotted name."""
+    return {module.rpartition(".")[0] for module in trees}
+
+
+def test_rooms_import_only_rooms_below_them():
+    floors, trees = ROW.findall(PAGE.text), modules()
+    graph = arrows_between("senseflow", trees)
+    assert len(floors) == len(set(floors)) and set(floors) == set(graph)
+    for room, used in graph.items():
+        above = {name for name in used if floors.index(name) < floors.index(room)}
+        assert not above, f"{room} imports {above}, which docs/architecture.md has above it"
+
+
+def test_at_most_21_rooms():
+    assert len(arrows_between("senseflow", modules())) <= 21
+
+
+def test_no_circle_of_folders():
+    trees = modules()
+    for package in packages(trees):
+        graph = arrows_between(package, trees)
+        assert list(graphlib.TopologicalSorter(graph).static_order()) is not None, package
 
 
 def test_nothing_outside_knows_of_the_embedded_teachers():
     for module, tree in modules().items():
-        if part_of(module) != "tiny":
+        if not module.startswith("senseflow.tiny."):
             assert not [name for name in imported(tree) if name.startswith("senseflow.tiny")], (
                 module
             )
@@ -62,7 +78,7 @@ def test_nothing_outside_knows_of_the_embedded_teachers():
 
 def test_core_imports_torch_alone():
     for module, tree in modules().items():
-        if part_of(module) == "core":
+        if module.startswith("senseflow.core."):
             tops = {name.split(".")[0] for name in imported(tree)}
             assert tops <= {"torch", "senseflow", *sys.stdlib_module_names}, module
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from doc_pages import ROOT
 
-from senseflow.engine.config import Config
+from senseflow.config.config import Config
 
 GENERATOR = runpy.run_path(str(ROOT / "docs" / "configuration.py"))
 

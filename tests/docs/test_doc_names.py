@@ -12,8 +12,8 @@ import yaml
 from doc_pages import ROOT, Page, pages, top_folders, tracked
 from doc_programs import ELSEWHERE, is_path
 
-from senseflow.engine import strict_yaml
-from senseflow.engine.config import Config
+from senseflow.config import strict_yaml
+from senseflow.config.config import Config
 
 NAME = r"[a-z_][a-z0-9_]*"
 KEY = re.compile(rf"({NAME})\.({NAME}|\*)(?:(?:=|: ?)(.+))?")
@@ -75,6 +75,8 @@ def first_folder(span: str) -> bool:
     """Whether a path begins at the root, or in the package."""
     first = span.split("/")[0]
     if first == "evaluation":  # the folder of results in docs/evaluation.md
+        return False
+    if first == "common":  # of the embedded teachers, in docs/tiny.md
         return False
     return first in top_folders() or (ROOT / "senseflow" / first).is_dir()
 

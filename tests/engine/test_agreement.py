@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
-
 from ranks import on_ranks
+
+from senseflow.common.ranks import start_ranks
+from senseflow.distill.state import Turn
 from senseflow.engine.agreement import Agreement, DisagreementError, require_equal
-from senseflow.engine.parallel import start_ranks
-from senseflow.state import Turn
 
 
 def turn(iteration: int) -> Turn:

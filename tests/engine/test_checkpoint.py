@@ -10,12 +10,13 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from senseflow.common.ranks import start_ranks
+from senseflow.config.config import OptimizerConfig
 from senseflow.engine.checkpoint import Checkpoints
-from senseflow.engine.config import OptimizerConfig
 from senseflow.engine.disk import HostGroup
 from senseflow.engine.export import Layout, export_student
-from senseflow.engine.optim import Trained
-from senseflow.engine.parallel import fill_shards, shard, start_ranks
+from senseflow.engine.parallel import fill_shards, shard
+from senseflow.optim.trained import Trained
 
 CONFIG = OptimizerConfig(lr=0.1, fake_score_lr=0.1, discriminator_lr=0.1)
 RANKS = start_ranks()

@@ -13,11 +13,11 @@ import pytest
 import torch
 from sharded import Check, assert_same, networks, spawn, step, values
 
+from senseflow.common.ranks import Ranks, start_ranks
 from senseflow.engine import checkpoint, disk
 from senseflow.engine.checkpoint import Checkpoints
 from senseflow.engine.disk import HostGroup, share_folder
-from senseflow.engine.ema import Ema
-from senseflow.engine.parallel import Ranks, start_ranks
+from senseflow.optim.ema import Ema
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ time.sleep(60)
 
 
 def test_kill_9_in_the_background_leaves_the_checkpoint_before(alone, tmp_path):
-    path = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
+    path = f"{Path(__file__).parents[1] / 'parts'}:{os.environ.get('PYTHONPATH', '')}"
     result = subprocess.run(
         [sys.executable, "-c", CHILD, tmp_path], env={**os.environ, "PYTHONPATH": path},
         capture_output=True, text=True, timeout=120,

@@ -9,11 +9,12 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors import safe_open
 from sharded import assert_same, spawn
+from small_disk import fill, small_disk
 
+from senseflow.common.ranks import Ranks, start_ranks
 from senseflow.engine.disk import HostGroup
 from senseflow.engine.export import Layout, export_student
-from senseflow.engine.parallel import Ranks, shard, start_ranks
-from small_disk import fill, small_disk
+from senseflow.engine.parallel import shard
 
 SIZES = dict(
     patch_size=1,

@@ -4,17 +4,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import short_runs
 import torch
 from safetensors.torch import load_file, save_file
+from short_runs import YAMLS, begin, finish, write_pictures
 
-import short_runs
+from senseflow.config.config import Config
 from senseflow.engine.build import export
-from senseflow.engine.config import Config
 from senseflow.engine.inputs import check
 from senseflow.engine.loop import Run
-from senseflow.sampling.student import load_student
 from senseflow.trainer.recipes import RECIPES
-from short_runs import YAMLS, begin, finish, write_pictures
+from senseflow.weights.student import load_student
 
 SHORT = ("train.iter_num=2", "fake_score.ttur=1")
 FLUX_ANCHORS = {  # mu 1.15 through sigma = s u / (1 + (s - 1) u), s = e^1.15

@@ -17,12 +17,12 @@ from torch import nn
 from torch.distributed import TCPStore
 from transformers import T5Config, T5EncoderModel
 
+from senseflow.common.ranks import Ranks, start_ranks
+from senseflow.config.config import ParallelConfig, PrecisionConfig
 from senseflow.engine import build as engine
-from senseflow.engine.config import ParallelConfig, PrecisionConfig
-from senseflow.engine.parallel import Ranks, start_ranks
-from senseflow.models.flux import FLUX
-from senseflow.models.teacher import TeacherSettings
-from senseflow.models.text_encoders import text_encoder
+from senseflow.teachers.flux.adapter import FLUX
+from senseflow.teachers.teacher import TeacherSettings
+from senseflow.teachers.text_encoders import text_encoder
 
 MIB = 2**20
 FLUX_LIKE = dict(

@@ -16,16 +16,17 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from senseflow.common.ranks import Ranks, start_ranks
+from senseflow.config.config import ParallelConfig, PrecisionConfig
 from senseflow.core.path import FlowPath
+from senseflow.distill.bottleneck import ClassifierHead, add_encoder_pass
+from senseflow.distill.vfm_heads import Heads
 from senseflow.engine.build import build_network
-from senseflow.engine.config import ParallelConfig, PrecisionConfig
-from senseflow.engine.parallel import Ranks, fill_shards, shard, start_ranks
-from senseflow.models.bottleneck_classifier import ClassifierHead, add_encoder_pass
-from senseflow.models.flux import FLUX, FluxAdapter
-from senseflow.models.networks import NetworkSource, in_turn
-from senseflow.models.sdxl import SDXL
-from senseflow.models.teacher import Conditioning, TeacherSettings
-from senseflow.models.vfm_discriminator import Heads
+from senseflow.engine.parallel import fill_shards, shard
+from senseflow.teachers.flux.adapter import FLUX, FluxAdapter
+from senseflow.teachers.sdxl.adapter import SDXL
+from senseflow.teachers.teacher import Conditioning, TeacherSettings
+from senseflow.weights.meta import NetworkSource, in_turn
 
 CPU = torch.device("cpu")
 DOUBLE, SINGLE = 2, 3

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import flux_pipeline
 import pytest
+import sd35_pipeline
+import sdxl_pipeline
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -14,17 +17,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-import flux_pipeline
-import sd35_pipeline
-import sdxl_pipeline
+from senseflow.common.files import ROOT
+from senseflow.common.ranks import start_ranks
+from senseflow.config.config import ParallelConfig, load_config
+from senseflow.distill.bottleneck import add_encoder_pass
+from senseflow.distill.state import frozen
 from senseflow.engine.build import lighten
-from senseflow.engine.config import ParallelConfig, load_config
-from senseflow.engine.parallel import recompute, shard, start_ranks
-from senseflow.models import flux, sd35, sdxl
-from senseflow.models.bottleneck_classifier import add_encoder_pass
-from senseflow.models.networks import NetworkSource
-from senseflow.sampling.plan import ROOT
-from senseflow.state import frozen
+from senseflow.engine.parallel import recompute, shard
+from senseflow.teachers.flux import adapter as flux
+from senseflow.teachers.sd35 import adapter as sd35
+from senseflow.teachers.sdxl import adapter as sdxl
+from senseflow.weights.meta import NetworkSource
 
 
 @dataclass(frozen=True)

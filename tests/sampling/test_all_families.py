@@ -27,9 +27,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
-from senseflow.sampling.families import FAMILIES
-from senseflow.sampling.plan import Family
-from senseflow.sampling.student import find_student, load_student
+from senseflow.teachers.families import FAMILIES
+from senseflow.teachers.family import Family
+from senseflow.weights.student import find_student, load_student
 
 SIZE = ("--height", 16, "--width", 16)
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 from command_line import PROMPTS, ROOT, only_picture, pictures, prompt_flags, sidecars
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from flux_pipeline import UNIT, transformer
 from PIL import Image
 
-from flux_pipeline import UNIT, transformer
 from senseflow.sampling import generate
-from senseflow.sampling.flux import FLUX
-from senseflow.sampling.student import StudentCard, base_fingerprint, write_card
+from senseflow.teachers.flux.family import FLUX
+from senseflow.weights.card import StudentCard, write_card
+from senseflow.weights.fingerprint import base_fingerprint
 
 SCRIPT = "scripts_flux/test_flux_senseflow.py"
 ANCHORS = (1.0, 0.9045, 0.7595, 0.5128)

@@ -6,16 +6,18 @@ import shutil
 import diffusers
 import pytest
 from command_line import PROMPTS, call, error_of, only_picture
+from flux_pipeline import transformer
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from flux_pipeline import transformer
 from senseflow.sampling import shots
-from senseflow.sampling.flux import FLUX
-from senseflow.sampling.plan import Prompt, prompt_shot
+from senseflow.sampling.job import Prompt, prompt_shot
 from senseflow.sampling.shots import write_shot
-from senseflow.sampling.student import StudentCard, find_student, fingerprint, write_card
+from senseflow.teachers.flux.family import FLUX
+from senseflow.weights.card import StudentCard, write_card
+from senseflow.weights.fingerprint import fingerprint
+from senseflow.weights.student import find_student
 
 
 def change(file) -> None:

@@ -18,10 +18,10 @@ from command_line import (
     sidecars,
 )
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-
 from sd35_pipeline import MAX_SIDE, UNIT, transformer
-from senseflow.sampling.sd35 import SD35, SD35_LARGE
-from senseflow.sampling.student import load_student
+
+from senseflow.teachers.sd35.family import SD35, SD35_LARGE
+from senseflow.weights.student import load_student
 
 
 @pytest.fixture(scope="module", params=["sd35", "sd35_large"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sdxl_pipeline
 import torch
 from cases import CASES
 from command_line import (
@@ -21,10 +22,9 @@ from command_line import (
 from diffusers import EulerDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline
 from torch import nn
 
-import sdxl_pipeline
-from senseflow.sampling.plan import Plan
-from senseflow.sampling.scheduler import Float32LCMScheduler
-from senseflow.sampling.sdxl import SDXL, SDXL_DMD2
+from senseflow.teachers.family import Plan
+from senseflow.teachers.schedulers import Float32LCMScheduler
+from senseflow.teachers.sdxl.family import SDXL, SDXL_DMD2
 
 ANCHORS = [999, 749, 499, 249]
 SIZE = ("--height", 24, "--width", 32)

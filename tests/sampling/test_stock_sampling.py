@@ -7,11 +7,11 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler
 
-from senseflow.sampling.flux import FLUX
-from senseflow.sampling.levels import even_times, one_shift
-from senseflow.sampling.plan import Family
-from senseflow.sampling.sd35 import SD35
-from senseflow.sampling.sdxl import SDXL
+from senseflow.core.levels import even_times, one_shift
+from senseflow.teachers.family import Family
+from senseflow.teachers.flux.family import FLUX
+from senseflow.teachers.sd35.family import SD35
+from senseflow.teachers.sdxl.family import SDXL
 
 
 def spaced(shift: float, num: int) -> tuple[float, ...]:

@@ -10,12 +10,14 @@ import pytest
 import yaml
 from PIL import Image
 
+from senseflow.common.signals import StopRequest
 from senseflow.engine.inputs import check
-from senseflow.engine.stop import StopRequest
-from senseflow.tiny import ablate, ablation, trial
-from senseflow.tiny.ablation import Ablation
-from senseflow.tiny.findings import floor_of, spread, teacher_lines
-from senseflow.tiny.study import load_study, places_of, quick
+from senseflow.tiny.ablate import __main__ as ablate
+from senseflow.tiny.ablate import run as ablation
+from senseflow.tiny.ablate import trial
+from senseflow.tiny.ablate.findings import floor_of, spread, teacher_lines
+from senseflow.tiny.ablate.run import Ablation
+from senseflow.tiny.ablate.study import load_study, places_of, quick
 from senseflow.trainer.recipes import RECIPES
 
 STUDY = Path("configs/ablation.yaml")
@@ -186,7 +188,9 @@ def test_states_are_kept_for_what_goes_on_from_them(done, tmp_path):
 def test_a_rebuilt_teacher_is_another(tmp_path, monkeypatch):
     study = load_study(write(tmp_path))
     before = places_of(study)["parts", "FLUX", "whole", 0]
-    monkeypatch.setattr("senseflow.tiny.study.weights_of", lambda pipeline, component: "other")
+    monkeypatch.setattr(
+        "senseflow.tiny.ablate.study.weights_of", lambda pipeline, component: "other"
+    )
     after = places_of(study)["parts", "FLUX", "whole", 0]
     assert after.name != before.name and after.ruler != before.ruler
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchmetrics.image.fid import _compute_fid
 
-from senseflow.evaluation.frechet import FeatureStatistics, frechet_distance
+from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
 
 
 @pytest.fixture

@@ -1,0 +1,115 @@
+"""What the page says of students and images, and the thumbnails of its history."""
+
+import html
+
+from PIL import Image
+
+from senseflow.app.studio import STUDENT, TEACHER, Drawn, Studio, Wanted
+
+THUMB_SIDE = 192  # pixels of a thumbnail's height
+THUMB_GAP = 4
+PROMPT_LETTERS = 40  # of a caption in the history
+NO_MEMORY = (
+    "out of GPU memory: choose a smaller size, or start the page with --offload or --student_only"
+)
+
+
+def heading(studio: Studio) -> str:
+    """Whose student this is, from which iteration, and on what it runs; HTML."""
+    files, family = studio.student.files, studio.family
+    card = files.card
+    name = files.weights.parent.resolve()
+    said = [f"student <b>{_escape('/'.join(name.parts[-3:]))}</b>"]
+    if card and card.iteration:
+        said.append(f"iteration {card.iteration:,}")
+    if files.ema:
+        said.append("averaged weights")
+    if studio.has_teacher:
+        said.append(f"teacher <b>{_escape(studio.base.resolve().name)}</b>")
+    device, dtype = studio.machine
+    said.append(f"{device}, {str(dtype).removeprefix('torch.')}")
+    parts = "".join(f"<span>{part}</span>" for part in said)
+    title = f"A {len(studio.anchors)}-step student of {_escape(family.title)}"
+    return f"<h1>{title}</h1><p class='facts'>{parts}</p>"
+
+
+def caption(side: str, drawn: Drawn, levels: str) -> str:
+    """The time in front, then all that the image depends on; HTML.
+
+    levels: what the family calls its noise levels.
+    """
+    plan = drawn.plan
+    said = [f"{plan.steps} step{'s' * (plan.steps > 1)}", f"sampler {plan.sampler}"]
+    if plan.guidance is not None:
+        said.append(f"guidance {plan.guidance:g}")
+    said += [f"seed {drawn.wanted.seed}", f"{plan.height} × {plan.width}"]
+    if side == STUDENT:
+        said.append(f"{levels} {', '.join(f'{level:.4g}' for level in drawn.levels)}")
+    facts = "".join(f"<span>{part}</span>" for part in said)
+    first = " <small>first image, with warm-up</small>" if drawn.first else ""
+    return named(side, seconds(drawn.time_s) + first) + f"<p class='facts'>{facts}</p>"
+
+
+def named(side: str, time: str = "") -> str:
+    """The first line under an image: whose it is, and its time; HTML."""
+    return f"<p class='time'><span>{side.capitalize()}</span> {time}</p>"
+
+
+def remembered(wanted: Wanted) -> str:
+    """Under a picture of the history; plain text."""
+    prompt = " ".join(wanted.prompt.split())
+    short = prompt if len(prompt) <= PROMPT_LETTERS else prompt[: PROMPT_LETTERS - 1] + "…"
+    return f"{short} · seed {wanted.seed} · {wanted.steps} {wanted.sampler}"
+
+
+def summary(drawn: dict[str, Drawn]) -> str:
+    """The line under the button when all is drawn; HTML."""
+    if TEACHER not in drawn:
+        return f"<p>Drawn in {seconds(drawn[STUDENT].time_s)}.</p>"
+    student, teacher = drawn[STUDENT], drawn[TEACHER]
+    times = f"{seconds(student.time_s)} and {seconds(teacher.time_s)}"
+    if student.first or teacher.first:
+        return f"<p>Drawn in {times}; the next images tell the speed.</p>"
+    ratio = teacher.time_s / student.time_s
+    if ratio < 1:
+        return f"<p>Drawn in {times}: the student took {1 / ratio:.1f} times as long.</p>"
+    return f"<p>Drawn in {times}: the student is <b>{ratio:.1f} times</b> as fast.</p>"
+
+
+def problem(text: str) -> str:
+    """An error, without the dashes of the flag that it begins with; HTML."""
+    text = " ".join(text.split()).removeprefix("--")
+    return f"<p class='problem' role='alert'>{_escape(text[:1].upper() + text[1:])}</p>"
+
+
+def note(text: str) -> str:
+    """A plain line under the button; HTML."""
+    return f"<p>{_escape(text)}</p>"
+
+
+def seconds(time_s: float) -> str:
+    """Three digits, or whole seconds."""
+    return f"{time_s:.0f} s" if time_s >= 100 else f"{time_s:.3g} s"
+
+
+def thumbnail(drawn: dict[str, Drawn]) -> Image.Image:
+    """Student and teacher side by side, small."""
+    images = [_resized(d.image) for _, d in sorted(drawn.items())]
+    width = sum(image.width for image in images) + THUMB_GAP * (len(images) - 1)
+    pair = Image.new("RGBA", (width, THUMB_SIDE))
+    left = 0
+    for image in images:
+        pair.paste(image, (left, 0))
+        left += image.width + THUMB_GAP
+    return pair
+
+
+def _resized(image: Image.Image) -> Image.Image:
+    width = max(1, round(image.width * THUMB_SIDE / image.height))
+    smaller = image.height > THUMB_SIDE
+    kind = Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST
+    return image.convert("RGB").resize((width, THUMB_SIDE), kind)
+
+
+def _escape(text: str) -> str:
+    return html.escape(text, quote=True)

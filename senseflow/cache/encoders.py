@@ -1,0 +1,158 @@
+"""What makes the rows of a cache: the encoders that a run would call, one sample at a time.
+
+One at a time, so that the bits of a row depend on nothing but its sample: not on the batch, nor on
+how many ranks share the work, nor on where it was interrupted. Each rank holds the encoders whole.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from senseflow.config.config import Config, PathsConfig
+from senseflow.data.cache_index import Field, key_of
+from senseflow.data.items import Item, Position, Samples, UnreadableItem
+from senseflow.data.json_images import JsonImages
+from senseflow.distill.vfm_heads import PromptEncoder
+from senseflow.engine.adversary import load_clip
+from senseflow.engine.inputs import teacher_settings
+from senseflow.engine.parallel import fill_shards
+from senseflow.teachers.pipeline import latent_shape, posterior_of
+from senseflow.teachers.teacher import TeacherFamily, TeacherSettings
+from senseflow.weights.meta import NetworkSource
+
+S = TypeVar("S")
+T = TypeVar("T")
+Row = dict[str, Tensor]  # on the host, without the dimension of the batch
+Encode = Callable[[list[str]], Iterator[Row]]  # of these keys, in their order
+
+
+# ------------------------------------------------------------------- the fields, without weights
+
+
+def fields_of(name: str, config: Config, family: TeacherFamily) -> dict[str, Field]:
+    """Shapes and dtypes of a part's rows."""
+    settings = teacher_settings(config)
+    if name == "prompts":
+        adapter = family.load_adapter(settings, torch.device("meta"), lambda source: source.network)
+        cond = adapter.encode_prompts([""])
+        return {key: Field.of(value[0]) for key, value in vars(cond).items()}
+    if name == "clip":
+        return {"text": Field((clip_dim(config.paths),), "float32")}
+    latent = Field(latent_shape(settings), "float32")
+    return {"mean": latent, "std": latent, "readable": Field((), "float32")}
+
+
+def clip_dim(paths: PathsConfig) -> int:
+    """The length of the discriminator's features of prompts."""
+    with torch.device("meta"):
+        return PromptEncoder(paths.clip, None, paths.clip_quick_gelu, random_seed=0).dim
+
+
+# ----------------------------------------------------------------------------------- with weights
+
+
+def open_encoder(
+    name: str, config: Config, family: TeacherFamily, data: Samples, device: torch.device
+) -> Encode:
+    """Load what a part needs; raises ValueError or OSError when it cannot be read."""
+    settings = teacher_settings(config)
+    if name == "latents":
+        assert isinstance(data, JsonImages)
+        vae = load_vae(settings, device)
+        items = {key_of(*pair): i for i, pair in reversed([*enumerate(pairs(data))])}
+        return partial(encode_images, vae, data, items, max(1, config.data.num_workers))
+    null = [] if family.null_prompt is None else [family.null_prompt]
+    prompts = {key_of(prompt): prompt for prompt in [*null, *data.all_prompts()]}
+    if name == "clip":
+        clip = load_clip(config.paths).to(device)
+        return partial(encode_prompts, lambda prompt: {"text": clip([prompt])}, prompts)
+    adapter = family.load_adapter(settings, device, partial(load_whole, device))
+    return partial(encode_prompts, lambda p: vars(adapter.encode_prompts([p])), prompts)
+
+
+def pairs(data: JsonImages) -> Iterator[tuple[str, str]]:
+    """The path, as listed, and the prompt of every image."""
+    return zip(data.paths, data.prompts, strict=True)
+
+
+def load_whole(device: torch.device, source: NetworkSource) -> nn.Module:
+    """A network with its weights on one device, not sharded."""
+    fill_shards(source.network, source.read, device)
+    return source.network
+
+
+def load_vae(settings: TeacherSettings, device: torch.device) -> Any:
+    """The VAE of a pipeline folder."""
+    folder = settings.folder / "vae"
+    try:
+        vae = AutoencoderKL.from_pretrained(
+            folder, torch_dtype=settings.vae_dtype, local_files_only=True
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder} is damaged: {error}") from error
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def encode_prompts(
+    encode: Callable[[str], dict[str, Tensor]], prompts: dict[str, str], keys: list[str]
+) -> Iterator[Row]:
+    """Rows of prompts; raises ValueError, naming the prompt, for numbers that are not finite."""
+    for key in keys:
+        row = {name: value[0].cpu() for name, value in encode(prompts[key]).items()}
+        yield finite(row, f"the encoding of {prompts[key]!r}", "precision.compute=float32")
+
+
+def encode_images(
+    vae: Any, data: JsonImages, items: dict[str, int], num_threads: int, keys: list[str]
+) -> Iterator[Row]:
+    """Rows of images, which threads read while the VAE computes; one that cannot be read is marked.
+
+    Raises ValueError, naming the file, for numbers that are not finite.
+    """
+
+    def read(key: str) -> Item | None:
+        try:
+            return data.sample(Position(1, 0, items[key]), items[key])
+        except UnreadableItem:
+            return None
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        for item in in_order(pool, read, keys, 2 * num_threads):
+            if item is None:
+                yield {"readable": torch.zeros(())}
+                continue
+            assert item.image is not None and item.path is not None
+            posterior = posterior_of(vae, item.image[None].to(vae.device))
+            row = {name: value[0].cpu() for name, value in vars(posterior).items()}
+            finite(row, f"the VAE's posterior of {item.path}", "precision.vae=float32")
+            yield {**row, "readable": torch.ones(())}
+
+
+def finite(row: Row, what: str, instead: str) -> Row:
+    """The same row."""
+    if not all(value.isfinite().all() for value in row.values()):
+        raise ValueError(f"{what} is not finite; try {instead}")
+    return row
+
+
+def in_order(
+    pool: ThreadPoolExecutor, work: Callable[[S], T], things: Iterable[S], ahead: int
+) -> Iterator[T]:
+    """The results of threads in the order of their things, at most `ahead` of them waiting."""
+    rest, waiting = iter(things), deque[Future[T]]()
+    waiting.extend(pool.submit(work, thing) for thing in islice(rest, ahead))
+    try:
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(work, thing) for thing in islice(rest, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,77 @@
+"""Small files that are whole or not there; needs no torch."""
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PARTIAL = ".partial"  # how the names of unfinished files end, and those of folders begin
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Replace a small file so that a reader sees the old or the new one, never half."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")  # each process its own
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    except OSError as error:
+        error.filename = error.filename or str(file)  # which a full disk does not say
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def require_writable(flag: str, folder: Path) -> None:
+    """Raise ValueError, before any work, when nothing can be written to a folder that is there or
+    is to be made; nothing is left behind.
+
+    flag: what the folder was given as.
+    """
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ValueError(
+            f"{flag} {folder} cannot be written: {error.strerror}; name another"
+        ) from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """While other processes on this machine that ask for the same wait their turn."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def only_writer(output: Path) -> Iterator[None]:
+    """While one process writes a folder or file that is not there yet; raises ValueError for a
+    second one on this machine, whose unfinished files would have the same names.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = output.with_name(f".{output.name}.lock")
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(
+            f"--output {output} is being written by another process: wait for it, or name another"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+ROOT = Path(__file__).resolve().parents[2]  # where the prompts and configs of this repository lie

@@ -1,0 +1,409 @@
+"""The configuration of a run: a tree of frozen dataclasses, read strictly from one YAML file.
+
+Every number of a recipe stands in its YAML; the fields without a default must be given there. An
+unknown key, a wrong type or an impossible combination is a ValueError that names the file, the key
+and the nearest valid key, before anything is loaded. The comment beside a field is its meaning in
+docs/configuration.md, which `python docs/configuration.py` writes.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from senseflow.common.files import write_whole
+from senseflow.config.strict_yaml import read_strictly
+from senseflow.core.anchors import TimeLaw
+from senseflow.core.isg import IsgLoss
+
+Range = tuple[float, float]
+RecipeName = Literal[
+    "flux_senseflow", "sdxl_senseflow", "sdxl_dmd2", "sd35_senseflow", "sd35_large_senseflow"
+]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_range(name: str, value: Range) -> None:
+    _require(value[0] <= value[1], f"{name}: {list(value)} is not [low, high]")
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    """Where the networks and the data are; folders of diffusers, files, or names timm knows."""
+
+    pretrained_model: str  # the teacher's diffusers folder
+    dataset: str  # JSON with keys, image_paths, prompts; or an LMDB folder of latents
+    student_config: str | None = None  # config.json of student and fake score; None: the teacher's
+    flux_wo_guidance_embed: str | None = None  # folder with transformer/ linked to the teacher's
+    initial: str | None = None  # another run, or a student, to begin with in the teacher's place
+    cache: str | None = None  # folder of python -m senseflow.cache, in place of the encoders' work
+    dinov2: str = "vit_large_patch14_dinov2.lvd142m"  # timm name, or local-dir:FOLDER
+    dinov2_weights: str | None = None  # a weights file; None: what the name stands for
+    clip: str = "ViT-L-14"  # open_clip name, or local-dir:FOLDER
+    clip_weights: str | None = "openai"  # open_clip tag or a weights file
+    clip_quick_gelu: bool | None = None  # the activation of a weights file; None: what the tag says
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The length, batch, seed and rhythm of the run; all intervals in loop iterations."""
+
+    iter_num: int  # length of the run; raise it to go on with a finished one
+    batch_size: int  # global: over all ranks and micro-batches
+    resolution: tuple[int, int]  # height, width in pixels
+    save_interval: int  # iterations between checkpoints
+    log_interval: int = 10  # iterations between rows of stats.jsonl
+    seed: int = 0  # of every random number of the run
+    grad_accumulation: int = 1  # micro-batches per process and iteration
+    keep_last: int = 2  # checkpoints; 0 keeps all
+    async_save: bool = False  # write checkpoints while training goes on; costs host memory
+    deterministic: bool = False  # the same bits on GPUs too, at some cost in speed
+    time_limit: float | None = None  # hours since the launch, after which the run saves and stops
+
+    def __post_init__(self) -> None:
+        for name in (
+            "iter_num",
+            "batch_size",
+            "save_interval",
+            "log_interval",
+            "grad_accumulation",
+        ):
+            _require(getattr(self, name) >= 1, f"train.{name} must be at least 1")
+        _require(self.keep_last >= 0, "train.keep_last must be 0 (all) or more")
+        _require(self.time_limit is None or self.time_limit > 0, "train.time_limit: 0 or less")
+        _require(min(self.resolution) >= 1, f"train.resolution: {list(self.resolution)}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW for the generator, the fake score and the heads."""
+
+    lr: float  # of the generator
+    fake_score_lr: float  # of the fake score
+    discriminator_lr: float  # of the discriminator's heads
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's, of all three
+    eps: float = 1e-8  # AdamW's, of all three
+    weight_decay: float = 0.0  # AdamW's, of all three
+    max_grad_norm: float = 1.0  # each network's gradient is clipped to this norm
+    states: Literal["float32", "bfloat16", "8bit"] = "float32"  # how the moments are kept
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "fake_score_lr", "discriminator_lr", "max_grad_norm", "eps"):
+            _require(getattr(self, name) > 0, f"optimizer.{name} must be positive")
+
+
+@dataclass(frozen=True)
+class LrSchedulerConfig:
+    """Linear from start_factor to 1 over the warm-up, constant, then linear to end_factor."""
+
+    warmup_iterations: int = 0  # the first ones of the run
+    start_factor: float = 1.0  # of the learning rates at the start of the warm-up
+    decay_iterations: int = 0  # the last ones of the run
+    end_factor: float = 1.0  # of the learning rates at the end of the run
+
+
+@dataclass(frozen=True)
+class AnchorsConfig:
+    """The anchors: `times` on the unshifted clock, then the teacher's own shift."""
+
+    times: tuple[float, ...]  # thousandths, from noisy to clean, before the shift
+    shift: float | None = None  # None: the scheduler's own at the resolution
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """How student and fake score start from the teacher's weights."""
+
+    fold_guidance: float | None = None  # fold this guidance into the time embedding's bias
+    guidance: float | None = None  # LoRA on FLUX: the constant its embedding is fed
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Student and fake score as adapters of the frozen teacher."""
+
+    rank: int | None = None  # of the adapters; None: student and fake score are whole networks
+    alpha: float | None = None  # the scale is alpha / rank; None: 1
+    train: Literal["B", "AB"] = "B"  # B: with one fixed A for both; AB: A and B of each
+    targets: tuple[str, ...] = ()  # ends of the names of linear layers and convolutions
+
+    def __post_init__(self) -> None:
+        _require(self.rank is None or self.rank >= 1, f"lora.rank: {self.rank} is not 1 or more")
+        _require(self.alpha is None or self.alpha > 0, f"lora.alpha: {self.alpha} is not positive")
+        _require(
+            self.rank is None or len(self.targets) > 0,
+            "lora.targets is empty: name the layers that get adapters, such as [to_q, to_k]",
+        )
+
+
+@dataclass(frozen=True)
+class DmdConfig:
+    """L_DMD: weight, the teacher's guidance, the law of t (thousandths)."""
+
+    weight: float  # of L_DMD in the loss of the generator; 0: none, no fake score is trained
+    guidance: Range  # the teacher's, drawn per sample
+    time: TimeLaw  # law of t
+    time_range: Range = (0.0, 1000.0)  # of t, in thousandths of the teacher's clock
+    floor: float = 1e-4  # of mean |x - x_0_real|, by which the gradient is divided
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "dmd.weight must not be negative")
+        _require_range("dmd.guidance", self.guidance)
+        _require_range("dmd.time_range", self.time_range)
+
+
+@dataclass(frozen=True)
+class FakeScoreConfig:
+    """L_fake: the law of t, and N, the iterations per generator update (TTUR)."""
+
+    ttur: int  # N: iterations, each a step of the fake score, per update of the generator
+    time: TimeLaw  # law of t
+    time_range: Range = (0.0, 1000.0)  # of t, in thousandths of the teacher's clock
+
+    def __post_init__(self) -> None:
+        _require(self.ttur >= 1, "fake_score.ttur must be at least 1")
+        _require_range("fake_score.time_range", self.time_range)
+
+
+@dataclass(frozen=True)
+class IdaConfig:
+    """IDA's lambda; None switches it off."""
+
+    lam: float | None  # phi <- lam phi + (1 - lam) theta; None: off
+
+    def __post_init__(self) -> None:
+        _require(self.lam is None or 0 <= self.lam <= 1, f"ida.lam: {self.lam} is not in [0, 1]")
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """The average of the student's weights over its moves; None switches it off."""
+
+    decay: float | None = None  # per update of the generator; None: no average is kept
+
+    def __post_init__(self) -> None:
+        _require(
+            self.decay is None or 0 < self.decay < 1,
+            f"ema.decay: {self.decay} is not between 0 and 1",
+        )
+
+
+@dataclass(frozen=True)
+class IsgConfig:
+    """ISG: weight (0 switches it off), the teacher's guidance, the mid-point's margin and law."""
+
+    weight: float  # of L_ISG in the generator's loss; 0: off
+    guidance: Range  # the teacher's on its way to the mid-point, drawn per sample
+    margin: float  # least distance of the mid-point from its anchors, thousandths of their clock
+    loss: IsgLoss = "charbonnier"  # l2: the paper's mean square
+    midpoint: Literal["uniform", "error"] = "uniform"  # error: as often as the teacher errs there
+    error_curve: str | None = None  # xi.json of python -m senseflow.reconstruction_error
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "isg.weight must not be negative")
+        _require_range("isg.guidance", self.guidance)
+        _require(
+            self.midpoint == "uniform" or self.error_curve is not None,
+            "isg.midpoint error needs isg.error_curve, the xi.json that "
+            "python -m senseflow.reconstruction_error CONFIG writes",
+        )
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """The adversary. vfm: heads on DINOv2 and CLIP (SenseFlow). bottleneck: a classifier on the
+    fake score's UNet (DMD2). none, or weight 0: no adversary is built."""
+
+    kind: Literal["vfm", "bottleneck", "none"]  # none: no adversary
+    weight: float  # of L_adv in the generator's loss; 0: none is built
+    discriminator_weight: float = 1.0  # of L_D in the discriminator's own
+    omega_power: float = 2.0  # vfm: omega is alpha to this power at the student's anchor
+    least_omega: float = 0.0  # vfm: it plays at anchors whose omega is above this
+    reference: Literal["paired", "shuffled", "none"] = "paired"  # vfm: real image compared with
+    taps: tuple[int, ...] = (2, 5, 8, 10, 14, 19, 23)  # vfm: DINOv2's blocks; and its embedding
+    virtual_batch: int = 1  # vfm: samples that share the statistics of a head's norm
+    augment: bool = True  # vfm: DiffAugment on real and fake images
+    time_range: Range = (0.0, 999.0)  # bottleneck: of the noise on the latents it sees
+    downsamplings: int = 3  # bottleneck: of the head, before its convolution over 4 x 4
+    norm_groups: int = 32  # bottleneck: of the head's group norms
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "adversarial.weight must not be negative")
+        _require(self.discriminator_weight > 0, "adversarial.discriminator_weight must be positive")
+        _require(self.least_omega >= 0, "adversarial.least_omega must not be negative")
+        _require(self.virtual_batch >= 1, "adversarial.virtual_batch must be at least 1")
+        _require(self.downsamplings >= 0, "adversarial.downsamplings must not be negative")
+        _require(self.norm_groups >= 1, "adversarial.norm_groups must be at least 1")
+        _require_range("adversarial.time_range", self.time_range)
+
+    @property
+    def in_use(self) -> str:
+        """The kind that is built: "none" at weight 0."""
+        return self.kind if self.weight > 0 else "none"
+
+
+@dataclass(frozen=True)
+class BackwardSimulationConfig:
+    """The share of iterations whose clean latent is the student's own sample."""
+
+    probability: float  # 0: always from data; 1: never
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.probability <= 1,
+            f"backward_simulation.probability: {self.probability} is not in [0, 1]",
+        )
+
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """The types networks compute in, and the one in which the weights that learn are kept."""
+
+    compute: Dtype = "bfloat16"  # student, fake score, teacher, text encoders, DINOv2
+    heads: Dtype = "float32"  # the discriminator's heads
+    vae: Dtype = "float32"  # encoder and decoder
+    masters: Dtype = "float32"  # of student and fake score; bfloat16 rounds stochastically
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Sharding (FSDP2), recomputation and compilation."""
+
+    replicas: int = 1  # HSDP: groups that each hold the whole network in shards
+    activation_checkpointing: int = 0  # 0: none; 1: every block is recomputed; k: every k-th
+    recomputation: Literal["full", "selective"] = "full"  # selective: keeps matrix products
+    compile: bool = False  # blocks and rounding by torch.compile; minutes at first
+    offload: Literal["none", "trained"] = "none"  # trained: what learns lives in host memory
+
+    def __post_init__(self) -> None:
+        every = self.activation_checkpointing
+        _require(every >= 0, f"parallel.activation_checkpointing: {every} is negative")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Reading images (or latents) and prompts."""
+
+    max_sequence_length: int | None = None  # T5 tokens, one number in training and sampling
+    separate_real: bool = False  # draw the discriminator's real samples apart from the prompts
+    latents_scaled: bool | None = None  # of an LMDB that does not say; None: as DMD2's, yes
+    num_workers: int = 4  # processes that read; 0: the training process itself
+    crop: Literal["center", "random"] = "center"  # of images that have another shape
+    max_unreadable: int = 100  # unreadable files met before the run stops
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What the run folder shows besides stats.jsonl."""
+
+    tensorboard: bool = True  # event files in tensorboard/
+    sample_interval: int = 500  # iterations between image strips; 0: none
+    num_pictures: int = 4  # samples in a strip
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    recipe: RecipeName  # which script runs it
+    paths: PathsConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    anchors: AnchorsConfig
+    dmd: DmdConfig
+    fake_score: FakeScoreConfig
+    ida: IdaConfig
+    isg: IsgConfig
+    adversarial: AdversarialConfig
+    backward_simulation: BackwardSimulationConfig
+    data: DataConfig
+    lr_scheduler: LrSchedulerConfig = field(default_factory=LrSchedulerConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        adversary = self.adversarial.in_use
+        _require(
+            self.dmd.weight + self.isg.weight > 0 or adversary != "none",
+            "dmd.weight and isg.weight are 0 and there is no adversary: the generator has no loss",
+        )
+        _require(
+            adversary != "bottleneck" or self.dmd.weight > 0,
+            "adversarial.kind bottleneck stands on the fake score: dmd.weight must be positive",
+        )
+        _require(
+            adversary != "vfm" or not self.data.separate_real,
+            "data.separate_real: the vfm adversary compares a prompt's image with its own real one",
+        )
+        _require(
+            self.lora.rank is None or self.paths.student_config is None,
+            "lora.rank: a LoRA student has its teacher's config.json; say null for "
+            "paths.student_config",
+        )
+        _require(
+            self.lora.rank is None
+            or (self.precision.masters, self.parallel.offload) == ("float32", "none"),
+            "lora.rank: adapters are small and stay float32 on the device; say float32 for "
+            "precision.masters and none for parallel.offload",
+        )
+        _require(
+            self.lora.rank is None or not self.parallel.compile,
+            "parallel.compile: compiled blocks do not know which role of a LoRA run calls them; "
+            "say false",
+        )
+        spent = self.lr_scheduler.warmup_iterations + self.lr_scheduler.decay_iterations
+        _require(
+            spent <= self.train.iter_num,
+            f"lr_scheduler: warm-up and decay take {spent} iterations of {self.train.iter_num}; "
+            "say lr_scheduler.warmup_iterations=0 lr_scheduler.decay_iterations=0, or a larger "
+            "train.iter_num",
+        )
+
+
+def load_config(file: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read `file`, apply `key.sub=value` overrides, and check all of it.
+
+    Raises ValueError naming the file and key for an unknown key, a missing one, a wrong type or an
+    impossible combination.
+    """
+    return read_strictly(Config, Path(file), overrides)
+
+
+def save_config(config: Config, file: Path) -> None:
+    """Write the resolved configuration so that `load_config` reads the same one back."""
+    write_whole(file, yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+
+
+def differences(config: Config, other: Config) -> list[str]:
+    """`key: value here, value there` for every leaf in which two configurations differ."""
+    here, there = _leaves(dataclasses.asdict(config)), _leaves(dataclasses.asdict(other))
+    return [f"{key}: {here[key]} -> {there[key]}" for key in here if here[key] != there[key]]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves.update(_leaves(value, f"{prefix}{key}."))
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

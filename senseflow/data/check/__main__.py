@@ -1,0 +1,109 @@
+"""Checks a data set before a run: what is unreadable, small, cut away, equal, or cut short.
+
+    python -m senseflow.data.check data.json --config configs/FLUX/flux_senseflow.yaml
+
+Results: check.json, numbers.png, suspicious.png. Exit status 1 says that a run would be stopped.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.files import require_writable
+
+DESCRIPTION = """\
+Open every image of a data set as training does and say what a run would meet: files that cannot be
+read or are cut short, pictures smaller than the resolution, what the crop takes away, equal and
+nearly equal pictures; and of the captions empty and repeated ones, and those that are longer than
+the teacher's tokenizers read. DATASET is a JSON with keys, image_paths, prompts, or the folder of
+an LMDB of latents, of which rows, numbers and captions are checked.
+
+Exit status: 0 when nothing would stop the run, 1 when something would, 2 for wrong input.
+"""
+EXAMPLES = """examples:
+  python -m senseflow.data.check data.json --config configs/FLUX/flux_senseflow.yaml \\
+      paths.pretrained_model=/path/to/FLUX.1-dev
+  python -m senseflow.data.check data.json --resolution 1024 --teacher /path/to/FLUX.1-dev
+  python -m senseflow.data.check data/lmdb --config configs/sdxl/sdxl_senseflow.yaml
+"""
+STOPPED, FINE = 1, 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, check, write; returns the exit status."""
+    args = build_parser().parse_intermixed_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("senseflow").setLevel(logging.INFO)
+    outcome = FINE
+
+    def work() -> None:
+        nonlocal outcome
+        check(args)
+        from senseflow.data.check.command import run  # matplotlib; with a teacher transformers
+
+        outcome = STOPPED if run(args) else FINE
+
+    return exit_status(work, "nothing was written") or outcome
+
+
+def build_parser() -> Parser:
+    """The flags."""
+    parser = module_parser("senseflow.data.check", DESCRIPTION, EXAMPLES)
+    parser.add_argument("dataset", type=Path, metavar="DATASET", help="JSON, or folder of an LMDB")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
+    parser.add_argument(
+        "--config", type=Path, metavar="CONFIG",
+        help="YAML of the run: its resolution, crop, teacher, T5 length and max_unreadable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resolution", type=int, nargs="+", metavar="PIXELS",
+        help="one side, or height and width (the config's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--teacher", type=Path, metavar="DIR",
+        help="diffusers folder, for its tokenizers (the config's, if it is there)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="(default: runs/check/NAME_OF_DATASET)"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N",
+        help="processes that open images (as many as this one may use cores)",
+    )  # fmt: skip
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """What needs no image opened, and defaults; raises ValueError."""
+    if not args.dataset.exists():
+        raise ValueError(f"data set {args.dataset} does not exist")
+    if args.dataset.is_dir() and not (args.dataset / "data.mdb").exists():
+        raise ValueError(
+            f"data set {args.dataset} is not an LMDB, it has no data.mdb: name a JSON file; of a "
+            "folder of images python -m senseflow.data.make makes one"
+        )
+    if args.config is None and args.resolution is None and args.dataset.is_file():
+        raise ValueError("--config or --resolution: say at which size the images will be used")
+    if args.config is None and args.overrides:
+        raise ValueError(f"{args.overrides[0]}: overrides are of a --config")
+    if args.config and not args.config.is_file():
+        raise ValueError(f"config file not found: {args.config}")
+    if args.resolution and (len(args.resolution) > 2 or min(args.resolution) < 1):
+        raise ValueError(f"--resolution {args.resolution}: one side, or height and width")
+    if args.teacher and not (args.teacher / "model_index.json").is_file():
+        raise ValueError(f"--teacher {args.teacher} is no diffusers folder: no model_index.json")
+    args.output = args.output or Path("runs/check") / args.dataset.stem
+    if args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a file; it names a folder")
+    require_writable("--output", args.output)
+    if args.workers is None:
+        args.workers = len(os.sched_getaffinity(0))
+    if args.workers < 1:
+        raise ValueError(f"--workers {args.workers}: at least 1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""Pictures of a check: histograms of its numbers, and a sheet of what is suspicious."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from PIL import Image, ImageDraw
+
+from senseflow.data.check.findings import Finding
+from senseflow.data.check.images import MOST_CUT, cut_away, enlargement
+from senseflow.data.check.looking import Look, Seen
+from senseflow.data.decode import UNREADABLE, fit, read_rgb
+
+INK, MUTED, BLUE, RED = "#22303c", "#8a97a3", "#1f6fb2", "#c8402f"
+TILE, GAP, TEXT, LABEL = 128, 6, 14, 22  # pixels
+COLUMNS = 8
+BINS = 40
+SHOWN = ("duplicates", "near duplicates", "small", "cut", "flat")
+
+
+# ------------------------------------------------------------------------------------ histograms
+
+
+def draw_images(
+    seen: Sequence[Seen], resolution: tuple[int, int], lengths: list[int], limit: int, unit: str
+) -> Image.Image:
+    """Sizes, enlargement, crop and captions. lengths: of the captions in `unit`, of which `limit`
+    are read (0: no limit)."""
+    looks = [found for found in seen if isinstance(found, Look)]
+    figure = Figure(figsize=(10, 6.4), dpi=100, layout="constrained")
+    size, scale, cut, caption = figure.subplots(2, 2).flat
+    _sizes(size, looks, resolution)
+    factors = np.array([enlargement(look, resolution) for look in looks])
+    _histogram(scale, np.log2(factors), "resized by a factor of", 0, "enlarged: blur")
+    scale.xaxis.set_major_formatter(lambda value, _: f"{2**value:.3g}")
+    cuts = np.array([cut_away(look, resolution) for look in looks])
+    _histogram(cut, cuts, "share of the picture that the crop takes", MOST_CUT, "much is lost")
+    _histogram(caption, np.array(lengths), f"{unit} per caption", limit or None, "not read")
+    return _rendered(figure)
+
+
+def draw_latents(deviations: list[float], words: list[int]) -> Image.Image:
+    """The standard deviation of each row, and the words of each caption."""
+    figure = Figure(figsize=(10, 3.4), dpi=100, layout="constrained")
+    rows, caption = figure.subplots(1, 2)
+    _histogram(rows, np.array(deviations), "standard deviation of a row's latents", None, "")
+    _histogram(caption, np.array(words), "words per caption", None, "")
+    return _rendered(figure)
+
+
+def _sizes(axes: Axes, looks: list[Look], resolution: tuple[int, int]) -> None:
+    widths, heights = ([look.width for look in looks], [look.height for look in looks])
+    axes.scatter(widths, heights, s=9, alpha=0.35, color=BLUE, linewidths=0)
+    height, width = resolution
+    axes.axvline(width, color=RED, linestyle="--", linewidth=1)
+    axes.axhline(height, color=RED, linestyle="--", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="width, pixels", ylabel="height, pixels")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+    axes.text(width, height, f" {width}x{height}", color=RED, fontsize=9, va="bottom")
+    _finish(axes)
+
+
+def _histogram(
+    axes: Axes, values: np.ndarray, label: str, limit: float | None, beyond: str
+) -> None:
+    """Counts of finite values; a line at the limit, and what it means to be beyond."""
+    if len(values):
+        axes.hist(values, bins=BINS, color=BLUE, log=True)  # one in 100,000 is seen
+    if limit is not None:
+        axes.axvline(limit, color=RED, linestyle="--", linewidth=1)
+        place = axes.get_xaxis_transform()
+        axes.text(limit, 0.98, f" {beyond}", color=RED, fontsize=9, va="top", transform=place)
+    axes.set(xlabel=label, ylabel="images")
+    _finish(axes)
+
+
+def _finish(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=9)
+
+
+def _rendered(figure: Figure) -> Image.Image:
+    with io.BytesIO() as stream:
+        figure.savefig(stream, format="png")
+        return Image.open(stream).convert("P", palette=Image.Palette.ADAPTIVE, colors=255)
+
+
+# ----------------------------------------------------------------------------------------- sheet
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of the sheet. cropped: as training sees it; else whole, with the crop's frame."""
+
+    path: Path
+    text: str
+    cropped: bool = False
+
+
+def draw_sheet(
+    paths: list[Path],
+    prompts: list[str],
+    seen: Sequence[Seen],
+    findings: list[Finding],
+    resolution: tuple[int, int],
+) -> Image.Image:
+    """A row of what training sees, then one for each kind of suspicion, the worst first."""
+    readable = [i for i, found in enumerate(seen) if isinstance(found, Look)]
+    chosen = readable[:: max(1, len(readable) // COLUMNS)][:COLUMNS]
+    rows = {"as training sees them": [Tile(paths[i], prompts[i], True) for i in chosen]}
+    for finding in findings:
+        if finding.name in SHOWN:
+            rows[f"{finding.name}: {finding.words}"] = _tiles(finding, paths)
+    height = LABEL + TILE + TEXT + GAP
+    sheet = Image.new("RGB", (COLUMNS * (TILE + GAP) + GAP, len(rows) * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for y, (label, tiles) in enumerate(rows.items()):
+        pen.text((GAP, y * height + 5), _cut_to(label, sheet.width - 2 * GAP, pen), fill=INK)
+        for x, tile in enumerate(tiles):
+            left, top = GAP + x * (TILE + GAP), y * height + LABEL
+            sheet.paste(_picture(tile, resolution), (left, top))
+            pen.text((left, top + TILE), _cut_to(tile.text, TILE, pen), fill=INK)
+    return sheet
+
+
+def _tiles(finding: Finding, paths: list[Path]) -> list[Tile]:
+    """The worst; of groups the first two of each."""
+    tiles = []
+    for number, place in enumerate(finding.places[:COLUMNS]):
+        if isinstance(place, list):
+            tiles += [Tile(paths[i], f"{number + 1}: {paths[i].name}") for i in place[:2]]
+        else:
+            said = f"{finding.reasons[number]} " if finding.reasons else ""
+            tiles.append(Tile(paths[place], said + paths[place].name))
+    return tiles[:COLUMNS]
+
+
+def _picture(tile: Tile, resolution: tuple[int, int]) -> Image.Image:
+    """A square tile; one whose file has gone meanwhile is empty."""
+    square = Image.new("RGB", (TILE, TILE), "#e6edf4")
+    try:
+        picture = read_rgb(tile.path)
+    except UNREADABLE:
+        return square
+    frame = None
+    if tile.cropped:
+        picture = fit(picture, resolution, (0.5, 0.5))
+    else:
+        frame = _frame(picture.size, resolution)
+    scale = TILE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    left, top = (TILE - size[0]) // 2, (TILE - size[1]) // 2
+    square.paste(picture.resize(size, Image.Resampling.BICUBIC), (left, top))
+    if frame:
+        corners = [value * scale + at for value, at in zip(frame, (left, top) * 2, strict=True)]
+        ImageDraw.Draw(square).rectangle([round(corner) for corner in corners], outline=RED)
+    return square
+
+
+def _frame(
+    size: tuple[int, int], resolution: tuple[int, int]
+) -> tuple[float, float, float, float] | None:
+    """Left, top, right, bottom of what the centre crop keeps; None when it keeps nearly all."""
+    width, height = size
+    scale = max(resolution[0] / height, resolution[1] / width)
+    kept = resolution[1] / scale, resolution[0] / scale
+    if kept[0] * kept[1] > 0.95 * width * height:
+        return None
+    left, top = (width - kept[0]) / 2, (height - kept[1]) / 2
+    return left, top, left + kept[0] - 1, top + kept[1] - 1
+
+
+def _cut_to(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
+    """As much of a text as fits into so many pixels."""
+    text = text.encode("utf-8", "replace").decode()
+    while text and pen.textlength(text) > width:
+        text = text[:-2]
+    return text

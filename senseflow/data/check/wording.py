@@ -1,0 +1,113 @@
+"""Captions of a data set: empty ones, repeated ones, and those a teacher's tokenizers cut."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from senseflow.data.check.findings import Finding, percentiles, share
+
+TOKENIZER = "tokenizer"
+BATCH = 1000  # captions per call of a tokenizer
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One tokenizer of a teacher, and how many tokens its text encoder is fed."""
+
+    name: str  # of its folder
+    limit: int
+    tokenizer: Any
+
+    def lengths(self, captions: list[str]) -> list[int]:
+        """Tokens of each caption, uncut, with what the tokenizer adds at its ends."""
+        starts = range(0, len(captions), BATCH)
+        batches = [captions[start : start + BATCH] for start in starts]
+        return [len(i) for b in batches for i in self.tokenizer(b, verbose=False)["input_ids"]]
+
+
+def read_tokenizers(teacher: Path, t5_length: int | None) -> list[Reader]:
+    """The tokenizers of a diffusers folder; raises ValueError naming one that cannot be read.
+
+    t5_length: data.max_sequence_length; None: what the tokenizer itself says.
+    """
+    from transformers import AutoTokenizer  # seconds
+
+    index = teacher / "model_index.json"
+    try:
+        tree = json.loads(index.read_text(encoding="utf-8"))
+        names = sorted(name for name in tree if name.startswith(TOKENIZER) and tree[name][1])
+    except (OSError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(f"{index} is not that of a diffusers folder: {error}") from error
+    readers = []
+    for name in names:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(teacher / name, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the tokenizer in {teacher / name} cannot be read: {error}"
+            ) from error
+        own = min(int(tokenizer.model_max_length), 10**6)  # "none" is a very large number
+        is_t5 = str(tree[name][1]).startswith("T5")
+        readers.append(Reader(name, t5_length if is_t5 and t5_length else own, tokenizer))
+    return readers
+
+
+def empty_rows(captions: list[str]) -> list[int]:
+    """Places of captions without a letter."""
+    return [place for place, caption in enumerate(captions) if not caption.strip()]
+
+
+def repeated(captions: list[str]) -> list[tuple[str, int]]:
+    """Captions that stand more than once, with how often, the most frequent first."""
+    counts = Counter(" ".join(caption.split()) for caption in captions if caption.strip())
+    return [(caption, count) for caption, count in counts.most_common() if count > 1]
+
+
+def token_lengths(captions: list[str], reader: Reader) -> list[int]:
+    """Tokens of each caption; equal ones are counted once."""
+    distinct = list(dict.fromkeys(captions))
+    lengths = dict(zip(distinct, reader.lengths(distinct), strict=True))
+    return [lengths[caption] for caption in captions]
+
+
+def caption_findings(
+    captions: list[str], lengths: dict[str, list[int]], limits: dict[str, int]
+) -> list[Finding]:
+    """All that is to be said of the captions.
+
+    lengths, limits: tokens of each caption, and how many are read, by tokenizer.
+    """
+    findings = []
+    if empty := empty_rows(captions):
+        words = f"{share(len(empty), len(captions))} have an empty caption"
+        findings.append(Finding("empty captions", "warning", words, [*empty]))
+    if again := repeated(captions):
+        more = sum(count for _, count in again)
+        words = f"{share(more, len(captions))} share their caption with another"
+        if len(again) == 1 and more == len(captions):
+            words = "all captions are the same"
+        findings.append(Finding("repeated captions", "note", words))
+    for name, tokens in lengths.items():
+        places = [i for i, length in enumerate(tokens) if length > limits[name]]
+        places.sort(key=lambda i: -tokens[i])
+        if places:
+            words = (
+                f"{share(len(places), len(captions))} have more than the {limits[name]} tokens "
+                f"that {name} gives its encoder, up to {tokens[places[0]]}: the rest is not read"
+            )
+            reasons = [f"{tokens[i]} tokens" for i in places]
+            findings.append(Finding(f"long captions, {name}", "warning", words, [*places], reasons))
+    return findings
+
+
+def caption_numbers(captions: list[str], lengths: dict[str, list[int]]) -> dict[str, Any]:
+    """Counts and lengths, as plain values."""
+    again = repeated(captions)
+    return {
+        "distinct": len(set(captions)),
+        "words": percentiles(len(caption.split()) for caption in captions),
+        "tokens": {name: percentiles(tokens) for name, tokens in lengths.items()},
+        "most_frequent": [{"caption": c, "count": n} for c, n in again[:10]],
+    }

@@ -1,0 +1,335 @@
+"""What `senseflow.data.convert` does: images or DMD2's shards to an LMDB of latents.
+
+A source yields its samples in chunks, in a fixed order, from any chunk's end on. A row depends on
+the settings and on its place in the source alone (and on the batch size, by rounding), so that an
+interrupted conversion that goes on ends with the same rows.
+"""
+
+import hashlib
+import json
+import logging
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from torch import Tensor
+from tqdm import tqdm
+
+from senseflow.common.devices import find_device
+from senseflow.core.draws import Draws
+from senseflow.data.convert.dmd2_shards import read_shard
+from senseflow.data.convert.latents_writer import Chunk, LatentsWriter
+from senseflow.data.items import UnreadableItem
+from senseflow.data.json_images import JsonImages, read_image
+from senseflow.data.latents_lmdb import DTYPE, LatentsScaling, read_vae_config
+
+logger = logging.getLogger(__name__)
+
+CAPTION_SUFFIX = ".txt"
+SHARD_ROWS = 256  # rows per commit
+AHEAD = 2  # batches of images being read while one is encoded
+
+Posterior = Literal["sample", "mode"]
+
+
+class Source(Protocol):
+    """Samples in a fixed order."""
+
+    @property
+    def num(self) -> int | None:
+        """How many samples, where it is known."""
+        ...
+
+    @property
+    def scaling(self) -> LatentsScaling | None:
+        """Of the VAE the latents are of, where it is known."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """All that the rows depend on."""
+        ...
+
+    def chunks(self, start: list[int]) -> Iterator[Chunk]:
+        """From where a chunk's `next` says, or from the beginning for []."""
+        ...
+
+
+def convert(source: Source, writer: LatentsWriter, max_unreadable: int) -> None:
+    """Write all chunks that are not written yet; the caller finishes the writer.
+
+    Raises ValueError, with the list written, when more than max_unreadable samples cannot be read;
+    the chunk that went past the limit is not written.
+    """
+    done = writer.progress.num_rows + writer.progress.num_skipped
+    with tqdm(total=source.num, initial=done, unit="sample", smoothing=0.05) as bar:
+        for chunk in source.chunks(writer.progress.next):
+            for path, reason in chunk.skipped:
+                logger.warning("skipped %s: %s", path, reason)
+            num = writer.progress.num_skipped + len(chunk.skipped)
+            if num > max_unreadable:
+                file = writer.list_skipped(chunk.skipped)
+                raise ValueError(
+                    f"{num} samples could not be read, --max_unreadable allows {max_unreadable}; "
+                    f"they are listed in {file}"
+                )
+            writer.add(chunk)
+            bar.update(len(chunk))
+
+
+# ------------------------------------------------------------------------------- DMD2's shards
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Latents in .pt files, in the order of their names, as DMD2 reads them."""
+
+    files: list[Path]
+    scaling: LatentsScaling | None = None
+    channels: int | None = None  # of the VAE, if one is named
+    num = None
+
+    @classmethod
+    def open(cls, files: list[Path], vae: Path | None) -> "Shards":
+        """Shards and the diffusers VAE folder they are said to be of."""
+        if vae is None:
+            return cls(files)
+        return cls(files, LatentsScaling.of_vae(vae), read_vae_config(vae)["latent_channels"])
+
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on: the files' names and sizes, and the VAE of their scaling."""
+        files = [[file.name, file.stat().st_size] for file in self.files]
+        sha256 = self.scaling.vae_sha256 if self.scaling else None
+        return {"source": "shards", "files": _digest(files), "vae_sha256": sha256}
+
+    def chunks(self, start: list[int]) -> Iterator[Chunk]:
+        """The usable rows of the shards from `start` = [shard, row] on, in order."""
+        first, row = start or [0, 0]
+        for number in range(first, len(self.files)):
+            logger.info("shard %d of %d: %s", number + 1, len(self.files), self.files[number])
+            latents, prompts = read_shard(self.files[number])
+            self._require_channels(self.files[number], latents)
+            while row < len(prompts):
+                end = min(row + SHARD_ROWS, len(prompts))
+                names = [f"{self.files[number]}: row {i}" for i in range(row, end)]
+                following = [number, end] if end < len(prompts) else [number + 1, 0]
+                yield usable_chunk(latents[row:end], prompts[row:end], names, [], following)
+                row = end
+            row = 0
+
+    def _require_channels(self, file: Path, latents: np.ndarray) -> None:
+        if self.channels is not None and latents.shape[1] != self.channels:
+            raise ValueError(
+                f"{file} holds latents {list(latents.shape[1:])}, the teacher's VAE has "
+                f"{self.channels} channels"
+            )
+
+
+# -------------------------------------------------------------------------------------- images
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Images to scaled latents; the posterior's noise is a function of seed and sample."""
+
+    vae: AutoencoderKL
+    scaling: LatentsScaling
+    posterior: Posterior
+    seed: int
+
+    @classmethod
+    def load(
+        cls, folder: Path, posterior: Posterior, seed: int, dtype: str, device: str | None
+    ) -> "Encoder":
+        """A diffusers VAE folder; raises ValueError when it is none or damaged.
+
+        dtype: torch's name. device: torch's name; None: cuda if there is one.
+        """
+        place = find_device(device)
+        name = read_vae_config(folder).get("_class_name")
+        if name != AutoencoderKL.__name__:
+            raise ValueError(f"{folder} holds a {name}, expected an {AutoencoderKL.__name__}")
+        try:
+            vae = AutoencoderKL.from_pretrained(
+                folder, torch_dtype=getattr(torch, dtype), local_files_only=True
+            )
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ValueError(f"the VAE in {folder} cannot be read: {error}") from error
+        vae = vae.to(place).eval().requires_grad_(False)
+        return cls(vae, LatentsScaling.of_vae(folder), posterior, seed)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, places: list[int]) -> np.ndarray:
+        """(b, 3, H, W) in [-1, 1] to (b, C, h, w) float32; places: of the samples in the source."""
+        posterior = self.vae.encode(images.to(self.vae.device, self.vae.dtype)).latent_dist
+        latents = posterior.mean.float()
+        if self.posterior == "sample":
+            eps = Draws(self.seed, 0, tuple(places)).normal("posterior", tuple(latents.shape[1:]))
+            latents = latents + posterior.std.float() * eps.to(latents.device)
+        return self.scaling.apply(latents).cpu().numpy()
+
+    def settings(self) -> dict[str, Any]:
+        """What the latents depend on besides the images."""
+        return {
+            "vae_sha256": self.scaling.vae_sha256,
+            "scaling_factor": self.scaling.factor,
+            "shift_factor": self.scaling.shift,
+            "posterior": self.posterior,
+            "seed": self.seed if self.posterior == "sample" else None,
+            "dtype": str(self.vae.dtype).removeprefix("torch."),
+        }
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file and its prompt, or the file that should hold it."""
+
+    path: Path
+    prompt: str | Path
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images, resized to cover the resolution and cropped in the middle, through the VAE."""
+
+    pictures: list[Picture]
+    names: list[list[str]]  # what identifies them, whatever folder they are in
+    encoder: Encoder
+    resolution: tuple[int, int]
+    batch_size: int
+    num_workers: int
+
+    @property
+    def num(self) -> int:
+        """How many pictures there are."""
+        return len(self.pictures)
+
+    @property
+    def scaling(self) -> LatentsScaling:
+        """The encoder's."""
+        return self.encoder.scaling
+
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on: names of the files, their size in pixels, the encoder."""
+        return {
+            "source": "images",
+            "files": _digest(self.names),
+            "resolution": list(self.resolution),
+            **self.encoder.settings(),
+        }
+
+    def chunks(self, start: list[int]) -> Iterator[Chunk]:
+        """Latents of the pictures from `start` = [place] on, in order, read ahead by threads."""
+        ends = range((start or [0])[0], self.num, self.batch_size)
+        waiting: deque[tuple[list[int], list[Future[tuple[Tensor, str] | UnreadableItem]]]] = (
+            deque()
+        )
+        with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
+            try:
+                for begin in ends:
+                    places = list(range(begin, min(begin + self.batch_size, self.num)))
+                    waiting.append((places, [pool.submit(self._read, place) for place in places]))
+                    if len(waiting) > AHEAD:
+                        yield self._encode(*waiting.popleft())
+                while waiting:
+                    yield self._encode(*waiting.popleft())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, place: int) -> tuple[Tensor, str] | UnreadableItem:
+        picture = self.pictures[place]
+        try:
+            prompt = read_prompt(picture)
+            return read_image(picture.path, self.resolution, (0.5, 0.5)), prompt
+        except UnreadableItem as error:
+            return error
+
+    def _encode(
+        self, places: list[int], reads: list[Future[tuple[Tensor, str] | UnreadableItem]]
+    ) -> Chunk:
+        found = [(place, read.result()) for place, read in zip(places, reads, strict=True)]
+        skipped = [(r.source, r.reason) for _, r in found if isinstance(r, UnreadableItem)]
+        whole = [(place, *r) for place, r in found if not isinstance(r, UnreadableItem)]
+        following = [places[-1] + 1]
+        if not whole:
+            return Chunk(np.empty((0, 0, 0, 0), DTYPE), [], skipped, following)
+        latents = self.encoder(torch.stack([r[1] for r in whole]), [r[0] for r in whole])
+        names = [str(self.pictures[r[0]].path) for r in whole]
+        return usable_chunk(latents, [r[2] for r in whole], names, skipped, following)
+
+
+def json_pictures(file: Path) -> tuple[list[Picture], list[list[str]]]:
+    """The images of a JSON data set, and what identifies them."""
+    data = JsonImages(file, (1, 1))
+    listed = list(zip(data.paths, data.prompts, strict=True))
+    pictures = [Picture(data.resolve(path), prompt) for path, prompt in listed]
+    return pictures, [list(pair) for pair in listed]
+
+
+def captioned_pictures(folder: Path, files: list[Path]) -> tuple[list[Picture], list[list[str]]]:
+    """Images in a folder, each with its caption beside it, and what identifies them."""
+    pictures = [Picture(f, f.with_suffix(CAPTION_SUFFIX)) for f in files]
+    return pictures, [[f.relative_to(folder).as_posix()] for f in files]
+
+
+def read_prompt(picture: Picture) -> str:
+    """Raises UnreadableItem naming the image when its caption is missing or not UTF-8."""
+    if isinstance(picture.prompt, str):
+        return picture.prompt
+    try:
+        return picture.prompt.read_text(encoding="utf-8").strip()
+    except FileNotFoundError as error:
+        raise UnreadableItem(str(picture.path), f"no caption {picture.prompt.name}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableItem(str(picture.path), f"caption: {error}") from error
+
+
+def require_captions(pictures: list[Picture], max_unreadable: int) -> None:
+    """Say how many captions are missing; raise ValueError when it is more than allowed."""
+    missing = [p.path for p in pictures if isinstance(p.prompt, Path) and not p.prompt.is_file()]
+    if not missing:
+        return
+    text = (
+        f"{len(missing)} of {len(pictures)} images have no caption ({CAPTION_SUFFIX} beside them), "
+        f"such as {missing[0]}"
+    )
+    if len(missing) > max_unreadable:
+        raise ValueError(f"{text}; --max_unreadable allows {max_unreadable}")
+    logger.warning("%s; they are skipped", text)
+
+
+def usable_chunk(
+    latents: np.ndarray,
+    prompts: list[str],
+    names: list[str],
+    skipped: list[tuple[str, str]],
+    following: list[int],
+) -> Chunk:
+    """A chunk of the rows that can be stored; the others join those skipped."""
+    with np.errstate(over="ignore"):
+        rows = latents.astype(DTYPE)
+    faults = [fault(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    kept = [i for i, reason in enumerate(faults) if reason is None]
+    found = [(name, reason) for name, reason in zip(names, faults, strict=True) if reason]
+    return Chunk(rows[kept], [prompts[i] for i in kept], skipped + found, following)
+
+
+def fault(latents: np.ndarray, prompt: str) -> str | None:
+    """Why a row cannot be stored."""
+    if not np.isfinite(latents).all():
+        return "latents that are not finite in float16"
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        return f"prompt: {error}"
+    return None
+
+
+def _digest(names: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()

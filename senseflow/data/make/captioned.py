@@ -1,0 +1,252 @@
+"""Images with captions as users keep them: in folders with sidecars, or named in tables.
+
+Sidecars are `x.txt` or `x.caption` beside `x.jpg` (or `x.jpg.txt`). Tables are `metadata.jsonl`,
+`.csv` or `.tsv` of a folder, as Hugging Face's imagefolder has them, or one table alone. Nothing is
+left out without a word: every file is a pair, left out for a reason, or counted as passed over.
+"""
+
+import csv
+import json
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from senseflow.data.convert.__main__ import IMAGE_SUFFIXES
+
+CAPTION_SUFFIXES = (".txt", ".caption")
+TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv")
+METADATA = tuple(f"metadata{suffix}" for suffix in TABLE_SUFFIXES)
+FILE_COLUMNS = ("file_name", "image_path", "image", "path")
+CAPTION_COLUMNS = ("text", "caption", "prompt")
+
+NO_CAPTION = "an image without a caption"
+NO_IMAGE = "a caption without an image"
+EMPTY = "an empty caption"
+NOT_TEXT = "a caption that is not text"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image and its caption."""
+
+    key: str
+    image: Path
+    caption: str
+
+
+@dataclass
+class Found:
+    """What a source holds: pairs, (name, reason) of what is left out, and other files by kind."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+    def add(self, key: str, image: Path, text: object) -> None:
+        """A pair, or why there is none."""
+        caption = text if isinstance(text, str) else None
+        if text is None:
+            self.left_out.append((key, NO_CAPTION))
+        elif caption is None or not _is_unicode(caption):
+            self.left_out.append((key, NOT_TEXT))
+        elif not caption.strip():
+            self.left_out.append((key, EMPTY))
+        else:
+            self.pairs.append(Pair(key, image, one_line(caption)))
+
+    def extend(self, other: "Found") -> None:
+        """Take over what another source holds."""
+        self.pairs += other.pairs
+        self.left_out += other.left_out
+        self.passed_over += other.passed_over
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table hold an image's file and its caption; None: the usual names."""
+
+    file: str | None = None
+    caption: str | None = None
+
+    def file_of(self, row: dict[str, Any]) -> Any:
+        """The image's file; None when no column holds one."""
+        return _first(row, (self.file,) if self.file else FILE_COLUMNS)
+
+    def caption_of(self, row: dict[str, Any]) -> Any:
+        """The caption; None when no column holds one."""
+        return _first(row, (self.caption,) if self.caption else CAPTION_COLUMNS)
+
+
+@dataclass
+class Tree:
+    """The files below a folder, as sorted relative POSIX paths."""
+
+    images: list[str] = field(default_factory=list)
+    sidecars: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
+def one_line(text: str) -> str:
+    """A caption without line ends and doubled spaces."""
+    return " ".join(text.split())
+
+
+def from_folder(folder: Path, columns: Columns) -> Found:
+    """Pairs of a folder and those below it, in the order of their paths.
+
+    An image that a metadata table names has its captions from there, one pair each; any other from
+    its sidecar. Raises ValueError for a table that cannot be read, OSError for a folder.
+    """
+    tree = walk(folder)
+    found = Found(passed_over=tree.passed_over)
+    captions = _from_tables(folder, tree, columns, found)
+    sidecars = {_same(name): name for name in tree.sidecars}
+    used = set()
+    for image in tree.images:
+        own = [s for s in _sidecar_names(image) if s in sidecars]
+        used.update(own)
+        if image in captions:
+            for number, text in enumerate(captions[image], start=1):
+                found.add(image if number == 1 else f"{image}#{number}", folder / image, text)
+        else:
+            text = read_sidecar(folder / sidecars[own[0]]) if own else None
+            found.add(image, folder / image, text)
+    found.left_out += [(s, NO_IMAGE) for s in tree.sidecars if _same(s) not in used]
+    return found
+
+
+def from_table(file: Path, columns: Columns) -> Found:
+    """Pairs of one table, whose image paths are relative to it."""
+    found, seen = Found(), Counter[str]()
+    for number, row in read_table(file):
+        name = _file_name(file, number, row, columns)
+        image = file.parent / name
+        seen[name] += 1
+        key = name if seen[name] == 1 else f"{name}#{seen[name]}"
+        if image.is_file():
+            found.add(key, image, columns.caption_of(row))
+        else:
+            found.left_out.append((f"{file}:{number}: {name}", NO_IMAGE))
+    return found
+
+
+def walk(folder: Path) -> Tree:
+    """The files below a folder by what they are; hidden ones and linked folders only counted."""
+    tree = Tree()
+    for place, folders, files in os.walk(folder, onerror=_raise):
+        hidden = [name for name in [*folders, *files] if name.startswith(".")]
+        linked = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        tree.passed_over.update({"hidden": len(hidden), "linked folders": len(linked)})
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if not name.startswith("."):
+                _sort_in(tree, (Path(place) / name).relative_to(folder).as_posix())
+    for names in (tree.images, tree.sidecars, tree.tables):
+        names.sort()
+    tree.passed_over = +tree.passed_over  # without zeros
+    return tree
+
+
+def read_sidecar(file: Path) -> str | bytes:
+    """The caption in a file; its bytes where they are not UTF-8."""
+    data = file.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data
+
+
+def read_table(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number and the cells of each row; raises ValueError naming file and line."""
+    number = 0
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            if file.suffix.lower() == ".jsonl":
+                for number, line in enumerate(stream, start=1):
+                    if line.strip():
+                        row = json.loads(line)
+                        if not isinstance(row, dict):
+                            raise ValueError(f"a row is {type(row).__name__}, not an object")
+                        yield number, row
+            else:
+                delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+                for number, row in enumerate(csv.DictReader(stream, delimiter=delimiter), start=2):
+                    yield number, row
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{file}, line {number}: {error}") from error
+
+
+def _from_tables(
+    folder: Path, tree: Tree, columns: Columns, found: Found
+) -> dict[str, list[object]]:
+    """The captions that the metadata tables of a folder give to its images."""
+    images = {_same(name): name for name in tree.images}
+    captions: dict[str, list[object]] = {}
+    for table in tree.tables:
+        for number, row in read_table(folder / table):
+            name = _file_name(folder / table, number, row, columns)
+            below = os.path.normpath(PurePosixPath(table).parent / name)
+            image = images.get(_same(below))
+            if image is None:
+                found.left_out.append((f"{table}:{number}: {name}", NO_IMAGE))
+            else:
+                captions.setdefault(image, []).append(columns.caption_of(row))
+    return captions
+
+
+def _file_name(table: Path, number: int, row: dict[str, Any], columns: Columns) -> str:
+    name = columns.file_of(row)
+    if not isinstance(name, str) or not name.strip():
+        wanted = columns.file or " or ".join(FILE_COLUMNS)
+        raise ValueError(
+            f"{table}, line {number}: no image file in a column {wanted}; it has "
+            f"{', '.join(map(str, row))}: name the column with --file_column"
+        )
+    return name
+
+
+def _sort_in(tree: Tree, name: str) -> None:
+    path = PurePosixPath(name)
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        tree.images.append(name)
+    elif suffix in CAPTION_SUFFIXES:
+        tree.sidecars.append(name)
+    elif path.name.lower() in METADATA:
+        tree.tables.append(name)
+    else:
+        tree.passed_over[suffix or "no suffix"] += 1
+
+
+def _sidecar_names(image: str) -> list[str]:
+    """The names that an image's caption may have, the likeliest first."""
+    stems = (str(PurePosixPath(image).with_suffix("")), image)
+    return [_same(stem + suffix) for stem in stems for suffix in CAPTION_SUFFIXES]
+
+
+def _same(name: str) -> str:
+    """Equal for two spellings of one file: composed and decomposed letters, upper-case suffixes."""
+    path = PurePosixPath(unicodedata.normalize("NFC", name))
+    return str(path.with_suffix(path.suffix.lower()))
+
+
+def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written: no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,189 @@
+"""The two adversaries: SenseFlow's, on a vision foundation model, and DMD2's, on the fake score.
+
+Both are parts of `senseflow.distill.algorithm`'s iteration through
+`senseflow.distill.state.Discriminator`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from senseflow.core.adversarial import (
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    margin,
+    omega,
+    softplus_discriminator_loss,
+    softplus_generator_loss,
+)
+from senseflow.core.path import add_noise
+from senseflow.data.sampler import Batch
+from senseflow.distill.diffaug import NUM_UNIFORMS, diff_augment
+from senseflow.distill.measures import Measures, image_drift, phase
+from senseflow.distill.state import (
+    Distillation,
+    Sample,
+    Turn,
+    Views,
+    clean_latents,
+    conditioning,
+    draw_times,
+    frozen,
+    on_device,
+    real_images,
+    times,
+)
+from senseflow.distill.vfm_heads import FrozenBackbone, Heads, PromptEncoder
+from senseflow.optim.trained import Trained
+from senseflow.teachers.encoded import Conditioning
+from senseflow.teachers.teacher import Adapter
+
+
+@dataclass(frozen=True)
+class VFMDiscriminator:
+    """D(x, c, r) = h(f_VFM(x), c, r): frozen features and text, heads that learn (Eqs. 13-15)."""
+
+    backbone: FrozenBackbone
+    prompt_encoder: PromptEncoder | None  # None: a cache knows its features of all prompts
+    heads: Trained
+    sees_images: bool = True
+
+    def plays(self, d: Distillation, anchor: int) -> bool:
+        """Where omega is above the least that counts; by default everywhere but at the top anchor
+        of flow teachers, where it is 0."""
+        tau = times(d.anchors.times[anchor], 1)
+        return bool(self._omega(d, tau) > d.config.adversarial.least_omega)
+
+    @phase("discriminator")
+    def view(self, d: Distillation, turn: Turn, sample: Sample, measures: Measures) -> Sample:
+        """Decode x once; the features of it (with grad on theta's turn) and of the reference."""
+        with torch.set_grad_enabled(turn.generator):
+            images = d.adapter.decode(sample.x)
+            fake = self.backbone(augment(d, sample, images, "augment fake"))
+        with torch.no_grad():
+            real = real_images(d, sample.batch)
+            text = self._text(d, sample.batch)
+            reference = self._reference(d, real)
+        measures.add(image_drift(images, real))
+        return replace(sample, views=Views(fake, text, reference, real))
+
+    def generator_loss(self, d: Distillation, sample: Sample) -> Tensor:
+        """The heads judge x; their weights and buffers take no part."""
+        assert sample.views
+        views = sample.views
+        with frozen(self.heads.network):
+            logits = self.heads.network(views.fake, views.text, views.reference)
+        return hinge_generator_loss(logits, self._omega(d, sample.tau))
+
+    def loss(self, d: Distillation, sample: Sample, first: bool, measures: Measures) -> Tensor:
+        """The hinge loss of one micro-batch.
+
+        Spectral norm's power iteration moves with the first micro-batch only, so that its buffers
+        do not depend on how the batch is split.
+        """
+        assert sample.views
+        views, heads = sample.views, cast(Heads, self.heads.network)
+        with torch.no_grad():
+            real = self.backbone(augment(d, sample, views.real, "augment real"))
+        both = [torch.cat(pair) for pair in zip(views.fake, real, strict=True)]
+        with heads.power_iteration(first):
+            logits_fake, logits_real = heads(both, views.text, views.reference).chunk(2)
+        measures.add({"discriminator/margin": margin(logits_real, logits_fake)})
+        return hinge_discriminator_loss(logits_real, logits_fake, self._omega(d, sample.tau))
+
+    def _text(self, d: Distillation, batch: Batch) -> Tensor:
+        """CLIP's features of the prompts (B, D): as a cache knows them, or computed now."""
+        if batch.encoded.text is not None:
+            return batch.encoded.text
+        assert self.prompt_encoder is not None
+        text: Tensor = self.prompt_encoder(batch.prompts)
+        return text.to(d.device)
+
+    def _reference(self, d: Distillation, real: Tensor) -> list[Tensor] | None:
+        """Features of each prompt's own real image, of another sample's ("shuffled"), or none."""
+        mode = d.config.adversarial.reference
+        if mode == "none":
+            return None
+        features: list[Tensor] = self.backbone(real.roll(1, 0) if mode == "shuffled" else real)
+        return features
+
+    def _omega(self, d: Distillation, tau: Tensor) -> Tensor:
+        return omega(d.adapter.path, tau, d.config.adversarial.omega_power)
+
+
+class BottleneckAdapter(Adapter, Protocol):
+    """An adapter whose networks have a bottleneck to read."""
+
+    def bottleneck(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The bottleneck's features (B, C, h, w) at (x_t, t)."""
+        ...
+
+
+@dataclass(frozen=True)
+class BottleneckDiscriminator:
+    """DMD2's classifier of diffused latents: heads on the bottleneck of the fake score itself."""
+
+    adapter: BottleneckAdapter
+    heads: Trained
+    sees_images: bool = False
+
+    def plays(self, d: Distillation, anchor: int) -> bool:
+        """At every anchor: its noise is drawn apart."""
+        return True
+
+    def view(self, d: Distillation, turn: Turn, sample: Sample, measures: Measures) -> Sample:
+        """Nothing is shared between the turns."""
+        return sample
+
+    def generator_loss(self, d: Distillation, sample: Sample) -> Tensor:
+        """softplus(-D) of the diffused x; neither fake score nor heads take part.
+
+        The gradient at x is taken here, because activation checkpointing runs the fake score again
+        on the way back and must meet it as frozen as the first time.
+        """
+        x = sample.x.detach().requires_grad_(True)
+        with frozen(d.fake_score.network, self.heads.network):
+            x_t, t = self._diffuse(d, sample, x, "classifier generated")
+            loss = softplus_generator_loss(self._logits(d, x_t, t, sample.cond))
+            (gradient,) = torch.autograd.grad(loss, x)
+        return loss.detach() + (gradient * (sample.x - x.detach())).sum()
+
+    def loss(self, d: Distillation, sample: Sample, first: bool, measures: Measures) -> Tensor:
+        """softplus(D(fake)) + softplus(-D(real)) of diffused latents; real ones with their own
+        prompts. The gradient reaches the fake score's encoder half and the heads."""
+        real, cond = sample.batch.real, sample.cond
+        with torch.no_grad():
+            latents = clean_latents(d, real, sample.draws, "posterior real")
+            if real is not sample.batch:
+                cond = conditioning(d, real)
+            x_fake, t_fake = self._diffuse(d, sample, sample.x, "classifier fake")
+            x_real, t_real = self._diffuse(d, sample, latents, "classifier real")
+        logits = self._logits(
+            d, torch.cat([x_fake, x_real]), torch.cat([t_fake, t_real]), sample.cond.cat(cond)
+        )
+        logits_fake, logits_real = logits.chunk(2)
+        measures.add({"discriminator/margin": margin(logits_real, logits_fake)})
+        return softplus_discriminator_loss(logits_real, logits_fake)
+
+    def _diffuse(
+        self, d: Distillation, sample: Sample, x: Tensor, purpose: str
+    ) -> tuple[Tensor, Tensor]:
+        """x noised to a uniform t, and that t."""
+        t = draw_times(d, sample, purpose, "uniform", d.config.adversarial.time_range)
+        eps = on_device(d, sample.draws.normal(f"{purpose} eps", x.shape[1:]))
+        return add_noise(d.adapter.path, x, eps, t), t
+
+    def _logits(self, d: Distillation, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """(B, L)."""
+        features = self.adapter.bottleneck(d.fake_score.network, x_t, t, cond)
+        logits: Tensor = self.heads.network(features)
+        return logits
+
+
+def augment(d: Distillation, sample: Sample, images: Tensor, purpose: str) -> Tensor:
+    """DiffAugment with this sample's draws; images (B, 3, H, W)."""
+    if not d.config.adversarial.augment:
+        return images
+    return diff_augment(images, on_device(d, sample.draws.uniform(purpose, NUM_UNIFORMS)))

@@ -1,0 +1,264 @@
+"""Algorithm 1: one training iteration of SenseFlow.
+
+    x_tau   the student's input at the drawn anchor: its own sample, or a real latent, noised
+    x       the student's prediction of x_0 at x_tau
+    theta   generator, every N-th iteration:  L_DMD + lambda_adv L_adv + lambda_isg L_ISG, then IDA
+    phi     fake score, every iteration:      L_fake on sg(x)
+    heads   discriminator, every iteration:   L_D on sg(x) and a real image
+
+`train_iteration` is the algorithm; below it stands one function per line of it. The equations are
+in `senseflow.core`, everything that differs between teachers behind `senseflow.teachers.teacher`,
+the adversaries (SenseFlow's, DMD2's) in `senseflow.distill.adversaries`.
+Random draws are functions of seed, iteration and purpose (shared by all ranks: which anchor,
+simulate or not), and of the sample's index in the global batch for all else; so which networks are
+called never depends on a rank, and results do not depend on how the batch is split (but for
+shuffled references and virtual batches, which look at the other samples of a micro-batch).
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from senseflow.core.dmd import dmd_gradient, dmd_loss, fake_score_loss
+from senseflow.core.draws import Draws, seed_of
+from senseflow.core.isg import isg_loss
+from senseflow.core.path import add_noise, ode_step
+from senseflow.data.sampler import Batch
+from senseflow.distill.measures import Measures, phase
+from senseflow.distill.state import (
+    Distillation,
+    Sample,
+    Turn,
+    batch_on_device,
+    clean_latents,
+    conditioning,
+    denoise,
+    denoise_guided,
+    draw_scale,
+    draw_times,
+    on_device,
+    times,
+)
+from senseflow.optim.trained import Trained, align_networks
+from senseflow.teachers.encoded import Conditioning
+
+
+def train_iteration(
+    d: Distillation, batches: list[Batch], iteration: int, measures: Measures
+) -> dict[str, Tensor]:
+    """One iteration over the micro-batches of this rank's share of the global batch.
+
+    Adds detached losses and gradient norms to `measures` and returns the latents it computed for
+    the first micro-batch, by name, for the image strip. A step whose gradient is not finite changes
+    nothing (see `Trained.step`).
+    """
+    return take_turn(d, draw_turn(d, iteration), batches, measures)
+
+
+def take_turn(
+    d: Distillation, turn: Turn, batches: list[Batch], measures: Measures
+) -> dict[str, Tensor]:
+    """The iteration of a given turn."""
+    samples = []
+    for batch in batches:
+        sample = generate(d, turn, batch)
+        if turn.adversarial and d.discriminator:
+            sample = d.discriminator.view(d, turn, sample, measures)
+        if turn.generator:
+            sample = generator_backward(d, turn, sample, len(batches), measures)
+        samples.append(sample.detach())
+
+    if turn.generator:
+        update(d.generator, "generator", measures, rounding_seed(d, turn, "generator"))
+        if d.ema:
+            d.ema.update()
+        align(d, turn)
+
+    for i, sample in enumerate(samples):
+        if d.config.dmd.weight > 0:
+            fake_score_backward(d, sample, len(batches), measures)
+        if turn.adversarial:
+            discriminator_backward(d, sample, len(batches), i == 0, measures)
+    if d.config.dmd.weight > 0:
+        update(d.fake_score, "fake_score", measures, rounding_seed(d, turn, "fake_score"))
+    if turn.adversarial and d.discriminator:
+        seed = rounding_seed(d, turn, "discriminator")
+        update(d.discriminator.heads, "discriminator", measures, seed)
+    return samples[0].pictures
+
+
+# ---------------------------------------------------------------------------------- steps 1 to 3
+
+
+def draw_turn(d: Distillation, iteration: int) -> Turn:
+    """ONE anchor and ONE simulate-or-not for the iteration, equal on all ranks."""
+    draws = Draws(d.config.train.seed, iteration, ())
+    anchor = int(torch.randint(len(d.anchors), (), generator=draws.shared("anchor")))
+    u = float(torch.rand((), generator=draws.shared("simulate")))
+    adversarial = d.discriminator is not None and d.discriminator.plays(d, anchor)
+    has_loss = d.config.dmd.weight + d.config.isg.weight > 0 or adversarial
+    return Turn(
+        iteration=iteration,
+        anchor=anchor,
+        simulate=u < d.config.backward_simulation.probability,
+        generator=iteration % d.config.fake_score.ttur == 0 and has_loss,
+        adversarial=adversarial,
+    )
+
+
+@phase("generate")
+def generate(d: Distillation, turn: Turn, batch: Batch) -> Sample:
+    """Steps 1 to 3: encode the prompts, build x_tau, predict x, with grad on theta's turn."""
+    draws = Draws(d.config.train.seed, turn.iteration, tuple(batch.indices))
+    batch = batch_on_device(d, batch)
+    cond = conditioning(d, batch)
+    tau = times(d.anchors.times[turn.anchor], len(batch.prompts), d.device)
+    x_tau, pictures = student_input(d, turn, batch, draws, cond)
+    with torch.set_grad_enabled(turn.generator):
+        denoised = denoise(d, d.generator.network, x_tau, tau, cond)
+    pictures = {"generated": denoised.x_0.detach(), **pictures}
+    return Sample(batch, draws, cond, tau, x_tau, denoised, pictures)
+
+
+@torch.no_grad()
+def student_input(
+    d: Distillation, turn: Turn, batch: Batch, draws: Draws, cond: Conditioning
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """x_tau = alpha x_clean + sigma eps; pure noise at the top anchor, where x_clean is not built.
+
+    x_clean is the student's own sample (backward simulation) or the real latent.
+    """
+    shape = d.adapter.latent_shape()
+    eps = on_device(d, draws.normal("eps", shape))
+    if turn.anchor == 0:
+        return eps, {}
+    if turn.simulate:
+        x_clean = backward_simulation(d, turn, draws, cond)
+    else:
+        x_clean = clean_latents(d, batch, draws, "posterior")
+    tau = times(d.anchors.times[turn.anchor], len(eps), d.device)
+    return add_noise(d.adapter.path, x_clean, eps, tau), {"clean input": x_clean}
+
+
+@torch.no_grad()
+def backward_simulation(d: Distillation, turn: Turn, draws: Draws, cond: Conditioning) -> Tensor:
+    """The student's x_0 at the anchor above the drawn one, from pure noise, re-noised on the way.
+
+    Each step predicts x_0 and noises it with FRESH noise to the next anchor (DMD2, Section 4.5).
+    """
+    shape, num = d.adapter.latent_shape(), len(draws.indices)
+    noise = [on_device(d, draws.normal(f"simulate {i}", shape)) for i in range(turn.anchor)]
+    tau = [times(t, num, d.device) for t in d.anchors.times[: turn.anchor]]
+    x_0 = denoise(d, d.generator.network, noise[0], tau[0], cond).x_0
+    for eps, t in zip(noise[1:], tau[1:], strict=True):
+        x_t = add_noise(d.adapter.path, x_0, eps, t)
+        x_0 = denoise(d, d.generator.network, x_t, t, cond).x_0
+    return x_0
+
+
+# ---------------------------------------------------------------------- step 4: theta, then IDA
+
+
+@phase("generator")
+def generator_backward(
+    d: Distillation, turn: Turn, sample: Sample, num_micro: int, measures: Measures
+) -> Sample:
+    """Backpropagate L_G = L_DMD + lambda_adv L_adv + lambda_isg L_ISG of one micro-batch."""
+    config, pictures = d.config, dict(sample.pictures)
+    losses: dict[str, Tensor] = {}
+    total = torch.zeros((), device=d.device)
+    if config.dmd.weight > 0:
+        losses["loss/dmd"] = dmd(d, sample, pictures)
+        total = total + config.dmd.weight * losses["loss/dmd"]
+    if turn.adversarial and d.discriminator:
+        losses["loss/adv"] = d.discriminator.generator_loss(d, sample)
+        total = total + config.adversarial.weight * losses["loss/adv"]
+    if config.isg.weight > 0:
+        losses["loss/isg"] = isg(d, turn, sample, pictures)
+        total = total + config.isg.weight * losses["loss/isg"]
+    (total / num_micro).backward()
+    measures.add({**losses, "loss/generator": total})
+    return replace(sample, pictures=pictures)
+
+
+def dmd(d: Distillation, sample: Sample, pictures: dict[str, Tensor]) -> Tensor:
+    """L_DMD: the teacher's (guided) and the fake score's x_0 at a fresh x_t."""
+    config, path = d.config.dmd, d.adapter.path
+    with torch.no_grad():
+        t = draw_times(d, sample, "dmd", config.time, config.time_range)
+        eps = on_device(d, sample.draws.normal("dmd eps", sample.x.shape[1:]))
+        x_t = add_noise(path, sample.x, eps, t)
+        scale = draw_scale(d, sample, "dmd", config.guidance)
+        real = denoise_guided(d, x_t, t, sample.cond, scale)
+        fake = denoise(d, d.fake_score.network, x_t, t, sample.cond)
+        gradient = dmd_gradient(sample.x, fake.x_0, real.x_0, config.floor)
+    pictures.update({"teacher x0": real.x_0, "fake x0": fake.x_0})
+    return dmd_loss(sample.x, gradient)
+
+
+def isg(d: Distillation, turn: Turn, sample: Sample, pictures: dict[str, Tensor]) -> Tensor:
+    """L_ISG: down the segment in one step, against the teacher's way to a random mid-point."""
+    config, path = d.config.isg, d.adapter.path
+    low, _ = d.anchors.segment(turn.anchor)
+    tau_low = times(low, len(sample.tau), d.device)
+    with torch.no_grad():
+        u = sample.draws.uniform("isg t_mid")[:, 0]
+        t_mid = on_device(d, d.anchors.midpoint(turn.anchor, config.margin, u, d.error_curve))
+        scale = draw_scale(d, sample, "isg", config.guidance)
+        teacher = denoise_guided(d, sample.x_tau, sample.tau, sample.cond, scale)
+        x_mid = ode_step(path, teacher, t_mid)
+        student = denoise(d, d.generator.network, x_mid, t_mid, sample.cond)
+        x_target = ode_step(path, student, tau_low)
+    x_direct = ode_step(path, sample.denoised, tau_low)
+    pictures.update({"ISG target": x_target, "ISG direct": x_direct.detach()})
+    return isg_loss(x_direct, x_target, config.loss)
+
+
+@phase("generator")
+def align(d: Distillation, turn: Turn) -> None:
+    """IDA (Eq. 9), at once after theta's step."""
+    if d.config.ida.lam is not None:
+        phi, theta, seed = d.fake_score, d.generator, rounding_seed(d, turn, "ida")
+        compiled = d.config.parallel.compile
+        align_networks(phi.network, theta.network, d.config.ida.lam, seed, compiled)
+
+
+# ------------------------------------------------------------------------------- steps 5 and 6
+
+
+@phase("fake_score")
+def fake_score_backward(
+    d: Distillation, sample: Sample, num_micro: int, measures: Measures
+) -> None:
+    """Backpropagate L_fake on sg(x) of one micro-batch."""
+    config, path = d.config.fake_score, d.adapter.path
+    t = draw_times(d, sample, "fake", config.time, config.time_range)
+    eps = on_device(d, sample.draws.normal("fake eps", sample.x.shape[1:]))
+    x_t = add_noise(path, sample.x, eps, t)
+    output = d.adapter.predict(d.fake_score.network, x_t, t, sample.cond)
+    loss = fake_score_loss(output, sample.x, eps, path)
+    (loss / num_micro).backward()
+    measures.add({"loss/fake": loss})
+
+
+@phase("discriminator")
+def discriminator_backward(
+    d: Distillation, sample: Sample, num_micro: int, first: bool, measures: Measures
+) -> None:
+    """Backpropagate L_D of one micro-batch into the heads (and, with DMD2's, into phi)."""
+    assert d.discriminator
+    loss = d.discriminator.loss(d, sample, first, measures)
+    (d.config.adversarial.discriminator_weight * loss / num_micro).backward()
+    measures.add({"loss/discriminator": loss})
+
+
+@phase("optimizer")
+def update(trained: Trained, name: str, measures: Measures, seed: int | None = None) -> None:
+    """Clip and step one network; seed: of stochastic rounding, needed where there is any."""
+    measures.add({f"grad_norm/{name}": trained.step(seed)})
+
+
+def rounding_seed(d: Distillation, turn: Turn, name: str) -> int:
+    """The seed of an update's stochastic rounding, another one in every iteration."""
+    return seed_of(d.config.train.seed, turn.iteration, f"rounding {name}")

@@ -1,0 +1,215 @@
+"""CLIP score, HPSv2 and CLIP embeddings: open_clip models from local files."""
+
+import argparse
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch.nn.functional as F
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor, nn
+
+from senseflow.evaluate.metrics.checkpoints import TOKENIZER, digest_of, fill, read_tensors, reading
+from senseflow.evaluate.metrics.metric import Machine, Metric, Scorer
+from senseflow.evaluate.metrics.preprocess import square
+
+LOCAL = "local-dir:"
+CONFIG = "open_clip_config.json"
+NAMES = (  # of a download's files, the one in open_clip's own keys
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pt",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open_clip architecture, by name or as `local-dir:FOLDER`, and the file of its weights."""
+
+    name: str
+    weights: Path
+    quick_gelu: bool
+
+    @property
+    def model(self) -> str:
+        """The architecture in words; of a folder its own name, wherever it lies."""
+        local = self.name.startswith(LOCAL)
+        name = "open_clip " + (LOCAL + Path(self.name).name if local else self.name)
+        return name + ", quick GELU" if self.quick_gelu else name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """A folder's config, with its preprocessing, and tokenizer; a name says these itself."""
+        if not self.name.startswith(LOCAL):
+            return {}
+        folder = Path(self.name.removeprefix(LOCAL))
+        return {"config": digest_of(folder, [CONFIG, *TOKENIZER])}
+
+
+def find_source(name: str, weights: Path | None, quick_gelu: bool | None, flag: str) -> Source:
+    """Which file holds the weights of `name`; nothing is fetched.
+
+    Raises ValueError for an unknown architecture, for no file, and where the activation that the
+    weights were trained with must be said.
+    """
+    if name.startswith(LOCAL):
+        folder = Path(name.removeprefix(LOCAL))
+        config = _read_config(folder)
+        file = weights or _weights_in(folder, flag)
+        return Source(name, file, bool(quick_gelu or config.get("quick_gelu", False)))
+    if ":" in name or name not in open_clip.list_models():
+        raise ValueError(
+            f"{flag}_model {name} is neither an open_clip architecture nor local-dir:FOLDER; "
+            "nothing is downloaded"
+        )
+    if weights is None:
+        raise ValueError(
+            f"{flag}_weights is missing: a local file with the weights of {name} (nothing is "
+            "downloaded)"
+        )
+    if quick_gelu is None:
+        if f"{name}-quickgelu" in open_clip.list_models():
+            raise ValueError(
+                f"{name} exists with GELU and quick GELU: say {flag}_quick_gelu true for OpenAI's "
+                "weights and those of models named *-quickgelu, false for LAION's"
+            )
+        quick_gelu = False
+    return Source(name, weights, quick_gelu)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG
+    if not file.is_file():
+        raise ValueError(f"{LOCAL}{folder}: {file} is missing")
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["model_cfg"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not a config of open_clip: {error!r}") from error
+
+
+def _weights_in(folder: Path, flag: str) -> Path:
+    for name in NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    found = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".pt")]
+    if len(found) != 1:
+        raise ValueError(
+            f"{folder} holds {len(found)} files that may be the weights: say {flag}_weights FILE"
+        )
+    return found[0]
+
+
+class Clip(nn.Module):
+    """Unit embeddings of images and texts, float32, from open_clip."""
+
+    def __init__(self, source: Source, machine: Machine) -> None:
+        super().__init__()
+        state = read_tensors(source.weights)
+        with reading(source.name), _quiet():
+            model = open_clip.create_model(
+                source.name, load_weights=False, force_quick_gelu=source.quick_gelu
+            )
+        _check_positions(model, state, source)
+        file = str(source.weights)
+        fill(
+            lambda: open_clip.load_checkpoint(model, file, strict=False),
+            model, source.weights, source.model,
+        )  # fmt: skip
+        self.model = model.to(machine.device, machine.dtype).eval()
+        self.machine = machine
+        self.tokenizer = open_clip.get_tokenizer(source.name)
+        self.config = PreprocessCfg(**model.visual.preprocess_cfg)
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """(B, D) of preprocessed pixels (B, 3, H, W)."""
+        pixels = pixels.to(self.machine.device, self.machine.dtype)
+        return F.normalize(self.model.encode_image(pixels).float(), dim=-1)
+
+    def texts(self, texts: list[str]) -> Tensor:
+        """(B, D) of texts."""
+        tokens = self.tokenizer(texts).to(self.machine.device)
+        return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
+
+    def cosines(self, pixels: Tensor, texts: list[str]) -> Tensor:
+        """(B,) cosine of each image and its text."""
+        return (self.images(pixels) * self.texts(texts)).sum(-1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without open_clip's warning that the model is random: its weights come next."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _check_positions(model: nn.Module, state: dict[str, Tensor], source: Source) -> None:
+    """Raise ValueError for weights of another image or text size, which open_clip would resize."""
+    own = model.state_dict()
+    for key in ("visual.positional_embedding", "positional_embedding"):
+        if key in own and key in state and own[key].shape != state[key].shape:
+            raise ValueError(
+                f"{source.weights} holds weights of another model than {source.model}: {key} is "
+                f"{list(state[key].shape)}, not {list(own[key].shape)}"
+            )
+
+
+def describe(config: PreprocessCfg) -> str:
+    """A model's preprocessing in words."""
+    return (
+        f"{config.interpolation} to {config.size} ({config.resize_mode} side), "
+        + ("zero padding" if config.resize_mode == "longest" else "centre crop")
+        + f", mean {_digits(config.mean)}, std {_digits(config.std)}"
+    )
+
+
+def _digits(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.4g}" for value in values)
+
+
+def clip_metric(args: argparse.Namespace) -> Metric[Scorer]:
+    """Mean cosine of image and prompt, preprocessed and prefixed as DMD2 does."""
+    source = find_source(args.clip_model, args.clip_weights, args.clip_quick_gelu, "--clip")
+    side, prefix = args.clip_resize or None, args.clip_prefix
+
+    def open_it(machine: Machine) -> Scorer:
+        clip = Clip(source, machine)
+        transform = image_transform_v2(clip.config, is_train=False)
+
+        def score(pixels: Tensor, prompts: list[str]) -> Tensor:
+            return clip.cosines(pixels, [prefix + prompt for prompt in prompts])
+
+        return Scorer(
+            f"centre square{f', LANCZOS to {side}' if side else ''}, {describe(clip.config)}",
+            lambda picture: transform(square(picture, side)),
+            score,
+        )
+
+    settings = {"prefix": prefix, "resize": side, **source.settings}
+    return Metric("clip", source.model, [source.weights], settings, open_it)
+
+
+def hps_metric(name: str, weights: Path | None, model: str) -> Metric[Scorer]:
+    """Cosine of image and prompt under the fine-tuned ViT-H-14, on the whole image padded.
+
+    name: "hps_v2" or "hps_v2.1", which are two weights of one network.
+    """
+    if weights is None:
+        raise ValueError(f"--{name} is missing: the checkpoint file of {name}")
+    source = find_source(model, weights, False, "--hps")
+
+    def open_it(machine: Machine) -> Scorer:
+        clip = Clip(source, machine)
+        config = PreprocessCfg(size=clip.config.size, resize_mode="longest", fill_color=0)
+        transform: Callable[[Image.Image], Tensor] = image_transform_v2(config, is_train=False)
+        return Scorer(describe(config), transform, clip.cosines)
+
+    return Metric(name, source.model, [source.weights], source.settings, open_it)

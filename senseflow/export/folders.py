@@ -1,0 +1,120 @@
+"""A student's folders: its component, a whole pipeline, one file for ComfyUI, a LoRA."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from senseflow.engine.export import Layout, fill_component
+from senseflow.export.source import Source, fused
+from senseflow.weights.card import write_card
+from senseflow.weights.meta import read_json
+from senseflow.weights.stored import open_safetensors
+
+SCHEDULER = "scheduler"
+WEIGHTS = (".safetensors", ".bin")
+OTHER_WEIGHTS = (".onnx", ".onnx_data", ".xml", ".msgpack", ".h5", ".ckpt", ".pt", ".pth")
+
+
+def fill(form: str, partial: Path, source: Source, name: str, link: bool) -> None:
+    """Write a student into an empty folder in one of the forms.
+
+    name: of the finished folder, and of ComfyUI's file. link: the teacher's files as links.
+    Raises ValueError for a form that this student has not.
+    """
+    if form == "pipeline":
+        fill_pipeline(partial, fused(source), link)
+    elif form == "comfyui":
+        fill_single_file(partial, fused(source), name)
+    else:
+        fill_component(partial, source.layout, source.tensors())
+        write_card(partial, source.card)
+
+
+def fill_pipeline(partial: Path, source: Source, link: bool) -> None:
+    """The student, the teacher's other parts beside it, and the scheduler that samples it."""
+    component, base = source.family.component, source.base
+    index = read_json(base / "model_index.json")
+    parts = parts_of(index, component)
+    for part in parts:
+        if not (base / part).is_dir():
+            raise ValueError(f"the teacher's {base / part} is not there")
+    (partial / component).mkdir()
+    fill_component(partial / component, source.layout, source.tensors())
+    write_card(partial / component, source.card)
+    for part in parts:
+        copy_part(base / part, partial / part, link)
+    write_scheduler(partial, source)
+    changes = {
+        component: ["diffusers", source.family.network_class],
+        SCHEDULER: ["diffusers", source.stock.scheduler],
+        "_diffusers_version": diffusers.__version__,
+    }
+    kept = {key: value for key, value in index.items() if key != "_name_or_path"}
+    text = json.dumps({**kept, **changes}, indent=2, sort_keys=True) + "\n"
+    (partial / "model_index.json").write_text(text)
+
+
+def parts_of(index: dict[str, Any], component: str) -> list[str]:
+    """The folders of a pipeline besides its network and scheduler, by its model_index.json."""
+    return [
+        name
+        for name, kind in index.items()
+        if isinstance(kind, list) and kind[0] is not None and name not in (component, SCHEDULER)
+    ]
+
+
+def write_scheduler(partial: Path, source: Source) -> None:
+    """The teacher's scheduler config, changed to sample at the student's anchors."""
+    stock = source.stock
+    config = read_json(source.base / SCHEDULER / "scheduler_config.json")
+    scheduler = getattr(diffusers, stock.scheduler).from_config(config, **stock.changes)
+    scheduler.save_pretrained(partial / SCHEDULER)
+
+
+def copy_part(part: Path, to: Path, link: bool) -> None:
+    """A teacher's text encoder, tokenizer or VAE: the files diffusers reads, or links to them.
+
+    Raises ValueError for a damaged one.
+    """
+    for file in files_of(part):
+        if file.suffix == ".safetensors":
+            open_safetensors(file)  # its header and size
+        place = to / file.relative_to(part)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if link:
+            place.symlink_to(file.resolve())
+        else:
+            shutil.copyfile(file, place)  # what a link of a cache stands for, in a stream
+
+
+def files_of(part: Path) -> list[Path]:
+    """A part's files, without weights of other formats and of variants such as fp16."""
+    files = sorted(Path(at) / name for at, _, names in os.walk(part) for name in names)
+    plain = {f for f in files if f.suffix == ".safetensors" and not _is_variant(f)}
+    return [f for f in files if _is_read(f, bool(plain))]
+
+
+def _is_read(file: Path, has_plain: bool) -> bool:
+    if file.name.startswith(".") or file.suffix in OTHER_WEIGHTS:
+        return False
+    if not has_plain or not (file.suffix in WEIGHTS or ".index." in file.name):
+        return True
+    return ".bin" not in file.name and not _is_variant(file)
+
+
+def _is_variant(file: Path) -> bool:
+    """`model.fp16.safetensors`, `model.safetensors.index.fp16.json`; not `model-00001-of-2`."""
+    words = file.name.split(".")[1:]
+    return bool(set(words) & {"fp16", "fp32", "bf16", "fp8", "non_ema", "ema"})
+
+
+def fill_single_file(partial: Path, source: Source, name: str) -> None:
+    """All tensors in one file of diffusers' names, whatever its size."""
+    tensors = {key: like for shapes in source.layout.files.values() for key, like in shapes.items()}
+    layout = Layout(None, source.layout.dtype, {f"{name}.safetensors": tensors})
+    fill_component(partial, layout, source.tensors())
+    write_card(partial, source.card)

@@ -1,0 +1,115 @@
+"""From checked flags to a folder that can be shipped: the student in a form, its card, its copy of
+the teacher's licence; and to the Hub, where that is asked for."""
+
+import argparse
+import logging
+import shutil
+from pathlib import Path
+
+from senseflow.common.files import only_writer
+from senseflow.common.quiet import quiet_libraries
+from senseflow.engine.export import whole_folder
+from senseflow.evaluate.entries import Result
+from senseflow.export import hub
+from senseflow.export.card import CardFacts, read_evaluation, write_model_card
+from senseflow.export.folders import fill
+from senseflow.export.samples import copy_samples, read_samples
+from senseflow.export.source import Source, find_source
+from senseflow.teachers.terms import Terms, terms_of
+
+logger = logging.getLogger("senseflow")
+
+
+def ship(args: argparse.Namespace) -> None:
+    """Write the folder, unless it is there and is only to be sent; then send it, or say what would
+    go.
+
+    Raises ValueError for what cannot be exported, OSError for what cannot be written or sent.
+    """
+    quiet_libraries()
+    if args.push_to_hub:
+        hub.check_push(args.push_to_hub, args.dry_run)
+    if args.checkpoint is None:
+        hub.check_shipped(args.output)
+    else:
+        write(args)
+    if args.dry_run:
+        logger.info("%s", hub.listing(args.output, args.push_to_hub, args.public))
+    elif args.push_to_hub:
+        hub.push(args.output, args.push_to_hub, args.public)
+
+
+def write(args: argparse.Namespace) -> None:
+    """The folder, whole or not at all."""
+    source = find_source(args)
+    if args.form == "lora" and not source.is_lora:
+        raise ValueError(
+            f"{args.checkpoint} was trained in full: python -m senseflow.extract_lora --base "
+            f"{source.base} --student {args.checkpoint} --rank 64 --output LORA makes a LoRA of it"
+        )
+    facts = card_facts(args, source)
+    if args.push_to_hub and None in (facts.terms.base_model, facts.terms.license):
+        raise ValueError(
+            f"--push_to_hub: {source.base} is not {source.family.title} itself: say its "
+            "--base_model and --license"
+        )
+    with only_writer(args.output), whole_folder(args.output) as partial:
+        fill(args.form, partial, source, args.output.name, args.link)
+        copy_samples(partial, facts.samples)
+        copy_licences(source.base, partial)
+        write_model_card(partial, source, facts)
+    logger.info("%s", said_terms(facts.terms))
+    what = "EMA of the student" if source.card.ema else "student"
+    dtype = str(source.layout.dtype).removeprefix("torch.")
+    logger.info("%s of iteration %d in %s, %s", what, source.card.iteration, args.output, dtype)
+
+
+def said_terms(terms: Terms) -> str:
+    """What the card says of teacher and licence, and what to do if that is wrong."""
+    if terms.base_model is None or terms.license is None:
+        return (
+            "README.md lacks the teacher's name or licence: say --base_model and --license before "
+            "you share it"
+        )
+    return (
+        f"README.md names the teacher {terms.base_model}, licence "
+        f"{terms.license_name or terms.license}; if it is another, say --base_model and --license"
+    )
+
+
+def card_facts(args: argparse.Namespace, source: Source) -> CardFacts:
+    """What the flags say for the card; raises ValueError before anything is written."""
+    results = read_evaluation(args.results)
+    return CardFacts(
+        name=args.name or args.output.name,
+        form=args.form,
+        place=args.push_to_hub or args.output.name,
+        terms=terms_of(
+            source.family,
+            source.base,
+            args.base_model,
+            args.license,
+            args.license_name,
+            args.license_link,
+        ),
+        results=results,
+        row=own_row(args.row, results),
+        samples=read_samples(args.samples),
+        prompt=args.prompt,
+    )
+
+
+def own_row(row: str | None, results: list[Result]) -> str | None:
+    """The student's row of the results: the one that is named, or the only one."""
+    names = list(dict.fromkeys(entry["name"] for entry in results))
+    if row is None:
+        return names[0] if len(names) == 1 else None
+    if row not in names:
+        raise ValueError(f"--row {row} is none of the results' rows {', '.join(names) or '(none)'}")
+    return row
+
+
+def copy_licences(base: Path, partial: Path) -> None:
+    """The texts that must go with every copy of the weights."""
+    for file in sorted([*base.glob("LICENSE*"), *base.glob("NOTICE*")]):
+        shutil.copyfile(file, partial / file.name)

@@ -1,0 +1,250 @@
+"""The student that is to be shipped: where its tensors are, its card, its teacher and its run."""
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from senseflow.config.config import Config, load_config
+from senseflow.engine.build import export
+from senseflow.engine.checkpoint import OpenCheckpoint, find_checkpoint
+from senseflow.engine.export import LORA_FILE, Layout
+from senseflow.sampling.planning import student_guidance
+from senseflow.teachers.families import check_card_family, check_keys, family_of
+from senseflow.teachers.family import Family, StockSampling
+from senseflow.trainer.recipes import RECIPES
+from senseflow.weights.card import StudentCard
+from senseflow.weights.fingerprint import base_fingerprint
+from senseflow.weights.lora import scale_in
+from senseflow.weights.meta import meta_network, read_json
+from senseflow.weights.stored import Weights, component_weights, open_safetensors
+from senseflow.weights.student import STEP, find_student, is_lora, open_weights
+
+logger = logging.getLogger("senseflow")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A student on disk, one tensor of which is read at a time."""
+
+    base: Path  # its teacher's diffusers folder
+    family: Family
+    card: StudentCard
+    config: Config | None  # of its run, where that is known
+    layout: Layout  # of a component, or of a LoRA
+    read: Callable[[str], Tensor]  # a tensor by its key in the layout, in the layout's type
+
+    @property
+    def is_lora(self) -> bool:
+        """Adapters, not a network of its own."""
+        return self.layout.component is None
+
+    @property
+    def stock(self) -> StockSampling:
+        """How a plain pipeline samples it."""
+        return self.family.stock_sampling(self.card.anchors)
+
+    @property
+    def guidance(self) -> float | None:
+        """What its embedding is fed, None without one."""
+        component: Any = self.layout.component
+        base = self.base / self.family.component / "config.json"
+        config = dict(component.config) if component else read_json(base)
+        return student_guidance(self.family, self.card, config)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of them in the layout's order."""
+        return (self.read(key) for key in self.layout.keys)
+
+
+def find_source(args: argparse.Namespace) -> Source:
+    """The student of a run, of one of its checkpoints, or of a folder with weights and card.
+
+    Raises ValueError for what is none of them, or is of another teacher.
+    """
+    folder = args.checkpoint
+    source = of_folder(args) if holds_student(folder) else of_checkpoint(args)
+    _warn_of_another_base(source)
+    return source
+
+
+def holds_student(folder: Path) -> bool:
+    """Whether a folder holds a student's weights, or step_* folders with some, not a whole run.
+
+    A run of which the students alone were kept, without its checkpoints, is such a folder.
+    """
+    if not folder.is_dir() or folder.parent.name == "checkpoints":
+        return folder.is_file()
+    indexed = (folder / "model_index.json").is_file()
+    kept = (folder / "student").is_dir() and not (folder / "checkpoints").exists()
+    return indexed or kept or folder.name in ("student", "ema") or any(folder.glob("*.safetensors"))
+
+
+def of_checkpoint(args: argparse.Namespace) -> Source:
+    """The student, or its average, of a run's training checkpoint."""
+    folder, iteration = find_checkpoint(args.checkpoint)
+    config = read_config(folder.parent.parent, args.pretrained_model)
+    stored = OpenCheckpoint(folder)
+    keys = stored.student(args.ema)
+    dtype = args.dtype or config.precision.compute
+    student = export(config, RECIPES[config.recipe].family, dtype)
+    layout, base = student.layout, Path(config.paths.pretrained_model)
+    check_shapes(folder, {key: stored.shapes[name].size for key, name in keys.items()}, layout)
+    return Source(
+        base=base,
+        family=family_of(base, "--pretrained_model"),
+        card=dataclasses.replace(
+            student.card, iteration=iteration, ema=config.ema.decay if args.ema else None
+        ),
+        config=config,
+        layout=layout,
+        read=lambda key: stored.read(keys[key], layout.dtype),
+    )
+
+
+def read_config(run: Path, pretrained_model: Path | None) -> Config:
+    """The configuration of a run, with its teacher where it is now."""
+    config = load_config(run / "config.yaml")
+    base = pretrained_model or Path(config.paths.pretrained_model)
+    if not base.is_dir():
+        raise ValueError(
+            f"the run's teacher {base} is not there: name its folder with --pretrained_model"
+        )
+    paths = dataclasses.replace(config.paths, pretrained_model=str(base))
+    return dataclasses.replace(config, paths=paths)
+
+
+def of_folder(args: argparse.Namespace) -> Source:
+    """A student as safetensors with its card: a run's student/step_*, or what was exported."""
+    files = find_student(args.checkpoint, args.ema)
+    if files.card is None:
+        raise ValueError(
+            f"{files.weights.parent} has no senseflow.json, the card of how the student is sampled"
+        )
+    config = _config_of_run(files.weights.parent, args.pretrained_model)
+    base = Path(config.paths.pretrained_model) if config else args.pretrained_model
+    if base is None:
+        raise ValueError("--pretrained_model is missing: the diffusers folder of the teacher")
+    family = family_of(base, "--pretrained_model")
+    check_card_family(family, args.checkpoint, files.card.family)
+    weights = open_weights(files.weights)
+    check_keys(family, files.weights, weights.keys)
+    dtype = getattr(torch, args.dtype) if args.dtype else _stored_type(weights)
+    if is_lora(files.weights):
+        weights = open_safetensors(files.weights)  # with the component's name before every key
+        layout = _lora_layout(files.weights, weights, family.component, dtype)
+    else:
+        layout = _component_layout(files.config, family, dtype)
+    check_shapes(
+        files.weights,
+        {key.removeprefix(layout.prefix): weights.read(key).shape for key in weights.keys},
+        layout,
+    )
+    read = _reader(weights, dtype)
+    return Source(base, family, files.card, config, layout, lambda key: read(layout.prefix + key))
+
+
+def _config_of_run(step: Path, pretrained_model: Path | None) -> Config | None:
+    """That of the run a student/step_* lies in, None elsewhere."""
+    run = step.parent.parent
+    inside = step.parent.name in ("student", "ema") and STEP.match(step.name)
+    return read_config(run, pretrained_model) if inside and _is_run(run) else None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def _stored_type(weights: Weights) -> torch.dtype:
+    """Of the first tensor."""
+    return weights.read(weights.keys[0])[...].dtype
+
+
+def _reader(weights: Weights, dtype: torch.dtype) -> Callable[[str], Tensor]:
+    """Reads one tensor of a file; raises ValueError when it is damaged."""
+
+    def read(key: str) -> Tensor:
+        try:
+            return weights.read(key)[...].to(dtype).contiguous()
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{weights.source} is damaged: {error}") from error
+
+    return read
+
+
+def _component_layout(config: Path | None, family: Family, dtype: torch.dtype) -> Layout:
+    """One file or shards, as diffusers saves the network of a config.json."""
+    if config is None:
+        raise ValueError("the student has no config.json of its own beside its weights")
+    network = meta_network(getattr(diffusers, family.network_class), read_json(config))
+    return Layout.plan(network, dtype)
+
+
+def _lora_layout(file: Path, weights: Weights, component: str, dtype: torch.dtype) -> Layout:
+    """The file's own keys, and what its header says of rank and scale."""
+    with safe_open(str(file), framework="pt") as opened:
+        header = dict(opened.metadata() or {})
+    prefix = f"{component}."
+    if other := [key for key in weights.keys if not key.startswith(prefix)]:
+        raise ValueError(f"the LoRA {file} is not of the {component} alone: {other[0]}")
+    tensors = {
+        key.removeprefix(prefix): torch.empty(weights.read(key).shape, dtype=dtype, device="meta")
+        for key in weights.keys
+    }
+    return Layout(None, dtype, {LORA_FILE: tensors}, prefix=prefix, metadata=header)
+
+
+def check_shapes(where: Path, held: dict[str, torch.Size], layout: Layout) -> None:
+    """Raise ValueError unless these are the tensors of this teacher's student."""
+    wanted = {key: like.shape for shapes in layout.files.values() for key, like in shapes.items()}
+    other = [key for key in wanted if held.get(key) != wanted[key]]
+    other += [key for key in held if key not in wanted]
+    if other:
+        raise ValueError(
+            f"{where} is not a student of this teacher: {len(other)} keys differ, such as "
+            f"{', '.join(other[:5])}"
+        )
+
+
+def _warn_of_another_base(source: Source) -> None:
+    """A student may be shipped with another teacher's encoders, but not without a word."""
+    if base_fingerprint(source.base / source.family.component) != source.card.base_fingerprint:
+        logger.warning(
+            "warning: the student was distilled from another %s than %s",
+            source.card.base_name,
+            source.base,
+        )
+
+
+def fused(source: Source) -> Source:
+    """A LoRA's student as a network of its own: W + scale B A, rounded once to the layout's type.
+
+    A network stays as it is. Raises ValueError for adapters of layers the teacher has not.
+    """
+    if not source.is_lora:
+        return source
+    folder = source.base / source.family.component
+    layout = _component_layout(folder / "config.json", source.family, source.layout.dtype)
+    weights, scale = component_weights(folder), scale_in(source.layout.metadata)
+    layers = {key.rpartition(".lora_")[0] for key in source.layout.keys}
+    lost = sorted(layers - {key.removesuffix(".weight") for key in weights.keys})
+    if lost:
+        raise ValueError(f"the LoRA has layers that {folder} has not, such as {lost[0]}")
+    read_base = _reader(weights, torch.float32)
+
+    def read(key: str) -> Tensor:
+        weight, layer = read_base(key), key.removesuffix(".weight")
+        if layer in layers and key.endswith(".weight"):
+            a, b = (source.read(f"{layer}.lora_{factor}.weight").float() for factor in "AB")
+            weight = weight + scale * (b.flatten(1) @ a.flatten(1)).view_as(weight)
+        return weight.to(layout.dtype)
+
+    return dataclasses.replace(source, layout=layout, read=read)

@@ -1,0 +1,166 @@
+"""A LoRA of the difference between a full student and its teacher, layer by layer.
+
+The best approximation of rank R to a matrix is its truncated SVD (Eckart and Young 1936); what it
+keeps of the sum of squares is that of its singular values.
+"""
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from senseflow.common.devices import find_device
+from senseflow.common.files import only_writer
+from senseflow.engine.export import LORA_FILE, Layout, write_component
+from senseflow.teachers.families import check_keys
+from senseflow.teachers.family import Family
+from senseflow.weights.card import StudentCard, write_card
+from senseflow.weights.lora import metadata
+from senseflow.weights.meta import meta_network, read_json
+from senseflow.weights.stored import Weights, component_weights
+from senseflow.weights.student import find_student, is_lora, open_weights
+
+logger = logging.getLogger("senseflow")
+
+
+@dataclass
+class Energy:
+    """Sums of squares of student minus base."""
+
+    total: float = 0.0  # of all tensors that both have
+    layers: float = 0.0  # of the weights of linear layers and convolutions
+    kept: float = 0.0  # of those, by the LoRA
+
+
+def extract(family: Family, args: argparse.Namespace) -> None:
+    """Write the LoRA folder and say what it keeps; raises ValueError for another network's
+    student."""
+    folder, files = args.base / family.component, find_student(args.student, args.ema)
+    if is_lora(files.weights):
+        raise ValueError(f"--student {args.student} is a LoRA already")
+    base, student = component_weights(folder), open_weights(files.weights, args.ema)
+    check_keys(family, files.weights, student.keys)
+    both = _shared_keys(base, student, args)
+    config = read_json(folder / "config.json")
+    network = meta_network(getattr(diffusers, family.network_class), config)
+    kinds = nn.Linear | nn.Conv2d
+    names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
+    layers = [name for name in names if f"{name}.weight" in both]
+    _require_rank(args.rank, base, layers)
+    dtype = getattr(torch, args.dtype)
+    device, energy = find_device(args.device), Energy()
+    layout = _layout(family.component, base, layers, args.rank, dtype)
+
+    def tensors() -> Iterator[Tensor]:
+        for name in tqdm(layers, unit="layer", disable=None):
+            difference = _difference(base, student, f"{name}.weight", device)
+            energy.layers += float(difference.square().sum())
+            for factor in factors(difference, args.rank, energy):
+                yield factor.to("cpu", dtype).contiguous()
+
+    guidance = family.teacher_guidance if family.takes_guidance(config) else None
+
+    def describe(partial: Path) -> None:
+        if files.card:
+            write_card(partial, _card(files.card, guidance))
+
+    with only_writer(args.output):
+        write_component(args.output, layout, tensors(), describe)
+    others = [key for key in both if key.removesuffix(".weight") not in layers]
+    rest = sum(float(_difference(base, student, k, device).square().sum()) for k in others)
+    energy.total = energy.layers + rest
+    only = sorted(set(base.keys) ^ set(student.keys))
+    logger.info("%s", "\n".join(report(args.output, energy, only, guidance)))
+
+
+def report(output: Path, energy: Energy, only: list[str], guidance: float | None) -> list[str]:
+    """What was kept and what was left out, in lines."""
+    kept, rest = (
+        f"{100 * part / energy.total if energy.total else 0:.2f} %"
+        for part in (energy.kept, energy.total - energy.layers)
+    )
+    lines = [
+        f"{output} keeps {kept} of the energy of student minus base",
+        f"left out: {rest} of it in biases, norms and other tensors that a LoRA cannot hold",
+    ]
+    if only:
+        more = ", ..." if len(only) > 3 else ""
+        lines.append(
+            f"left out: {len(only)} tensors that only one of the two has "
+            f"({', '.join(only[:3])}{more})"
+        )
+    if guidance is not None and any("guidance_embedder" in key for key in only):
+        lines.append(
+            "the base keeps its guidance embedding, the student has none: base and LoRA are not "
+            f"exactly the student, unless it was trained with student.fold_guidance and is sampled "
+            f"at that guidance (here {guidance:g})"
+        )
+    return lines
+
+
+def factors(difference: Tensor, rank: int, energy: Energy) -> tuple[Tensor, Tensor]:
+    """A (rank, in, ...) and B (out, rank, ...) with B A nearest to a weight's difference (out, in,
+    ...), float32; rows and columns beyond its own rank are zero. Adds to `energy` what they keep.
+    """
+    u, s, v = torch.linalg.svd(difference.flatten(1), full_matrices=False)
+    num = min(rank, len(s))
+    energy.kept += float(s[:num].square().sum())
+    a, b = s.new_zeros(rank, v.shape[1]), s.new_zeros(len(u), rank)
+    a[:num], b[:, :num] = s[:num].sqrt()[:, None] * v[:num], u[:, :num] * s[:num].sqrt()
+    ones = (1,) * (difference.dim() - 2)
+    return a.view(rank, *difference.shape[1:]), b.view(len(u), rank, *ones)
+
+
+def _shared_keys(base: Weights, student: Weights, args: argparse.Namespace) -> list[str]:
+    """Keys of both, in the base's order; raises ValueError unless shapes are the same."""
+    held = set(student.keys)
+    both = [key for key in base.keys if key in held]
+    other = [key for key in both if base.read(key).shape != student.read(key).shape]
+    if other or not both:
+        what = f"{len(other)} tensors have another shape, such as {other[0]}" if other else "no key"
+        raise ValueError(f"--student {args.student} is not a student of {args.base}: {what}")
+    return both
+
+
+def _require_rank(rank: int, base: Weights, layers: list[str]) -> None:
+    """Raise ValueError for a rank beyond that of every layer: the rest would be zeros."""
+    shapes = [base.read(f"{name}.weight").shape for name in layers]
+    most = max((min(shape[0], shape[1:].numel()) for shape in shapes), default=0)
+    if rank > most:
+        raise ValueError(f"--rank {rank}: no layer has a rank above {most}")
+
+
+def _difference(base: Weights, student: Weights, key: str, device: torch.device) -> Tensor:
+    """Student minus base, float32."""
+    try:
+        mine, theirs = (weights.read(key)[...].to(device).float() for weights in (student, base))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{key} cannot be read: {error}") from error
+    return mine - theirs
+
+
+def _layout(
+    component: str, base: Weights, layers: list[str], rank: int, dtype: torch.dtype
+) -> Layout:
+    """A before B, layer by layer."""
+    tensors = {}
+    for name in layers:
+        shape = base.read(f"{name}.weight").shape
+        ones = (1,) * (len(shape) - 2)
+        for factor, size in (("A", (rank, *shape[1:])), ("B", (shape[0], rank, *ones))):
+            tensors[f"{name}.lora_{factor}.weight"] = torch.empty(size, dtype=dtype, device="meta")
+    header = metadata(component, rank, rank, layers)
+    return Layout(None, dtype, {LORA_FILE: tensors}, prefix=f"{component}.", metadata=header)
+
+
+def _card(card: StudentCard, guidance: float | None) -> StudentCard:
+    """The student's, with the guidance that the base's embedding is fed."""
+    return dataclasses.replace(card, guidance=card.guidance if guidance is None else guidance)

@@ -1,0 +1,135 @@
+"""AdamW on sharded masters, IDA, clipping, the learning-rate schedule, and the no-op step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial
+
+from senseflow.config.config import LrSchedulerConfig, OptimizerConfig
+from senseflow.core.ida import align_, require_alike
+from senseflow.optim.compact_adamw import CompactAdamW
+from senseflow.optim.rounding import noise_of, random_words, round_stochastically, word_of
+from senseflow.optim.stretches import flat_shard, fused, groups, numbers_of
+
+
+@dataclass
+class Trained:
+    """A network that learns, with its own optimizer."""
+
+    network: nn.Module
+    optimizer: torch.optim.AdamW
+    base_lr: float
+    max_grad_norm: float
+
+    @classmethod
+    def build(
+        cls, network: nn.Module, lr: float, config: OptimizerConfig, compiled: bool = False
+    ) -> "Trained":
+        """AdamW over every parameter of a (sharded) network, float32 or bfloat16.
+
+        compiled: what CompactAdamW does around AdamW, by torch.compile.
+        """
+        parameters = list(network.parameters())
+        betas, eps, decay = config.betas, config.eps, config.weight_decay
+        optimizer: torch.optim.AdamW
+        if config.states == "float32" and all(p.dtype == torch.float32 for p in parameters):
+            optimizer = torch.optim.AdamW(
+                parameters, lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True
+            )
+        else:
+            optimizer = CompactAdamW(
+                parameters,
+                config.states,
+                compiled,
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=decay,
+            )
+        return cls(network, optimizer, lr, config.max_grad_norm)
+
+    def set_lr(self, factor: float) -> float:
+        """Set the learning rate of the coming step to base_lr * factor, and return it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.base_lr * factor
+        return self.base_lr * factor
+
+    def step(self, seed: int | None = None) -> Tensor:
+        """Clip, step, clear the gradients; returns the gradient norm before clipping, 0-d.
+
+        seed: of stochastic rounding, another one for every step; needed where there is any. When
+        the norm is not finite the step changes neither weights nor optimizer state: the fused
+        kernel reads `found_inf` on the device, so the host does not wait.
+        """
+        gradients = {p: p.grad for p in self.network.parameters() if p.grad is not None}
+        parameters = list(gradients)
+        norm = total_norm(list(gradients.values()))
+        kernel = cast(Any, self.optimizer)  # what the fused one reads stands in no signature
+        kernel.found_inf = (~torch.isfinite(norm)).float()
+        if isinstance(self.optimizer, CompactAdamW):
+            assert seed is not None, "stochastic rounding needs a seed"
+            self.optimizer.seed = seed
+            self.optimizer.grad_scale = ((norm + 1e-6) / self.max_grad_norm).clamp(min=1)
+        else:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+            kernel.grad_scale = None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together, sharded alike, 0-d float32 whatever type they are in;
+    where they are."""
+    if all(g.dtype == torch.float32 for g in gradients):
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    shards, first = [flat_shard(g) for g in gradients], gradients[0]  # DTensor's own: in bfloat16
+    norms = torch._foreach_norm(shards, 2, dtype=torch.float32)
+    square = torch.stack(norms).square().sum()
+    if isinstance(first, DTensor):
+        placements = [Partial() if p.is_shard() else p for p in first.placements]
+        parts = DTensor.from_local(square, first.device_mesh, placements, run_check=False)
+        square = parts.full_tensor().to(first.device)
+    return square.sqrt()
+
+
+@torch.no_grad()
+def align_networks(
+    fake_score: nn.Module, generator: nn.Module, lam: float, seed: int, compiled: bool = False
+) -> None:
+    """IDA (Eq. 9) on the shards of two networks; seed: of stochastic rounding, where they are
+    bfloat16: at lambda = 0.97 rounding to nearest would stop far from the generator."""
+    phi, theta = list(fake_score.parameters()), list(generator.parameters())
+    require_alike(phi, theta)
+    if all(p.dtype == torch.float32 for p in phi):
+        align_([flat_shard(p) for p in phi], [flat_shard(p) for p in theta], lam)
+        return
+    kept, other = [flat_shard(p) for p in phi], [flat_shard(p) for p in theta]
+    for group in groups(phi):
+        parts = [stretch.of(kept[stretch.index]) for stretch in group]
+        others = torch.cat([stretch.of(other[stretch.index]) for stretch in group])
+        words = numbers_of(group, others.device), word_of(seed, others.device)
+        rounded = fused(_aligned, compiled)(torch.cat(parts), others, lam, *words)
+        torch._foreach_copy_(parts, list(rounded.split([len(s) for s in group])))
+
+
+def _aligned(phi: Tensor, theta: Tensor, lam: float, numbers: Tensor, seed: Tensor) -> Tensor:
+    """IDA of a group of bfloat16 elements."""
+    moved = phi.float()
+    align_([moved], [theta.float()], lam)
+    return round_stochastically(moved, noise_of(random_words(seed, numbers), 0))
+
+
+def lr_factor(iteration: int, num_iterations: int, config: LrSchedulerConfig) -> float:
+    """The learning rate of iteration 1..num_iterations as a factor of the base: warm-up, decay."""
+    warmup, decay = config.warmup_iterations, config.decay_iterations
+    if iteration < warmup:
+        return config.start_factor + (1 - config.start_factor) * iteration / warmup
+    left = num_iterations - iteration
+    if left < decay:
+        return config.end_factor + (1 - config.end_factor) * left / decay
+    return 1.0

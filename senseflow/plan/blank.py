@@ -1,0 +1,88 @@
+"""A data set of one sample without content, and what a cache would know of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from senseflow.cache.encoders import fields_of
+from senseflow.config.config import Config
+from senseflow.data.cache_index import Field
+from senseflow.data.items import Item, Position
+from senseflow.teachers.encoded import NOTHING, Conditioning, Encoded, Posterior
+from senseflow.teachers.teacher import TeacherFamily
+
+DataKind = Literal["images", "latents", "cached"]
+"""What a run reads: images; an LMDB of latents; images, with prompts and latents from a cache."""
+
+
+def data_of(recipe: str, asked: DataKind | None) -> DataKind:
+    """What is asked for, else what the recipe's YAML is made for: latents for SDXL."""
+    return asked or ("latents" if recipe.startswith("sdxl") else "images")
+
+
+@dataclass(frozen=True)
+class BlankPrompts:
+    """Zeros for every prompt; see `senseflow.teachers.encoded.KnownPrompts`."""
+
+    fields: dict[str, Field]
+    text: Field | None  # the VFM discriminator's features
+
+    @classmethod
+    def of(cls, config: Config, family: TeacherFamily) -> "BlankPrompts":
+        """In the shapes that a cache of this configuration has."""
+        vfm = config.adversarial.in_use == "vfm"
+        text = fields_of("clip", config, family)["text"] if vfm else None
+        return cls(fields_of("prompts", config, family), text)
+
+    @property
+    def text_dim(self) -> int | None:
+        """The length of the discriminator's features of prompts; None without."""
+        return None if self.text is None else self.text.shape[0]
+
+    def conditioning(self, prompt: str) -> Conditioning:
+        """Zeros, B = 1, in the shapes of any prompt."""
+        return Conditioning(**{name: zeros(field) for name, field in self.fields.items()})
+
+
+@dataclass(frozen=True)
+class Blank:
+    """One sample."""
+
+    resolution: tuple[int, int]
+    latent_shape: tuple[int, int, int]
+    kind: DataKind
+    prompts: BlankPrompts | None  # of a cache
+    see_images: bool  # also where a cache knows their latents
+
+    def fingerprint(self) -> str:
+        """Of no data set."""
+        return "blank"
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, position: Position) -> Item:
+        if self.kind == "latents":
+            return Item("a", position.index, latents=torch.zeros(self.latent_shape))
+        seen = self.see_images or self.prompts is None
+        image = torch.zeros(3, *self.resolution) if seen else None
+        return Item("a", position.index, image=image, encoded=self._encoded())
+
+    def all_prompts(self) -> Iterator[str]:
+        """That of the one sample."""
+        return iter(["a"])
+
+    def _encoded(self) -> Encoded:
+        if self.prompts is None:
+            return NOTHING
+        latents = torch.zeros(1, *self.latent_shape)
+        text = None if self.prompts.text is None else zeros(self.prompts.text)
+        return Encoded(self.prompts.conditioning("a"), text, Posterior(latents, latents.clone()))
+
+
+def zeros(field: Field) -> Tensor:
+    """A row of a cache, (1, ...), on the host."""
+    return torch.zeros_like(field.rows(1), device="cpu")

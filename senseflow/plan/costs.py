@@ -1,0 +1,98 @@
+"""What a run costs: the kinds of iterations that are traced, their mean, the worst of them.
+
+Kinds differ in few ways. A simulated iteration is one from data with another way to its input, the
+phase `generate`: as many forwards of the student as anchors lie above, instead of an encoding. So
+few kinds are traced, and the mean weighs each with its probability: a generator turn 1 / N, each
+anchor 1 / K, simulation p.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from senseflow.config.config import Config
+from senseflow.plan.rehearsal import Kind
+from senseflow.plan.tracker import PhaseCost
+
+Phases = dict[str, PhaseCost]
+Quantity = Callable[[PhaseCost], float]
+
+DENSE_TFLOPS = {"A100": 312, "H100": 989, "H200": 989}  # bfloat16, NVIDIA's data sheets
+
+
+def kinds_of(config: Config) -> list[Kind]:
+    """Those that tell the cost of all, and the most demanding."""
+    p, last = config.backward_simulation.probability, len(config.anchors.times) - 1
+    found = []
+    for generator in (True, False):
+        found.append(Kind(generator, 0, False))
+        if last > 0 and p < 1:
+            found.append(Kind(generator, 1, False))
+        if last > 0 and p > 0 and (generator or p == 1):
+            found.append(Kind(generator, last, True))
+    return found
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The traced iterations of a configuration on one rank."""
+
+    config: Config
+    traced: dict[Kind, Phases]
+
+    def at(self, kind: Kind, quantity: Quantity) -> float:
+        """A quantity that adds up over phases (FLOPs, bytes), of an iteration of any kind."""
+        if kind.anchor == 0 or not kind.simulate:
+            return self._total(Kind(kind.generator, min(kind.anchor, 1), False), quantity)
+        last = len(self.config.anchors.times) - 1
+        from_data, deepest = Kind(kind.generator, 1, False), Kind(True, last, True)
+        like = from_data if from_data in self.traced else Kind(kind.generator, last, True)
+        top = self._way(Kind(True, 0, False), quantity)
+        forward = (self._way(deepest, quantity) - top) / last
+        return self._total(like, quantity) - self._way(like, quantity) + top + kind.anchor * forward
+
+    def mean(self, quantity: Quantity) -> float:
+        """The mean over the recipe's iterations."""
+        p, num = self.config.backward_simulation.probability, len(self.config.anchors.times)
+        often, total = 1 / self.config.fake_score.ttur, 0.0
+        for generator, share in ((True, often), (False, 1 - often)):
+            for anchor in range(num):
+                for simulate, chance in ((True, p), (False, 1 - p)):
+                    if chance > 0:
+                        kind = Kind(generator, anchor, simulate)
+                        total += share / num * chance * self.at(kind, quantity)
+        return total
+
+    def worst(self) -> Kind:
+        """The kind with the highest peak."""
+        return max(self.traced, key=lambda kind: peak(self.traced[kind]))
+
+    def _way(self, kind: Kind, quantity: Quantity) -> float:
+        return quantity(self.traced[kind]["generate"])
+
+    def _total(self, kind: Kind, quantity: Quantity) -> float:
+        return sum(quantity(cost) for cost in self.traced[kind].values())
+
+
+def peak(phases: Phases) -> int:
+    """Bytes at the worst moment of an iteration."""
+    return max(cost.peak for cost in phases.values())
+
+
+def flops(cost: PhaseCost) -> float:
+    """Of matrix products, convolutions and attention."""
+    return cost.flops
+
+
+def work_of(name: str) -> Quantity:
+    """FLOPs of a network's forwards, or of a phase's backward."""
+    return lambda cost: cost.work[name]
+
+
+def sent(collective: str) -> Quantity:
+    """Bytes of whole tensors that a collective gathers or reduces."""
+    return lambda cost: cost.sent[collective]
+
+
+def seconds(num_flops: float, gpu: str, mfu: float) -> float:
+    """Time of so many FLOPs on one GPU."""
+    return num_flops / (mfu * DENSE_TFLOPS[gpu] * 1e12)

@@ -1,0 +1,129 @@
+"""Ranks without processes and networks without memory: what a plan traces instead of a run's.
+
+Tensors are torch's fake ones: shapes, types and storages with a size, and no numbers. The process
+group is torch's fake one: collectives return at once, whatever the number of ranks.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from senseflow.common.ranks import Ranks, start_ranks
+from senseflow.optim import stretches
+
+aten = torch.ops.aten
+UNREAD = {aten.normal_, aten.uniform_, aten.erfinv_}
+
+
+@contextmanager
+def fake_ranks(world_size: int, replicas: int) -> Iterator[Ranks]:
+    """Rank 0 of as many ranks on the CPU, none of which exists; takes the process group."""
+    assert not dist.is_initialized()
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    try:
+        yield start_ranks(replicas)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def real_meshes() -> Iterator[None]:
+    """Where a shard lies in its parameter is asked of a mesh, whose numbers are real ones."""
+    ask = stretches.first_element
+
+    def outside(parameter: Tensor) -> int:
+        with unset_fake_temporarily():
+            return ask(parameter)
+
+    with patch.object(stretches, "first_element", outside):
+        yield
+
+
+class Loading(TorchDispatchMode):
+    """Within a fake mode, while networks are loaded: only their shards are fake.
+
+    What has no fake input stays real, so that libraries may look at numbers (schedules, indices of
+    shards); networks on the meta device stay there, until they are given memory: that is fake.
+    Within a network's forward, such as the encoding of the empty prompt, everything is. Random
+    initial values are neither drawn nor normed: it would take time, and nobody reads them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth = 0  # of modules that run
+        self.hooks: list[Any] = []
+        self.patched = patch.object(_SpectralNorm, "_power_method", lambda *_: None)
+
+    def __enter__(self) -> "Loading":
+        def enter(*_: Any) -> None:
+            self.depth += 1
+
+        def leave(*_: Any) -> None:
+            self.depth -= 1
+
+        self.hooks = [
+            register_module_forward_pre_hook(enter),
+            register_module_forward_hook(leave, always_call=True),
+        ]
+        self.patched.start()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.patched.stop()
+        for hook in self.hooks:
+            hook.remove()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        device = kwargs.get("device")
+        given_memory = device is not None and torch.device(device).type != "meta"
+        materialised = given_memory and any(t.is_meta for t in tensors)
+        if self.depth or materialised or any(isinstance(t, FakeTensor) for t in tensors):
+            return func(*args, **kwargs)
+        with unset_fake_temporarily():
+            if func._overloadpacket in UNREAD:
+                return args[0]
+            return func(*args, **kwargs)
+
+
+def fake_whole(networks: Iterable[nn.Module], mode: FakeTensorMode) -> None:
+    """Make the networks that are held whole fake too, in place; shared tensors stay shared."""
+    made: dict[int, Tensor] = {}
+
+    def of(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or isinstance(tensor, FakeTensor | DTensor):
+            return tensor
+        if id(tensor) not in made:
+            with mode:
+                empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+        return made[id(tensor)]
+
+    for network in networks:
+        for module in network.modules():
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for held in tables:
+                held.update({name: of(tensor) for name, tensor in held.items()})

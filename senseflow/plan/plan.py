@@ -1,0 +1,119 @@
+"""One plan: a configuration on so many GPUs, a teacher's folder made up, iterations traced."""
+
+import gc
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from senseflow.config.config import Config, load_config
+from senseflow.config.recipes import Recipe, check_split
+from senseflow.plan.blank import DataKind, data_of
+from senseflow.plan.costs import Costs, Phases, kinds_of, peak
+from senseflow.plan.rehearsal import Kind, NetworkBytes, rehearse
+from senseflow.plan.stand_in import copy_teacher, write_teacher, write_vision
+from senseflow.teachers.published import SURROUNDINGS, published
+from senseflow.trainer.recipes import RECIPES
+
+logger = logging.getLogger("senseflow")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be planned."""
+
+    file: Path  # the YAML
+    overrides: tuple[str, ...]
+    nodes: int
+    gpus: int  # per node
+    data: DataKind | None = None  # None: as the recipe's YAML says
+
+    @property
+    def world_size(self) -> int:
+        """GPUs over all nodes."""
+        return self.nodes * self.gpus
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one rank of the run holds, sends and computes."""
+
+    wanted: Wanted
+    config: Config
+    teacher: str  # where its configuration is from
+    data: DataKind
+    networks: dict[str, NetworkBytes]
+    costs: Costs
+
+    @property
+    def peak(self) -> int:
+        """Bytes on each GPU at the worst moment of the worst iteration."""
+        return peak(self.costs.traced[self.costs.worst()])
+
+
+def make_plan(wanted: Wanted, kinds: Sequence[Kind] | None = None) -> Plan:
+    """Build the run and trace its iterations; `kinds`: these alone.
+
+    Raises ValueError as a run would for its configuration.
+    """
+    eager = (*wanted.overrides, "parallel.compile=false")  # the same work; fakes are not compiled
+    wanted = replace(wanted, overrides=eager)
+    recipe = RECIPES[load_config(wanted.file, list(wanted.overrides)).recipe]
+    with tempfile.TemporaryDirectory(prefix="senseflow_plan_") as folder:
+        config, teacher = configure(recipe, wanted, Path(folder))
+        data = data_of(config.recipe, wanted.data)
+        kinds = kinds or kinds_of(config)
+        with steps(len(kinds) + 2, f"{config.recipe} on {wanted.world_size}") as step:
+            step("building")
+            with rehearse(config, recipe.family, wanted.world_size, data) as rehearsal:
+                step("first steps")
+                networks = rehearsal.hold()
+                traced: dict[Kind, Phases] = {}
+                for kind in kinds:
+                    step(str(kind))
+                    traced[kind] = rehearsal.iterate(kind)
+        del rehearsal
+        gc.collect()
+    return Plan(wanted, config, teacher, data, networks, Costs(config, traced))
+
+
+def configure(recipe: Recipe, wanted: Wanted, folder: Path) -> tuple[Config, str]:
+    """The configuration with everything it reads made up in `folder`; whose teacher it is."""
+    config = recipe.load(wanted.file, list(wanted.overrides))
+    check_split(config, wanted.world_size)
+    if config.paths.cache:
+        raise ValueError("paths.cache: a plan reads none; say null, and --data cached")
+    if config.paths.initial:
+        raise ValueError("paths.initial: a plan needs none, the networks are the same; say null")
+    source, family = Path(config.paths.pretrained_model), recipe.family
+    if source.exists():
+        copy_teacher(source, folder / source.name)
+        teacher, copy = str(source), folder / source.name
+    else:
+        copy = folder / "teacher"
+        write_teacher(copy, published(recipe.name, family.name, family.component))
+        teacher = f"as published ({SURROUNDINGS[family.name].title}), for {source} is not here"
+    made_up = [f"paths.pretrained_model={copy}"]
+    if config.adversarial.in_use == "vfm":
+        made_up += write_vision(folder / "vision", config.paths)
+    return recipe.load(wanted.file, [*wanted.overrides, *made_up]), teacher
+
+
+@contextmanager
+def steps(num: int, title: str) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr; call with what begins now."""
+    with tqdm(total=num, desc=title, unit="step") as bar:
+        begun = False
+
+        def step(name: str) -> None:
+            nonlocal begun
+            bar.update(int(begun))
+            begun = True
+            bar.set_postfix_str(name)
+
+        yield step
+        bar.update()

@@ -1,0 +1,214 @@
+"""A run without numbers: every part of it built and sharded by the run's own code, and iterations.
+
+`rehearse` is what `senseflow.engine.build.prepare` does but for files of the run; an iteration is
+`senseflow.distill.algorithm.take_turn`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
+
+from senseflow.config.config import Config
+from senseflow.data.sampler import Batch, batches
+from senseflow.distill import algorithm as distill
+from senseflow.distill.adversaries import VFMDiscriminator
+from senseflow.distill.measures import Measures
+from senseflow.distill.state import Distillation, Turn
+from senseflow.engine.build import assemble, share
+from senseflow.engine.inputs import read_error_curve
+from senseflow.optim.trained import Trained
+from senseflow.plan.blank import Blank, BlankPrompts, DataKind
+from senseflow.plan.fakes import Loading, fake_ranks, fake_whole, real_meshes
+from senseflow.plan.tracker import AVERAGES, PARAMETERS, STATES, PhaseCost, Tracker
+from senseflow.teachers.teacher import TeacherFamily
+from senseflow.weights.lora import Role
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What tells iterations apart."""
+
+    generator: bool  # theta's turn
+    anchor: int  # 0 is the noisiest
+    simulate: bool
+
+    def turn(self, d: Distillation) -> Turn:
+        """The first iteration of this kind."""
+        adversarial = d.discriminator is not None and d.discriminator.plays(d, self.anchor)
+        return Turn(1, self.anchor, self.simulate, self.generator, adversarial)
+
+    def __str__(self) -> str:
+        turn = "generator turn" if self.generator else "plain turn"
+        if self.anchor == 0:
+            return f"{turn}, top anchor"
+        return f"{turn}, anchor {self.anchor}, {'simulated' if self.simulate else 'from data'}"
+
+
+def trained_of(d: Distillation) -> dict[str, Trained]:
+    """The networks that learn, by name."""
+    found = {"generator": d.generator, "fake_score": d.fake_score}
+    return found | ({"heads": d.discriminator.heads} if d.discriminator else {})
+
+
+def networks_of(d: Distillation) -> dict[str, nn.Module]:
+    """All networks of a run by name, those that learn first."""
+    found = {name: trained.network for name, trained in trained_of(d).items()}
+    found["teacher"] = d.teacher.base.network if isinstance(d.teacher, Role) else d.teacher
+    if isinstance(d.discriminator, VFMDiscriminator):
+        found["dinov2"] = d.discriminator.backbone
+        if d.discriminator.prompt_encoder:
+            found["clip_text"] = d.discriminator.prompt_encoder
+    parts = d.adapter.pipeline.components
+    components = {k: v for k, v in parts.items() if isinstance(v, nn.Module)}
+    return found | dict(sorted(components.items()))
+
+
+@contextmanager
+def watching(
+    d: Distillation, enter: Callable[[str], object], leave: Callable[[], object]
+) -> Iterator[None]:
+    """Call `enter` with its name before each forward of a network, and `leave` after it.
+
+    An autoencoder is its two halves; DMD2's pass through the fake score's encoder is a forward.
+    """
+    with ExitStack() as stack:
+        for name, network in [*networks_of(d).items(), *halves(d.adapter.pipeline.vae)]:
+            for handle in (
+                network.register_forward_pre_hook(lambda *_, n=name: void(enter(n)), prepend=True),
+                network.register_forward_hook(lambda *_: void(leave()), always_call=True),
+            ):
+                stack.callback(handle.remove)
+            if isinstance(network, Role) or "encode" in vars(network):
+                encode: Any = network.encode
+                watched = _watched(encode, partial(enter, name), leave)
+                stack.enter_context(patch.object(network, "encode", watched))
+        yield
+
+
+def halves(vae: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules by which an autoencoder is run; SDXL's has a convolution more on each side."""
+    names = {"encoder": "encoder", "quant_conv": "encoder"}
+    names |= {"decoder": "decoder", "post_quant_conv": "decoder"}
+    found = ((half, getattr(vae, name, None)) for name, half in names.items())
+    return [(f"vae.{half}", module) for half, module in found if module is not None]
+
+
+def _watched(
+    function: Callable[..., Any], enter: Callable[[], object], leave: Callable[[], object]
+) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        enter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            leave()
+
+    return called
+
+
+def void(_: object) -> None:
+    """Nothing: what a hook returns replaces what its network is given or gives."""
+
+
+@dataclass
+class NetworkBytes:
+    """One network on one rank."""
+
+    numel: int  # of the whole network
+    parameters: dict[str, int]  # bytes of this rank's shards and of buffers, by dtype
+    gradients: int = 0
+    states: int = 0  # of its optimizer
+    average: int = 0
+
+
+@dataclass
+class Rehearsal:
+    """The parts of a run, all fake."""
+
+    parts: Distillation
+    micro_batches: list[Batch]
+    mode: FakeTensorMode
+    tracker: Tracker = field(default_factory=Tracker)
+
+    def iterate(self, kind: Kind) -> dict[str, PhaseCost]:
+        """One iteration of this kind; its costs by phase."""
+        turn = kind.turn(self.parts)
+        self.tracker.restart()
+        callers = self.tracker.callers
+        with self.mode, self.tracker, watching(self.parts, callers.append, callers.pop):
+            distill.take_turn(self.parts, turn, self.micro_batches, Measures())
+        return {name: cost for name, cost in self.tracker.phases.items() if cost.peak or cost.flops}
+
+    def hold(self) -> dict[str, NetworkBytes]:
+        """Take a first step of every optimizer, so that it has its states; bytes by network.
+
+        What networks share is counted with the first of them.
+        """
+        tracker, held = self.tracker, {}
+        for name, network in networks_of(self.parts).items():
+            held[name] = NetworkBytes(*self._parameters(network))
+        if self.parts.ema:
+            held["generator"].average = tracker.mark(self.parts.ema.shards.values(), AVERAGES)
+        for name, trained in trained_of(self.parts).items():
+            held[name].gradients = self._first_step(trained)
+            states = [x for x in tree_leaves(dict(trained.optimizer.state)) if torch.is_tensor(x)]
+            held[name].states = tracker.mark(states, STATES)
+        return held
+
+    def _first_step(self, trained: Trained) -> int:
+        """Step with gradients like those of a backward; returns their bytes."""
+        parameters = [p for p in trained.network.parameters() if p.requires_grad]
+        with self.mode:
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            size = storage_bytes([p.grad for p in parameters if p.grad is not None])
+            trained.step(seed=0)
+        return size
+
+    def _parameters(self, network: nn.Module) -> tuple[int, dict[str, int]]:
+        """Elements, and bytes here by dtype."""
+        sizes: dict[str, int] = {}
+        tensors = [*network.parameters(), *network.buffers()]
+        for tensor in tensors:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            sizes[dtype] = sizes.get(dtype, 0) + self.tracker.mark([tensor], PARAMETERS)
+        return sum(p.numel() for p in network.parameters()), {k: v for k, v in sizes.items() if v}
+
+
+def storage_bytes(tensors: list[Tensor]) -> int:
+    """Bytes of the storages of tensors on this rank, each once."""
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    storages = {id(s): s for s in (t.untyped_storage() for t in local)}
+    return sum(s.nbytes() for s in storages.values())
+
+
+@contextmanager
+def rehearse(
+    config: Config, family: TeacherFamily, world_size: int, data: DataKind
+) -> Iterator[Rehearsal]:
+    """Rank 0 of so many, before its first iteration."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    curve = read_error_curve(config, family)
+    prompts = BlankPrompts.of(config, family) if data == "cached" else None
+    text_dim = None if prompts is None else prompts.text_dim
+    with fake_ranks(world_size, config.parallel.replicas) as ranks, real_meshes():
+        with mode, Loading():
+            parts = assemble(config, family, ranks, {}, curve, prompts, text_dim)
+        see_images = config.adversarial.in_use == "vfm"
+        shape = parts.adapter.latent_shape()
+        blank = Blank(config.train.resolution, shape, data, prompts, see_images)
+        own_share = share(config, ranks)
+        real = next(batches(blank, own_share, num_workers=0, pin_memory=False, start=1))
+        fake = [batch.map(mode.from_tensor) for batch in real]
+        rehearsal = Rehearsal(parts, fake, mode)
+        fake_whole(networks_of(parts).values(), mode)
+        yield rehearsal

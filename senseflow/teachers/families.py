@@ -1,0 +1,94 @@
+"""Every family, so that an input of another one is answered with the script to use."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from senseflow.teachers.family import Family
+from senseflow.teachers.flux.family import FLUX
+from senseflow.teachers.sd35.family import SD35, SD35_LARGE
+from senseflow.teachers.sdxl.family import SDXL, SDXL_DMD2
+
+FAMILIES = (FLUX, SD35, SD35_LARGE, SDXL, SDXL_DMD2)
+
+
+def family_of(base: Path, flag: str) -> Family:
+    """The family of a pipeline folder, by its model_index.json; SDXL's DMD2 students are SDXL's.
+
+    flag: what the folder was given as. Raises ValueError when it is of none, or may be of two.
+    """
+    found = _pipeline_class(base, f"{flag} {base} is not a diffusers pipeline folder")
+    meant = [f for f in FAMILIES if f.pipeline_class == found and f.is_this_size(base)]
+    if not meant:
+        known = ", ".join(sorted({f.pipeline_class for f in FAMILIES}))
+        raise ValueError(f"{flag} {base} is a {found}; there are students of {known}")
+    if len({f.title for f in meant}) > 1:
+        titles = " or ".join(f.title for f in meant)
+        raise ValueError(
+            f"{flag} {base} may be {titles}: it has no {meant[0].component}/config.json to tell"
+        )
+    return meant[0]
+
+
+def _pipeline_class(base: Path, wrong: str) -> Any:
+    """What model_index.json names; `wrong` begins the error of a folder without one."""
+    index = base / "model_index.json"
+    if not index.is_file():
+        missing = "no model_index.json in it" if base.is_dir() else "there is no such folder"
+        raise ValueError(f"{wrong}: {missing}")
+    try:
+        return json.loads(index.read_text())["_class_name"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{wrong}: its model_index.json names no pipeline ({error})") from error
+
+
+def check_base(family: Family, base: Path) -> None:
+    """Raise ValueError unless the folder is a pipeline of this family."""
+    found = _pipeline_class(
+        base, f"{family.base_flag} {base} is not a diffusers folder of {family.title}"
+    )
+    meant = [f for f in FAMILIES if f.pipeline_class == found and f.is_this_size(base)]
+    if found != family.pipeline_class:
+        raise ValueError(
+            f"{family.base_flag} {base} is a {found}; {family.title} is a "
+            f"{family.pipeline_class}{_use(meant)}"
+        )
+    if family.title not in {f.title for f in meant}:
+        raise ValueError(f"{family.base_flag} {base} is not {family.title}{_use(meant)}")
+
+
+def check_card_family(family: Family, checkpoint: Path, name: str) -> None:
+    """Raise ValueError unless the card's family is this one."""
+    if name != family.name:
+        others = [f for f in FAMILIES if f.name == name]
+        raise ValueError(
+            f"checkpoint {checkpoint} is a student of family {name}, not {family.name}"
+            f"{_use(others)}"
+        )
+
+
+def check_config(family: Family, file: Path, config: dict[str, Any]) -> None:
+    """Raise ValueError when a config.json is that of another family's network."""
+    found = config.get("_class_name")
+    others = [f for f in FAMILIES if f.network_class == found]
+    if others and found != family.network_class:
+        raise ValueError(
+            f"{file} is of a {found}; {family.title} has a {family.network_class}{_use(others)}"
+        )
+
+
+def check_keys(family: Family, file: Path, keys: Iterable[str]) -> None:
+    """Raise ValueError when weights are plainly another family's."""
+    keys = list(keys)
+    others = [f for f in FAMILIES if any(key.startswith(f.key_mark) for key in keys)]
+    if others and family.name not in {f.name for f in others}:
+        raise ValueError(
+            f"the weights in {file} are of a {others[0].network_class}; {family.title} has a "
+            f"{family.network_class}{_use(others)}"
+        )
+
+
+def _use(families: list[Family]) -> str:
+    scripts = " or ".join(f.script for f in families)
+    return f": use {scripts}" if scripts else ""

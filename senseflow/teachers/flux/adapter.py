@@ -1,0 +1,261 @@
+"""FLUX.1: the adapter, the networks and the anchors of a diffusers FluxPipeline folder.
+
+FLUX is a flow teacher whose clock is sigma. Its guidance is an embedding: the teacher has one,
+student and fake score do not. Latents are packed: 2 x 2 patches become tokens of 4 C channels.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import Tensor, nn
+
+from senseflow.core.anchors import Anchors, dynamic_mu, exponential_shift, shift_time
+from senseflow.core.path import FlowPath
+from senseflow.teachers.encoded import Conditioning, KnownPrompts
+from senseflow.teachers.pipeline import (
+    PipelineAdapter,
+    device_of,
+    image_patch,
+    load_encoders,
+    require_pipeline,
+    require_resolution,
+    require_t5_length,
+)
+from senseflow.teachers.teacher import TeacherFamily, TeacherSettings, sigmas_of
+from senseflow.weights.meta import Build, NetworkSource, frozen_network, open_network, read_json
+from senseflow.weights.stored import Stored, Weights
+
+GUIDANCE_EMBEDDER = "time_text_embed.guidance_embedder."
+TIME_BIAS = "time_text_embed.timestep_embedder.linear_2.bias"
+
+
+@dataclass(frozen=True)
+class FluxAdapter(PipelineAdapter):
+    """A FLUX teacher without its transformer: prompts, images, packing, time and guidance."""
+
+    max_sequence_length: int  # T5 tokens
+    guidance: float | None = None  # fed to student and fake score that keep the embedding (LoRA)
+
+    @classmethod
+    def load(
+        cls,
+        settings: TeacherSettings,
+        device: torch.device,
+        build: Build,
+        known: KnownPrompts | None = None,
+    ) -> "FluxAdapter":
+        """Read encoders and VAE."""
+        pipeline = load_encoders(FluxPipeline, "transformer", settings, device, build, known)
+        assert settings.max_sequence_length, "checked by require"
+        return cls(
+            pipeline,
+            FlowPath(),
+            settings.resolution,
+            settings.compute_dtype,
+            settings.max_sequence_length,
+            settings.guidance if settings.lora else None,
+        )
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """T5's states and CLIP's pooled vector."""
+        prompt_embeds, pooled, _ = self.pipeline.encode_prompt(
+            prompts, device=device_of(self.pipeline), max_sequence_length=self.max_sequence_length
+        )
+        return Conditioning(prompt_embeds, pooled)
+
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Without guidance, or at the constant that a LoRA student's embedding is fed."""
+        guidance = None if self.guidance is None else torch.full_like(t, self.guidance)
+        return self._call(network, x_t, t, cond, guidance)
+
+    def predict_guided(
+        self, teacher: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning, scale: Tensor
+    ) -> Tensor:
+        """The guidance goes into the teacher's embedding: one forward."""
+        return self._call(teacher, x_t, t, cond, scale)
+
+    def _call(
+        self,
+        network: nn.Module,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        guidance: Tensor | None,
+    ) -> Tensor:
+        """v at (x_t, t), float32; time goes through the pipeline's own dtype, step for step."""
+        dtype = self.compute_dtype
+        output = network(
+            hidden_states=pack(x_t).to(dtype),
+            encoder_hidden_states=cond.prompt_embeds.to(dtype),
+            pooled_projections=cond.pooled.to(dtype),
+            timestep=t.to(dtype) / 1000,  # the module multiplies by 1000 itself
+            guidance=guidance,
+            txt_ids=torch.zeros(cond.prompt_embeds.shape[1], 3, device=x_t.device),
+            img_ids=position_ids(x_t.shape[2] // 2, x_t.shape[3] // 2, x_t.device),
+            return_dict=False,
+        )[0]
+        return unpack(output.float(), x_t.shape[2], x_t.shape[3])
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h/2 * w/2, 4 C): each 2 x 2 patch is a token."""
+    b, c, h, w = latents.shape
+    patches = latents.view(b, c, h // 2, 2, w // 2, 2)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // 2) * (w // 2), 4 * c)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """(B, h/2 * w/2, 4 C) -> (B, C, h, w), the inverse of `pack`."""
+    b, _, channels = tokens.shape
+    patches = tokens.view(b, height // 2, width // 2, channels // 4, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, channels // 4, height, width)
+
+
+def position_ids(rows: int, columns: int, device: torch.device) -> Tensor:
+    """(rows * columns, 3): 0, row, column of each image token."""
+    row, column = (torch.arange(n, device=device) for n in (rows, columns))
+    grid = torch.cartesian_prod(row, column)
+    return torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1).float()
+
+
+def scheduler_shift(config: Any, num_tokens: int) -> float:
+    """The constant shift of sigma that diffusers' flow scheduler applies to this many tokens."""
+    if not config.use_dynamic_shifting:
+        return float(config.shift)
+    mu = dynamic_mu(
+        num_tokens,
+        config.base_image_seq_len,
+        config.max_image_seq_len,
+        config.base_shift,
+        config.max_shift,
+    )
+    return exponential_shift(mu) if config.time_shift_type == "exponential" else mu
+
+
+def read_path(settings: TeacherSettings) -> FlowPath:
+    """The clock is sigma itself, so the path has no shift."""
+    return FlowPath()
+
+
+def read_anchors(settings: TeacherSettings, times: tuple[float, ...]) -> Anchors:
+    """The times through the shift: the scheduler's own at this size unless one is given."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
+        settings.folder, subfolder="scheduler"
+    )
+    side = image_patch(settings, patch=2)
+    num_tokens = (settings.resolution[0] // side) * (settings.resolution[1] // side)
+    shift = settings.shift or scheduler_shift(scheduler.config, num_tokens)
+    return Anchors(tuple(shift_time(t, shift) for t in times), end=FlowPath.clean)
+
+
+def require(settings: TeacherSettings) -> None:
+    """Raise ValueError unless the settings fit a FLUX folder."""
+    require_pipeline(settings.folder, FluxPipeline)
+    require_resolution(settings, patch=2)
+    require_t5_length(settings, "tokenizer_2")
+    if settings.lora is None:
+        return
+    if settings.linked or settings.fold_guidance is not None:
+        raise ValueError(
+            "lora.rank: a LoRA student keeps the guidance embedding; say null for "
+            "paths.flux_wo_guidance_embed and student.fold_guidance"
+        )
+    if settings.guidance is None:
+        raise ValueError(
+            "student.guidance is missing: the constant that a LoRA student's guidance embedding is "
+            "fed, such as 3.5"
+        )
+
+
+# ------------------------------------------------------------------------------------- networks
+
+
+def blocks_of(network: FluxTransformer2DModel) -> list[nn.Module]:
+    """The units of sharding, of activation checkpointing and of compilation."""
+    return [*network.transformer_blocks, *network.single_transformer_blocks]
+
+
+def teacher_source(settings: TeacherSettings) -> NetworkSource:
+    """The frozen teacher of a FLUX folder; it must have a guidance embedding."""
+    folder = settings.folder / "transformer"
+    config = read_json(folder / "config.json")
+    if not config.get("guidance_embeds"):
+        raise ValueError(
+            f"{folder} has no guidance embedding; the FLUX recipe guides its teacher through one"
+        )
+    source, _ = open_network(FluxTransformer2DModel, folder, config, blocks_of)
+    source = replace(source, repeated=source.blocks)
+    return frozen_network(source, settings.compute_dtype)
+
+
+def student_source(settings: TeacherSettings) -> NetworkSource:
+    """The start of student and fake score: the teacher's weights without guidance embedding.
+
+    settings.student_config: the student's config.json; None takes the teacher's and drops the
+    embedding. settings.linked: a folder whose transformer/ holds links to the teacher's weights
+    and, for when there is no student_config, a config.json. settings.fold_guidance: adds what the
+    embedding says at this guidance to the bias of the time embedding's last layer, so that the
+    student starts as the teacher at that guidance, exactly.
+    """
+    folder = (settings.linked or settings.folder) / "transformer"
+    config = _student_config(settings, read_json(settings.student_config or folder / "config.json"))
+    source, weights = open_network(
+        FluxTransformer2DModel, folder, config, blocks_of, spare=GUIDANCE_EMBEDDER
+    )
+    source = replace(source, repeated=source.blocks)
+    if settings.fold_guidance is None:
+        return source
+    offset = guidance_offset(weights, settings.fold_guidance)
+
+    def read(key: str) -> Stored:
+        stored = weights.read(key)
+        return stored[...].float() + offset if key == TIME_BIAS else stored
+
+    return replace(source, read=read)
+
+
+def _student_config(settings: TeacherSettings, config: dict[str, Any]) -> dict[str, Any]:
+    if settings.student_config is None and settings.linked is None:
+        return {**config, "guidance_embeds": False}
+    if config.get("guidance_embeds"):
+        raise ValueError("the student's config.json must say guidance_embeds: false")
+    return config
+
+
+def guidance_offset(weights: Weights, guidance: float) -> Tensor:
+    """The guidance embedding (width,) at one guidance, float32: a constant the time embedding's
+    last bias can carry, because the two embeddings are added."""
+    keys = ["linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"]
+    if any(GUIDANCE_EMBEDDER + key not in weights.keys for key in keys):
+        raise ValueError(
+            f"{weights.source} has no guidance embedder to fold: student.fold_guidance"
+        )
+    state = {key: weights.read(GUIDANCE_EMBEDDER + key)[...].float() for key in keys}
+    width, frequencies = state["linear_1.weight"].shape
+    embedder = TimestepEmbedding(in_channels=frequencies, time_embed_dim=width)
+    embedder.load_state_dict(state)
+    project = Timesteps(frequencies, flip_sin_to_cos=True, downscale_freq_shift=0)
+    with torch.no_grad():
+        offset: Tensor = embedder(project(torch.tensor([1000 * guidance])))[0]
+    return offset
+
+
+FLUX = TeacherFamily(
+    name="flux",
+    component="transformer",
+    require=require,
+    path=read_path,
+    anchors=read_anchors,
+    sampled_at=sigmas_of,
+    load_adapter=FluxAdapter.load,
+    teacher=teacher_source,
+    student=student_source,
+)

@@ -1,0 +1,211 @@
+"""What the adapters of all families share: encoders, VAE and scheduler of a diffusers pipeline."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from senseflow.core.guidance import guide
+from senseflow.core.path import Path as NoisePath
+from senseflow.teachers.encoded import Conditioning, KnownPrompts, Posterior
+from senseflow.teachers.teacher import TeacherSettings
+from senseflow.teachers.text_encoders import encoder_classes, keep_recording, text_encoders
+from senseflow.weights.meta import (
+    Blocks,
+    Build,
+    NetworkSource,
+    frozen_network,
+    open_network,
+    read_json,
+)
+
+
+def device_of(pipeline: Any) -> torch.device:
+    """The encoders'; the pipeline's own properties walk through all modules to say it."""
+    device: torch.device = next(pipeline.vae.parameters()).device
+    return device
+
+
+@dataclass(frozen=True)
+class PipelineAdapter(ABC):
+    """A teacher without its denoiser: the pipeline's encoders, and its VAE both ways."""
+
+    pipeline: Any  # a diffusers pipeline without its denoiser
+    path: NoisePath
+    resolution: tuple[int, int]  # height, width in pixels
+    compute_dtype: torch.dtype
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one sample at the run's resolution."""
+        factor = self.pipeline.vae_scale_factor
+        height, width = self.resolution
+        return self.pipeline.vae.config.latent_channels, height // factor, width // factor
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor, eps: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w), drawn from the VAE's posterior of images (B, 3, H, W)."""
+        return self.draw_latents(posterior_of(self.pipeline.vae, images), eps)
+
+    def draw_latents(self, posterior: Posterior, eps: Tensor) -> Tensor:
+        """(mean + std eps - shift) scale, (B, C, h, w)."""
+        config, sample = self.pipeline.vae.config, posterior.mean + posterior.std * eps
+        latents: Tensor = (sample - (config.shift_factor or 0)) * config.scaling_factor
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) float32, about [-1, 1], of scaled latents; differentiable."""
+        vae = self.pipeline.vae
+        scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+        images: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+        return images.float()
+
+    @abstractmethod
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """See `senseflow.teachers.teacher.Adapter`."""
+
+
+class CfgAdapter(PipelineAdapter):
+    """A teacher guided by classifier-free guidance."""
+
+    @abstractmethod
+    def null(self, cond: Conditioning) -> Conditioning:
+        """The conditioning of no prompt, for as many samples as `cond`."""
+
+    def predict_guided(
+        self, teacher: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning, scale: Tensor
+    ) -> Tensor:
+        """uncond + scale (cond - uncond); both halves in one forward."""
+        both = self.null(cond).cat(cond)
+        output = self.predict(teacher, torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        uncond, with_prompt = output.chunk(2)
+        return guide(uncond, with_prompt, scale)
+
+
+@torch.no_grad()
+def posterior_of(vae: Any, images: Tensor) -> Posterior:
+    """What a VAE says of images (B, 3, H, W) in [-1, 1]."""
+    found = vae.encode(images.to(vae.dtype)).latent_dist
+    return Posterior(found.mean.float(), found.std.float())
+
+
+def load_encoders(
+    pipeline_class: type[DiffusionPipeline],
+    component: str,
+    settings: TeacherSettings,
+    device: torch.device,
+    build: Build,
+    known: KnownPrompts | None,
+) -> Any:
+    """The frozen encoders, VAE and scheduler of a pipeline folder, without its denoiser.
+
+    `build` loads the text encoders, one after the other; diffusers loads the rest. With `known`
+    there are none.
+    """
+    encoders: dict[str, Any] = dict.fromkeys(encoder_classes(settings.folder))
+    if known is None:
+        sources = text_encoders(settings.folder, settings.compute_dtype)
+        encoders |= {name: keep_recording(build(source)) for name, source in sources.items()}
+    try:
+        pipeline = pipeline_class.from_pretrained(
+            settings.folder,
+            **{component: None, **encoders},
+            dtype={"vae": settings.vae_dtype, "default": settings.compute_dtype},
+            local_files_only=True,
+        )
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{settings.folder} is damaged: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    return pipeline
+
+
+def latent_shape(settings: TeacherSettings) -> tuple[int, int, int]:
+    """(C, h, w) of one sample at the run's resolution, by the VAE's config."""
+    config = read_json(settings.folder / "vae" / "config.json")
+    height, width = (side // image_patch(settings, patch=1) for side in settings.resolution)
+    return config["latent_channels"], height, width
+
+
+def require_pipeline(folder: Path, pipeline_class: type[DiffusionPipeline]) -> None:
+    """Raise ValueError unless `folder` is a diffusers pipeline of this class."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"{folder} is not a diffusers pipeline folder: no model_index.json")
+    name = read_json(index).get("_class_name")
+    if name != pipeline_class.__name__:
+        raise ValueError(
+            f"{folder} holds a {name}, this recipe distils a {pipeline_class.__name__}"
+        )
+
+
+def image_patch(settings: TeacherSettings, patch: int) -> int:
+    """Pixels of the side of one of the network's patches of latents."""
+    file = settings.folder / "vae" / "config.json"
+    config = read_json(file)
+    if "block_out_channels" not in config:
+        raise ValueError(f"{file} is not an autoencoder's: it has no block_out_channels")
+    return patch * int(2 ** (len(config["block_out_channels"]) - 1))
+
+
+def require_resolution(settings: TeacherSettings, patch: int) -> None:
+    """Raise ValueError for a size the VAE and the network's patches of latents cannot do."""
+    multiple = image_patch(settings, patch)
+    if any(side % multiple for side in settings.resolution):
+        raise ValueError(
+            f"train.resolution {list(settings.resolution)}: both sides must be multiples of "
+            f"{multiple}"
+        )
+
+
+def require_plain_student(settings: TeacherSettings) -> None:
+    """Raise ValueError for keys that only a FLUX student has."""
+    if settings.linked or (settings.fold_guidance, settings.guidance) != (None, None):
+        raise ValueError(
+            "paths.flux_wo_guidance_embed, student.fold_guidance and student.guidance are for FLUX "
+            "alone; say null"
+        )
+
+
+def require_t5_length(settings: TeacherSettings, tokenizer: str) -> None:
+    """Raise ValueError without a T5 length, or for more tokens than the teacher knows."""
+    length = settings.max_sequence_length
+    if length is None:
+        raise ValueError("data.max_sequence_length is missing: the T5 tokens of this teacher")
+    config = read_json(settings.folder / tokenizer / "tokenizer_config.json")
+    stated = config.get("model_max_length")
+    if stated and length > stated:
+        raise ValueError(
+            f"data.max_sequence_length {length}: the teacher's T5 tokenizer was made for {stated}"
+        )
+
+
+@dataclass(frozen=True)
+class PlainNetwork:
+    """The network of a family whose student has the teacher's own architecture."""
+
+    network_class: type[ModelMixin]
+    component: str  # its folder in a pipeline
+    blocks_of: Blocks  # the units of sharding
+    repeated_of: Blocks  # those of recomputation and compilation
+
+    def teacher(self, settings: TeacherSettings) -> NetworkSource:
+        """The frozen teacher of a pipeline folder."""
+        return frozen_network(self._source(settings, None), settings.compute_dtype)
+
+    def student(self, settings: TeacherSettings) -> NetworkSource:
+        """The start of student and fake score: the teacher, in float32."""
+        return self._source(settings, settings.student_config)
+
+    def _source(self, settings: TeacherSettings, config: Path | None) -> NetworkSource:
+        folder = settings.folder / self.component
+        tree = read_json(config or folder / "config.json")
+        source, _ = open_network(self.network_class, folder, tree, self.blocks_of)
+        return replace(source, repeated=self.repeated_of(source.network))

@@ -1,0 +1,171 @@
+"""SDXL: the adapter and the networks of a StableDiffusionXLPipeline folder.
+
+SDXL predicts noise on the variance preserving path; its clock is the integer step. Guidance is
+classifier-free, and no prompt is zeros (embeddings and pooled) with the same time ids. The time ids
+are the run's resolution as original and target size, uncropped: what the pipeline says by default
+where a student is sampled.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from diffusers import (
+    DDPMScheduler,
+    StableDiffusionXLPipeline,
+    Transformer2DModel,
+    UNet2DConditionModel,
+)
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from senseflow.core.anchors import Anchors
+from senseflow.core.path import VPPath
+from senseflow.teachers.encoded import Conditioning, KnownPrompts
+from senseflow.teachers.pipeline import (
+    CfgAdapter,
+    PlainNetwork,
+    device_of,
+    latent_shape,
+    load_encoders,
+    require_pipeline,
+    require_plain_student,
+    require_resolution,
+)
+from senseflow.teachers.teacher import TeacherFamily, TeacherSettings
+from senseflow.weights.meta import Build, read_json
+
+LEAST_ABAR = 1e-4  # of the last step; below it x_0 cannot be read off a prediction of noise
+
+
+@dataclass(frozen=True)
+class SDXLAdapter(CfgAdapter):
+    """An SDXL teacher without its UNet."""
+
+    @classmethod
+    def load(
+        cls,
+        settings: TeacherSettings,
+        device: torch.device,
+        build: Build,
+        known: KnownPrompts | None = None,
+    ) -> "SDXLAdapter":
+        """Read encoders and VAE."""
+        pipeline = load_encoders(StableDiffusionXLPipeline, "unet", settings, device, build, known)
+        return cls(pipeline, read_path(settings), settings.resolution, settings.compute_dtype)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """Both CLIPs' penultimate states side by side, and the second's projection as pooled."""
+        prompt_embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            prompts, device=device_of(self.pipeline), do_classifier_free_guidance=False
+        )
+        return Conditioning(prompt_embeds, pooled)
+
+    def null(self, cond: Conditioning) -> Conditioning:
+        """Zeros, as SDXL has for an empty prompt."""
+        return Conditioning(torch.zeros_like(cond.prompt_embeds), torch.zeros_like(cond.pooled))
+
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """eps at (x_t, t), float32; the size conditions are those of an uncropped image."""
+        sample, timestep, states, added = self._inputs(x_t, t, cond)
+        output: Tensor = network(
+            sample, timestep, states, added_cond_kwargs=added, return_dict=False
+        )[0]
+        return output.float()
+
+    def bottleneck(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The mid-block's output (B, C, h, w) at (x_t, t), of a network with `add_encoder_pass`."""
+        features: Tensor = cast(Any, network).encode(*self._inputs(x_t, t, cond))
+        return features.float()
+
+    def _inputs(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> tuple[Any, ...]:
+        """A UNet's sample, timestep, encoder_hidden_states and added_cond_kwargs."""
+        dtype = self.compute_dtype
+        height, width = self.resolution
+        time_ids = torch.zeros(
+            len(x_t), 6, dtype=dtype, device=x_t.device
+        )  # no host copy to wait for
+        time_ids[:, 0::4] = height  # original and target
+        time_ids[:, 1::4] = width
+        added = {"text_embeds": cond.pooled.to(dtype), "time_ids": time_ids}
+        return x_t.to(dtype), t.round(), cond.prompt_embeds.to(dtype), added
+
+
+def read_path(settings: TeacherSettings) -> VPPath:
+    """The noise schedule of the folder's scheduler; raises ValueError for one without noise
+    prediction, or whose last step leaves nothing of the image."""
+    scheduler = DDPMScheduler.from_pretrained(settings.folder, subfolder="scheduler")
+    if scheduler.config.prediction_type != "epsilon":
+        raise ValueError(
+            f"{settings.folder} predicts {scheduler.config.prediction_type}; the SDXL recipes "
+            "distil teachers that predict epsilon"
+        )
+    if scheduler.alphas_cumprod[-1] < LEAST_ABAR:
+        raise ValueError(
+            f"{settings.folder}: its schedule ends at zero signal (rescale_betas_zero_snr), where "
+            "a prediction of noise says nothing of the image"
+        )
+    return VPPath(scheduler.alphas_cumprod)
+
+
+def read_anchors(settings: TeacherSettings, times: tuple[float, ...]) -> Anchors:
+    """The integer steps themselves."""
+    if settings.shift is not None:
+        raise ValueError(f"anchors.shift {settings.shift:g}: SDXL's steps have no shift; say null")
+    if any(t != int(t) for t in times):
+        raise ValueError(f"anchors.times {list(times)}: SDXL's are whole steps")
+    return Anchors(times, end=VPPath.clean)
+
+
+def require(settings: TeacherSettings) -> None:
+    """Raise ValueError unless the settings fit an SDXL folder."""
+    require_pipeline(settings.folder, StableDiffusionXLPipeline)
+    require_resolution(settings, patch=1)
+    require_plain_student(settings)
+    if settings.max_sequence_length is not None:
+        raise ValueError("data.max_sequence_length: SDXL has no T5; leave it out")
+
+
+def bottleneck_shape(settings: TeacherSettings) -> tuple[int, int, int]:
+    """(C, h, w) of the mid-block's output at the run's resolution."""
+    widths = read_json(settings.folder / "unet" / "config.json")["block_out_channels"]
+    _, height, width = latent_shape(settings)
+    halved = 2 ** (len(widths) - 1)
+    return widths[-1], -(-height // halved), -(-width // halved)
+
+
+def blocks_of(network: UNet2DConditionModel) -> list[nn.Module]:
+    """The units of sharding: every UNet block, and in it every stack of transformer blocks.
+
+    A UNet block of SDXL holds up to 1.2 G parameters, a stack of transformer blocks 0.35 G, and
+    what is left of a block 0.15 G: less is gathered at once, in parameters and in gradients.
+    """
+    blocks = [*network.down_blocks, network.mid_block, *network.up_blocks]
+    return [unit for block in blocks for unit in (block, *modules_of(block, Transformer2DModel))]
+
+
+def repeated_of(network: UNet2DConditionModel) -> list[nn.Module]:
+    """The units of recomputation and of compilation: residual and transformer blocks."""
+    return modules_of(network, ResnetBlock2D, BasicTransformerBlock)
+
+
+def modules_of(network: nn.Module, *kinds: type[nn.Module]) -> list[nn.Module]:
+    """All modules of these classes in a network."""
+    return [module for module in network.modules() if isinstance(module, kinds)]
+
+
+NETWORK = PlainNetwork(UNet2DConditionModel, "unet", blocks_of, repeated_of)
+SDXL = TeacherFamily(
+    name="sdxl",
+    component=NETWORK.component,
+    require=require,
+    path=read_path,
+    anchors=read_anchors,
+    sampled_at=lambda path, anchors: anchors.times,
+    load_adapter=SDXLAdapter.load,
+    teacher=NETWORK.teacher,
+    student=NETWORK.student,
+    bottleneck=bottleneck_shape,
+)

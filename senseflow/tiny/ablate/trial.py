@@ -1,0 +1,221 @@
+"""One trial of an ablation: a training run like any other, and what its students measure.
+
+trials/NAME/run/           the run folder: config.yaml, stats.jsonl, the last student
+trials/NAME/result.json    measures; it is there when the trial is done
+trials/NAME/pictures.png   the first pictures of the last student
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from senseflow.common.pictures import save_whole, to_pil
+from senseflow.common.signals import StopRequest
+from senseflow.config.config import Config
+from senseflow.engine.build import prepare
+from senseflow.engine.disk import write_whole
+from senseflow.engine.loop import NonFiniteError
+from senseflow.evaluate.metrics.frechet import FeatureStatistics
+from senseflow.tiny.ablate.study import Trial
+from senseflow.tiny.families import REFERENCE_SEED, TEACHER_STEPS, Method, Sampler
+from senseflow.tiny.judge import Judge
+from senseflow.tiny.measure import mixed_prompts
+from senseflow.tiny.pictures import SIZE
+from senseflow.trainer.recipes import RECIPES
+from senseflow.weights.student import load_student
+
+NUM_STEPS = (8, 4, 2, 1)
+CURVE_STEPS = 4  # of the measurements on the way
+NUM_SHOWN = 12
+STRIP = "pictures.png"
+MEASURES = ("fid_t", "all", "mean", "digits", "colours")
+JUDGE = "assets/tiny/common/judge"
+Row = dict[str, float]
+
+
+@dataclasses.dataclass
+class Ruler:
+    """How pictures of one teacher are drawn and measured; `reference` is of the teacher's own at
+    28 steps, from other noise than all others."""
+
+    sampler: Sampler
+    judge: Judge
+    reference: FeatureStatistics
+
+    def measure(self, method: Method) -> Row:
+        """The measures of a network, a number of steps and a sampler."""
+        row = self.judge.measure(
+            self.sampler.draw(method, method.first_seed),
+            self.sampler.prompts,
+            {"fid_t": self.reference},
+        )
+        return {name: row[name] for name in MEASURES}
+
+
+@lru_cache(maxsize=4)
+def ruler_of(pipeline: Path, num_prompts: int, file: Path) -> Ruler:
+    """The ruler of a teacher; the features of its reference are kept in `file`."""
+    sampler = Sampler(pipeline, mixed_prompts(num_prompts))
+    judge = Judge.load(JUDGE)
+    if not file.is_file():
+        own = Method("teacher", TEACHER_STEPS, sampler.family.teacher_samplers[0])
+        features = judge.features(sampler.draw(own, REFERENCE_SEED))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")  # workers may come to it at once
+        torch.save(features, partial)
+        partial.replace(file)
+    features = torch.load(file, weights_only=True)
+    return Ruler(sampler, judge, FeatureStatistics.of(features))
+
+
+def ruler_for(trial: Trial, output: Path, config: Config) -> Ruler:
+    """The ruler of a trial's teacher."""
+    file = output / "references" / f"{trial.ruler}.pt"
+    return ruler_of(Path(config.paths.pretrained_model), trial.num_prompts, file)
+
+
+def measure_teacher(ruler: Ruler) -> dict[str, Row]:
+    """The teacher at many steps (with other noise than the reference: the floor) and at few."""
+    family = ruler.sampler.family
+    methods = [Method("teacher", TEACHER_STEPS, family.teacher_samplers[0])]
+    for num in NUM_STEPS:
+        samplers = family.teacher_samplers if num > 1 else family.teacher_samplers[-1:]
+        methods += [Method("teacher", num, name) for name in samplers]
+    ruler.sampler.networks["untrained"] = ruler.sampler.untrained()
+    methods.append(Method("untrained", CURVE_STEPS, family.recipe_sampler))
+    return {method.label(): ruler.measure(method) for method in methods}
+
+
+def measure_student(ruler: Ruler, student: Path) -> dict[str, Row]:
+    """A student at every number of steps with its recipe's sampler, and at 4 with the other."""
+    family = ruler.sampler.family
+    ruler.sampler.networks["student"] = load_student(student, base=ruler.sampler.base)
+    rows = {
+        f"{num} steps": ruler.measure(Method("student", num, family.recipe_sampler))
+        for num in NUM_STEPS
+    }
+    (other,) = set(family.student_samplers) - {family.recipe_sampler}
+    return rows | {f"4 steps, {other}": ruler.measure(Method("student", CURVE_STEPS, other))}
+
+
+def run_trial(trial: Trial, output: Path, stop: StopRequest) -> bool:
+    """Train and measure; False when it was stopped before its end, and goes on when called again.
+
+    A loss that is not finite ends the training, not the trial: that is a result, and one for the
+    trials that go on from it.
+    """
+    folder = output / "trials" / trial.name
+    began = time.process_time()
+    cause = diverged_before(trial, output)
+    config = trial.config(output / "data" / "data.json", initial_of(trial, output))
+    diverged = cause or train(config, folder / "run", stop)
+    result: dict[str, Any] = {"trial": dataclasses.asdict(trial), "diverged": diverged}
+    if not stop.reason:
+        ruler = ruler_for(trial, output, config)
+        students = students_of(folder / "run", config)
+        result |= {"curve": curve(ruler, students), "rows": {}}
+        if students:
+            last = students[max(students)]
+            result["rows"] = measure_student(ruler, last)
+            save_whole(strip(ruler, "student", ruler.sampler.family.recipe_sampler), folder / STRIP)
+        result |= figures(folder / "run", config)
+    result["cpu_s"] = add_time(folder / "cpu_s", time.process_time() - began)
+    if stop.reason:
+        return False
+    write_whole(folder / "result.json", json.dumps(result, indent=1) + "\n")
+    for iteration, student in students.items():
+        if iteration < max(students):
+            shutil.rmtree(student)
+    return True
+
+
+def diverged_before(trial: Trial, output: Path) -> str | None:
+    """Why there is nothing to go on from; None where there is, or need not be."""
+    if not trial.after:
+        return None
+    before = json.loads((output / "trials" / trial.after.name / "result.json").read_text())
+    return before["diverged"] and f"the run it goes on from: {before['diverged']}"
+
+
+def add_time(file: Path, seconds: float) -> float:
+    """The processor's seconds of a trial, over all processes that worked on it."""
+    before = float(file.read_text()) if file.is_file() else 0.0
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, f"{before + seconds:.3f}\n")
+    return before + seconds
+
+
+def strip(ruler: Ruler, network: str, sampler: str, num_steps: int = CURVE_STEPS) -> Image.Image:
+    """The first pictures of a network, side by side."""
+    pictures = ruler.sampler.draw(Method(network, num_steps, sampler), 0, num=NUM_SHOWN)
+    canvas = Image.new("RGB", (len(pictures) * SIZE, SIZE))
+    for place, picture in enumerate(to_pil(pictures)):
+        canvas.paste(picture, (place * SIZE, 0))
+    return canvas
+
+
+def teacher_strip(ruler: Ruler) -> Image.Image:
+    """The teacher's own at many steps."""
+    return strip(ruler, "teacher", ruler.sampler.family.teacher_samplers[0], TEACHER_STEPS)
+
+
+def teacher_rows(trial: Trial, output: Path) -> Path:
+    """Where the measures of a trial's teacher are kept, and its pictures beside them."""
+    return output / "teachers" / trial.ruler / "rows.json"
+
+
+def initial_of(trial: Trial, output: Path) -> Path | None:
+    """The run folder that a trial goes on from."""
+    return output / "trials" / trial.after.name / "run" if trial.after else None
+
+
+def train(config: Config, folder: Path, stop: StopRequest) -> str | None:
+    """A run to its end, or what was not finite."""
+    run = prepare(config, folder, RECIPES[config.recipe].family)
+    done = run.resume()
+    try:
+        with run.checkpoints:
+            run.train(done, stop, show=False)
+    except NonFiniteError as error:
+        return str(error)
+    return None
+
+
+def curve(ruler: Ruler, students: dict[int, Path]) -> list[Row]:
+    """The measures at 4 steps of every student of a run, by iteration."""
+    rows = []
+    for iteration, student in students.items():
+        ruler.sampler.networks["student"] = load_student(student, base=ruler.sampler.base)
+        row = ruler.measure(Method("student", CURVE_STEPS, ruler.sampler.family.recipe_sampler))
+        rows.append({"iteration": iteration, **row})
+    return rows
+
+
+def students_of(run: Path, config: Config) -> dict[int, Path]:
+    """The students of a run by iteration, none if it diverged at once; of those that it was to
+    save, for a stop saves others."""
+    folders = sorted((run / "student").glob("step_*"))
+    found = {int(folder.name.removeprefix("step_")): folder for folder in folders}
+    train = config.train
+    return {i: f for i, f in found.items() if i % train.save_interval == 0 or i == train.iter_num}
+
+
+def figures(run: Path, config: Config) -> dict[str, float]:
+    """Of the run's statistics over its last half: the IDA gap and the largest gradient norm."""
+    file = run / "stats.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    late = [row for row in rows if row["iteration"] > config.train.iter_num / 2] or rows[-1:]
+    norms = [row["grad_norm/generator"] for row in late if "grad_norm/generator" in row]
+    found: dict[str, float] = {"updates": config.train.iter_num // config.fake_score.ttur}
+    if late:
+        gap = sum(row["ida/gap"] for row in late) / len(late)
+        found |= {"gap": gap, "grad_norm": max(norms, default=0.0)}
+    return found

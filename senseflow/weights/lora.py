@@ -1,0 +1,216 @@
+"""LoRA: one frozen network that is teacher, student and fake score by the adapter that is active.
+
+W x + (alpha / rank) B A x (Hu et al. 2021, arXiv 2106.09685), with peft's layers. An adapter begins
+at B = 0, where every role is the teacher. A `Role` is the shared network with one adapter active,
+or none, and the parameters of that adapter alone: a network argument like any other.
+"""
+
+import json
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from senseflow.core.draws import Draws
+from senseflow.weights.meta import NetworkSource
+from senseflow.weights.stored import Stored, Weights
+
+ADAPTERS = ("generator", "fake_score")
+FACTOR = re.compile(r"(?P<layer>.+)\.(?P<factor>lora_[AB])\.(?P<adapter>\w+)\.weight")
+METADATA = "lora_adapter_metadata"  # diffusers' key of a file's header
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Student and fake score as adapters of the teacher, see `senseflow.weights.lora`."""
+
+    rank: int
+    alpha: float  # their scale is alpha / rank
+    train: Literal["B", "AB"]
+    targets: tuple[str, ...]  # ends of the names of layers
+    seed: int  # of A
+
+
+class SharedBase:
+    """A frozen network with the adapters of all roles in it, and which of them is active."""
+
+    def __init__(self, network: nn.Module, settings: LoraSettings) -> None:
+        self.network, self.trained = network, settings.train
+        self.layers = {k: m for k, m in network.named_modules() if isinstance(m, LoraLayer)}
+        self.active: list[str] = []
+        for layer in self.layers.values():
+            # The one list that all layers read in their forwards. Not peft's set_adapter, which
+            # changes what requires gradients.
+            layer._active_adapter = self.active
+
+    @contextmanager
+    def acting_as(self, adapters: list[str]) -> Iterator[None]:
+        """These adapters are active inside; none is the plain base, bit for bit."""
+        before = self.active[:]
+        self.active[:] = adapters
+        try:
+            yield
+        finally:
+            self.active[:] = before
+
+    def recompute_context(
+        self,
+    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """For activation checkpointing: a second run has the adapters of its first, whatever is
+        active by then."""
+        return nullcontext(), self.acting_as(self.active[:])
+
+
+class Role(nn.Module):
+    """The shared network as one of its roles.
+
+    Its state dict has the keys of peft: `blocks.0.to_q.lora_A.weight`. Factors that are not trained
+    are buffers. Make it when the weights are in place: it holds the very parameters that a sharded
+    network keeps between its forwards.
+    """
+
+    def __init__(self, base: SharedBase, adapter: str | None) -> None:
+        super().__init__()
+        self.base, self.adapters = base, [adapter] if adapter else []
+        for name in self.adapters:
+            for path, layer in base.layers.items():
+                for factor in ("lora_A", "lora_B"):
+                    weight = cast(nn.Module, layer).get_submodule(f"{factor}.{name}").weight
+                    assert isinstance(weight, nn.Parameter)
+                    place = _submodule(self, f"{path}.{factor}")
+                    if factor[-1] in base.trained:
+                        place.register_parameter("weight", weight)
+                    else:
+                        place.register_buffer("weight", weight)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's own forward, with this role's adapter active."""
+        with self.base.acting_as(self.adapters):
+            return self.base.network(*args, **kwargs)
+
+    def encode(self, *args: Any) -> Tensor:
+        """Of a base with `bottleneck_classifier.add_encoder_pass`."""
+        with self.base.acting_as(self.adapters):
+            features: Tensor = cast(Any, self.base.network).encode(*args)
+            return features
+
+
+def _submodule(root: nn.Module, path: str) -> nn.Module:
+    """The module at a path, with those on the way to it made where there are none."""
+    for name in path.split("."):
+        if name not in dict(root.named_children()):
+            root.add_module(name, nn.Module())
+        root = root.get_submodule(name)
+    return root
+
+
+def share(source: NetworkSource, settings: LoraSettings) -> tuple[NetworkSource, SharedBase]:
+    """Put the adapters of student and fake score into a frozen network on the meta device.
+
+    Its weights are read as before; A is drawn (uniform, as peft's own: Kaiming with a = sqrt 5) by
+    seed and layer, alike for both adapters, and B is zero. Where B alone is trained, A is one
+    tensor for both. Raises ValueError for targets that are in no layer.
+    """
+    network = source.network
+    _require_targets(network, settings.targets)
+    with warnings.catch_warnings(action="ignore"):  # that the second adapter is not the first
+        for adapter in ADAPTERS:
+            config = peft_config(settings)
+            inject_adapter_in_model(config, network, adapter_name=adapter, low_cpu_mem_usage=True)
+    network.requires_grad_(False)
+    base = SharedBase(network, settings)
+    for layer in base.layers.values():
+        layer.lora_B.requires_grad_(True)
+        if settings.train == "B":
+            layer.lora_A[ADAPTERS[1]] = layer.lora_A[ADAPTERS[0]]
+        else:
+            layer.lora_A.requires_grad_(True)
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+
+    def read(key: str) -> Stored:
+        if found := FACTOR.fullmatch(key):
+            return _first(found["layer"], found["factor"], shapes[key], settings.seed)
+        return source.read(key.replace(".base_layer.", "."))
+
+    return replace(source, read=read, recompute_context=base.recompute_context), base
+
+
+def with_adapters_of(
+    initial: dict[str, Weights], source: NetworkSource, train: str
+) -> NetworkSource:
+    """The same with the adapters of another run's roles, those there are, in place of new ones."""
+
+    def read(key: str) -> Stored:
+        if found := FACTOR.fullmatch(key):
+            one_for_both = train == "B" and found["factor"] == "lora_A"
+            weights = initial.get(ADAPTERS[0] if one_for_both else found["adapter"])
+            if weights:
+                return weights.read(f"{found['layer']}.{found['factor']}.weight")
+        return source.read(key)
+
+    return replace(source, read=read)
+
+
+def _first(layer: str, factor: str, shape: torch.Size, seed: int) -> Tensor:
+    """What a factor begins as."""
+    if factor == "lora_B":
+        return torch.zeros(shape)
+    generator = Draws(seed, 0, ()).shared(f"lora_A {layer}")
+    return nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator)
+
+
+def peft_config(settings: LoraSettings) -> LoraConfig:
+    """One adapter, without dropout; its weights are filled by `fill_shards`."""
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=cast(int, settings.alpha),  # any number will do
+        target_modules=list(settings.targets),
+        init_lora_weights=False,
+    )
+
+
+def _require_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
+    """Raise ValueError for the name of no linear layer or convolution."""
+    kinds = nn.Linear | nn.Conv2d
+    names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise ValueError(
+                f"lora.targets: {target} is no linear layer or convolution of this teacher, which "
+                f"has such as {', '.join(names[-3:])}"
+            )
+
+
+def metadata(component: str, rank: int, alpha: float, targets: list[str]) -> dict[str, str]:
+    """The header by which diffusers knows rank and scale of a `pytorch_lora_weights.safetensors`.
+
+    component: the folder of the network in a pipeline, with which all keys of the file begin.
+    """
+    facts = {"r": rank, "lora_alpha": alpha, "target_modules": targets}
+    named = {f"{component}.{key}": value for key, value in facts.items()}
+    return {"format": "pt", METADATA: json.dumps(named, indent=2, sort_keys=True)}
+
+
+def stated_scale(file: Path) -> float:
+    """alpha / rank by the header of a LoRA file; 1 where it says nothing, as diffusers reads it."""
+    with safe_open(str(file), framework="pt") as opened:
+        header = opened.metadata() or {}
+    return scale_in(header)
+
+
+def scale_in(header: Mapping[str, str]) -> float:
+    """The same by the header's metadata."""
+    facts = {
+        key.split(".")[-1]: value for key, value in json.loads(header.get(METADATA, "{}")).items()
+    }
+    return float(facts.get("lora_alpha", 1)) / float(facts.get("r", 1))

@@ -1,0 +1,302 @@
+"""A student's weights, wherever they come from, as a diffusers network; and the card beside them.
+
+Weights that do not fit are an error that names the keys: nothing is ever left random. Pickles are
+read with weights_only, and a run folder through its student's safetensors alone.
+"""
+
+import json
+import logging
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import diffusers
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from senseflow.weights.card import StudentCard, read_card
+from senseflow.weights.stored import Weights, component_weights, open_index, open_safetensors
+
+logger = logging.getLogger(__name__)
+
+COMPONENTS = ("transformer", "unet")  # the trained part of a diffusers pipeline folder
+STEP = re.compile(r"step_(\d+)$")
+PICKLES = (".pth", ".pt", ".bin")
+PICKLED = ("model", "ema_model")  # where a training checkpoint keeps its weights
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+PREFIXES = ("module.", "model.", *(f"{component}." for component in COMPONENTS))
+FORMS = (
+    "a run folder or one of its student/step_* or checkpoints/step_* folders, a diffusers "
+    "component folder (config.json and safetensors) or whole pipeline, a .safetensors file, a "
+    ".safetensors.index.json, a LoRA (pytorch_lora_weights.safetensors), or a .pth, .pt or .bin "
+    "with weights, bare or under 'model' or 'ema_model'"
+)
+
+
+@dataclass(frozen=True)
+class StudentFiles:
+    """What was found at a checkpoint's path: the weights file, and what lies beside it."""
+
+    weights: Path  # .safetensors, .safetensors.index.json or a pickle
+    config: Path | None  # its own config.json
+    card: StudentCard | None
+    ema: bool = False  # the average is asked for
+
+    @property
+    def parts(self) -> list[Path]:
+        """The files with the weights: of an index, it and its shards."""
+        if not self.weights.name.endswith(".index.json"):
+            return [self.weights]
+        shards = set(json.loads(self.weights.read_text())["weight_map"].values())
+        return [self.weights, *(self.weights.parent / name for name in sorted(shards))]
+
+
+def load_student(
+    checkpoint: Path,
+    config: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    ema: bool = False,
+    base: Path | None = None,
+) -> nn.Module:
+    """The network of a checkpoint in any form (`FORMS`), in eval mode on the CPU.
+
+    config: its config.json; None takes the checkpoint's own. ema: see find_student. base: the
+    component folder of the teacher that a LoRA is for.
+    Raises ValueError when the path is none of the forms, a file is damaged, or the weights do not
+    fit the config.
+    """
+    files = find_student(checkpoint, ema)
+    if is_lora(files.weights):
+        if base is None:
+            raise ValueError(f"{checkpoint} is a LoRA: it needs the teacher it is for")
+        return build_lora_student(files.weights, base, dtype)
+    config = config or files.config
+    if config is None:
+        raise ValueError(f"{checkpoint} has no config.json of its own: name one")
+    return build_student(open_weights(files.weights, ema), read_config(config), dtype, str(config))
+
+
+def find_student(checkpoint: Path, ema: bool = False) -> StudentFiles:
+    """Which files a checkpoint's path stands for; nothing is read but the card.
+
+    ema: the average of the student's weights; raises ValueError when there is none.
+    """
+    if not checkpoint.exists():
+        raise ValueError(f"checkpoint {checkpoint} does not exist; it may be {FORMS}")
+    if checkpoint.is_file():
+        if not checkpoint.name.endswith((".safetensors", ".safetensors.index.json", *PICKLES)):
+            raise ValueError(f"checkpoint {checkpoint} is not a weights file; it may be {FORMS}")
+        return _with_neighbours(checkpoint, ema)
+    return _with_neighbours(_weights_file(_component_folder(checkpoint, ema)), ema)
+
+
+def _with_neighbours(weights: Path, ema: bool) -> StudentFiles:
+    """config.json counts as the weights' own when it is a diffusers network's."""
+    config = weights.parent / "config.json"
+    own = config.is_file() and "_class_name" in read_config(config)
+    card = read_card(weights.parent)
+    if ema and weights.suffix not in PICKLES and not (card and card.ema):
+        raise ValueError(
+            f"{weights} is no EMA; --ema takes a run trained with ema.decay, one of its ema/step_* "
+            "or checkpoints/step_* folders, or a .pth with 'ema_model'"
+        )
+    return StudentFiles(weights, config if own else None, card, ema)
+
+
+def _component_folder(folder: Path, ema: bool) -> Path:
+    """The folder with config.json and safetensors that a folder stands for."""
+    kind = "ema" if ema else "student"
+    if (folder / kind).is_dir() and (newest := newest_step(folder / kind)):
+        return newest
+    if ema and (folder / "student").is_dir():
+        raise ValueError(f"{folder} holds no EMA: the run was trained without ema.decay")
+    if folder.name in ("student", "ema") and (newest := newest_step(folder)):
+        return newest
+    step = newest_step(folder) if folder.name == "checkpoints" else folder
+    if step and step.parent.name == "checkpoints" and STEP.match(step.name):
+        student = step.parent.parent / kind / step.name
+        if ema and not student.is_dir():
+            raise ValueError(f"{step} holds no EMA: there is no {student}")
+        if not student.is_dir():
+            raise ValueError(
+                f"{step} is a training checkpoint whose student {student} is gone; name another "
+                "step, or the run folder for the newest student"
+            )
+        return student
+    for name in COMPONENTS:
+        if (folder / name / "config.json").is_file():
+            return folder / name
+    return folder
+
+
+def newest_step(folder: Path) -> Path | None:
+    """The step_* folder with the highest number."""
+    steps = [(int(m[1]), f) for f in folder.iterdir() if (m := STEP.match(f.name)) and f.is_dir()]
+    return max(steps)[1] if steps else None
+
+
+def _weights_file(folder: Path) -> Path:
+    """The one set of weights in a component folder."""
+    for name in ("diffusion_pytorch_model", "model", "*"):
+        for suffix in (".safetensors.index.json", ".safetensors"):
+            found = sorted(folder.glob(name + suffix))
+            if len(found) == 1:
+                return found[0]
+            if found:
+                names = ", ".join(f.name for f in found[:5])
+                raise ValueError(
+                    f"checkpoint {folder} holds several weights files: {names}; name one"
+                )
+    raise ValueError(f"checkpoint {folder} holds no weights; a checkpoint may be {FORMS}")
+
+
+def open_weights(file: Path, ema: bool = False) -> Weights:
+    """The tensors of a weights file; raises ValueError naming the file when it is damaged.
+
+    ema: of a pickle, those under 'ema_model' alone.
+    """
+    if file.name.endswith(".index.json"):
+        return _stripped(open_index(file))
+    if file.suffix == ".safetensors":
+        return _stripped(open_safetensors(file))
+    return _open_pickle(file, ema)
+
+
+def _open_pickle(file: Path, ema: bool) -> Weights:
+    try:
+        tree = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{file} is damaged or holds more than tensors, which is not read: {reason}"
+        ) from error
+    tree = _inner(file, tree, ema)
+    return _stripped(Weights(file, list(tree), lambda key: tree[key]))
+
+
+def _inner(file: Path, tree: Any, ema: bool) -> dict[str, Tensor]:
+    """The weights in a pickled checkpoint: under one of PICKLED, or the whole of it."""
+    found = tree
+    if isinstance(tree, dict):
+        names = ("ema_model",) if ema else PICKLED
+        name = next((n for n in names if isinstance(tree.get(n), dict)), None)
+        if ema and not name:
+            raise ValueError(f"{file} holds no EMA: there is no 'ema_model' in it")
+        if name:
+            logger.info("weights under %r in %s", name, file)
+            found = tree[name]
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(torch.is_tensor(v) for v in found.values())
+    ):
+        kind = f"keys {list(tree)[:5]}" if isinstance(tree, dict) else type(tree).__name__
+        raise ValueError(f"{file} holds no weights, bare or under 'model' or 'ema_model': {kind}")
+    return found
+
+
+def _stripped(weights: Weights) -> Weights:
+    """Weights whose keys lost what DDP, torch.compile and FSDP wrapped around the network."""
+    names = {key: key for key in weights.keys}
+    for wrapper in WRAPPERS:
+        names = {key.replace(wrapper, ""): name for key, name in names.items()}
+    while names and (
+        prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in names)), "")
+    ):
+        names = {key.removeprefix(prefix): name for key, name in names.items()}
+    return Weights(weights.source, list(names), lambda key: weights.read(names[key]))
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A config.json."""
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is not a readable config.json: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is not a config.json: it holds no object")
+    return config
+
+
+def build_student(
+    weights: Weights, config: dict[str, Any], dtype: torch.dtype, config_name: str
+) -> nn.Module:
+    """The diffusers network of `config` (class by its _class_name) with all and only `weights`.
+
+    Raises ValueError naming keys that are missing, unknown or of another shape, and the config.
+    """
+    name = config.get("_class_name")
+    network_class = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not isinstance(network_class, type) or not issubclass(network_class, diffusers.ModelMixin):
+        raise ValueError(f"{config_name}: _class_name {name!r} is not a network of diffusers")
+    with torch.device("meta"):  # SD3.5's table of positions too: 0.9 GB that the weights bring
+        network: nn.Module = getattr(diffusers, str(name)).from_config(config)
+    wanted = network.state_dict()
+    problems = _misfits(weights, {key: value.shape for key, value in wanted.items()})
+    if problems:
+        raise ValueError(f"the weights in {weights.source} do not fit {config_name}: {problems}")
+    try:
+        # In memory of torch's own: matrix products round by how theirs is aligned.
+        state = {key: weights.read(key)[...].to(dtype, copy=True) for key in wanted}
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise ValueError(f"{weights.source} is damaged: {error}") from error
+    network.load_state_dict(state, assign=True, strict=True)
+    assert not any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers()))
+    return network.eval().requires_grad_(False)
+
+
+def is_lora(file: Path) -> bool:
+    """Whether a weights file holds adapters, by its keys."""
+    return file.suffix == ".safetensors" and any(
+        ".lora_A." in key for key in open_safetensors(file).keys
+    )
+
+
+def build_lora_student(file: Path, base: Path, dtype: torch.dtype) -> nn.Module:
+    """The network of a teacher's component folder with the adapters of a LoRA file on it.
+
+    Raises ValueError when the file holds anything that is not for this network.
+    """
+    config = base / "config.json"
+    network = build_student(component_weights(base), read_config(config), dtype, str(config))
+    layers = {f"{base.name}.{name}" for name, _ in network.named_modules()}
+    lost = [k for k in open_safetensors(file).keys if k.rpartition(".lora_")[0] not in layers]
+    if lost:
+        raise ValueError(
+            f"the LoRA {file} does not fit {config}: {len(lost)} keys are not part of the network, "
+            f"such as {', '.join(lost[:5])}"
+        )
+    try:
+        cast(Any, network).load_lora_adapter(
+            str(file.parent), prefix=base.name, weight_name=file.name
+        )
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(f"the LoRA {file} does not fit {config}: {error}") from error
+    return network.eval().requires_grad_(False)
+
+
+def _misfits(weights: Weights, wanted: dict[str, torch.Size]) -> str:
+    """What does not fit, in words; empty when all does."""
+    held = set(weights.keys)
+    shapes = {key: weights.read(key).shape for key in wanted if key in held}
+    other = [
+        f"{key} {list(shape)}, not {list(wanted[key])}"
+        for key, shape in shapes.items()
+        if shape != wanted[key]
+    ]
+    found = {
+        "missing": [key for key in wanted if key not in held],
+        "not part of the network": sorted(held - set(wanted)),
+        "of another shape": other,
+    }
+    return "; ".join(
+        f"{len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
+        for kind, keys in found.items()
+        if keys
+    )

@@ -1,0 +1,145 @@
+"""What the page's buttons do, without a browser; and its server, through gradio's own client."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from studios import CASES, PROMPT, no_step, open_from, pixels, save_run
+
+gr = pytest.importorskip("gradio", reason='no gradio: pip install -e ".[app]"')
+from gradio_client import Client  # noqa: E402
+
+from senseflow.app.page import MOST_EARLIER, Page  # noqa: E402
+from senseflow.app.studio import STUDENT, TEACHER, Wanted  # noqa: E402
+
+REQUEST = SimpleNamespace(session_hash="a tab")
+
+
+@pytest.fixture(scope="module")
+def page(flux_folder, tmp_path_factory) -> Page:
+    run = save_run(CASES["flux"], flux_folder, tmp_path_factory.mktemp("run"))
+    return Page(open_from("--pipeline", flux_folder, "--checkpoint", run))
+
+
+def values(page: Page, earlier=(), **changes) -> dict:
+    """What a browser sends: what the page begins with, and changes by name of a setting."""
+    settings = vars(page.parts.settings)
+    parts = {part: part.value for part in settings.values()}
+    parts |= {page.parts.prompt: PROMPT, page.parts.earlier: list(earlier)}
+    parts[page.parts.settings.teacher_steps] = 3
+    for name, value in changes.items():
+        parts[page.parts.prompt if name == "prompt" else settings[name]] = value
+    return parts
+
+
+def press(page: Page, watch=lambda *seen, **named: None, **changes) -> list[dict]:
+    return list(page.draw(values(page, **changes), REQUEST, watch))
+
+
+def merged(updates: list[dict]) -> dict:
+    return {part: value for update in updates for part, value in update.items()}
+
+
+def test_two_images_their_times_and_an_entry_of_the_history(page):
+    updates = press(page, seed=4)
+    shown, parts = merged(updates), page.parts
+    student, teacher = (shown[parts.pictures[side]] for side in (STUDENT, TEACHER))
+    assert student.size == teacher.size == (32, 24)
+    wanted = Wanted(PROMPT, 4)
+    direct = page.studio.draw(STUDENT, wanted, page.studio.plan(STUDENT, wanted), no_step)
+    np.testing.assert_array_equal(pixels(student), pixels(direct.image))
+    assert (
+        "seed 4" in shown[parts.captions[STUDENT]] and "0.9, 0.7" in shown[parts.captions[STUDENT]]
+    )
+    assert "3 steps" in shown[parts.captions[TEACHER]]
+    assert "guidance 3.5" in shown[parts.captions[TEACHER]] and " s" in shown[parts.said]
+    (entry,) = shown[parts.earlier]
+    restored = page._take_back([entry], SimpleNamespace(index=0))
+    assert restored == [PROMPT, 4, 4, "x0", 24, 32]
+
+
+def test_an_older_teachers_image_goes_when_the_student_is_there(page):
+    parts = page.parts
+    student = next(u for u in press(page) if parts.pictures[STUDENT] in u)
+    assert student[parts.pictures[TEACHER]] is None
+
+
+def test_the_teacher_can_be_switched_off(page):
+    shown = merged(press(page, with_teacher=False, teacher_steps=None))
+    assert shown[page.parts.pictures[TEACHER]] is None
+    assert shown[page.parts.pictures[STUDENT]].size == (32, 24)
+
+
+def test_the_history_is_bounded_and_the_newest_comes_first(page):
+    earlier = []
+    for seed in range(MOST_EARLIER + 2):
+        drawn = merged(press(page, with_teacher=False, seed=seed, steps=1, earlier=earlier))
+        earlier = drawn[page.parts.earlier]
+    assert [one.wanted.seed for one in earlier] == list(range(MOST_EARLIER + 1, 1, -1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(prompt=""), "The prompt is empty"),
+        (dict(height=0), "Height 0 is not a positive multiple of"),
+        (dict(height=30), "Height 30 is not a positive multiple of"),
+        (dict(seed=None), "Seed is empty"),
+        (dict(teacher_steps=0), "Teacher&#x27;s steps 0 must be at least 1"),
+        (dict(guidance=None), "Guidance is empty"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_on_the_page(page, changes, said):
+    (update,) = press(page, **changes)
+    (text,) = update.values()
+    assert said in text and "alert" in text
+
+
+def test_a_prompt_is_shown_as_text_and_not_as_html(page):
+    (update,) = press(page, prompt="<script>", seed=-1)
+    assert "<script>" not in update[page.parts.said]
+    assert "<script>" not in str(
+        merged(press(page, prompt="<script>"))[page.parts.captions[STUDENT]]
+    )
+
+
+def test_a_stop_ends_the_image_and_the_next_one_is_right(page):
+    told = []
+
+    def watch(progress, desc, unit):
+        told.append((desc, progress))
+        if desc == TEACHER and progress[0] == 2:
+            page._stop(REQUEST)
+
+    updates = press(page, watch, teacher_steps=50)
+    assert told[-1] == (TEACHER, (3, 50)) or told[-1] == (TEACHER, (2, 50))
+    assert "Stopped" in updates[-1][page.parts.said]
+    again, whole = merged(press(page)), merged(press(page))
+    for side in (STUDENT, TEACHER):
+        picture = page.parts.pictures[side]
+        np.testing.assert_array_equal(pixels(again[picture]), pixels(whole[picture]))
+
+
+def test_the_server_draws_the_same_pixels_for_two_who_ask_at_once(page):
+    address, _ = page.launch("127.0.0.1")
+    try:
+        clients = [Client(address, verbose=False, httpx_kwargs={"timeout": 120}) for _ in range(2)]
+        asked = (PROMPT, 4, 24, 32, 4, "x0", True, 3, 3.5)
+        jobs = [client.submit(*asked, api_name="/draw") for client in clients]
+        for job in jobs:
+            job.result(timeout=120)
+    finally:
+        page.close()
+    wanted = Wanted(PROMPT, 4)
+    direct = page.studio.draw(STUDENT, wanted, page.studio.plan(STUDENT, wanted), no_step)
+    for job in jobs:
+        pictures = [_pictures(update) for update in job.outputs()]
+        assert len(pictures[1]) == 1  # the student's, before the teacher's is there
+        np.testing.assert_array_equal(pixels(Image.open(pictures[1][0])), pixels(direct.image))
+        assert Image.open(pictures[2][0]).format == "PNG"
+
+
+def _pictures(update: tuple) -> list[str]:
+    """The files of the student and the teacher that one update brings."""
+    return [part for part in update[1:3] if isinstance(part, str)]

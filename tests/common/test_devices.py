@@ -1,0 +1,27 @@
+"""Which device a command runs on."""
+
+import pytest
+import torch
+
+from senseflow.common.devices import find_device
+
+
+@pytest.mark.parametrize("name", ["tpu9", "meta", "mps", "xpu", "cuda", "cuda:7", ""])
+def test_a_device_that_is_not_there_is_one_line(name):
+    with pytest.raises(ValueError, match="--device") as error:
+        find_device(name)
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_gpu_it_is_the_cpu():
+    assert find_device(None) == find_device("cpu") == torch.device("cpu")
+
+
+def test_every_rank_has_its_own_gpu(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch, "empty", lambda *shape, device: None)
+    for name in (None, "cuda"):
+        assert find_device(name) == torch.device("cuda:3")
+    assert find_device("cuda:1") == torch.device("cuda:1")

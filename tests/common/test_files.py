@@ -1,0 +1,84 @@
+"""Small files, written whole, by several processes at once."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from small_disk import read_only, small_disk
+
+from senseflow.common.commands import exit_status
+from senseflow.common.files import only_writer, require_writable, write_whole
+from senseflow.data.check import __main__ as check
+from senseflow.evaluate import results
+from senseflow.plan import __main__ as plan
+
+NUM = 25
+
+
+def put_many(file: Path, worker: int) -> None:
+    for number in range(NUM):
+        entry = {"name": f"{worker} {number}", "metric": "clip", "value": 1.0, "num_images": 2,
+                 "weights": [], "model": "m", "settings": {}}  # fmt: skip
+        results.put(file, entry)
+
+
+def test_processes_that_write_one_file_of_results_lose_nothing(tmp_path):
+    file = tmp_path / "results.json"
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=put_many, args=(file, worker)) for worker in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    names = {entry["name"] for entry in json.loads(file.read_text())}
+    assert names == {f"{worker} {number}" for worker in range(3) for number in range(NUM)}
+    assert [f.name for f in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path(), Path("new/and/deeper"), tmp_path / "new"):
+        require_writable("--output", folder)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_one_that_cannot_is_said_before_any_work(tmp_path, capsys):
+    file = tmp_path / "data.json"
+    file.write_text("{")  # which is not read either
+    assert plan.main(["--table", "--output", str(file / "plan.md")]) == 2
+    assert f"--output {file} cannot be written: Not a directory" in capsys.readouterr().err
+    words = [str(file), "--resolution", "8", "--output", str(file / "a" / "b")]
+    assert check.main(words) == 2
+    assert "b cannot be written: Not a directory; name another" in capsys.readouterr().err
+    read = "new cannot be written: Read-only file system"
+    with read_only(tmp_path / "disk") as disk, pytest.raises(ValueError, match=read):
+        require_writable("--output", disk / "new")
+
+
+def test_a_full_disk_is_named_and_the_earlier_file_stays(tmp_path, capsys):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        write_whole(disk / "data.json", "earlier")
+
+        def work() -> None:
+            write_whole(disk / "data.json", "x" * 2**17)
+
+        assert exit_status(work, "") == 2
+        assert [f.name for f in disk.iterdir()] == ["data.json"]
+        assert (disk / "data.json").read_text() == "earlier"
+    said = capsys.readouterr().err
+    assert f"No space left on device: '{tmp_path}/disk/data.json'. Free some of the disk" in said
+
+
+def test_two_that_write_one_output_do_not_mix_their_files(tmp_path):
+    output = tmp_path / "new" / "student"
+    with only_writer(output):
+        said = "student is being written by another process"
+        with pytest.raises(ValueError, match=said), only_writer(output):
+            pass
+        with only_writer(output.with_name("other")):
+            output.mkdir()
+    assert [f.name for f in output.parent.iterdir()] == ["student"]
+    with only_writer(output):  # the first is done
+        pass

@@ -1,0 +1,218 @@
+"""The strict YAML reader: what it accepts, what it refuses, and how it says so."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from senseflow.config.config import Config, differences, load_config, save_config
+
+RECIPE = Path("configs/FLUX/flux_senseflow.yaml")
+
+
+def edited(tmp_path, **changes) -> Path:
+    """The FLUX recipe with `section__key=value`; a value of ... removes the key."""
+    tree = yaml.safe_load(RECIPE.read_text())
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        if value is ...:
+            del tree[section][key]
+        else:
+            tree[section][key] = value
+    file = tmp_path / "edited.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+def test_flux_recipe_has_the_published_numbers():
+    c = load_config(RECIPE)
+    assert c.anchors.times == (1000, 750, 500, 250) and c.train.iter_num == 12000
+    assert (c.fake_score.ttur, c.ida.lam) == (5, 0.97)
+    assert (c.adversarial.weight, c.isg.weight, c.isg.margin) == (2.0, 1.0, 20)
+    assert c.dmd.guidance == c.isg.guidance == (1, 8)
+    assert c.dmd.time == c.fake_score.time == "logit_normal"
+    assert c.backward_simulation.probability == 0.5
+    o = c.optimizer
+    assert (o.lr, o.fake_score_lr, o.discriminator_lr) == (1e-5, 1e-5, 1e-5)
+    assert (o.betas, o.eps, o.weight_decay, o.max_grad_norm) == ((0.9, 0.999), 1e-8, 0, 1)
+    assert (c.lr_scheduler.start_factor, c.lr_scheduler.warmup_iterations) == (0.5, 500)
+    assert (c.data.max_sequence_length, c.train.resolution) == (512, (1024, 1024))
+    assert (c.train.save_interval, c.train.batch_size) == (1500, 8)
+
+
+RECIPES = {
+    "flux_senseflow": "FLUX",
+    "sd35_senseflow": "SD35",
+    "sd35_large_senseflow": "SD35",
+    "sdxl_senseflow": "sdxl",
+    "sdxl_dmd2": "sdxl",
+}
+VFM_PATHS = {f"paths.{k}" for k in ("dinov2", "dinov2_weights", "clip", "clip_weights")}
+VFM = {
+    f"adversarial.{k}"
+    for k in ("omega_power", "least_omega", "reference", "taps", "virtual_batch", "augment")
+}
+VFM |= VFM_PATHS | {"paths.clip_quick_gelu"}
+BOTTLENECK = {f"adversarial.{k}" for k in ("time_range", "downsamplings", "norm_groups")}
+FLUX_ONLY = {"student.fold_guidance", "student.guidance", "paths.flux_wo_guidance_embed"}
+
+
+def recipe_file(name: str, suffix: str = "") -> Path:
+    return Path("configs") / RECIPES[name] / f"{name}{suffix}.yaml"
+
+
+@pytest.mark.parametrize("suffix", ["", "_tiny"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_key_that_applies_stands_in_the_recipe(name, suffix):
+    tree = yaml.safe_load(recipe_file(name, suffix).read_text())
+    config = load_config(recipe_file(name, suffix))
+    assert tree.pop("recipe") == config.recipe == name
+    written = {f"{section}.{key}" for section, keys in tree.items() for key in keys}
+    sections = dataclasses.asdict(config)
+    del sections["recipe"]
+    possible = {f"{section}.{key}" for section, keys in sections.items() for key in keys}
+    elsewhere = set() if name == "flux_senseflow" else set(FLUX_ONLY)
+    elsewhere |= VFM if config.adversarial.kind == "bottleneck" else BOTTLENECK
+    elsewhere |= {"data.max_sequence_length"} if "sdxl" in name else set()
+    assert written == possible - elsewhere
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_embedded_recipe_is_the_full_one_but_for_sizes_rates_batch_and_n(name):
+    full, small = load_config(recipe_file(name)), load_config(recipe_file(name, "_tiny"))
+    changed = {line.partition(":")[0] for line in differences(full, small)}
+    method = ("anchors", "dmd", "ida", "isg", "student", "backward_simulation", "fake_score")
+    assert {key for key in changed if key.startswith(method)} == {"fake_score.ttur"}
+    sizes = {"adversarial.taps", "adversarial.downsamplings", "adversarial.least_omega"}
+    assert {key for key in changed if key.startswith("adversarial")} <= sizes
+    rates = {"optimizer.lr", "optimizer.fake_score_lr", "optimizer.discriminator_lr"}
+    assert {key for key in changed if key.startswith("optimizer")} == rates
+
+
+def row(c: Config) -> tuple:
+    """What METHOD's table of recipes says, in its order."""
+    return (
+        c.anchors.times,
+        c.fake_score.ttur,
+        c.ida.lam,
+        (c.adversarial.kind, c.adversarial.weight, c.isg.weight),
+        c.dmd.guidance,
+        c.isg.guidance,
+        c.isg.margin,
+        (c.dmd.time, c.dmd.time_range),
+        (c.fake_score.time, c.fake_score.time_range),
+        c.backward_simulation.probability,
+        (c.optimizer.lr, c.optimizer.fake_score_lr, c.optimizer.discriminator_lr),
+        (c.train.save_interval, c.train.resolution),
+    )
+
+
+INTEGER, THOUSANDTHS = (999, 749, 499, 249), (1000, 750, 500, 250)
+INNER, ALL = ("uniform", (20, 980)), (0, 1000)
+PUBLISHED = {
+    "sdxl_senseflow": (INTEGER, 5, None, ("vfm", 0.5, 0.2), (8, 8), (3, 15), 20, INNER,
+                       ("uniform", (0, 999)), 0.5, (1e-6,) * 3, (3000, (1024, 1024))),
+    "sd35_senseflow": (THOUSANDTHS, 10, 0.98, ("vfm", 0.1, 0.5), (2, 8), (2, 4), 50, INNER,
+                       ("logit_normal", ALL), 0.5, (1e-6,) * 3, (3000, (1024, 1024))),
+    "sd35_large_senseflow": (THOUSANDTHS, 5, 0.97, ("vfm", 0.1, 1.0), (3, 10), (5, 5), 50, INNER,
+                             ("logit_normal", ALL), 0.5, (1e-6,) * 3, (3000, (1024, 1024))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_have_the_published_numbers(name):
+    assert row(load_config(recipe_file(name))) == PUBLISHED[name]
+
+
+def test_dmd2_has_the_published_numbers():
+    c = load_config(recipe_file("sdxl_dmd2"))
+    a = c.adversarial
+    assert (a.kind, a.weight, a.discriminator_weight, a.time_range) == (
+        "bottleneck",
+        0.005,
+        0.01,
+        (0, 999),
+    )
+    assert (a.downsamplings, a.norm_groups) == (3, 32)
+    assert (c.ida.lam, c.isg.weight, c.backward_simulation.probability) == (None, 0, 1)
+    assert (c.fake_score.ttur, c.dmd.guidance, c.anchors.times) == (5, (8, 8), INTEGER)
+    assert c.data.separate_real and c.dmd.time_range == (20, 980)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__iter_nmu": 3}, r"unknown key train.iter_nmu.*train.iter_num"),
+        ({"dmd__wieght": 1.0}, r"unknown key dmd.wieght.*dmd.weight"),
+        ({"train__iter_num": "many"}, r"train.iter_num: expected int, got 'many'"),
+        ({"train__iter_num": 1.5}, r"train.iter_num: expected int"),
+        ({"train__deterministic": "on "}, r"train.deterministic: expected bool"),
+        ({"train__seed": True}, r"train.seed: expected int, got True"),
+        ({"optimizer__lr": "fast"}, r"optimizer.lr: expected float"),
+        ({"optimizer__betas": [0.9]}, r"optimizer.betas: expected a list of 2"),
+        ({"anchors__times": [1000, "x"]}, r"anchors.times\[1\]: expected float"),
+        ({"dmd__time": "gaussian"}, r"dmd.time: 'gaussian' is none of uniform, logit_normal"),
+        ({"dmd__guidance": [8, 1]}, r"dmd.guidance: \[8.0, 1.0\] is not \[low, high\]"),
+        ({"ida__lam": 1.5}, r"ida.lam: 1.5 is not in \[0, 1\]"),
+        ({"backward_simulation__probability": 2}, r"probability: 2.0 is not in"),
+        ({"fake_score__ttur": 0}, r"fake_score.ttur must be at least 1"),
+        ({"train__iter_num": ...}, r"missing key train.iter_num"),
+        ({"lr_scheduler__warmup_iterations": 99999}, r"lr_scheduler: warm-up and decay take 99999"),
+        (
+            {"dmd__weight": 0, "isg__weight": 0, "adversarial__weight": 0},
+            r"the generator has no loss",
+        ),
+        ({"adversarial__kind": "gan"}, r"adversarial.kind: 'gan' is none of vfm, bottleneck, none"),
+        (
+            {"adversarial__kind": "bottleneck", "dmd__weight": 0},
+            r"adversarial.kind bottleneck stands on the fake score",
+        ),
+        ({"data__separate_real": True}, r"data.separate_real: the vfm adversary"),
+    ],
+)
+def test_bad_values_are_named_with_file_and_key(tmp_path, changes, message):
+    file = edited(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message) as error:
+        load_config(file)
+    assert "edited.yaml" in str(error.value)
+
+
+def test_files_that_are_no_config(tmp_path):
+    with pytest.raises(ValueError, match=r"not found: .*nowhere.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+    (tmp_path / "a.yaml").write_text("train: [")
+    with pytest.raises(ValueError, match=r"a.yaml is not valid YAML"):
+        load_config(tmp_path / "a.yaml")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"picture.png is not valid YAML"):
+        load_config(tmp_path / "picture.png")
+    (tmp_path / "b.yaml").write_text("just words")
+    with pytest.raises(ValueError, match=r"b.yaml: expected sections"):
+        load_config(tmp_path / "b.yaml")
+
+
+def test_overrides_and_what_they_may_not_be():
+    c = load_config(RECIPE, ["train.seed=7", "optimizer.lr=1e-4", "ida.lam=null", "dmd.guidance=3"])
+    assert (c.train.seed, c.optimizer.lr, c.ida.lam, c.dmd.guidance) == (7, 1e-4, None, (3, 3))
+    with pytest.raises(ValueError, match=r"not of the form key.sub=value"):
+        load_config(RECIPE, ["train.seed"])
+    with pytest.raises(ValueError, match=r"unknown section trian|unknown key trian.*train"):
+        load_config(RECIPE, ["trian.seed=1"])
+    with pytest.raises(ValueError, match=r"override .* is not valid YAML"):
+        load_config(RECIPE, ["paths.dataset=*x"])
+    with pytest.raises(ValueError, match="seed is not a section"):
+        load_config(RECIPE, ["train.seed.x=1"])
+
+
+def test_resolved_config_reads_back_the_same(tmp_path):
+    config = load_config(RECIPE, ["train.seed=3"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    other = load_config(RECIPE, ["train.seed=4"])
+    assert differences(config, other) == ["train.seed: 3 -> 4"]
+
+
+def test_sizes_may_be_one_number_or_two():
+    assert load_config(RECIPE, ["train.resolution=[512, 768]"]).train.resolution == (512, 768)
+    assert isinstance(load_config(RECIPE), Config)

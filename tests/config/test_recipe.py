@@ -1,0 +1,69 @@
+"""Which YAML each script takes, and the seed's line that gives Medium's to Large."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from senseflow.config.config import load_config
+from senseflow.config.recipes import SCRIPTS
+from senseflow.trainer.recipes import RECIPES, TRAINERS
+
+MEDIUM = Path("configs/SD35/sd35_senseflow.yaml")
+LARGE = Path("configs/SD35/sd35_large_senseflow.yaml")
+
+
+def test_every_recipe_has_its_script_module_and_yaml():
+    assert set(RECIPES) == set(SCRIPTS)
+    for trainer in TRAINERS:
+        recipe = trainer.RECIPE
+        script = Path(SCRIPTS[recipe.name]).read_text()
+        assert f"-m {trainer.__name__} " in script and SCRIPTS[recipe.name] in script
+        assert recipe.load(recipe.config, []) == load_config(recipe.config)
+
+
+def test_large_given_the_yaml_of_medium_keeps_its_paths_and_says_so(tmp_path, caplog):
+    """The seed README's line, with a copy of Medium's YAML whose paths the user wrote."""
+    tree = yaml.safe_load(MEDIUM.read_text())
+    tree["paths"]["pretrained_model"] = "/models/my-large"
+    tree["train"]["iter_num"] = 7
+    mine = tmp_path / "sd35_senseflow.yaml"
+    mine.write_text(yaml.safe_dump(tree))
+    caplog.set_level(logging.INFO)
+    config = RECIPES["sd35_large_senseflow"].load(mine, ["train.seed=3"])
+    assert config.paths.pretrained_model == "/models/my-large"
+    assert config.recipe == "sd35_large_senseflow" and config.train.seed == 3
+    assert (config.ida.lam, config.isg.weight, config.fake_score.ttur) == (0.97, 1.0, 5)
+    assert config.train.iter_num == load_config(LARGE).train.iter_num
+    assert "sd35_senseflow.yaml is the recipe sd35_senseflow: its paths are used" in caplog.text
+    assert str(LARGE) in caplog.text
+
+
+def test_the_embedded_yaml_of_medium_leads_to_the_embedded_one_of_large(tmp_path):
+    for name in ("sd35_senseflow_tiny.yaml", "sd35_large_senseflow_tiny.yaml"):
+        shutil.copy(MEDIUM.parent / name, tmp_path)
+    config = RECIPES["sd35_large_senseflow"].load(tmp_path / "sd35_senseflow_tiny.yaml", [])
+    assert config.train.resolution == (32, 32) and config.ida.lam == 0.97
+
+
+@pytest.mark.parametrize(
+    ("recipe", "file", "script"),
+    [
+        ("flux_senseflow", MEDIUM, "exp_sd35/train_SD35_senseflow.sh"),
+        ("sd35_senseflow", LARGE, "exp_sd35/train_SD35_large_senseflow.sh"),
+        ("sdxl_senseflow", Path("configs/sdxl/sdxl_dmd2.yaml"), "exp_sdxl/train_sdxl_dmd2.sh"),
+    ],
+)
+def test_the_yaml_of_another_recipe_is_refused_and_its_script_named(recipe, file, script):
+    with pytest.raises(ValueError, match=rf"{file}.*{script}.*this script runs {recipe}"):
+        RECIPES[recipe].load(file, [])
+
+
+def test_a_recipe_keeps_its_own_adversary_or_none():
+    file = RECIPES["sdxl_senseflow"].config
+    with pytest.raises(ValueError, match=r"adversarial\.kind bottleneck: sdxl_senseflow has vfm"):
+        RECIPES["sdxl_senseflow"].load(file, ["adversarial.kind=bottleneck"])
+    config = RECIPES["sdxl_senseflow"].load(file, ["adversarial.kind=none"])
+    assert config.adversarial.in_use == "none"

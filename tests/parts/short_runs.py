@@ -1,0 +1,48 @@
+"""Short runs on the embedded teachers within the process of the test."""
+
+from pathlib import Path
+
+from senseflow.common.signals import StopRequest
+from senseflow.config.config import Config
+from senseflow.engine.build import prepare
+from senseflow.engine.loop import Run
+from senseflow.tiny.pictures import write_dataset
+from senseflow.trainer.recipes import RECIPES
+
+YAMLS = {
+    "flux_senseflow": "configs/FLUX/flux_senseflow_tiny.yaml",
+    "sdxl_senseflow": "configs/sdxl/sdxl_senseflow_tiny.yaml",
+    "sdxl_dmd2": "configs/sdxl/sdxl_dmd2_tiny.yaml",
+    "sd35_senseflow": "configs/SD35/sd35_senseflow_tiny.yaml",
+    "sd35_large_senseflow": "configs/SD35/sd35_large_senseflow_tiny.yaml",
+}
+SHORT = (
+    "train.batch_size=2",
+    "train.save_interval=2",
+    "log.sample_interval=0",
+    "log.tensorboard=false",
+    "lr_scheduler.warmup_iterations=0",
+    "lr_scheduler.decay_iterations=0",
+)
+
+
+def write_pictures(folder: Path) -> Path:
+    """The JSON file of eight pictures."""
+    write_dataset(folder, num=8, seed=0, num_prompts=4)
+    return folder / "data.json"
+
+
+def configure(data: Path, *overrides: str, recipe: str = "flux_senseflow") -> Config:
+    settings = [f"paths.dataset={data}", *SHORT, *overrides]
+    return RECIPES[recipe].load(Path(YAMLS[recipe]), settings)
+
+
+def begin(config: Config, folder: Path) -> Run:
+    return prepare(config, folder, RECIPES[config.recipe].family)
+
+
+def finish(run: Run) -> Run:
+    """From its newest checkpoint, if there is one, to its end."""
+    with run.checkpoints:
+        run.train(run.resume(), StopRequest(), show=False)
+    return run

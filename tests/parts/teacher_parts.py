@@ -1,0 +1,71 @@
+"""What the tests of all teacher families share: settings, whole networks, changed folders."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from senseflow.engine.parallel import fill_shards
+from senseflow.teachers.teacher import TeacherSettings
+from senseflow.weights.meta import NetworkSource
+
+CPU = torch.device("cpu")
+PROMPTS = ["a red seven", "two blue ones"]
+
+
+def settings_of(folder: Path, resolution=(32, 32), length: int | None = 12, **rest: Any):
+    """A run's settings: float32, the scheduler's own shift, the teacher's own student."""
+    defaults: dict[str, Any] = dict(
+        max_sequence_length=length,
+        shift=None,
+        compute_dtype=torch.float32,
+        vae_dtype=torch.float32,
+    )
+    return TeacherSettings(Path(folder), resolution, **(defaults | rest))
+
+
+def built(source: NetworkSource) -> nn.Module:
+    """A network with its weights, without sharding."""
+    fill_shards(source.network, source.read, CPU)
+    return source.network.eval()
+
+
+def changed_copy(folder: Path, target: Path, file: str, **changes: Any) -> Path:
+    """A copy of a pipeline folder with some keys of one JSON file changed."""
+    shutil.copytree(folder, target)
+    tree = json.loads((target / file).read_text())
+    (target / file).write_text(json.dumps({**tree, **changes}))
+    return target
+
+
+class Inputs:
+    """The inputs of a network's latest forward, by name."""
+
+    def __init__(self, network: nn.Module, names: tuple[str, ...] = ()) -> None:
+        self.names, self.latest = names, {}
+        network.register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def _keep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.latest = dict(zip(self.names, args, strict=False)) | kwargs
+
+
+def assert_same_weights(network: nn.Module, other: nn.Module) -> None:
+    """Bit for bit the same parameters and buffers."""
+    mine, theirs = network.state_dict(), other.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert [k for k in mine if not torch.equal(mine[k], theirs[k])] == []
+
+
+def spy_on_steps(pipeline: Any) -> list[torch.Tensor]:
+    """A list that every prediction the pipeline gives its scheduler is added to."""
+    given, step = [], pipeline.scheduler.step
+
+    def spy(prediction, *args, **kwargs):
+        given.append(prediction.clone())
+        return step(prediction, *args, **kwargs)
+
+    pipeline.scheduler.step = spy
+    return given

@@ -1,0 +1,38 @@
+"""The command line, as careless users type it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from senseflow.plan.__main__ import main
+
+FLUX = "configs/FLUX/flux_senseflow.yaml"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--config is missing"),
+        (["--config", "nowhere.yaml"], "config file not found: nowhere.yaml"),
+        (["--config", FLUX, "--gpus", "0"], "--gpus 0 must be at least 1"),
+        (["--config", FLUX, "--mfu", "40"], "--mfu 40.0 must be above 0 and at most 1"),
+        (["--config", FLUX, "--reserve", "90"], "--reserve 90 must be from 0 to --memory 80"),
+        (["--config", FLUX, "--output", "plan.txt"], "must end in .md or .json"),
+        (["--table", "--output", "plan.json"], "--table is markdown"),
+        (["--config", FLUX, "train.bath_size=1"], "batch_size"),
+        (["--config", FLUX, "--gpus", "3"], "train.batch_size 8 is not a multiple of 3"),
+        (["--config", FLUX, "paths.initial=runs/x"], "paths.initial"),
+        (["--config", FLUX, f"paths.pretrained_model={Path(__file__).parent}"], "model_index.json"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, words, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and words in error
+
+
+def test_help_needs_no_torch():
+    code = "import sys, senseflow.plan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,310 @@
+"""A plan against arithmetic, against counts of the real iteration, and made wrong on purpose.
+
+The rehearsals take a process group of their own, so they run in a process of their own: once, for
+all tests. Two ranks of the embedded FLUX teacher, two samples on each.
+"""
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.distributed.fsdp import FSDPModule
+
+from benchmarks.flops import count, count_pieces
+from senseflow.distill.algorithm import take_turn
+from senseflow.distill.measures import Measures
+from senseflow.distill.state import Turn
+from senseflow.engine.build import prepare
+from senseflow.engine.inputs import teacher_settings
+from senseflow.plan import remedies as planning_remedies
+from senseflow.plan.costs import Costs, kinds_of, peak
+from senseflow.plan.plan import Plan, Wanted, configure
+from senseflow.plan.rehearsal import Kind, NetworkBytes, Rehearsal, rehearse
+from senseflow.plan.remedies import Remedy, candidates, remedies, twice
+from senseflow.plan.text import as_markdown, as_tree
+from senseflow.plan.tracker import GATHERED, PhaseCost
+from senseflow.tiny.pictures import write_dataset
+from senseflow.trainer.recipes import RECIPES
+
+FILE = Path("configs/FLUX/flux_senseflow_tiny.yaml")
+RECIPE = RECIPES["flux_senseflow"]
+PLAIN, GENERATOR = Kind(False, 1, False), Kind(True, 1, False)
+KEPT = 3 * 2**20
+
+
+def wanted(world_size: int, batch_size: int, *overrides: str) -> Wanted:
+    """Without the adversary, whose operations outnumber the others by far."""
+    sizes = (f"train.batch_size={batch_size}", "adversarial.kind=none")
+    return Wanted(FILE, (*sizes, *overrides), 1, world_size)
+
+
+def phases_of(rehearsal: Rehearsal, kind: Kind) -> dict[str, dict]:
+    return {name: vars(cost) for name, cost in rehearsal.iterate(kind).items()}
+
+
+def rehearse_two_ranks(folder: Path) -> dict[str, object]:
+    config, _ = configure(RECIPE, wanted(2, 4), folder)
+    with rehearse(config, RECIPE.family, 2, "images") as rehearsal:
+        facts: dict[str, object] = {}
+        facts["networks"] = {k: vars(v) for k, v in rehearsal.hold().items()}
+        held = rehearsal.tracker.now
+        facts["generator"] = phases_of(rehearsal, GENERATOR)
+        facts["plain"] = phases_of(rehearsal, PLAIN)
+        facts["left behind"] = rehearsal.tracker.now - held
+        network, kept = rehearsal.parts.fake_score.network, []
+        block = network.transformer_blocks[0]
+        hook = block.register_forward_hook(lambda *_: kept.append(torch.empty(KEPT)))
+        facts["one kept"] = phases_of(rehearsal, PLAIN)
+        facts["num kept"] = len(kept)
+        hook.remove()
+        kept.clear()
+        for module in rehearsal.parts.generator.network.modules():
+            if isinstance(module, FSDPModule):
+                module.set_reshard_after_forward(False, recurse=False)
+        facts["not resharded"] = phases_of(rehearsal, PLAIN)
+    return facts
+
+
+def count_one_rank(folder: Path) -> dict[str, object]:
+    """FLOPs of the real iteration with as many samples and of each network alone, by torch's own
+    counter."""
+    write_dataset(folder, num=4, seed=0, num_prompts=1)
+    config, _ = configure(RECIPE, wanted(1, 2, f"paths.dataset={folder / 'data.json'}"), folder)
+    run = prepare(config, folder / "run", RECIPE.family)
+    batches = next(run.data(1))
+    real: dict[str, object] = {"alone": vars(count_pieces(run.parts, batches[0]))}
+    for name, kind in (("plain", PLAIN), ("generator", GENERATOR)):
+        turn = Turn(1, kind.anchor, kind.simulate, kind.generator, adversarial=False)
+        real[name] = count(lambda turn=turn: take_turn(run.parts, turn, batches, Measures()))
+    return real
+
+
+def rehearse_roles(folder: Path) -> dict[str, object]:
+    """LoRA from caches, on one rank."""
+    lora = ("lora.rank=2", "lora.targets=[to_q]", "student.guidance=3.5")
+    config, _ = configure(RECIPE, wanted(1, 2, *lora, "optimizer.states=8bit"), folder)
+    with rehearse(config, RECIPE.family, 1, "cached") as rehearsal:
+        held = {name: vars(network) for name, network in rehearsal.hold().items()}
+        encode = phases_of(rehearsal, GENERATOR)["generate"]
+    return {"held": held, "generate": encode}
+
+
+def rehearse_dmd2_roles(folder: Path) -> list[str]:
+    """Who works in a plain turn of DMD2 with LoRA."""
+    recipe = RECIPES["sdxl_dmd2"]
+    lora = ("train.batch_size=2", "lora.rank=2", "lora.targets=[to_q]")
+    file = Path("configs/sdxl/sdxl_dmd2_tiny.yaml")
+    config, _ = configure(recipe, Wanted(file, lora, 1, 1), folder)
+    with rehearse(config, recipe.family, 1, "images") as rehearsal:
+        phases = phases_of(rehearsal, PLAIN)
+    return sorted({name for cost in phases.values() for name in cost["work"]})
+
+
+def work(_: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    facts = rehearse_two_ranks(folder / "two") | {"roles": rehearse_roles(folder / "roles")}
+    facts |= {"dmd2": rehearse_dmd2_roles(folder / "dmd2")}
+    facts |= {"real": count_one_rank(folder / "one")}
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plan")
+    for name in ("one", "two", "roles", "dmd2"):
+        (folder / name).mkdir()
+    mp.spawn(work, (folder,))
+    return json.loads((folder / "facts.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """Of student and fake score, parameters and buffers; of each unit's parameters."""
+    config, _ = configure(RECIPE, wanted(2, 4), tmp_path_factory.mktemp("shapes"))
+    source = RECIPE.family.student(teacher_settings(config))
+    own = {id(p) for block in source.blocks for p in block.parameters()}
+    units = [list(block.parameters()) for block in source.blocks]
+    units.append([p for p in source.network.parameters() if id(p) not in own])
+    return [[tuple(p.shape) for p in unit] for unit in units], list(source.network.buffers())
+
+
+def half(shape: tuple[int, ...]) -> int:
+    """Elements of rank 0's rows of two."""
+    return -(-shape[0] // 2) * math.prod(shape[1:])
+
+
+def test_what_stays_is_arithmetic(facts, shapes):
+    units, buffers = shapes
+    held = facts["networks"]["generator"]
+    assert held == facts["networks"]["fake_score"]
+    numel = sum(half(shape) for unit in units for shape in unit)
+    num = sum(len(unit) for unit in units)
+    assert held["numel"] == sum(math.prod(shape) for unit in units for shape in unit)
+    assert held["parameters"] == {"float32": 4 * numel + sum(b.nbytes for b in buffers)}
+    assert held["gradients"] == 4 * numel
+    assert held["states"] == 2 * 4 * numel + 4 * num  # two moments, and the steps of each tensor
+
+
+def test_roles_share_one_base_and_caches_need_no_text_encoder(facts, tmp_path):
+    config, _ = configure(RECIPE, wanted(1, 2), tmp_path)
+    teacher = RECIPE.family.teacher(teacher_settings(config)).network
+    layers = [m.weight.shape for k, m in teacher.named_modules() if k.endswith("to_q")]
+    rank_a, rank_b = (2 * sum(shape[side] for shape in layers) for side in (1, 0))
+    held = facts["roles"]["held"]
+    assert held.keys() == {"generator", "fake_score", "teacher", "vae"}
+    assert held["teacher"]["gradients"] == held["teacher"]["states"] == 0
+    trained = [held[name]["numel"] for name in ("generator", "fake_score")]
+    assert trained == [rank_b, rank_b]  # the fixed A is one buffer of both
+    base = sum(p.nbytes for p in teacher.parameters()) + sum(b.nbytes for b in teacher.buffers())
+    every = sum(sum(held[name]["parameters"].values()) for name in held if name != "vae")
+    assert every == base + 4 * (rank_a + 2 * rank_b)
+
+
+def test_a_unit_is_gathered_for_each_forward_and_backward(facts, shapes):
+    units, _ = shapes
+    whole = 2 * 4 * sum(half(shape) for unit in units for shape in unit)
+    fake_score = facts["plain"]["fake_score"]
+    assert fake_score["sent"] == {"all-gather": 2 * whole, "reduce-scatter": whole}
+    assert fake_score["calls"] == {"all-gather": 2 * len(units), "reduce-scatter": len(units)}
+
+
+@pytest.mark.parametrize("kind", ["plain", "generator"])
+def test_flops_are_those_of_the_real_iteration(facts, kind):
+    assert sum(cost["flops"] for cost in facts[kind].values()) == facts["real"][kind]
+
+
+def test_the_work_of_each_network_is_its_forwards_times_how_often_they_are_asked_for(facts):
+    """The student's once, on its turn once more for ISG; the fake score's for its own step, on the
+    student's turn for DMD; the teacher's for DMD and for ISG; backwards cost two and a half or two
+    forwards: attention's is more than twice its forward."""
+    alone = facts["real"]["alone"]
+    often = {"plain": (1, 1, 0), "generator": (2, 2, 2)}
+    for kind, times in often.items():
+        done = Counter()
+        for cost in facts[kind].values():
+            done.update(cost["work"])
+        names = ("generator", "fake_score", "teacher")
+        units = (alone["student"], alone["student"], alone["teacher"])
+        assert [done[n] for n in names] == [n * one for n, one in zip(times, units, strict=True)]
+        assert done["text_encoder"] + done["text_encoder_2"] == alone["prompts"]
+        assert done["vae.encoder"] == alone["encode"] and "vae.decoder" not in done
+        backwards = {name: num for name, num in done.items() if name.startswith("backward")}
+        phases = ("fake_score", "generator") if kind == "generator" else ("fake_score",)
+        assert backwards.keys() == {f"backward, {phase}" for phase in phases}
+        assert all(2 < num / alone["student"] < 2.5 for num in backwards.values())
+        assert sum(done.values()) == facts["real"][kind]
+
+
+def test_a_pass_through_the_encoder_of_a_shared_base_is_its_roles_work(facts):
+    """DMD2's classifier reads the fake score, no teacher acts; the autoencoder is whole."""
+    backwards = ["backward, discriminator", "backward, fake_score"]
+    networks = ["fake_score", "generator", "heads", "text_encoder", "text_encoder_2", "vae.encoder"]
+    assert facts["dmd2"] == [*backwards, *networks]
+
+
+def test_an_iteration_leaves_nothing_behind(facts):
+    """But for what libraries keep once, such as tables of positions, and numbers of a few bytes."""
+    assert 0 <= facts["left behind"] < 2**16
+
+
+def test_an_activation_that_is_kept_is_seen(facts):
+    """Kept by the fake score's forward; its step comes after it."""
+    before, after = (facts[name]["optimizer"]["peak"] for name in ("plain", "one kept"))
+    assert facts["num kept"] >= 1
+    assert after - before == pytest.approx(4 * KEPT * facts["num kept"], abs=2**10)
+
+
+def test_units_that_are_not_resharded_are_seen(facts, shapes):
+    units, _ = shapes
+    whole = 2 * 4 * sum(half(shape) for unit in units for shape in unit)
+    before, after = (
+        facts[name]["generate"]["parts"][GATHERED] for name in ("plain", "not resharded")
+    )
+    assert before < whole <= after
+
+
+def made_up_costs(p: float, num: int) -> Costs:
+    """Every forward costs 1, an encoding 10, a generator turn 100 more."""
+    config = RECIPE.load(FILE, [f"backward_simulation.probability={p}"])
+    config = replace(config, anchors=replace(config.anchors, times=config.anchors.times[:num]))
+
+    def phases(kind: Kind) -> dict[str, PhaseCost]:
+        way = 0 if kind.anchor == 0 else kind.anchor if kind.simulate else 10
+        rest = PhaseCost(flops=100 * kind.generator)
+        return {"generate": PhaseCost(flops=1 + way), "fake_score": rest}
+
+    return Costs(config, {kind: phases(kind) for kind in kinds_of(config)})
+
+
+@pytest.mark.parametrize(("p", "num"), [(0.5, 4), (0.0, 4), (1.0, 4), (0.5, 2), (0.5, 1)])
+def test_the_mean_weighs_every_kind(p, num):
+    costs = made_up_costs(p, num)
+    often = 100 / costs.config.fake_score.ttur
+    ways = [0.0] + [p * k + (1 - p) * 10 for k in range(1, num)]
+    expected = 1 + often + sum(ways) / num
+    assert costs.mean(lambda cost: cost.flops) == pytest.approx(expected)
+
+
+def test_the_worst_kind_is_the_one_with_the_highest_moment():
+    config = made_up_costs(0.5, 4).config
+    low, high = ({"a": PhaseCost(peak=5), "b": PhaseCost(peak=n)} for n in (6, 7))
+    costs = Costs(config, {GENERATOR: low, PLAIN: high})
+    assert costs.worst() == PLAIN and peak(high) == 7
+
+
+def made_up_plan(size_gib: float) -> Plan:
+    costs = made_up_costs(0.5, 4)
+    for phases in costs.traced.values():
+        for name, cost in phases.items():
+            cost.peak = int((size_gib - (name == "generate")) * 2**30)
+            cost.parts = {GATHERED: cost.peak}
+    networks = {"generator": NetworkBytes(10, {"float32": 2**30}, 2**30, 2**31)}
+    return Plan(wanted(2, 4), costs.config, "as published", "images", networks, costs)
+
+
+def test_words_say_whether_it_fits_and_what_helps():
+    text = as_markdown(made_up_plan(50), 80, 6, 0.4, [])
+    assert "**It fits**, with 24.0 to spare" in text and "| generator | 10 | 1.00 float32 |" in text
+    helps = [Remedy("less of it", ("a.b=1",), 60 * 2**30)]
+    text = as_markdown(made_up_plan(78.5), 80, 6, 0.4, helps)
+    assert "**4.5 too much**" in text and "| less of it | `a.b=1` | 60.00 | yes |" in text
+
+
+def test_the_tree_is_json():
+    tree = json.loads(json.dumps(as_tree(made_up_plan(50), 80, 6, 0.4, [])))
+    assert tree["fits"] and tree["peak"] == 50 * 2**30
+    assert tree["time_s"]["H100"] == pytest.approx(tree["mean_flop"] / (0.4 * 989e12))
+
+
+def test_changes_are_those_the_configuration_has_not_made():
+    config = RECIPE.load(Path("configs/FLUX/flux_senseflow.yaml"), [])
+    found = [overrides for _, overrides in candidates(config, 8)]
+    assert ("precision.vae=bfloat16",) in found
+    assert not any("checkpointing" in o for overrides in found for o in overrides)
+    assert found[-1] == tuple(o for overrides in found[:-1] for o in overrides)
+    assert candidates(config, 4)[0][1] == ("train.grad_accumulation=2",)
+
+
+def test_twice_the_gpus_keeps_each_ones_share():
+    config = made_up_costs(0.5, 4).config
+    more = twice(Wanted(FILE, ("train.batch_size=4", "a=1"), 1, 8), config)
+    assert (more.nodes, more.gpus, more.overrides) == (2, 8, ("a=1", "train.batch_size=96"))
+
+
+def test_each_change_is_planned_anew_and_gpus_double_until_it_fits(monkeypatch):
+    asked = []
+
+    def plan_of(changed, kinds):
+        asked.append(changed)
+        return made_up_plan(160 / changed.world_size)
+
+    monkeypatch.setattr(planning_remedies, "make_plan", plan_of)
+    found = remedies(made_up_plan(80), 45 * 2**30)
+    assert [remedy.overrides[:2] for remedy in found[-1:]] == [("--nodes 1", "--gpus 4")]
+    assert found[-1].peak == 40 * 2**30
+    assert [changed.world_size for changed in asked] == [2] * (len(found) - 1) + [4]

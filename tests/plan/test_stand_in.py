@@ -1,0 +1,61 @@
+"""Weights files that are holes, and a folder made of the published configurations."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from senseflow.common.files import ROOT
+from senseflow.plan.stand_in import copy_teacher, fill, write_holes
+from senseflow.teachers.published import published
+from senseflow.teachers.text_encoders import text_encoder
+from senseflow.weights.stored import component_weights
+
+
+def test_a_hole_has_names_types_and_shapes_and_takes_no_room(tmp_path):
+    wanted = {
+        "a": torch.empty(30_000, 10_000, device="meta", dtype=torch.bfloat16),
+        "b": torch.empty((), device="meta"),
+        "c": torch.empty(3, device="meta", dtype=torch.int64),
+    }
+    file = tmp_path / "model.safetensors"
+    write_holes(file, wanted)
+    weights = component_weights(tmp_path)
+    weights.require(wanted)
+    assert file.stat().st_size > 600e6 and 512 * file.stat().st_blocks < 2**20
+    assert weights.read("c")[...].dtype == torch.int64
+    assert weights.read("a")[slice(10, 12)].shape == (2, 10_000)
+
+
+def test_an_encoder_reads_what_was_made_up_for_it(tmp_path):
+    trees = published("sd35_senseflow", "sd35", "transformer")
+    keep = ("text_encoder/config.json", "tokenizer/tokenizer_config.json", "model_index.json")
+    for name in keep:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(trees[name]))
+    for entry in ("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3"):
+        trees["model_index.json"].pop(entry)
+    (tmp_path / "model_index.json").write_text(json.dumps(trees["model_index.json"]))
+    fill(tmp_path)
+    source = text_encoder(tmp_path / "text_encoder", "CLIPTextModelWithProjection", torch.bfloat16)
+    assert sum(p.numel() for p in source.network.parameters()) == 123_650_304
+
+
+def test_a_copy_of_a_folder_keeps_its_small_files_and_no_weights(tmp_path):
+    source = ROOT / "assets/tiny/flux/pipeline"
+    copy_teacher(source, tmp_path)
+    for file in source.rglob("*"):
+        own = tmp_path / file.relative_to(source)
+        assert own.exists(), own
+        if file.suffix == ".json":
+            assert own.read_bytes() == file.read_bytes()
+    held = component_weights(tmp_path / "transformer")
+    assert sorted(held.keys) == sorted(component_weights(source / "transformer").keys)
+    assert not held.read(held.keys[0])[...].any()
+
+
+def test_nothing_of_the_source_is_written(tmp_path):
+    source = ROOT / "assets/tiny/flux/pipeline"
+    before = {f: f.stat().st_mtime_ns for f in Path(source).rglob("*")}
+    copy_teacher(source, tmp_path)
+    assert before == {f: f.stat().st_mtime_ns for f in Path(source).rglob("*")}
