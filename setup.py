@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["senseflow", "senseflow.*"]),
-    package_data={"senseflow.evaluate": ["published.json"]},
+    package_data={"": ["*.json", "*.css", "*.html", "*.j2"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.8",
@@ -31,6 +31,7 @@ setup(
         "pillow>=11",
         "lmdb>=1.6",
         "PyYAML>=6.0",
+        "jinja2>=3.1",
         "psutil>=5.9",
         "tqdm>=4.66",
         "tensorboard>=2.18",
