@@ -1,16 +1,22 @@
-"""Folders of images to measure: ours with sidecars, one per prompt and seed, or any others."""
+"""Folders of images to measure: ours with sidecars, one per prompt and seed, or any others.
+
+`Reader` makes batches of them: threads decode and preprocess while the model works.
+"""
 
 import hashlib
 import io
 import json
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from senseflow.data.decode import to_rgb
 from senseflow.data.image_lists import read_lists
@@ -20,6 +26,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 GRID = re.compile(r"grid(_\d+of\d+)?\.png")  # what sampling leaves beside its images
 OWN = ("prompt", "index", "seed", "id", "versions")  # what images made in one way may differ in
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+AHEAD = 2  # batches in the making
+
+Load = Callable[[Image.Image], Tensor]
 
 
 @dataclass(frozen=True)
@@ -291,3 +300,60 @@ def check_sizes(pictures: Sequence[Picture], inspected: Sequence[Inspected]) -> 
                 f"{picture.file} is {other} where {pictures[0].file} is {first}: say "
                 "--mixed_sizes to compare images of different sizes"
             )
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How many images at a time, and how many threads prepare them."""
+
+    batch_size: int
+    threads: int
+
+    def batches(
+        self, pictures: Sequence[Picture], load: Load
+    ) -> Iterator[tuple[Sequence[Picture], Tensor]]:
+        """Batches of `batch_size`, in order."""
+        starts = range(0, len(pictures), self.batch_size)
+        return self.groups([pictures[i : i + self.batch_size] for i in starts], load)
+
+    def groups(
+        self, groups: Sequence[Sequence[Picture]], load: Load
+    ) -> Iterator[tuple[Sequence[Picture], Tensor]]:
+        """Each group and its images (B, ...), in order.
+
+        Raises ValueError naming the file of an image that cannot be read or used.
+        """
+        pool = ThreadPoolExecutor(self.threads)
+        waiting: deque[tuple[Sequence[Picture], list[Future[Tensor]]]] = deque()
+        try:
+            for group in groups:
+                waiting.append((group, [pool.submit(read, p, load) for p in group]))
+                if len(waiting) > AHEAD:
+                    yield _finish(*waiting.popleft())
+            while waiting:
+                yield _finish(*waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def read(picture: Picture, load: Load) -> Tensor:
+    """One image, decoded and preprocessed; raises ValueError naming its file."""
+    decoded = open_rgb(picture.file)
+    try:
+        return load(decoded)
+    except ValueError as error:
+        raise ValueError(f"{picture.file}: {error}") from error
+
+
+def _finish(
+    group: Sequence[Picture], futures: list[Future[Tensor]]
+) -> tuple[Sequence[Picture], Tensor]:
+    tensors = [future.result() for future in futures]
+    for picture, tensor in zip(group, tensors, strict=True):
+        if tensor.shape != tensors[0].shape:
+            sizes = (list(t.shape[1:]) for t in (tensor, tensors[0]))
+            raise ValueError(
+                f"{picture.file} and {group[0].file} are of different sizes after preprocessing, "
+                f"{' and '.join(map(str, sizes))}: name one in place of 0"
+            )
+    return group, torch.stack(tensors)

@@ -10,10 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from senseflow.engine.share import Share
-from senseflow.evaluate.folders import ImageSet, Picture
+from senseflow.evaluate.folders import ImageSet, Picture, Reader
 from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
 from senseflow.evaluate.metrics.metric import Comparer, Extractor, Scorer
-from senseflow.evaluate.reading import Reader
 
 Batches = Iterable[tuple[Sequence[Picture], Tensor]]
 

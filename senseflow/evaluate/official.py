@@ -3,11 +3,12 @@
 import json
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from senseflow.evaluate.entries import Result, official_result
 from senseflow.evaluate.layouts import CATEGORIES, GENEVAL_TASKS, SAMPLES
+from senseflow.evaluate.results import Result, check_result
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def read_geneval(name: str, file: Path) -> list[Result]:
         if own:
             scores = [float(row["correct"]) for row in own]
             metric, num = f"geneval_{task}", _num_prompts(own)
-            tasks.append(official_result(name, metric, scores, num, file, GENEVAL))
+            tasks.append(mean_result(name, metric, scores, num, file, GENEVAL))
     found = {entry["metric"].removeprefix("geneval_") for entry in tasks}
     if missing := [task for task in GENEVAL_TASKS if task not in found]:
         logger.warning("%s: no mean, as it holds no image of %s", file, ", ".join(missing))
@@ -101,7 +102,32 @@ def _category(name: str, category: str, file: Path, samples: Path) -> Result:
     num_prompts = len({stem.rpartition("_")[0] for stem in pictures}) or None
     model = f"T2I-CompBench's own program ({MODELS[category]})"
     metric = f"t2i_compbench_{category}"
-    return official_result(name, metric, answers, num_prompts, file, model, notes)
+    return mean_result(name, metric, answers, num_prompts, file, model, notes)
+
+
+def mean_result(
+    name: str,
+    metric: str,
+    scores: Sequence[float],
+    num_prompts: int | None,
+    file: Path,
+    model: str,
+    notes: Sequence[str] = (),
+) -> Result:
+    """The mean of an official result file's scores, one per image, as an entry."""
+    return check_result(
+        {
+            "name": name,
+            "metric": metric,
+            "value": math.fsum(scores) / len(scores),
+            "num_images": len(scores),
+            "num_prompts": num_prompts,
+            "images": str(file),
+            "model": model,
+            "notes": list(notes),
+        },
+        str(file),
+    )
 
 
 def _answers(file: Path) -> list[float]:

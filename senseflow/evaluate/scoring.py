@@ -18,6 +18,7 @@ from senseflow.engine.share import Share
 from senseflow.evaluate.folders import (
     ImageSet,
     Inspected,
+    Reader,
     check_same_prompts,
     check_sizes,
     digest,
@@ -32,14 +33,13 @@ from senseflow.evaluate.metrics.image_reward import image_reward_metric
 from senseflow.evaluate.metrics.inception import fid_metric, patch_fid_metric
 from senseflow.evaluate.metrics.metric import Machine, Metric
 from senseflow.evaluate.metrics.pick_score import pick_score_metric
-from senseflow.evaluate.reading import Reader
 from senseflow.evaluate.results import (
-    Entry,
+    Result,
     check_output,
     held,
     of_other_images,
     put,
-    read_results,
+    results_so_far,
     sha256_of,
 )
 
@@ -162,7 +162,7 @@ def describe(
     images: Folder,
     reference: Folder | None,
     share: Share,
-) -> Entry:
+) -> Result:
     """What a result depends on: its entry without what is measured."""
     sizes = {found.size for found in images.inspected}
     settings = dict(metric.settings)
@@ -187,9 +187,9 @@ def describe(
     }
 
 
-def find_held(args: argparse.Namespace, wanted: Entry, share: Share) -> Entry | None:
+def find_held(args: argparse.Namespace, wanted: Result, share: Share) -> Result | None:
     """This very measurement, if the file has it."""
-    return share.of_main(lambda: held(read_results(args.output), wanted))
+    return share.of_main(lambda: held(results_so_far(args.output), wanted))
 
 
 def measure(
@@ -218,7 +218,7 @@ def measure(
         ) from error
 
 
-def write(args: argparse.Namespace, entry: Entry, share: Share) -> None:
+def write(args: argparse.Namespace, entry: Result, share: Share) -> None:
     """Put an entry into the file and say it."""
     share.of_main(lambda: put(args.output, entry))
     if not share.is_main:
@@ -226,7 +226,7 @@ def write(args: argparse.Namespace, entry: Entry, share: Share) -> None:
     logger.info("%s", in_words(entry))
     for note in entry["notes"]:
         logger.warning("  note: %s", note)
-    others = of_other_images(read_results(args.output), entry)
+    others = of_other_images(results_so_far(args.output), entry)
     if others:
         logger.warning(
             "  note: %s in %s is of other images for %s: measure these again",
@@ -234,7 +234,7 @@ def write(args: argparse.Namespace, entry: Entry, share: Share) -> None:
         )  # fmt: skip
 
 
-def in_words(entry: Entry) -> str:
+def in_words(entry: Result) -> str:
     """A result in one line."""
     return (
         f"{entry['name']}: {entry['metric']} {entry['value']:.6g} ({entry['num_images']} images of "

@@ -6,9 +6,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from senseflow.evaluate.comparison import METRICS, compare
-from senseflow.evaluate.entries import Result, merge, read_results
-from senseflow.evaluate.rendering import markdown
+from senseflow.evaluate.results import Result, merge, read_results
+from senseflow.evaluate.table import compare, markdown, title_of
 from senseflow.export.samples import Sample, gallery
 from senseflow.export.sections import comfyui, licence, responsible_use, sampling, training
 from senseflow.export.source import Source
@@ -129,13 +128,9 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
             dataset_type="prompts",
             dataset_name=f"{entry['num_images']} images",
             metric_type=entry["metric"],
-            metric_name=_title(entry["metric"]),
+            metric_name=title_of(entry["metric"]),
             metric_value=entry["value"],
         )
         for entry in facts.results
         if facts.row is not None and entry["name"] == facts.row
     ]
-
-
-def _title(metric: str) -> str:
-    return METRICS[metric].title if metric in METRICS else metric

@@ -9,7 +9,7 @@ from pathlib import Path
 from senseflow.common.files import only_writer
 from senseflow.common.quiet import quiet_libraries
 from senseflow.engine.export import whole_folder
-from senseflow.evaluate.entries import Result
+from senseflow.evaluate.results import Result
 from senseflow.export import hub
 from senseflow.export.card import CardFacts, read_evaluation, write_model_card
 from senseflow.export.folders import fill

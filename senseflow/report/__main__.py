@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     """Raises ValueError for what cannot be read, OSError for what cannot be written."""
     # what follows is imported here so that --help is answered at once
     from senseflow.common.files import write_whole
-    from senseflow.evaluate.entries import read_results
+    from senseflow.evaluate.results import read_results
     from senseflow.report.page import Report, page
     from senseflow.report.page_pictures import collect, unreadable
     from senseflow.report.run_folder import read_run

@@ -15,10 +15,9 @@ from ranks import on_ranks
 from torch import nn
 
 from senseflow.engine.share import Share
-from senseflow.evaluate.folders import read_folder
+from senseflow.evaluate.folders import Reader, read_folder
 from senseflow.evaluate.measuring import measure_distance, measure_diversity, measure_mean
 from senseflow.evaluate.metrics.metric import Comparer, Extractor, Scorer
-from senseflow.evaluate.reading import Reader
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_CLIP = ROOT / "assets/tiny/common/clip"

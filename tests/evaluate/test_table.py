@@ -7,9 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from senseflow.evaluate.__main__ import main
-from senseflow.evaluate.comparison import PUBLISHED, compare
-from senseflow.evaluate.entries import check_result, merge
-from senseflow.evaluate.table import results_table_html
+from senseflow.evaluate.results import check_result, merge
+from senseflow.evaluate.table import PUBLISHED, compare, results_table_html
 
 SHA = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
