@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     from senseflow.common.files import write_whole
     from senseflow.evaluate.results import read_results
     from senseflow.report.page import Report, page
-    from senseflow.report.page_pictures import collect, unreadable
+    from senseflow.report.pictures import collect
     from senseflow.report.run_folder import read_run
     from senseflow.report.settings import compare
 
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         )
     results = read_results(args.results) if args.results else []
     pictures = collect(folder, read_pairs(args), args.num_strips, args.num_samples)
-    for said in [*folder.notices, *pictures.notices, *unreadable(pictures)]:
+    for said in [*folder.notices, *pictures.notices, *pictures.missing]:
         logger.warning("%s", said)
     text = page(Report(folder, compare(folder.config), pictures, results, time.time()))
     output.parent.mkdir(parents=True, exist_ok=True)

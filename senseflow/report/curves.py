@@ -1,12 +1,18 @@
-"""Curves as inline SVG: small, in the page's own colours, with values on hover and no script."""
+"""Which measures of stats.jsonl are drawn where, what each of them means, and their drawing.
+
+`chart.html` is the drawing, inline SVG; here are its scales and its paths.
+"""
 
 import math
 from dataclasses import dataclass
-from html import escape
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 
-from senseflow.report.signals import Curve, Floats
+from senseflow.common.templates import templates
+from senseflow.report.signals import Curve, Curves, Facts, Floats
 
 WIDTH, HEIGHT = 360, 156  # units of the drawing; it scales with its place in the page
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 22
@@ -14,6 +20,40 @@ POINTS = 240  # drawn per curve; of more, each bucket's lowest and highest
 BANDS = 60  # places to hover at
 SMOOTHED_FROM = 24  # rows, from which a running median is drawn over the curve
 DECADES = 50  # highest over lowest value from which the scale is logarithmic
+
+
+ABOUT = {
+    "loss/dmd": "How far teacher and fake score disagree about the student's samples. It need not "
+    "fall while the student moves.",
+    "loss/isg": "The student's one step down a segment against the teacher's way through "
+    "its middle.",
+    "loss/adv": "Falls when the student's images look real to the discriminator.",
+    "loss/generator": "The weighted sum of dmd, isg and adv: what the student's step goes down.",
+    "loss/fake": "The fake score's denoising error on the student's samples.",
+    "loss/discriminator": "The heads' own loss; near 0 they have won.",
+    "grad_norm/generator": "Before clipping.",
+    "grad_norm/fake_score": "Before clipping.",
+    "grad_norm/discriminator": "Before clipping.",
+    "ida/gap": "Distance of fake score and student over the student's size; should level out.",
+    "discriminator/margin": "Mean D(real) − D(generated); 0 tells nothing apart.",
+    "drift/mean": "Generated minus real images, on a scale of 0 to 1.",
+    "drift/contrast": "Generated minus real images, on a scale of 0 to 1.",
+    "drift/saturation": "Generated minus real images, on a scale of 0 to 1.",
+    "time_s/iteration": "Wall time, saves not counted.",
+    "mem_gib": "The peak of device memory so far.",
+}
+GROUPS = (
+    ("Losses", "loss/"),
+    ("Gradient norms", "grad_norm/"),
+    ("Stability", "ida/"),
+    ("Stability", "discriminator/"),
+    ("Stability", "drift/"),
+    ("Schedule, time and memory", "lr/"),
+    ("Schedule, time and memory", "time_s/"),
+    ("Schedule, time and memory", "mem_gib"),
+)
+OTHER = "Other measures"
+NAMES = {"lr/": "learning rates", "time_s/": "phases"}  # measures drawn in one picture
 
 
 @dataclass(frozen=True)
@@ -27,6 +67,67 @@ class Chart:
     marks: tuple[int, ...] = ()  # iterations at which the run was resumed
     around_zero: bool = False
     unit: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of the page, and the measures in it."""
+
+    group: str
+    chart: Chart
+    measures: tuple[str, ...]
+
+
+def panels_of(curves: Curves, facts: Facts) -> list[Panel]:
+    """All measures, group by group; those nobody has named come last."""
+    panels = []
+    together: dict[str, dict[str, str]] = {}
+    for name in sorted(curves, key=_place):
+        prefix = next((p for p in NAMES if name.startswith(p)), None)
+        if prefix and name != "time_s/iteration":
+            together.setdefault(prefix, {})[name.removeprefix(prefix)] = name
+        else:
+            panels.append(Panel(_group(name), _single(name, curves, facts), (name,)))
+    for prefix, measures in together.items():
+        chart = Chart(
+            NAMES[prefix],
+            {short: curves[name] for short, name in measures.items()},
+            about="" if prefix == "lr/" else "Where the time of an iteration goes.",
+            marks=facts.resumed,
+            unit=" s" if prefix == "time_s/" else "",
+        )
+        panels.append(Panel(_group(prefix), chart, tuple(measures.values())))
+    order = [*dict.fromkeys(group for group, _ in GROUPS), OTHER]
+    return sorted(panels, key=lambda panel: order.index(panel.group))
+
+
+def _single(name: str, curves: Curves, facts: Facts) -> Chart:
+    lines: tuple[tuple[float, str], ...] = ()
+    if name.startswith("grad_norm/") and facts.max_grad_norm:
+        lines = ((facts.max_grad_norm, "clipped above"),)
+    if name == "discriminator/margin" and facts.adversary == "vfm":
+        lines = ((2.0, "the hinge lets go"),)
+    if name.startswith("drift/"):
+        lines = ((0.0, ""),)
+    return Chart(
+        name,
+        {name: curves[name]},
+        about=ABOUT.get(name, ""),
+        lines=lines,
+        marks=facts.resumed,
+        around_zero=name.startswith("drift/"),
+        unit=" s" if name.startswith("time_s/") else " GiB" if name == "mem_gib" else "",
+    )
+
+
+def _group(name: str) -> str:
+    return next((group for group, prefix in GROUPS if name.startswith(prefix)), OTHER)
+
+
+def _place(name: str) -> int:
+    """The order of ABOUT, then that of the rows."""
+    order = list(ABOUT)
+    return order.index(name) if name in order else len(order)
 
 
 @dataclass(frozen=True)
@@ -45,23 +146,52 @@ class Scale:
         share = (self._of(value) - low) / (high - low)
         return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
 
+    def at(self, value: float) -> str:
+        """The same, as SVG has it."""
+        return f"{self(value):.1f}"
+
     def _of(self, value: float) -> float:
         return math.log10(value) if self.log else value
 
 
-def draw(chart: Chart) -> str:
+@dataclass(frozen=True)
+class Line:
+    """A curve as drawn: faint under its running median where it has many rows, dots where few."""
+
+    strokes: list[tuple[str, str]]  # CSS class and path
+    dots: list[tuple[str, str]]
+    gaps: list[str]  # where the value is not finite
+
+
+@dataclass(frozen=True)
+class Band:
+    """An upright band that says the values of its place when the pointer is on it."""
+
+    at: str
+    left: str
+    width: str
+    words: str
+
+
+def draw(chart: Chart) -> Markup:
     """An <svg> element; the title and the values of `describe` are its text for screen readers."""
     x, y = scales(chart)
-    label = escape(f"{chart.title}: {describe(chart)}", quote=True)
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">',
-        *_axes(x, y),
-        *_references(chart, x, y),
-    ]
-    for number, curve in enumerate(chart.curves.values()):
-        parts += _line(curve, x, y, f"c{number}", len(chart.curves) == 1)
-    parts += _bands(chart, x, y)
-    return "".join(parts) + "</svg>"
+    alone = len(chart.curves) == 1
+    found = templates(Path(__file__).parent).get_template("chart.html").render(
+        chart=chart,
+        described=describe(chart),
+        width=WIDTH, height=HEIGHT, left=LEFT, right=WIDTH - RIGHT, top=TOP, bottom=HEIGHT - BOTTOM,
+        x=x,
+        y=y,
+        levels=ticks(y, 6),
+        iterations=[value for value in ticks(x, 4) if value == int(value)],
+        references=[line for line in chart.lines if y.low <= line[0] <= y.high],
+        lines=[_line(c, x, y, f"c{k}", alone) for k, c in enumerate(chart.curves.values())],
+        bands=_bands(chart, x, y),
+        number=number,
+        count=_count,
+    )  # fmt: skip
+    return Markup(found)
 
 
 def describe(chart: Chart) -> str:
@@ -122,56 +252,19 @@ def ticks(scale: Scale, most: int) -> list[float]:
     return [k * step for k in range(first, math.floor(scale.high / step + 1e-9) + 1)]
 
 
-def _axes(x: Scale, y: Scale) -> list[str]:
-    """Grid lines with their values."""
-    parts = []
-    for value in ticks(y, 6):
-        at = f"{y(value):.1f}"
-        parts.append(f'<path class="grid" d="M{LEFT} {at}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{at}" dy=".32em" text-anchor="end">'
-                     f"{number(value)}</text>")  # fmt: skip
-    places = [value for value in ticks(x, 4) if value == int(value)]
-    for value in places:
-        parts.append(f'<text x="{x(value):.1f}" y="{HEIGHT - 5}" text-anchor="middle">'
-                     f"{_count(value)}</text>")  # fmt: skip
-    return parts
-
-
 def _count(value: float) -> str:
     """An iteration on the axis: 12000 is 12k."""
     return f"{value / 1000:g}k" if value >= 10000 and value % 100 == 0 else f"{value:.0f}"
 
 
-def _references(chart: Chart, x: Scale, y: Scale) -> list[str]:
-    """Levels and resumes, dashed."""
-    parts = []
-    for level, name in chart.lines:
-        if y.low <= level <= y.high:
-            at = y(level)
-            parts.append(f'<path class="level" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
-            parts.append(
-                f'<text class="level" x="{LEFT + 4}" y="{at - 4:.1f}">{escape(name)}</text>'
-            )
-    for mark in chart.marks:
-        parts.append(f'<path class="mark" d="M{x(mark):.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
-    return parts
-
-
-def _line(curve: Curve, x: Scale, y: Scale, css: str, alone: bool) -> list[str]:
-    """The curve, faint under its running median where there are many rows; dots where few."""
-    thin = thinned(curve)
+def _line(curve: Curve, x: Scale, y: Scale, css: str, alone: bool) -> Line:
     many = len(curve.values) >= SMOOTHED_FROM
-    faint = " faint" if many and alone else ""
-    parts = [f'<path class="curve {css}{faint}" d="{_path(thin, x, y)}"/>']
-    if faint:
-        parts.append(f'<path class="curve {css}" d="{_path(thinned(smoothed(curve)), x, y)}"/>')
-    if not many:
-        for i, value in zip(curve.finite.iterations, curve.finite.values, strict=True):
-            parts.append(f'<circle class="{css}" cx="{x(i):.1f}" cy="{y(value):.1f}" r="2"/>')
-    for i in curve.iterations[~np.isfinite(curve.values)][:POINTS]:
-        parts.append(f'<text class="bad" x="{x(i):.1f}" y="{TOP + 9}" text-anchor="middle">'
-                     "×</text>")  # fmt: skip
-    return parts
+    strokes = [(css, _path(thinned(curve), x, y))]
+    if many and alone:
+        strokes = [(f"{css} faint", strokes[0][1]), (css, _path(thinned(smoothed(curve)), x, y))]
+    known = [] if many else zip(curve.finite.iterations, curve.finite.values, strict=True)
+    wild = curve.iterations[~np.isfinite(curve.values)][:POINTS]
+    return Line(strokes, [(x.at(i), y.at(value)) for i, value in known], [x.at(i) for i in wild])
 
 
 def _path(curve: Curve, x: Scale, y: Scale) -> str:
@@ -181,7 +274,7 @@ def _path(curve: Curve, x: Scale, y: Scale) -> str:
         if not math.isfinite(value):
             pen = "M"
             continue
-        words.append(f"{pen}{x(i):.1f} {y(value):.1f}")
+        words.append(f"{pen}{x.at(i)} {y.at(value)}")
         pen = "L"
     return "".join(words) if len(words) > 1 else "M0 0"
 
@@ -213,27 +306,21 @@ def smoothed(curve: Curve) -> Curve:
     return Curve(known.iterations, values)
 
 
-def _bands(chart: Chart, x: Scale, y: Scale) -> list[str]:
-    """Upright bands that say the values of their place when the pointer is on them."""
+def _bands(chart: Chart, x: Scale, y: Scale) -> list[Band]:
     first = next(iter(chart.curves.values()))
     num = len(first.iterations)
     places = sorted({round(k) for k in np.linspace(0, num - 1, min(num, BANDS))})
-    parts = []
-    for order, place in enumerate(places):
+    middles = [x(float(first.iterations[place])) for place in places]
+    edges = [LEFT, *((a + b) / 2 for a, b in pairwise(middles)), WIDTH - RIGHT]
+    bands = []
+    for place, middle, (left, right) in zip(places, middles, pairwise(edges), strict=True):
         i = float(first.iterations[place])
-        left = LEFT if order == 0 else (x(i) + x(first.iterations[places[order - 1]])) / 2
-        last = order == len(places) - 1
-        right = WIDTH - RIGHT if last else (x(i) + x(first.iterations[places[order + 1]])) / 2
         said = [
             f"{name} {number(float(curve.values[at]))}{chart.unit}"
             for name, curve in chart.curves.items()
             if (at := int(np.searchsorted(curve.iterations, i))) < len(curve.values)
             and curve.iterations[at] == i
         ]
-        title = escape(f"iteration {i:.0f}: " + ", ".join(said))
-        parts.append(
-            f'<g class="band"><path d="M{x(i):.1f} {TOP}V{HEIGHT - BOTTOM}"/>'
-            f'<rect x="{left:.1f}" y="{TOP}" width="{max(0.5, right - left):.1f}" '
-            f'height="{HEIGHT - BOTTOM - TOP}"><title>{title}</title></rect></g>'
-        )
-    return parts
+        words = f"iteration {i:.0f}: " + ", ".join(said)
+        bands.append(Band(f"{middle:.1f}", f"{left:.1f}", f"{max(0.5, right - left):.1f}", words))
+    return bands

@@ -19,7 +19,7 @@ from senseflow.report.curves import (
     thinned,
     ticks,
 )
-from senseflow.report.embed import evenly
+from senseflow.report.pictures import evenly
 from senseflow.report.run_folder import duration
 from senseflow.report.signals import Curve
 
