@@ -266,7 +266,8 @@ def test_it_needs_no_torch(run, tmp_path):
     teacher = make_samples(tmp_path / "t", PROMPTS)
     words = [str(run), "--teacher_images", str(teacher), "--output", str(tmp_path / "p.html")]
     program = (
-        "import sys; from senseflow.report import __main__ as report; assert 'numpy' not in sys.modules; "
+        "import sys; from senseflow.report import __main__ as report; "
+        "assert 'numpy' not in sys.modules; "
         f"assert report.main({words!r}) == 0; "
         "heavy = {'torch', 'diffusers', 'transformers', 'matplotlib', 'tensorflow'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
