@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from senseflow.common.files import ROOT
+from senseflow.common.files import ROOT, read_json
 from senseflow.config.config import Config
 from senseflow.config.recipes import Recipe
 from senseflow.data.sampler import Batch
@@ -46,10 +46,11 @@ from senseflow.engine.parallel import recompute
 from senseflow.optim.trained import Trained
 from senseflow.plan.rehearsal import trained_of
 from senseflow.teachers import text_encoders
+from senseflow.teachers.folder import TeacherSettings
 from senseflow.teachers.published import SURROUNDINGS, T5_LENGTH, Surroundings, published
-from senseflow.teachers.teacher import Adapter, TeacherSettings
+from senseflow.teachers.teacher import Adapter
 from senseflow.weights import meta as networks
-from senseflow.weights.meta import NetworkSource, read_json
+from senseflow.weights.meta import NetworkSource
 from senseflow.weights.stored import Weights
 
 

@@ -20,7 +20,7 @@ from senseflow.config.config import load_config
 from senseflow.config.recipes import check_split
 from senseflow.engine.inputs import check
 from senseflow.launch.launch import check_devices
-from senseflow.teachers.flux.adapter import FLUX
+from senseflow.teachers.flux.family import FLUX
 from senseflow.tiny.pictures import write_dataset
 from senseflow.trainer.recipes import TRAINERS
 

@@ -24,8 +24,9 @@ from senseflow.distill.vfm_heads import PromptEncoder
 from senseflow.engine.adversary import load_clip
 from senseflow.engine.inputs import teacher_settings
 from senseflow.engine.parallel import fill_shards
-from senseflow.teachers.pipeline import latent_shape, posterior_of
-from senseflow.teachers.teacher import TeacherFamily, TeacherSettings
+from senseflow.teachers.family import Family
+from senseflow.teachers.folder import TeacherSettings, latent_shape
+from senseflow.teachers.pipeline import posterior_of
 from senseflow.weights.meta import NetworkSource
 
 S = TypeVar("S")
@@ -37,7 +38,7 @@ Encode = Callable[[list[str]], Iterator[Row]]  # of these keys, in their order
 # ------------------------------------------------------------------- the fields, without weights
 
 
-def fields_of(name: str, config: Config, family: TeacherFamily) -> dict[str, Field]:
+def fields_of(name: str, config: Config, family: Family) -> dict[str, Field]:
     """Shapes and dtypes of a part's rows."""
     settings = teacher_settings(config)
     if name == "prompts":
@@ -60,7 +61,7 @@ def clip_dim(paths: PathsConfig) -> int:
 
 
 def open_encoder(
-    name: str, config: Config, family: TeacherFamily, data: Samples, device: torch.device
+    name: str, config: Config, family: Family, data: Samples, device: torch.device
 ) -> Encode:
     """Load what a part needs; raises ValueError or OSError when it cannot be read."""
     settings = teacher_settings(config)

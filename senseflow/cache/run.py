@@ -24,7 +24,7 @@ from senseflow.engine.caches import facts_of, versions, wanted_keys
 from senseflow.engine.disk import PARTIAL, sync
 from senseflow.engine.inputs import check_teacher, check_vfm_paths, read_data, teacher_settings
 from senseflow.engine.share import Share
-from senseflow.teachers.teacher import TeacherFamily
+from senseflow.teachers.family import Family
 from senseflow.trainer.recipes import RECIPES
 from senseflow.weights.safetensors_writer import write_safetensors
 
@@ -81,7 +81,7 @@ def plan(
     args: argparse.Namespace,
     names: list[str],
     config: Config,
-    family: TeacherFamily,
+    family: Family,
     data: Samples,
 ) -> list[Job]:
     """What there is to do, by the index that it writes."""
@@ -101,7 +101,7 @@ def announce(jobs: list[Job], folder: Path) -> None:
 
 
 def make(
-    job: Job, folder: Path, config: Config, family: TeacherFamily, data: Samples, share: Share
+    job: Job, folder: Path, config: Config, family: Family, data: Samples, share: Share
 ) -> int:
     """Make the files of one part, each rank its own; returns how many images cannot be read.
 

@@ -1,11 +1,13 @@
 """Small files that are whole or not there; needs no torch."""
 
 import fcntl
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 PARTIAL = ".partial"  # how the names of unfinished files end, and those of folders begin
 
@@ -24,6 +26,19 @@ def write_whole(file: Path, text: str) -> None:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object; a missing or broken file is a ValueError that names it."""
+    if not file.is_file():
+        raise ValueError(f"{file} not found")
+    try:
+        tree = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{file} holds no JSON object")
+    return tree
 
 
 def require_writable(flag: str, folder: Path) -> None:

@@ -1,16 +1,12 @@
 """The five published recipes: which teacher family each distils, and how its YAML is read."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from senseflow.common.files import ROOT
 from senseflow.config.config import Config, load_config
-
-if TYPE_CHECKING:
-    from senseflow.teachers.teacher import TeacherFamily
+from senseflow.teachers.family import Family
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +24,10 @@ class Recipe:
     """What a training script runs."""
 
     name: str
-    open_family: "Callable[[], TeacherFamily]"  # imports the libraries of its networks: seconds
+    family: Family  # of its teacher
     adversary: str  # besides "none"
     config: Path  # its published YAML, from the root of the repository
     lends_paths: str | None = None  # the recipe whose YAML only lends its paths to this one
-    is_lenders: Callable[[Path], bool] = lambda folder: False  # a teacher that is not lent
-
-    @property
-    def family(self) -> "TeacherFamily":
-        """The architecture of its teacher."""
-        return self.open_family()
 
     def load(self, file: Path, overrides: list[str]) -> Config:
         """The configuration in `file` with `key.sub=value` overrides.
@@ -50,7 +40,7 @@ class Recipe:
         if self.lends_paths and config.recipe == self.lends_paths:
             read = self._beside(file)
             own, paths = load_config(read, overrides), config.paths
-            if self.is_lenders(Path(paths.pretrained_model)):
+            if not self.family.is_this_size(Path(paths.pretrained_model)):
                 logger.info("paths.pretrained_model is %s's: taking this recipe's", config.recipe)
                 paths = replace(paths, pretrained_model=own.paths.pretrained_model)
             config = replace(own, paths=paths)

@@ -24,7 +24,8 @@ from senseflow.engine.initial import (
 from senseflow.engine.inputs import bottleneck_of, torch_dtype
 from senseflow.engine.parallel import fill_shards, shard
 from senseflow.optim.trained import Trained
-from senseflow.teachers.teacher import Adapter, TeacherFamily
+from senseflow.teachers.family import Family
+from senseflow.teachers.teacher import Adapter
 from senseflow.weights.lora import Role
 from senseflow.weights.meta import in_turn
 from senseflow.weights.stored import Stored
@@ -32,7 +33,7 @@ from senseflow.weights.stored import Stored
 
 def build_discriminator(
     config: Config,
-    family: TeacherFamily,
+    family: Family,
     adapter: Adapter,
     fake_score: nn.Module,
     ranks: Ranks,

@@ -48,7 +48,8 @@ from senseflow.engine.parallel import (
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
 from senseflow.teachers.encoded import KnownPrompts
-from senseflow.teachers.teacher import Adapter, TeacherFamily
+from senseflow.teachers.family import Family
+from senseflow.teachers.teacher import Adapter
 from senseflow.weights.card import StudentCard
 from senseflow.weights.fingerprint import base_fingerprint
 from senseflow.weights.meta import NetworkSource
@@ -72,7 +73,7 @@ class Teacher:
         return self.ranks.device
 
 
-def prepare_teacher(config: Config, family: TeacherFamily) -> Teacher:
+def prepare_teacher(config: Config, family: Family) -> Teacher:
     """The teacher of a run alone, sharded as in training."""
     join_group()
     settings = teacher_settings(config)
@@ -90,7 +91,7 @@ def prepare_teacher(config: Config, family: TeacherFamily) -> Teacher:
     )
 
 
-def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
+def prepare(config: Config, folder: Path, family: Family) -> Run:
     """Every part of the run, sharded and on its device."""
     join_group()
     settings = teacher_settings(config)
@@ -114,7 +115,7 @@ def prepare(config: Config, folder: Path, family: TeacherFamily) -> Run:
 
 def assemble(
     config: Config,
-    family: TeacherFamily,
+    family: Family,
     ranks: Ranks,
     initial: Initial,
     error_curve: ErrorCurve | None,
@@ -152,7 +153,7 @@ def assemble(
 
 
 def build_networks(
-    family: TeacherFamily, config: Config, initial: Initial, ranks: Ranks
+    family: Family, config: Config, initial: Initial, ranks: Ranks
 ) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Teacher, generator and fake score: three networks, or three roles of one (LoRA)."""
     settings = teacher_settings(config)
@@ -221,7 +222,7 @@ def choose_initial(config: Config, folder: Path, host: HostGroup) -> Initial:
     return initial
 
 
-def export(config: Config, family: TeacherFamily, dtype: Dtype) -> StudentExport:
+def export(config: Config, family: Family, dtype: Dtype) -> StudentExport:
     """How the student becomes a diffusers folder, with a card of how it is to be sampled."""
     settings, base = teacher_settings(config), Path(config.paths.pretrained_model)
     anchors = family.anchors(settings, config.anchors.times)

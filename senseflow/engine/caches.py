@@ -16,8 +16,8 @@ from senseflow.data.cache_index import KEY_DTYPE, Part, differences, key_of, key
 from senseflow.data.cached import Cache, Rows, StoredPrompts
 from senseflow.data.items import Samples
 from senseflow.data.json_images import JsonImages
-from senseflow.teachers.teacher import TeacherFamily
-from senseflow.teachers.text_encoders import encoder_classes
+from senseflow.teachers.family import Family
+from senseflow.teachers.folder import encoder_classes
 from senseflow.weights.fingerprint import base_fingerprint, fingerprint, stored_weights
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
 # ------------------------------------------------------------------------- what a part is made with
 
 
-def facts_of(name: str, config: Config, family: TeacherFamily) -> dict[str, Any]:
+def facts_of(name: str, config: Config, family: Family) -> dict[str, Any]:
     """What the rows of a part depend on; None for weights that are not there (any longer)."""
     folder = Path(config.paths.pretrained_model)
     if name == "prompts":
@@ -50,7 +50,7 @@ def facts_of(name: str, config: Config, family: TeacherFamily) -> dict[str, Any]
     }
 
 
-def prompt_facts(config: Config, family: TeacherFamily, folder: Path) -> dict[str, Any]:
+def prompt_facts(config: Config, family: Family, folder: Path) -> dict[str, Any]:
     """Of prompt_embeds and pooled."""
     names = [name for name, kind in encoder_classes(folder).items() if kind]
     facts: dict[str, Any] = {"family": family.name}
@@ -101,7 +101,7 @@ def settings_digest(folder: Path) -> str | None:
 # ------------------------------------------------------------------------------ what a run reads
 
 
-def wanted_keys(name: str, config: Config, family: TeacherFamily, data: Samples) -> np.ndarray:
+def wanted_keys(name: str, config: Config, family: Family, data: Samples) -> np.ndarray:
     """The keys (N,) of the rows that a data set needs of a part, each once."""
     if name == "latents":
         assert isinstance(data, JsonImages)
@@ -111,7 +111,7 @@ def wanted_keys(name: str, config: Config, family: TeacherFamily, data: Samples)
     return keys_of([*null, *data.all_prompts()])
 
 
-def read_cache(config: Config, family: TeacherFamily, data: Samples) -> Cache:
+def read_cache(config: Config, family: Family, data: Samples) -> Cache:
     """What of `paths.cache` a run reads: all parts that its data and its adversary can use.
 
     Raises ValueError, naming what differs and the command that mends it, for a cache of other
@@ -143,7 +143,7 @@ def _is_used(name: str, parts: dict[str, Part], config: Config, data: Samples) -
 
 
 def checked(
-    folder: Path, name: str, part: Part, config: Config, family: TeacherFamily, data: Samples
+    folder: Path, name: str, part: Part, config: Config, family: Family, data: Samples
 ) -> Rows:
     """A part of a cache, if it is made with what this run has and holds all that it needs."""
     if differing := differences(part.made_with, facts_of(name, config, family)):

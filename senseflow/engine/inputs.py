@@ -26,14 +26,14 @@ from senseflow.engine.initial import (
     open_initial,
 )
 from senseflow.engine.lora import check_lora
-from senseflow.teachers.pipeline import latent_shape
-from senseflow.teachers.teacher import TeacherFamily, TeacherSettings
+from senseflow.teachers.family import Family
+from senseflow.teachers.folder import TeacherSettings, latent_shape
 from senseflow.teachers.text_encoders import text_encoders
 from senseflow.weights.fingerprint import base_fingerprint
-from senseflow.weights.lora import LoraSettings
+from senseflow.weights.lora_settings import LoraSettings
 
 
-def check(config: Config, family: TeacherFamily) -> None:
+def check(config: Config, family: Family) -> None:
     """What can be said about the input before any network is loaded; raises ValueError."""
     check_offload(config.parallel)
     cache = check_teacher(config, family)
@@ -49,7 +49,7 @@ def check(config: Config, family: TeacherFamily) -> None:
         begun_with(initial, "generator", family.student(settings))
 
 
-def check_teacher(config: Config, family: TeacherFamily) -> Cache:
+def check_teacher(config: Config, family: Family) -> Cache:
     """What can be said about the teacher and the data before they are loaded; raises ValueError.
 
     Returns what a cache knows of the data.
@@ -104,17 +104,17 @@ def check_vfm_paths(paths: PathsConfig, cache: Cache) -> None:
             raise ValueError(f"paths.{key}_weights {weights} is not a file")
 
 
-def bottleneck_of(config: Config, family: TeacherFamily) -> tuple[int, int, int]:
+def bottleneck_of(config: Config, family: Family) -> tuple[int, int, int]:
     """(C, h, w) that DMD2's head reads; raises ValueError where it cannot."""
-    if family.bottleneck is None:
-        raise ValueError(f"adversarial.kind bottleneck: a {family.name} network has none")
     shape = family.bottleneck(teacher_settings(config))
+    if shape is None:
+        raise ValueError(f"adversarial.kind bottleneck: a {family.name} network has none")
     require_head(shape, config.adversarial.downsamplings, config.adversarial.norm_groups)
     return shape
 
 
 def what_is_shared(
-    config: Config, family: TeacherFamily, dataset: Samples, cache: Cache
+    config: Config, family: Family, dataset: Samples, cache: Cache
 ) -> dict[str, object]:
     """What every rank must hold alike; where it lies may differ from node to node."""
     tree = dataclasses.asdict(config)
@@ -129,7 +129,7 @@ def what_is_shared(
     }
 
 
-def read_error_curve(config: Config, family: TeacherFamily) -> ErrorCurve | None:
+def read_error_curve(config: Config, family: Family) -> ErrorCurve | None:
     """The law of ISG's mid-points, None where it is uniform; raises ValueError for a curve that is
     not this teacher's or does not cover its segments."""
     isg = config.isg

@@ -7,22 +7,23 @@ import torch
 from senseflow.config.config import Config, load_config
 from senseflow.engine.export import LORA_FILE, Layout
 from senseflow.engine.initial import Initial, is_run
-from senseflow.teachers.teacher import TeacherFamily, TeacherSettings
+from senseflow.teachers.family import Family
+from senseflow.teachers.folder import TeacherSettings
 from senseflow.weights.lora import (
     ADAPTERS,
-    LoraSettings,
     Role,
     metadata,
     share,
     stated_scale,
     with_adapters_of,
 )
+from senseflow.weights.lora_settings import LoraSettings
 from senseflow.weights.meta import Build
 from senseflow.weights.student import find_student
 
 
 def build_roles(
-    family: TeacherFamily,
+    family: Family,
     settings: TeacherSettings,
     lora: LoraSettings,
     initial: Initial,
@@ -40,7 +41,7 @@ def build_roles(
 
 
 def lora_layout(
-    family: TeacherFamily, settings: TeacherSettings, lora: LoraSettings, dtype: torch.dtype
+    family: Family, settings: TeacherSettings, lora: LoraSettings, dtype: torch.dtype
 ) -> Layout:
     """A student's `pytorch_lora_weights.safetensors`, as the pipelines of diffusers read it."""
     _, base = share(family.teacher(settings), lora)
@@ -51,9 +52,7 @@ def lora_layout(
     return Layout(None, dtype, {LORA_FILE: tensors}, prefix=prefix, metadata=header)
 
 
-def check_lora(
-    config: Config, family: TeacherFamily, settings: TeacherSettings, initial: Initial
-) -> None:
+def check_lora(config: Config, family: Family, settings: TeacherSettings, initial: Initial) -> None:
     """Raise ValueError for targets this teacher has not, and for an initial run or student that is
     no LoRA of the same rank, scale, factors trained and targets."""
     assert settings.lora

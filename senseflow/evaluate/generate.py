@@ -120,7 +120,7 @@ def check(family: Family, args: argparse.Namespace) -> None:
     check_counts(args, "num_prompts", "batch_size", "seeds", "teacher_steps", "max_sequence_length")
     check_counts(args, "start_idx", "seed", "teacher_seed", least=0)
     check_finite(args, "guidance", "teacher_guidance")
-    if family.t5_length is None and args.max_sequence_length:
+    if family.tokenizer is None and args.max_sequence_length:
         raise ValueError(f"--max_sequence_length: {family.title} has no T5")
     check_paths(family, args)
     shard_of(args.shard)

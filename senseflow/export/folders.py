@@ -8,10 +8,10 @@ from typing import Any
 
 import diffusers
 
+from senseflow.common.files import read_json
 from senseflow.engine.export import Layout, fill_component
 from senseflow.export.source import Source, fused
 from senseflow.weights.card import write_card
-from senseflow.weights.meta import read_json
 from senseflow.weights.stored import open_safetensors
 
 SCHEDULER = "scheduler"

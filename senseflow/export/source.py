@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from senseflow.common.files import read_json
 from senseflow.config.config import Config, load_config
 from senseflow.engine.build import export
 from senseflow.engine.checkpoint import OpenCheckpoint, find_checkpoint
@@ -24,7 +25,7 @@ from senseflow.trainer.recipes import RECIPES
 from senseflow.weights.card import StudentCard
 from senseflow.weights.fingerprint import base_fingerprint
 from senseflow.weights.lora import scale_in
-from senseflow.weights.meta import meta_network, read_json
+from senseflow.weights.meta import meta_network
 from senseflow.weights.stored import Weights, component_weights, open_safetensors
 from senseflow.weights.student import STEP, find_student, is_lora, open_weights
 

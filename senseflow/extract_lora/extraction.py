@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from senseflow.common.devices import find_device
-from senseflow.common.files import only_writer
+from senseflow.common.files import only_writer, read_json
 from senseflow.engine.export import LORA_FILE, Layout, write_component
 from senseflow.teachers.families import check_keys
 from senseflow.teachers.family import Family
 from senseflow.weights.card import StudentCard, write_card
 from senseflow.weights.lora import metadata
-from senseflow.weights.meta import meta_network, read_json
+from senseflow.weights.meta import meta_network
 from senseflow.weights.stored import Weights, component_weights
 from senseflow.weights.student import find_student, is_lora, open_weights
 

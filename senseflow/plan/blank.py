@@ -12,7 +12,7 @@ from senseflow.config.config import Config
 from senseflow.data.cache_index import Field
 from senseflow.data.items import Item, Position
 from senseflow.teachers.encoded import NOTHING, Conditioning, Encoded, Posterior
-from senseflow.teachers.teacher import TeacherFamily
+from senseflow.teachers.family import Family
 
 DataKind = Literal["images", "latents", "cached"]
 """What a run reads: images; an LMDB of latents; images, with prompts and latents from a cache."""
@@ -31,7 +31,7 @@ class BlankPrompts:
     text: Field | None  # the VFM discriminator's features
 
     @classmethod
-    def of(cls, config: Config, family: TeacherFamily) -> "BlankPrompts":
+    def of(cls, config: Config, family: Family) -> "BlankPrompts":
         """In the shapes that a cache of this configuration has."""
         vfm = config.adversarial.in_use == "vfm"
         text = fields_of("clip", config, family)["text"] if vfm else None

@@ -29,7 +29,7 @@ from senseflow.optim.trained import Trained
 from senseflow.plan.blank import Blank, BlankPrompts, DataKind
 from senseflow.plan.fakes import Loading, fake_ranks, fake_whole, real_meshes
 from senseflow.plan.tracker import AVERAGES, PARAMETERS, STATES, PhaseCost, Tracker
-from senseflow.teachers.teacher import TeacherFamily
+from senseflow.teachers.family import Family
 from senseflow.weights.lora import Role
 
 
@@ -193,7 +193,7 @@ def storage_bytes(tensors: list[Tensor]) -> int:
 
 @contextmanager
 def rehearse(
-    config: Config, family: TeacherFamily, world_size: int, data: DataKind
+    config: Config, family: Family, world_size: int, data: DataKind
 ) -> Iterator[Rehearsal]:
     """Rank 0 of so many, before its first iteration."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
+from senseflow.common.files import read_json
 from senseflow.config.config import PathsConfig
 from senseflow.teachers.text_encoders import CLASSES
-from senseflow.weights.meta import read_json
 from senseflow.weights.safetensors_writer import header, num_bytes
 
 NAMES = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}

@@ -24,7 +24,7 @@ from senseflow.engine.disk import write_whole
 from senseflow.engine.inputs import check_teacher, read_data, teacher_settings
 from senseflow.reconstruction_error.measure import Measurement, Rows, curves, measure, spread_times
 from senseflow.reconstruction_error.picture import draw
-from senseflow.teachers.teacher import TeacherFamily
+from senseflow.teachers.family import Family
 from senseflow.trainer.recipes import RECIPES
 from senseflow.weights.fingerprint import base_fingerprint
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         write(args.output, found, teacher, config)
 
 
-def facts_of(config: Config, family: TeacherFamily, num_samples: int) -> dict[str, Any]:
+def facts_of(config: Config, family: Family, num_samples: int) -> dict[str, Any]:
     """Whose error it is, and all but seed, times and guidance that it depends on."""
     settings = teacher_settings(config)
     dataset = read_data(config, settings)

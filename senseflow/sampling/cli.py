@@ -44,8 +44,8 @@ def main(family: Family, arguments: list[str] | None = None) -> int:
 def build_parser(family: Family) -> Parser:
     """The flags of the README, and more."""
     parser = Parser(
-        description=f"Sample images from a {family.method} student of {family.title}, or, with "
-        "--teacher, from the teacher itself.",
+        description=f"Sample images from a student of {family.title}, or, with --teacher, from the "
+        "teacher itself.",
         epilog=f"example: %(prog)s {family.base_flag} /path/to/base --checkpoint /path/to/run "
         "--output_dir ./outputs",
     )
@@ -127,7 +127,7 @@ def _add_sampling_flags(parser: Parser, family: Family) -> None:
         "--guidance", type=float, help=f"guidance of the teacher ({family.teacher_guidance:g})"
     )
     group.add_argument("--seed", type=int, default=0, help="image i has seed + i (0)")
-    if family.t5_length:
+    if family.tokenizer:
         group.add_argument(
             "--max_sequence_length", type=int,
             help="T5 tokens (default: the trained number, or what the base states)",

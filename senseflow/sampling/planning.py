@@ -103,7 +103,7 @@ def _size(
 
 
 def _t5_length(family: Family, args: argparse.Namespace, card: StudentCard | None) -> int | None:
-    if family.t5_length is None:
+    if family.tokenizer is None:
         return None
     trained = card.max_sequence_length if card else None
     length = args.max_sequence_length or trained or family.t5_length(args.base)
@@ -141,7 +141,7 @@ def trained_anchors(
     family: Family, args: argparse.Namespace, card: StudentCard | None
 ) -> list[float]:
     """The noise levels a student was trained at: its card's, else those of students of the base."""
-    return list(card.anchors) if card else family.default_anchors(args.base)
+    return list(card.anchors) if card else family.default_anchors(args.base, 4)
 
 
 def _levels(family: Family, args: argparse.Namespace, card: StudentCard | None) -> list[float]:

@@ -10,7 +10,7 @@ from senseflow.teachers.flux.family import FLUX
 from senseflow.teachers.sd35.family import SD35, SD35_LARGE
 from senseflow.teachers.sdxl.family import SDXL, SDXL_DMD2
 
-FAMILIES = (FLUX, SD35, SD35_LARGE, SDXL, SDXL_DMD2)
+FAMILIES: tuple[Family, ...] = (FLUX, SD35, SD35_LARGE, SDXL, SDXL_DMD2)
 
 
 def family_of(base: Path, flag: str) -> Family:

@@ -1,21 +1,32 @@
-"""What differs between families of teachers on the command line, and how an image is sampled.
+"""A family of teachers: its facts, what it asks of a folder, and the doors to its networks.
 
-Light on purpose: the command line reads it before torch and diffusers are imported.
+Light on purpose: command lines read it before torch and diffusers are imported. What needs them is
+imported where it is called. A family is a folder beside this file, with a `family` module that
+holds a subclass of `Family` and an `adapter` module with the networks; a recipe of
+`senseflow.config.recipes` makes it known.
 """
 
-import json
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senseflow.core.levels import Levels
+from senseflow.core.levels import SIGMAS, Levels
+from senseflow.teachers import folder
+from senseflow.teachers.folder import TeacherSettings
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline, SchedulerMixin
     from PIL import Image
     from torch import nn
+
+    from senseflow.core.anchors import Anchors
+    from senseflow.core.path import Path as NoisePath
+    from senseflow.teachers.encoded import KnownPrompts
+    from senseflow.teachers.pipeline import Networks
+    from senseflow.teachers.teacher import Adapter
+    from senseflow.weights.meta import Build, NetworkSource
 
 
 @dataclass(frozen=True)
@@ -50,61 +61,147 @@ class StockSampling:
     guidance: float  # of the call, for a student that takes none
 
 
-@dataclass(frozen=True)
-class Family:
-    """One kind of teacher on the command line: all that differs, said in the family's own module.
-
-    A new family is a module with one of these, a script of a few lines, and its place in
-    `senseflow.teachers.families`.
-    """
+@dataclass(frozen=True, eq=False)
+class Family(ABC):
+    """One architecture of teachers, in training and in sampling."""
 
     name: str  # on its students' cards
     title: str
-    script: str  # from the repository's root
-    pipeline_class: str
+    script: str  # that samples its students, from the repository's root
+    pipeline_class: str  # in diffusers
     network_class: str
-    component: str  # the trained part's folder
+    component: str  # the trained part's folder in a pipeline
     key_mark: str  # how some key of its networks begins, and no key of another family's
     blocks: tuple[str, ...]  # classes that --compile compiles
     base_flag: str
     config_flag: str
-    levels: Levels
     teacher_steps: int
-    teacher_guidance: float
-    default_anchors: Callable[[Path], list[float]]  # of the base, for students without a card
-    sides: Callable[[Path, dict[str, Any] | None], Sides]  # of the base and the student's config
-    make_scheduler: Callable[["SchedulerMixin", Plan], "SchedulerMixin"]  # from the base's own
-    stock_sampling: Callable[[tuple[float, ...]], StockSampling]  # at a card's anchors
-    open_pipeline: Callable[[Path, "nn.Module | None", "torch.dtype"], "DiffusionPipeline"]
-    sample: Callable[
-        ["DiffusionPipeline", list[str], list["torch.Generator"], Plan], list["Image.Image"]
-    ]
-    method: str = "SenseFlow"
-    t5_length: Callable[[Path], int] | None = None  # by default, of the base; None: no T5
+    teacher_guidance: float  # the pipeline's own number, as dmd.guidance and isg.guidance are
+    levels: Levels = SIGMAS
+    no_guidance: float = 1.0  # the pipeline's number that leaves out its unconditional half
+    tokenizer: str | None = None  # whose tokens data.max_sequence_length counts; None: all fixed
+    longest_prompt: int = 512  # of its tokens, where the folder states more, or nothing
+    null_prompt: str | None = None  # whose encoding is that of no prompt; None: none is encoded
     last_config: Path | None = None  # for a base without a config of its network
-    is_this_size: Callable[[Path], bool] = lambda base: True  # False: another family's, same class
-    takes_guidance: Callable[[dict[str, Any]], bool] = lambda config: False  # a student's config
-    fit_config: Callable[[dict[str, Any], list[str]], dict[str, Any]] = lambda config, keys: config
-    # levels of a student with a card's anchors, as stock_sampling's scheduler rounds them
-    rounded: Callable[[tuple[float, ...], list[float]], list[float]] = lambda anchors, levels: (
-        levels
-    )
 
+    # ------------------------------------------------------------- a teacher's folder, read as JSON
 
-def base_config(base: Path, part: str) -> dict[str, Any]:
-    """config.json of a base's part, {} without one."""
-    file = base / part / "config.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    @abstractmethod
+    def unit(self, base: Path) -> int:
+        """Pixels of the side of one of the network's patches of latents."""
 
+    @abstractmethod
+    def sides(self, base: Path, config: dict[str, Any] | None) -> Sides:
+        """What can be drawn with a base's VAE and a student's config (None: the base's own)."""
 
-def vae_factor(base: Path) -> int:
-    """Pixels of one latent: 8 for all full-size bases."""
-    file = base / "vae" / "config.json"
-    return int(2 ** (len(json.loads(file.read_text())["block_out_channels"]) - 1))
+    def is_this_size(self, base: Path) -> bool:
+        """False for another family's of the same pipeline; a base that does not say may be both."""
+        return True
 
+    def t5_length(self, base: Path) -> int:
+        """The tokens of a prompt that a base allows, for students that do not say."""
+        assert self.tokenizer, "only of families that let their length be chosen"
+        return folder.stated_length(base / self.tokenizer, self.longest_prompt)
 
-def stated_length(tokenizer: Path, most: int) -> int:
-    """The tokens a base's T5 tokenizer states, at most `most`."""
-    file = tokenizer / "tokenizer_config.json"
-    stated = json.loads(file.read_text()).get("model_max_length") if file.is_file() else None
-    return int(min(stated or most, most))
+    def require(self, settings: TeacherSettings) -> None:
+        """Raise ValueError unless the settings of a run fit a folder of this family."""
+        folder.require_pipeline(settings.folder, self.pipeline_class)
+        largest = self.sides(settings.folder, None).largest
+        folder.require_resolution(settings, self.unit(settings.folder), largest)
+        if self.tokenizer:
+            folder.require_length(settings, self.tokenizer)
+        elif settings.max_sequence_length is not None:
+            raise ValueError(f"data.max_sequence_length: {self.title} has no T5; leave it out")
+        self.require_student(settings)
+
+    def require_student(self, settings: TeacherSettings) -> None:
+        """Raise ValueError for what the settings say of a student that there is none of."""
+        folder.require_plain_student(settings)
+
+    def bottleneck(self, settings: TeacherSettings) -> tuple[int, int, int] | None:
+        """(C, h, w) of the mid-block's output at the run's resolution; None: it has none."""
+        return None
+
+    # ----------------------------------------------------------------------- times and noise levels
+
+    @abstractmethod
+    def path(self, settings: TeacherSettings) -> "NoisePath":
+        """The noise path, of the folder's scheduler, with the clock that all times are read on."""
+
+    @abstractmethod
+    def anchors(self, settings: TeacherSettings, times: tuple[float, ...]) -> "Anchors":
+        """The student's anchors, of times before any shift, which may depend on their number."""
+
+    @abstractmethod
+    def sampled_at(self, path: "NoisePath", anchors: "Anchors") -> tuple[float, ...]:
+        """The anchors as `levels` counts them: what a student's card says."""
+
+    @abstractmethod
+    def default_anchors(self, base: Path, num: int) -> list[float]:
+        """The levels of `num` steps of a base, for students without a card."""
+
+    @abstractmethod
+    def stock_sampling(self, anchors: tuple[float, ...]) -> StockSampling:
+        """How a plain pipeline draws at a card's anchors."""
+
+    def rounded(self, anchors: tuple[float, ...], levels: list[float]) -> list[float]:
+        """The levels of a student with a card's anchors, as stock_sampling's scheduler rounds."""
+        return levels
+
+    # -------------------------------------------------------------------------- a student's config
+
+    def takes_guidance(self, config: dict[str, Any]) -> bool:
+        """Whether a student with this config is fed a guidance."""
+        return False
+
+    def fit_config(self, config: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+        """The teacher's config for a student's weights with these keys."""
+        return config
+
+    # ------------------------------------------------------------------------ the networks: seconds
+
+    @abstractmethod
+    def networks(self) -> "Networks":
+        """How all that follows is built: imports the family's `adapter` module."""
+
+    def teacher(self, settings: TeacherSettings) -> "NetworkSource":
+        """The frozen teacher of a folder, on the meta device; raises ValueError."""
+        return self.networks().teacher(settings)
+
+    def student(self, settings: TeacherSettings) -> "NetworkSource":
+        """The start of student and fake score, on the meta device; raises ValueError."""
+        return self.networks().student(settings)
+
+    def load_adapter(
+        self,
+        settings: TeacherSettings,
+        device: "torch.device",
+        build: "Build",
+        known: "KnownPrompts | None" = None,
+    ) -> "Adapter":
+        """The frozen encoders; with `known` no text encoder is read, `encode_prompts` has none."""
+        path = self.path(settings)
+        return self.networks().load_adapter(settings, path, device, build, known)
+
+    def open_pipeline(
+        self, base: Path, network: "nn.Module | None", dtype: "torch.dtype"
+    ) -> "DiffusionPipeline":
+        """The base's pipeline; with a network, the base's own is not read."""
+        from diffusers import DiffusionPipeline
+
+        replaced = {} if network is None else {self.component: network}
+        return DiffusionPipeline.from_pretrained(base, torch_dtype=dtype, **replaced)
+
+    @abstractmethod
+    def make_scheduler(self, own: "SchedulerMixin", plan: Plan) -> "SchedulerMixin":
+        """The plan's sampler, made from the base's own scheduler."""
+
+    @abstractmethod
+    def sample(
+        self,
+        pipeline: "DiffusionPipeline",
+        prompts: list[str],
+        generators: list["torch.Generator"],
+        plan: Plan,
+    ) -> list["Image.Image"]:
+        """One batch through the pipeline's own call; image i depends on generator i alone."""

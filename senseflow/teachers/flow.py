@@ -1,55 +1,107 @@
-"""What FLUX and SD3.5 have in common on the command line: sigmas as they are, and their call."""
+"""What families of flow teachers have in common: sigmas as they are, and the pipelines' call."""
 
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from senseflow.teachers.family import Plan, StockSampling
+from senseflow.teachers.family import Family, Plan, StockSampling
+from senseflow.teachers.folder import TeacherSettings, scheduler_config
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
     from PIL import Image
 
-NO_GUIDANCE = 1.0  # SD3.5's pipeline then leaves out the unconditional half
+    from senseflow.core.anchors import Anchors
+    from senseflow.core.path import FlowPath
+    from senseflow.core.path import Path as NoisePath
+
+SIDE = 1024  # pixels, of students whose config does not say
 
 
-def make_scheduler(
-    own: "FlowMatchEulerDiscreteScheduler", plan: Plan
-) -> "FlowMatchEulerDiscreteScheduler":
-    """See `senseflow.teachers.schedulers.flow_scheduler`."""
-    from senseflow.teachers.schedulers import flow_scheduler
-
-    return flow_scheduler(own, plan)
-
-
-def sample(
-    pipeline: "DiffusionPipeline",
-    prompts: list[str],
-    generators: list["torch.Generator"],
-    plan: Plan,
-) -> list["Image.Image"]:
-    """One batch through the pipeline's own call; guided where the plan has a scale."""
-    pipeline.scheduler.generators = generators  # the pipeline does not hand them on
-    images: list[Image.Image] = pipeline(
-        prompts,
-        height=plan.height,
-        width=plan.width,
-        num_inference_steps=plan.steps,
-        sigmas=plan.levels,
-        guidance_scale=NO_GUIDANCE if plan.guidance is None else plan.guidance,
-        max_sequence_length=plan.max_sequence_length,
-        generator=generators,
-    ).images
-    return images
+def flow_config(folder: "Path") -> dict[str, Any]:
+    """The config of a folder's flow scheduler, with diffusers' defaults for what it leaves out."""
+    return scheduler_config(
+        folder,
+        shift=1.0,
+        use_dynamic_shifting=False,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+        time_shift_type="exponential",
+    )
 
 
-def stock_flow(
-    levels: dict[str, Any], shift: float = 1.0, shift_terminal: float | None = None
-) -> StockSampling:
-    """The stock scheduler with fresh noise at every step and one shift at every size."""
-    changes = {
-        "shift": shift,
-        "shift_terminal": shift_terminal,
-        "use_dynamic_shifting": False,
-        "stochastic_sampling": True,
-    }
-    return StockSampling("FlowMatchEulerDiscreteScheduler", changes, levels, NO_GUIDANCE)
+@dataclass(frozen=True, eq=False)
+class FlowFamily(Family):
+    """A family whose network predicts v = eps - x_0 and whose levels are sigmas."""
+
+    @abstractmethod
+    def path(self, settings: TeacherSettings) -> "FlowPath":
+        """The straight path; its shift is the clock's, see `senseflow.core.path.FlowPath`."""
+
+    @abstractmethod
+    def shift(self, settings: TeacherSettings, num: int) -> float:
+        """The shift of sigma that the folder's scheduler gives `num` steps at this size."""
+
+    def anchors(self, settings: TeacherSettings, times: tuple[float, ...]) -> "Anchors":
+        """The times through the scheduler's own shift, unless another one is given.
+
+        What of it the path's clock has in it already is not put on again: shifts multiply.
+        """
+        from senseflow.core.anchors import Anchors, shift_time
+
+        path = self.path(settings)
+        shift = (settings.shift or self.shift(settings, len(times))) / path.shift
+        return Anchors(tuple(shift_time(t, shift) for t in times), end=path.clean)
+
+    def sampled_at(self, path: "NoisePath", anchors: "Anchors") -> tuple[float, ...]:
+        """The noise levels of the anchors, in (0, 1]."""
+        import torch
+
+        _, sigma = path.alpha_sigma(torch.tensor(anchors.times))
+        return tuple(sigma.tolist())
+
+    def make_scheduler(
+        self, own: "FlowMatchEulerDiscreteScheduler", plan: Plan
+    ) -> "FlowMatchEulerDiscreteScheduler":
+        """A student's takes the plan's sigmas as they are; a teacher's is the base's own."""
+        from senseflow.teachers.schedulers import flow_scheduler
+
+        return flow_scheduler(own, plan)
+
+    def sample(
+        self,
+        pipeline: "DiffusionPipeline",
+        prompts: list[str],
+        generators: list["torch.Generator"],
+        plan: Plan,
+    ) -> list["Image.Image"]:
+        """One batch through the pipeline's own call; guided where the plan has a scale."""
+        pipeline.scheduler.generators = generators  # the pipeline does not hand them on
+        images: list[Image.Image] = pipeline(
+            prompts,
+            height=plan.height,
+            width=plan.width,
+            num_inference_steps=plan.steps,
+            sigmas=plan.levels,
+            guidance_scale=self.no_guidance if plan.guidance is None else plan.guidance,
+            max_sequence_length=plan.max_sequence_length,
+            generator=generators,
+        ).images
+        return images
+
+    def stock_flow(
+        self, levels: dict[str, Any], shift: float = 1.0, shift_terminal: float | None = None
+    ) -> StockSampling:
+        """The stock scheduler with fresh noise at every step and one shift at every size."""
+        changes = {
+            "shift": shift,
+            "shift_terminal": shift_terminal,
+            "use_dynamic_shifting": False,
+            "stochastic_sampling": True,
+        }
+        return StockSampling("FlowMatchEulerDiscreteScheduler", changes, levels, self.no_guidance)

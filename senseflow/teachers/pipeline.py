@@ -1,34 +1,54 @@
 """What the adapters of all families share: encoders, VAE and scheduler of a diffusers pipeline."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from senseflow.common.files import read_json
 from senseflow.core.guidance import guide
 from senseflow.core.path import Path as NoisePath
 from senseflow.teachers.encoded import Conditioning, KnownPrompts, Posterior
-from senseflow.teachers.teacher import TeacherSettings
-from senseflow.teachers.text_encoders import encoder_classes, keep_recording, text_encoders
-from senseflow.weights.meta import (
-    Blocks,
-    Build,
-    NetworkSource,
-    frozen_network,
-    open_network,
-    read_json,
-)
+from senseflow.teachers.folder import TeacherSettings, encoder_classes
+from senseflow.teachers.teacher import Adapter
+from senseflow.teachers.text_encoders import keep_recording, text_encoders
+from senseflow.weights.meta import Blocks, Build, NetworkSource, frozen_network, open_network
 
 
 def device_of(pipeline: Any) -> torch.device:
     """The encoders'; the pipeline's own properties walk through all modules to say it."""
     device: torch.device = next(pipeline.vae.parameters()).device
     return device
+
+
+class LoadAdapter(Protocol):
+    """Reads the adapter of a family."""
+
+    def __call__(
+        self,
+        settings: TeacherSettings,
+        path: NoisePath,
+        device: torch.device,
+        build: Build,
+        known: KnownPrompts | None,
+    ) -> Adapter:
+        """With `known` no text encoder is read, and `encode_prompts` is not to be called."""
+        ...
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What the `adapter` module of a family gives its `Family`, which says what each is."""
+
+    load_adapter: LoadAdapter
+    teacher: Callable[[TeacherSettings], NetworkSource]
+    student: Callable[[TeacherSettings], NetworkSource]
 
 
 @dataclass(frozen=True)
@@ -125,66 +145,6 @@ def load_encoders(
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
     return pipeline
-
-
-def latent_shape(settings: TeacherSettings) -> tuple[int, int, int]:
-    """(C, h, w) of one sample at the run's resolution, by the VAE's config."""
-    config = read_json(settings.folder / "vae" / "config.json")
-    height, width = (side // image_patch(settings, patch=1) for side in settings.resolution)
-    return config["latent_channels"], height, width
-
-
-def require_pipeline(folder: Path, pipeline_class: type[DiffusionPipeline]) -> None:
-    """Raise ValueError unless `folder` is a diffusers pipeline of this class."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ValueError(f"{folder} is not a diffusers pipeline folder: no model_index.json")
-    name = read_json(index).get("_class_name")
-    if name != pipeline_class.__name__:
-        raise ValueError(
-            f"{folder} holds a {name}, this recipe distils a {pipeline_class.__name__}"
-        )
-
-
-def image_patch(settings: TeacherSettings, patch: int) -> int:
-    """Pixels of the side of one of the network's patches of latents."""
-    file = settings.folder / "vae" / "config.json"
-    config = read_json(file)
-    if "block_out_channels" not in config:
-        raise ValueError(f"{file} is not an autoencoder's: it has no block_out_channels")
-    return patch * int(2 ** (len(config["block_out_channels"]) - 1))
-
-
-def require_resolution(settings: TeacherSettings, patch: int) -> None:
-    """Raise ValueError for a size the VAE and the network's patches of latents cannot do."""
-    multiple = image_patch(settings, patch)
-    if any(side % multiple for side in settings.resolution):
-        raise ValueError(
-            f"train.resolution {list(settings.resolution)}: both sides must be multiples of "
-            f"{multiple}"
-        )
-
-
-def require_plain_student(settings: TeacherSettings) -> None:
-    """Raise ValueError for keys that only a FLUX student has."""
-    if settings.linked or (settings.fold_guidance, settings.guidance) != (None, None):
-        raise ValueError(
-            "paths.flux_wo_guidance_embed, student.fold_guidance and student.guidance are for FLUX "
-            "alone; say null"
-        )
-
-
-def require_t5_length(settings: TeacherSettings, tokenizer: str) -> None:
-    """Raise ValueError without a T5 length, or for more tokens than the teacher knows."""
-    length = settings.max_sequence_length
-    if length is None:
-        raise ValueError("data.max_sequence_length is missing: the T5 tokens of this teacher")
-    config = read_json(settings.folder / tokenizer / "tokenizer_config.json")
-    stated = config.get("model_max_length")
-    if stated and length > stated:
-        raise ValueError(
-            f"data.max_sequence_length {length}: the teacher's T5 tokenizer was made for {stated}"
-        )
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,20 @@
-"""What a teacher family offers: its adapter, its networks, and what it requires of a folder.
+"""One family of teachers as the iteration sees it: frozen encoders, and how a network is called.
 
 An adapter holds the frozen encoders, never a trained network: generator, fake score and teacher
-share one signature and are arguments. Packing, position and time ids, the network's own time and
-the way it is guided stay inside.
+share one signature and are arguments. Packing, position and time ids, the network's own time, the
+sign of its output and the way it is guided stay inside.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from senseflow.core.anchors import Anchors
 from senseflow.core.path import Path as NoisePath
-from senseflow.teachers.encoded import Conditioning, KnownPrompts, Posterior
-from senseflow.weights.lora import LoraSettings
-from senseflow.weights.meta import Build, NetworkSource
-
-
-def sigmas_of(path: NoisePath, anchors: Anchors) -> tuple[float, ...]:
-    """The noise levels of flow anchors, in (0, 1]."""
-    _, sigma = path.alpha_sigma(torch.tensor(anchors.times))
-    return tuple(sigma.tolist())
+from senseflow.teachers.encoded import Conditioning, Posterior
 
 
 class Adapter(Protocol):
-    """One teacher family, as the iteration sees it; latents are (B, C, h, w) float32."""
+    """One teacher family in the iteration; latents are (B, C, h, w) float32."""
 
     @property
     def pipeline(self) -> Any:
@@ -68,51 +55,3 @@ class Adapter(Protocol):
     ) -> Tensor:
         """The teacher's output with guidance scale (B,), the way this family is guided."""
         ...
-
-
-@dataclass(frozen=True)
-class TeacherSettings:
-    """What the configuration of a run tells a family of its teacher and student."""
-
-    folder: Path  # the teacher's diffusers pipeline
-    resolution: tuple[int, int]  # height, width in pixels
-    max_sequence_length: int | None  # T5 tokens
-    shift: float | None  # of the anchors' times; None: the scheduler's own
-    compute_dtype: torch.dtype
-    vae_dtype: torch.dtype
-    student_config: Path | None = None  # config.json of the student; None: the teacher's
-    linked: Path | None = None  # folder with links to the teacher's weights (FLUX)
-    fold_guidance: float | None = None  # FLUX
-    guidance: float | None = None  # FLUX: the constant fed to a LoRA student's embedding
-    lora: LoraSettings | None = None  # None: student and fake score are networks of their own
-
-
-class LoadAdapter(Protocol):
-    """Reads the adapter of a family."""
-
-    def __call__(
-        self,
-        settings: TeacherSettings,
-        device: torch.device,
-        build: Build,
-        known: KnownPrompts | None = None,
-    ) -> Adapter:
-        """With `known` no text encoder is read, and `encode_prompts` is not to be called."""
-        ...
-
-
-@dataclass(frozen=True)
-class TeacherFamily:
-    """One architecture of teachers; `senseflow.trainer` names the one of each recipe."""
-
-    name: str  # on the cards of students
-    component: str  # the trained part's folder in a pipeline
-    require: Callable[[TeacherSettings], None]  # raises ValueError; reads no weights
-    path: Callable[[TeacherSettings], NoisePath]  # of the folder's scheduler
-    anchors: Callable[[TeacherSettings, tuple[float, ...]], Anchors]  # of times before any shift
-    sampled_at: Callable[[NoisePath, Anchors], tuple[float, ...]]  # the anchors on a student's card
-    load_adapter: LoadAdapter
-    teacher: Callable[[TeacherSettings], NetworkSource]
-    student: Callable[[TeacherSettings], NetworkSource]
-    bottleneck: Callable[[TeacherSettings], tuple[int, int, int]] | None = None  # (C, h, w), UNets
-    null_prompt: str | None = None  # whose encoding is that of no prompt; None: none is encoded

@@ -17,7 +17,9 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.models.t5.modeling_t5 import T5Block
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from senseflow.weights.meta import NetworkSource, frozen_network, read_json
+from senseflow.common.files import read_json
+from senseflow.teachers.folder import encoder_classes
+from senseflow.weights.meta import NetworkSource, frozen_network
 from senseflow.weights.stored import Stored, Weights, component_weights
 
 CLASSES = {
@@ -36,15 +38,6 @@ def text_encoders(folder: Path, dtype: torch.dtype) -> dict[str, NetworkSource]:
         name: text_encoder(folder / name, class_name, dtype)
         for name, class_name in encoder_classes(folder).items()
         if class_name
-    }
-
-
-def encoder_classes(folder: Path) -> dict[str, str | None]:
-    """The class of each text encoder in the model_index.json of a pipeline folder, by component."""
-    return {
-        name: entry[1]
-        for name, entry in read_json(folder / "model_index.json").items()
-        if name.startswith("text_encoder")
     }
 
 

@@ -4,25 +4,14 @@ sh exp_flux/train_flux_senseflow.sh NODES GPUS CONFIG SAVE_DIR [key.sub=value ..
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from senseflow.config.recipes import Recipe
 from senseflow.launch.entry import main
-
-if TYPE_CHECKING:
-    from senseflow.teachers.teacher import TeacherFamily
-
-
-def open_family() -> "TeacherFamily":
-    """The architecture of the teacher."""
-    from senseflow.teachers.flux.adapter import FLUX  # diffusers, seconds
-
-    return FLUX
-
+from senseflow.teachers.flux.family import FLUX
 
 RECIPE = Recipe(
     name="flux_senseflow",
-    open_family=open_family,
+    family=FLUX,
     adversary="vfm",
     config=Path("configs/FLUX/flux_senseflow.yaml"),
 )

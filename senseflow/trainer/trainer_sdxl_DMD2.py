@@ -6,25 +6,14 @@ No IDA, no ISG; the adversary is a classifier on the bottleneck of the fake scor
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from senseflow.config.recipes import Recipe
 from senseflow.launch.entry import main
-
-if TYPE_CHECKING:
-    from senseflow.teachers.teacher import TeacherFamily
-
-
-def open_family() -> "TeacherFamily":
-    """The architecture of the teacher."""
-    from senseflow.teachers.sdxl.adapter import SDXL  # diffusers, seconds
-
-    return SDXL
-
+from senseflow.teachers.sdxl.family import SDXL
 
 RECIPE = Recipe(
     name="sdxl_dmd2",
-    open_family=open_family,
+    family=SDXL,
     adversary="bottleneck",
     config=Path("configs/sdxl/sdxl_dmd2.yaml"),
 )

@@ -4,25 +4,14 @@ sh exp_sdxl/train_sdxl_senseflow.sh NODES GPUS CONFIG SAVE_DIR [key.sub=value ..
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from senseflow.config.recipes import Recipe
 from senseflow.launch.entry import main
-
-if TYPE_CHECKING:
-    from senseflow.teachers.teacher import TeacherFamily
-
-
-def open_family() -> "TeacherFamily":
-    """The architecture of the teacher."""
-    from senseflow.teachers.sdxl.adapter import SDXL  # diffusers, seconds
-
-    return SDXL
-
+from senseflow.teachers.sdxl.family import SDXL
 
 RECIPE = Recipe(
     name="sdxl_senseflow",
-    open_family=open_family,
+    family=SDXL,
     adversary="vfm",
     config=Path("configs/sdxl/sdxl_senseflow.yaml"),
 )

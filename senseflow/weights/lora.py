@@ -11,9 +11,9 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -22,23 +22,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from senseflow.core.draws import Draws
+from senseflow.weights.lora_settings import LoraSettings
 from senseflow.weights.meta import NetworkSource
 from senseflow.weights.stored import Stored, Weights
 
 ADAPTERS = ("generator", "fake_score")
 FACTOR = re.compile(r"(?P<layer>.+)\.(?P<factor>lora_[AB])\.(?P<adapter>\w+)\.weight")
 METADATA = "lora_adapter_metadata"  # diffusers' key of a file's header
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Student and fake score as adapters of the teacher, see `senseflow.weights.lora`."""
-
-    rank: int
-    alpha: float  # their scale is alpha / rank
-    train: Literal["B", "AB"]
-    targets: tuple[str, ...]  # ends of the names of layers
-    seed: int  # of A
 
 
 class SharedBase:

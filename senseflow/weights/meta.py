@@ -1,17 +1,18 @@
 """Networks on the meta device, where their weights are read, and their units of sharding."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import noop_context_fn
 
 from senseflow.weights.stored import Stored, Weights, component_weights
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 Blocks = Callable[[Any], list[nn.Module]]  # parts of a network, in the order in which they run
 
@@ -31,7 +32,7 @@ Build = Callable[[NetworkSource], nn.Module]  # puts a network with its weights 
 
 
 def open_network(
-    network_class: type[ModelMixin],
+    network_class: "type[ModelMixin]",
     folder: Path,
     config: dict[str, Any],
     blocks_of: Blocks,
@@ -54,7 +55,7 @@ def frozen_network(source: NetworkSource, dtype: torch.dtype) -> NetworkSource:
     return source
 
 
-def meta_network(network_class: type[ModelMixin], config: dict[str, Any]) -> Any:
+def meta_network(network_class: "type[ModelMixin]", config: dict[str, Any]) -> Any:
     """A diffusers network on the meta device, in float32."""
     name = network_class.__name__
     if config.get("_class_name", name) != name:
@@ -88,16 +89,3 @@ def seeded(seed: int, makers: Iterable[Callable[[], nn.Module]]) -> Iterator[nn.
             layer = make()
             drawn = torch.get_rng_state()
         yield layer
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; a missing or broken file is a ValueError that names it."""
-    if not file.is_file():
-        raise ValueError(f"{file} not found")
-    try:
-        tree = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{file} holds no JSON object")
-    return tree

@@ -21,6 +21,7 @@ from training_runs import rows, train
 import senseflow.cache.run as caching
 from senseflow.cache.__main__ import main
 from senseflow.cache.encoders import load_whole
+from senseflow.common.files import read_json
 from senseflow.common.signals import StopRequest
 from senseflow.config.config import load_config
 from senseflow.data.cache_index import key_of
@@ -31,7 +32,6 @@ from senseflow.engine.inputs import check, read_data, teacher_settings
 from senseflow.reconstruction_error.__main__ import main as reconstruction_error
 from senseflow.tiny.pictures import write_dataset
 from senseflow.trainer.recipes import RECIPES
-from senseflow.weights.meta import read_json
 
 NUM = 8
 

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from senseflow.common.ranks import start_ranks
 from senseflow.distill.bottleneck import ClassifierHead, add_encoder_pass, encode, require_head
 from senseflow.engine.parallel import shard
-from senseflow.teachers.sdxl.adapter import SDXL, blocks_of
+from senseflow.teachers.sdxl.adapter import blocks_of
+from senseflow.teachers.sdxl.family import SDXL
 
 SIZE = (24, 40)
 UP_HALF = ("up_blocks.", "conv_norm_out.", "conv_out.")

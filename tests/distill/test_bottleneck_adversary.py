@@ -22,7 +22,8 @@ from senseflow.distill.measures import Measures
 from senseflow.distill.state import Distillation, Sample, denoise, times
 from senseflow.engine.parallel import shard
 from senseflow.optim.trained import Trained
-from senseflow.teachers.sdxl.adapter import SDXL, blocks_of
+from senseflow.teachers.sdxl.adapter import blocks_of
+from senseflow.teachers.sdxl.family import SDXL
 
 UP_HALF = ("up_blocks.", "conv_norm_out.", "conv_out.")
 OPTIMIZER = OptimizerConfig(lr=1e-3, fake_score_lr=1e-3, discriminator_lr=1e-3)

@@ -28,7 +28,7 @@ from senseflow.distill.state import (
     on_device,
     times,
 )
-from senseflow.teachers.sdxl.adapter import SDXL
+from senseflow.teachers.sdxl.family import SDXL
 
 TIMES = (999.0, 749.0, 499.0, 249.0)
 MARGIN = 20.0

@@ -20,8 +20,8 @@ from transformers import T5Config, T5EncoderModel
 from senseflow.common.ranks import Ranks, start_ranks
 from senseflow.config.config import ParallelConfig, PrecisionConfig
 from senseflow.engine import build as engine
-from senseflow.teachers.flux.adapter import FLUX
-from senseflow.teachers.teacher import TeacherSettings
+from senseflow.teachers.flux.family import FLUX
+from senseflow.teachers.folder import TeacherSettings
 from senseflow.teachers.text_encoders import text_encoder
 
 MIB = 2**20

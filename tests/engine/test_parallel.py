@@ -23,9 +23,11 @@ from senseflow.distill.bottleneck import ClassifierHead, add_encoder_pass
 from senseflow.distill.vfm_heads import Heads
 from senseflow.engine.build import build_network
 from senseflow.engine.parallel import fill_shards, shard
-from senseflow.teachers.flux.adapter import FLUX, FluxAdapter
-from senseflow.teachers.sdxl.adapter import SDXL
-from senseflow.teachers.teacher import Conditioning, TeacherSettings
+from senseflow.teachers.encoded import Conditioning
+from senseflow.teachers.flux.adapter import FluxAdapter
+from senseflow.teachers.flux.family import FLUX
+from senseflow.teachers.folder import TeacherSettings
+from senseflow.teachers.sdxl.family import SDXL
 from senseflow.weights.meta import NetworkSource, in_turn
 
 CPU = torch.device("cpu")

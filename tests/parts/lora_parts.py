@@ -16,7 +16,8 @@ from senseflow.engine.parallel import fill_shards, recompute, shard
 from senseflow.teachers.flux import adapter as flux
 from senseflow.teachers.sd35 import adapter as sd35
 from senseflow.teachers.sdxl import adapter as sdxl
-from senseflow.weights.lora import ADAPTERS, LoraSettings, Role, share
+from senseflow.weights.lora import ADAPTERS, Role, share
+from senseflow.weights.lora_settings import LoraSettings
 from senseflow.weights.meta import NetworkSource
 
 CPU = torch.device("cpu")

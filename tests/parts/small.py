@@ -32,8 +32,8 @@ def make_student(name: str, run: Path) -> Path:
             parameter.add_(0.02 * torch.randn_like(parameter))
     folder = run / "student" / "step_0000020"
     network.save_pretrained(folder)
-    anchors = tuple(family.default_anchors(base))
-    length = T5_LENGTH if family.t5_length else None
+    anchors = tuple(family.default_anchors(base, 4))
+    length = T5_LENGTH if family.tokenizer else None
     fingerprint = base_fingerprint(base / family.component)
     card = StudentCard(family.name, anchors, 32, 32, None, length, name, fingerprint, 20)
     write_card(folder, card)

@@ -65,7 +65,7 @@ def save_student(name: str, folder: Path, **card: object) -> Shipped:
         "height": 32,
         "width": 32,
         "guidance": None,
-        "max_sequence_length": 12 if family.t5_length else None,
+        "max_sequence_length": 12 if family.tokenizer else None,
         "base_name": "pipeline",
         "base_fingerprint": base_fingerprint(base / family.component),
         "iteration": 20,

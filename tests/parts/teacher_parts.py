@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from senseflow.engine.parallel import fill_shards
-from senseflow.teachers.teacher import TeacherSettings
+from senseflow.teachers.folder import TeacherSettings
 from senseflow.weights.meta import NetworkSource
 
 CPU = torch.device("cpu")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
+from senseflow.common.files import read_json
 from senseflow.config.config import Config
 from senseflow.distill.algorithm import take_turn
 from senseflow.distill.measures import Measures
@@ -27,7 +28,6 @@ from senseflow.plan.rehearsal import Kind
 from senseflow.plan.stand_in import copy_teacher
 from senseflow.tiny.pictures import write_dataset
 from senseflow.trainer.recipes import RECIPES
-from senseflow.weights.meta import read_json
 
 pytestmark = pytest.mark.long
 MIB = 2**20

@@ -21,7 +21,8 @@ from teacher_parts import (
 )
 from text_parts import T5_LENGTH
 
-from senseflow.teachers.flux.adapter import FLUX, GUIDANCE_EMBEDDER, FluxAdapter, pack, unpack
+from senseflow.teachers.flux.adapter import GUIDANCE_EMBEDDER, FluxAdapter, pack, unpack
+from senseflow.teachers.flux.family import FLUX
 
 LENGTH = 12
 TIMES = (1000.0, 750.0, 500.0, 250.0)

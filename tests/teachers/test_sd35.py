@@ -18,7 +18,7 @@ from teacher_parts import (
 )
 from text_parts import T5_LENGTH
 
-from senseflow.teachers.sd35.adapter import SD35, SD35_LARGE
+from senseflow.teachers.sd35.family import SD35, SD35_LARGE
 
 LENGTH = 12
 TIMES = (1000.0, 750.0, 500.0, 250.0)

@@ -22,7 +22,7 @@ from teacher_parts import (
 )
 
 from senseflow.core.path import ode_step
-from senseflow.teachers.sdxl.adapter import SDXL
+from senseflow.teachers.sdxl.family import SDXL
 
 TIMES = (999.0, 749.0, 499.0, 249.0)
 STEPS = [999, 749, 499, 249]

@@ -20,9 +20,9 @@ from senseflow.common.files import ROOT
 from senseflow.common.ranks import start_ranks
 from senseflow.config.config import ParallelConfig, PrecisionConfig
 from senseflow.engine.build import build_network
-from senseflow.teachers.flux.adapter import FLUX
-from senseflow.teachers.sd35.adapter import SD35, SD35_LARGE
-from senseflow.teachers.sdxl.adapter import SDXL
+from senseflow.teachers.flux.family import FLUX
+from senseflow.teachers.sd35.family import SD35, SD35_LARGE
+from senseflow.teachers.sdxl.family import SDXL
 from senseflow.teachers.text_encoders import text_encoder, text_encoders
 
 TINY = ROOT / "assets" / "tiny"

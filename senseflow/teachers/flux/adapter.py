@@ -1,35 +1,23 @@
-"""FLUX.1: the adapter, the networks and the anchors of a diffusers FluxPipeline folder.
+"""FLUX.1: the adapter and the networks of a diffusers FluxPipeline folder.
 
-FLUX is a flow teacher whose clock is sigma. Its guidance is an embedding: the teacher has one,
-student and fake score do not. Latents are packed: 2 x 2 patches become tokens of 4 C channels.
+Its guidance is an embedding: the teacher has one, student and fake score do not. Latents are
+packed: 2 x 2 patches become tokens of 4 C channels.
 """
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
-)
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from senseflow.core.anchors import Anchors, dynamic_mu, exponential_shift, shift_time
-from senseflow.core.path import FlowPath
+from senseflow.common.files import read_json
+from senseflow.core.path import Path as NoisePath
 from senseflow.teachers.encoded import Conditioning, KnownPrompts
-from senseflow.teachers.pipeline import (
-    PipelineAdapter,
-    device_of,
-    image_patch,
-    load_encoders,
-    require_pipeline,
-    require_resolution,
-    require_t5_length,
-)
-from senseflow.teachers.teacher import TeacherFamily, TeacherSettings, sigmas_of
-from senseflow.weights.meta import Build, NetworkSource, frozen_network, open_network, read_json
+from senseflow.teachers.folder import TeacherSettings
+from senseflow.teachers.pipeline import Networks, PipelineAdapter, device_of, load_encoders
+from senseflow.weights.meta import Build, NetworkSource, frozen_network, open_network
 from senseflow.weights.stored import Stored, Weights
 
 GUIDANCE_EMBEDDER = "time_text_embed.guidance_embedder."
@@ -47,16 +35,17 @@ class FluxAdapter(PipelineAdapter):
     def load(
         cls,
         settings: TeacherSettings,
+        path: NoisePath,
         device: torch.device,
         build: Build,
-        known: KnownPrompts | None = None,
+        known: KnownPrompts | None,
     ) -> "FluxAdapter":
         """Read encoders and VAE."""
         pipeline = load_encoders(FluxPipeline, "transformer", settings, device, build, known)
         assert settings.max_sequence_length, "checked by require"
         return cls(
             pipeline,
-            FlowPath(),
+            path,
             settings.resolution,
             settings.compute_dtype,
             settings.max_sequence_length,
@@ -124,55 +113,6 @@ def position_ids(rows: int, columns: int, device: torch.device) -> Tensor:
     row, column = (torch.arange(n, device=device) for n in (rows, columns))
     grid = torch.cartesian_prod(row, column)
     return torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1).float()
-
-
-def scheduler_shift(config: Any, num_tokens: int) -> float:
-    """The constant shift of sigma that diffusers' flow scheduler applies to this many tokens."""
-    if not config.use_dynamic_shifting:
-        return float(config.shift)
-    mu = dynamic_mu(
-        num_tokens,
-        config.base_image_seq_len,
-        config.max_image_seq_len,
-        config.base_shift,
-        config.max_shift,
-    )
-    return exponential_shift(mu) if config.time_shift_type == "exponential" else mu
-
-
-def read_path(settings: TeacherSettings) -> FlowPath:
-    """The clock is sigma itself, so the path has no shift."""
-    return FlowPath()
-
-
-def read_anchors(settings: TeacherSettings, times: tuple[float, ...]) -> Anchors:
-    """The times through the shift: the scheduler's own at this size unless one is given."""
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
-        settings.folder, subfolder="scheduler"
-    )
-    side = image_patch(settings, patch=2)
-    num_tokens = (settings.resolution[0] // side) * (settings.resolution[1] // side)
-    shift = settings.shift or scheduler_shift(scheduler.config, num_tokens)
-    return Anchors(tuple(shift_time(t, shift) for t in times), end=FlowPath.clean)
-
-
-def require(settings: TeacherSettings) -> None:
-    """Raise ValueError unless the settings fit a FLUX folder."""
-    require_pipeline(settings.folder, FluxPipeline)
-    require_resolution(settings, patch=2)
-    require_t5_length(settings, "tokenizer_2")
-    if settings.lora is None:
-        return
-    if settings.linked or settings.fold_guidance is not None:
-        raise ValueError(
-            "lora.rank: a LoRA student keeps the guidance embedding; say null for "
-            "paths.flux_wo_guidance_embed and student.fold_guidance"
-        )
-    if settings.guidance is None:
-        raise ValueError(
-            "student.guidance is missing: the constant that a LoRA student's guidance embedding is "
-            "fed, such as 3.5"
-        )
 
 
 # ------------------------------------------------------------------------------------- networks
@@ -248,14 +188,4 @@ def guidance_offset(weights: Weights, guidance: float) -> Tensor:
     return offset
 
 
-FLUX = TeacherFamily(
-    name="flux",
-    component="transformer",
-    require=require,
-    path=read_path,
-    anchors=read_anchors,
-    sampled_at=sigmas_of,
-    load_adapter=FluxAdapter.load,
-    teacher=teacher_source,
-    student=student_source,
-)
+NETWORKS = Networks(FluxAdapter.load, teacher_source, student_source)

@@ -1,78 +1,111 @@
-"""FLUX on the command line: FluxPipeline with a student in the place of its transformer."""
+"""FLUX.1: FluxPipeline, a flow teacher whose guidance is an embedding.
 
-import json
+Its clock is sigma. The student drops the guidance embedding, unless it is a LoRA.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from senseflow.common.files import ROOT
-from senseflow.core.levels import SIGMAS, one_shift, shifted
-from senseflow.teachers.family import Family, Sides, StockSampling, stated_length, vae_factor
-from senseflow.teachers.flow import make_scheduler, sample, stock_flow
+from senseflow.core.levels import one_shift, shifted
+from senseflow.teachers.family import Sides, StockSampling
+from senseflow.teachers.flow import SIDE, FlowFamily, flow_config
+from senseflow.teachers.folder import TeacherSettings, vae_factor
 
 if TYPE_CHECKING:
-    import torch
-    from diffusers import FluxPipeline
-    from torch import nn
-
-SIDE = 1024  # pixels
-T5_LENGTH = 512
+    from senseflow.core.path import FlowPath
+    from senseflow.teachers.pipeline import Networks
 
 
-def sides(base: Path, config: dict[str, Any] | None) -> Sides:
-    """Multiples of the VAE's factor times two: latents are packed 2 x 2."""
-    return Sides(2 * vae_factor(base), SIDE)
+@dataclass(frozen=True, eq=False)
+class Flux(FlowFamily):
+    """FLUX.1-dev and its fine-tuned copies."""
+
+    def unit(self, base: Path) -> int:
+        """Latents are packed 2 x 2."""
+        return 2 * vae_factor(base)
+
+    def sides(self, base: Path, config: dict[str, Any] | None) -> Sides:
+        """Positions are computed, not looked up: any size."""
+        return Sides(self.unit(base), SIDE)
+
+    def require_student(self, settings: TeacherSettings) -> None:
+        """A LoRA student keeps the guidance embedding, and is fed a constant."""
+        if settings.lora is None:
+            return
+        if settings.linked or settings.fold_guidance is not None:
+            raise ValueError(
+                "lora.rank: a LoRA student keeps the guidance embedding; say null for "
+                "paths.flux_wo_guidance_embed and student.fold_guidance"
+            )
+        if settings.guidance is None:
+            raise ValueError(
+                "student.guidance is missing: the constant that a LoRA student's guidance "
+                "embedding is fed, such as 3.5"
+            )
+
+    def path(self, settings: TeacherSettings) -> "FlowPath":
+        """The clock is sigma itself, so the path has no shift."""
+        from senseflow.core.path import FlowPath
+
+        return FlowPath()
+
+    def shift(self, settings: TeacherSettings, num: int) -> float:
+        """The same for every number of steps; with dynamic shifting it grows with the image."""
+        from senseflow.core.anchors import dynamic_mu, exponential_shift
+
+        config, unit = flow_config(settings.folder), self.unit(settings.folder)
+        if not config["use_dynamic_shifting"]:
+            return float(config["shift"])
+        mu = dynamic_mu(
+            (settings.resolution[0] // unit) * (settings.resolution[1] // unit),
+            config["base_image_seq_len"],
+            config["max_image_seq_len"],
+            config["base_shift"],
+            config["max_shift"],
+        )
+        return exponential_shift(mu) if config["time_shift_type"] == "exponential" else mu
+
+    def default_anchors(self, base: Path, num: int) -> list[float]:
+        """FluxPipeline's own steps at 1024 x 1024; four are 1, .9045, .7595, .5128."""
+        from senseflow.teachers.schedulers import own_sigmas
+
+        return own_sigmas(flow_config(base), num)
+
+    def takes_guidance(self, config: dict[str, Any]) -> bool:
+        """Students may have kept the teacher's guidance embedding."""
+        return bool(config.get("guidance_embeds"))
+
+    def fit_config(self, config: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+        """The teacher's config for weights that may have dropped the guidance embedding."""
+        return {**config, "guidance_embeds": any("guidance_embedder." in key for key in keys)}
+
+    def stock_sampling(self, anchors: tuple[float, ...]) -> StockSampling:
+        """FluxPipeline spaces its sigmas from 1 to 1/K, at any size, and its scheduler shifts."""
+        shift = one_shift(anchors)
+        if shift is None:
+            return self.stock_flow({"sigmas": list(anchors)})
+        return self.stock_flow({"num_inference_steps": len(anchors)}, shift)
+
+    def rounded(self, anchors: tuple[float, ...], levels: list[float]) -> list[float]:
+        """Sigmas as that scheduler's float32 shift makes them."""
+        shift = one_shift(anchors)
+        if shift is None:
+            return levels
+        from senseflow.teachers.schedulers import as_made, stock_sigmas
+
+        times = [shifted(sigma, 1 / shift) for sigma in levels]
+        return as_made(levels, stock_sigmas({"shift": shift}, times))
+
+    def networks(self) -> "Networks":
+        """Of `senseflow.teachers.flux.adapter`."""
+        from senseflow.teachers.flux.adapter import NETWORKS
+
+        return NETWORKS
 
 
-def default_anchors(base: Path) -> list[float]:
-    """FluxPipeline's own four steps at 1024 x 1024: 1, .9045, .7595, .5128."""
-    from senseflow.teachers.schedulers import own_sigmas
-
-    return own_sigmas(json.loads((base / "scheduler" / "scheduler_config.json").read_text()))
-
-
-def t5_length(base: Path) -> int:
-    """512 for FLUX.1-dev."""
-    return stated_length(base / "tokenizer_2", T5_LENGTH)
-
-
-def takes_guidance(config: dict[str, Any]) -> bool:
-    """Students may have kept the teacher's guidance embedding."""
-    return bool(config.get("guidance_embeds"))
-
-
-def fit_config(config: dict[str, Any], keys: list[str]) -> dict[str, Any]:
-    """The teacher's config for weights that may have dropped the guidance embedding."""
-    return {**config, "guidance_embeds": any("guidance_embedder." in key for key in keys)}
-
-
-def open_pipeline(base: Path, network: "nn.Module | None", dtype: "torch.dtype") -> "FluxPipeline":
-    """The base's pipeline; with a network, the base's own transformer is not read."""
-    from diffusers import FluxPipeline
-
-    replaced = {} if network is None else {"transformer": network}
-    return FluxPipeline.from_pretrained(base, torch_dtype=dtype, **replaced)
-
-
-def stock_sampling(anchors: tuple[float, ...]) -> StockSampling:
-    """FluxPipeline spaces its sigmas from 1 to 1/K, at any size, and its scheduler shifts them."""
-    shift = one_shift(anchors)
-    if shift is None:
-        return stock_flow({"sigmas": list(anchors)})
-    return stock_flow({"num_inference_steps": len(anchors)}, shift)
-
-
-def rounded(anchors: tuple[float, ...], levels: list[float]) -> list[float]:
-    """Sigmas as that scheduler's float32 shift makes them."""
-    shift = one_shift(anchors)
-    if shift is None:
-        return levels
-    from senseflow.teachers.schedulers import as_made, stock_sigmas
-
-    times = [shifted(sigma, 1 / shift) for sigma in levels]
-    return as_made(levels, stock_sigmas({"shift": shift}, times))
-
-
-FLUX = Family(
+FLUX = Flux(
     name="flux",
     title="FLUX.1-dev",
     script="scripts_flux/test_flux_senseflow.py",
@@ -83,18 +116,8 @@ FLUX = Family(
     blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
     base_flag="--flux_ckpt",
     config_flag="--dit_config",
-    levels=SIGMAS,
     teacher_steps=50,
     teacher_guidance=3.5,
-    default_anchors=default_anchors,
-    sides=sides,
-    make_scheduler=make_scheduler,
-    open_pipeline=open_pipeline,
-    sample=sample,
-    t5_length=t5_length,
+    tokenizer="tokenizer_2",
     last_config=ROOT / "exp_flux" / "flux-wo-guidance-embed" / "transformer" / "config.json",
-    takes_guidance=takes_guidance,
-    fit_config=fit_config,
-    stock_sampling=stock_sampling,
-    rounded=rounded,
 )

@@ -1,92 +1,115 @@
-"""SD3.5 Medium and Large on the command line: StableDiffusion3Pipeline with a student inside."""
+"""Stable Diffusion 3.5: StableDiffusion3Pipeline, a flow teacher with classifier-free guidance.
 
-import dataclasses
+Its clock is the index before the scheduler's shift (3). Medium and Large are one architecture with
+other configurations, and a family each.
+"""
+
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senseflow.core.levels import SAME_SIGMA, SIGMAS
-from senseflow.teachers.family import (
-    Family,
-    Sides,
-    StockSampling,
-    base_config,
-    stated_length,
-    vae_factor,
-)
-from senseflow.teachers.flow import make_scheduler, sample, stock_flow
+from senseflow.core.levels import SAME_SIGMA, even_times, shifted
+from senseflow.teachers.family import Sides, StockSampling
+from senseflow.teachers.flow import SIDE, FlowFamily, flow_config
+from senseflow.teachers.folder import TeacherSettings, base_config, vae_factor
 
 if TYPE_CHECKING:
-    import torch
-    from diffusers import StableDiffusion3Pipeline
-    from torch import nn
+    from senseflow.core.path import FlowPath
+    from senseflow.teachers.pipeline import Networks
 
-ANCHORS = [1.0, 0.9, 0.75, 0.5]  # shift 3 of 1, .75, .5, .25
-SIDE = 1024  # pixels
-T5_LENGTH = 256  # the pipeline's default
+SHIFT = 3.0  # of the published schedulers
 NUM_TIMES = 1000  # of the scheduler
 
 
-def sides(base: Path, config: dict[str, Any] | None) -> Sides:
-    """Multiples of a patch in pixels, as far as the table of positions reaches."""
-    config = config or base_config(base, "transformer")
-    factor, patch = vae_factor(base), config.get("patch_size", 2)
-    default = config["sample_size"] * factor if "sample_size" in config else SIDE
-    places = config.get("pos_embed_max_size")
-    return Sides(factor * patch, default, places and places * factor * patch)
+@dataclass(frozen=True, eq=False)
+class SD35Family(FlowFamily):
+    """One size of SD3.5."""
 
+    dual_attention: bool = True  # in some blocks: Medium; in none: Large
 
-def is_medium(base: Path) -> bool:
-    """Medium's first blocks have dual attention; a base without its transformer may be either."""
-    config = base_config(base, "transformer")
-    return not config or bool(config.get("dual_attention_layers"))
+    def unit(self, base: Path) -> int:
+        """A patch of latents, in pixels."""
+        return vae_factor(base) * int(base_config(base, self.component).get("patch_size", 2))
 
+    def sides(self, base: Path, config: dict[str, Any] | None) -> Sides:
+        """Multiples of a patch in pixels, as far as the table of positions reaches."""
+        config = config or base_config(base, self.component)
+        factor, patch = vae_factor(base), config.get("patch_size", 2)
+        default = config["sample_size"] * factor if "sample_size" in config else SIDE
+        places = config.get("pos_embed_max_size")
+        return Sides(factor * patch, default, places and places * factor * patch)
 
-def is_large(base: Path) -> bool:
-    """Large has no dual attention."""
-    return not base_config(base, "transformer").get("dual_attention_layers")
+    def is_this_size(self, base: Path) -> bool:
+        """By the blocks with dual attention; a base without its transformer may be either."""
+        config = base_config(base, self.component)
+        return not config or bool(config.get("dual_attention_layers")) == self.dual_attention
 
+    def require(self, settings: TeacherSettings) -> None:
+        """As for every family; and the folder must be of this size."""
+        super().require(settings)
+        if self.is_this_size(settings.folder):
+            return
+        if self.dual_attention:
+            raise ValueError(
+                f"{settings.folder} has no dual attention, so it is not SD3.5 Medium: "
+                "sh exp_sd35/train_SD35_large_senseflow.sh distils Large"
+            )
+        dual = len(base_config(settings.folder, self.component)["dual_attention_layers"])
+        raise ValueError(
+            f"{settings.folder} holds SD3.5 Medium (dual attention in {dual} blocks), this is the "
+            "recipe of Large: sh exp_sd35/train_SD35_senseflow.sh distils Medium"
+        )
 
-def t5_length(base: Path) -> int:
-    """256 for SD3.5."""
-    return stated_length(base / "tokenizer_3", T5_LENGTH)
+    def path(self, settings: TeacherSettings) -> "FlowPath":
+        """The flow path with the shift of the folder's scheduler."""
+        from senseflow.core.path import FlowPath
 
+        return FlowPath(shift=self.shift(settings, 0))
 
-def open_pipeline(
-    base: Path, network: "nn.Module | None", dtype: "torch.dtype"
-) -> "StableDiffusion3Pipeline":
-    """The base's pipeline; with a network, the base's own transformer is not read."""
-    from diffusers import StableDiffusion3Pipeline
+    def shift(self, settings: TeacherSettings, num: int) -> float:
+        """One shift, at every size and for every number of steps."""
+        config = flow_config(settings.folder)
+        if config["use_dynamic_shifting"]:
+            raise ValueError(
+                f"{settings.folder}: SD3.5's scheduler has one shift, not a dynamic one"
+            )
+        return float(config["shift"])
 
-    replaced = {} if network is None else {"transformer": network}
-    return StableDiffusion3Pipeline.from_pretrained(base, torch_dtype=dtype, **replaced)
+    def default_anchors(self, base: Path, num: int) -> list[float]:
+        """The shift of equal steps; four are 1, .9, .75, .5."""
+        return [shifted(u, SHIFT) for u in even_times(num)]
 
+    def stock_sampling(self, anchors: tuple[float, ...]) -> StockSampling:
+        """By the number of steps alone where a stretched shift gives the anchors, else by sigmas.
 
-def stock_sampling(anchors: tuple[float, ...]) -> StockSampling:
-    """By the number of steps alone where a stretched shift gives the anchors, else by sigmas.
+        StableDiffusion3Pipeline spaces the sigmas of its steps evenly from 1 to the least that its
+        scheduler knows; the scheduler shifts them, and stretches 1 - sigma to `shift_terminal`.
+        """
+        from senseflow.teachers.schedulers import stock_sigmas
 
-    StableDiffusion3Pipeline spaces the sigmas of its steps evenly from 1 to the least that its
-    scheduler knows; the scheduler shifts them, and stretches 1 - sigma to end at `shift_terminal`.
-    """
-    from senseflow.teachers.schedulers import stock_sigmas
+        terminal = anchors[-1] if len(anchors) > 1 else None
+        by_number = {"num_inference_steps": len(anchors)}
+        found = self.stock_flow(by_number, stretched_shift(anchors), terminal)
+        made = stock_sigmas(found.changes, len(anchors))
+        fits = all(abs(a - b) < SAME_SIGMA for a, b in zip(anchors, made, strict=True))
+        return found if fits else self.stock_flow({"sigmas": list(anchors)})
 
-    terminal = anchors[-1] if len(anchors) > 1 else None
-    by_number = {"num_inference_steps": len(anchors)}
-    found = stock_flow(by_number, stretched_shift(anchors), terminal)
-    made = stock_sigmas(found.changes, len(anchors))
-    fits = all(abs(a - b) < SAME_SIGMA for a, b in zip(anchors, made, strict=True))
-    return found if fits else stock_flow({"sigmas": list(anchors)})
+    def rounded(self, anchors: tuple[float, ...], levels: list[float]) -> list[float]:
+        """The anchors among `levels` as that scheduler makes them."""
+        from senseflow.teachers.schedulers import as_made, stock_sigmas
 
+        stock = self.stock_sampling(anchors)
+        if "sigmas" in stock.levels:
+            return levels
+        made = dict(zip(anchors, stock_sigmas(stock.changes, len(anchors)), strict=True))
+        return as_made(levels, [made.get(level, level) for level in levels])
 
-def rounded(anchors: tuple[float, ...], levels: list[float]) -> list[float]:
-    """The anchors among `levels` as that scheduler makes them."""
-    from senseflow.teachers.schedulers import as_made, stock_sigmas
+    def networks(self) -> "Networks":
+        """Of `senseflow.teachers.sd35.adapter`."""
+        from senseflow.teachers.sd35.adapter import NETWORKS
 
-    stock = stock_sampling(anchors)
-    if "sigmas" in stock.levels:
-        return levels
-    made = dict(zip(anchors, stock_sigmas(stock.changes, len(anchors)), strict=True))
-    return as_made(levels, [made.get(level, level) for level in levels])
+        return NETWORKS
 
 
 def stretched_shift(anchors: tuple[float, ...]) -> float:
@@ -106,36 +129,28 @@ def stretched_shift(anchors: tuple[float, ...]) -> float:
     return 2 * most / (half + math.sqrt(root)) if root >= 0 else 1.0  # else no shift does it
 
 
-SD35 = Family(
+SD35 = SD35Family(
     name="sd35",
     title="SD3.5 Medium",
     script="scripts_sd35/test_senseflow_sd35.py",
     pipeline_class="StableDiffusion3Pipeline",
     network_class="SD3Transformer2DModel",
     component="transformer",
-    is_this_size=is_medium,
-    t5_length=t5_length,
     key_mark="pos_embed.proj.",
     blocks=("JointTransformerBlock",),
     base_flag="--sd35_ckpt",
     config_flag="--transformer_config",
-    levels=SIGMAS,
     teacher_steps=40,
     teacher_guidance=4.5,
-    default_anchors=lambda base: ANCHORS,
-    sides=sides,
-    make_scheduler=make_scheduler,
-    open_pipeline=open_pipeline,
-    sample=sample,
-    stock_sampling=stock_sampling,
-    rounded=rounded,
+    tokenizer="tokenizer_3",
+    longest_prompt=256,  # the pipeline's default
+    null_prompt="",
 )
-
-SD35_LARGE = dataclasses.replace(
+SD35_LARGE = replace(
     SD35,
     title="SD3.5 Large",
     script="scripts_sd35/test_senseflow_sd35_large.py",
     teacher_steps=50,
     teacher_guidance=3.5,
-    is_this_size=is_large,
+    dual_attention=False,
 )

@@ -10,33 +10,22 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from diffusers import (
-    DDPMScheduler,
-    StableDiffusionXLPipeline,
-    Transformer2DModel,
-    UNet2DConditionModel,
-)
+from diffusers import StableDiffusionXLPipeline, Transformer2DModel, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from senseflow.core.anchors import Anchors
-from senseflow.core.path import VPPath
+from senseflow.core.path import Path as NoisePath
 from senseflow.teachers.encoded import Conditioning, KnownPrompts
+from senseflow.teachers.folder import TeacherSettings
 from senseflow.teachers.pipeline import (
     CfgAdapter,
+    Networks,
     PlainNetwork,
     device_of,
-    latent_shape,
     load_encoders,
-    require_pipeline,
-    require_plain_student,
-    require_resolution,
 )
-from senseflow.teachers.teacher import TeacherFamily, TeacherSettings
-from senseflow.weights.meta import Build, read_json
-
-LEAST_ABAR = 1e-4  # of the last step; below it x_0 cannot be read off a prediction of noise
+from senseflow.weights.meta import Build
 
 
 @dataclass(frozen=True)
@@ -47,13 +36,14 @@ class SDXLAdapter(CfgAdapter):
     def load(
         cls,
         settings: TeacherSettings,
+        path: NoisePath,
         device: torch.device,
         build: Build,
-        known: KnownPrompts | None = None,
+        known: KnownPrompts | None,
     ) -> "SDXLAdapter":
         """Read encoders and VAE."""
         pipeline = load_encoders(StableDiffusionXLPipeline, "unet", settings, device, build, known)
-        return cls(pipeline, read_path(settings), settings.resolution, settings.compute_dtype)
+        return cls(pipeline, path, settings.resolution, settings.compute_dtype)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
@@ -93,49 +83,6 @@ class SDXLAdapter(CfgAdapter):
         return x_t.to(dtype), t.round(), cond.prompt_embeds.to(dtype), added
 
 
-def read_path(settings: TeacherSettings) -> VPPath:
-    """The noise schedule of the folder's scheduler; raises ValueError for one without noise
-    prediction, or whose last step leaves nothing of the image."""
-    scheduler = DDPMScheduler.from_pretrained(settings.folder, subfolder="scheduler")
-    if scheduler.config.prediction_type != "epsilon":
-        raise ValueError(
-            f"{settings.folder} predicts {scheduler.config.prediction_type}; the SDXL recipes "
-            "distil teachers that predict epsilon"
-        )
-    if scheduler.alphas_cumprod[-1] < LEAST_ABAR:
-        raise ValueError(
-            f"{settings.folder}: its schedule ends at zero signal (rescale_betas_zero_snr), where "
-            "a prediction of noise says nothing of the image"
-        )
-    return VPPath(scheduler.alphas_cumprod)
-
-
-def read_anchors(settings: TeacherSettings, times: tuple[float, ...]) -> Anchors:
-    """The integer steps themselves."""
-    if settings.shift is not None:
-        raise ValueError(f"anchors.shift {settings.shift:g}: SDXL's steps have no shift; say null")
-    if any(t != int(t) for t in times):
-        raise ValueError(f"anchors.times {list(times)}: SDXL's are whole steps")
-    return Anchors(times, end=VPPath.clean)
-
-
-def require(settings: TeacherSettings) -> None:
-    """Raise ValueError unless the settings fit an SDXL folder."""
-    require_pipeline(settings.folder, StableDiffusionXLPipeline)
-    require_resolution(settings, patch=1)
-    require_plain_student(settings)
-    if settings.max_sequence_length is not None:
-        raise ValueError("data.max_sequence_length: SDXL has no T5; leave it out")
-
-
-def bottleneck_shape(settings: TeacherSettings) -> tuple[int, int, int]:
-    """(C, h, w) of the mid-block's output at the run's resolution."""
-    widths = read_json(settings.folder / "unet" / "config.json")["block_out_channels"]
-    _, height, width = latent_shape(settings)
-    halved = 2 ** (len(widths) - 1)
-    return widths[-1], -(-height // halved), -(-width // halved)
-
-
 def blocks_of(network: UNet2DConditionModel) -> list[nn.Module]:
     """The units of sharding: every UNet block, and in it every stack of transformer blocks.
 
@@ -157,15 +104,4 @@ def modules_of(network: nn.Module, *kinds: type[nn.Module]) -> list[nn.Module]:
 
 
 NETWORK = PlainNetwork(UNet2DConditionModel, "unet", blocks_of, repeated_of)
-SDXL = TeacherFamily(
-    name="sdxl",
-    component=NETWORK.component,
-    require=require,
-    path=read_path,
-    anchors=read_anchors,
-    sampled_at=lambda path, anchors: anchors.times,
-    load_adapter=SDXLAdapter.load,
-    teacher=NETWORK.teacher,
-    student=NETWORK.student,
-    bottleneck=bottleneck_shape,
-)
+NETWORKS = Networks(SDXLAdapter.load, NETWORK.teacher, NETWORK.student)

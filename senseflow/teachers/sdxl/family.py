@@ -1,102 +1,213 @@
-"""SDXL on the command line: StableDiffusionXLPipeline with a student in the place of its UNet.
+"""SDXL: StableDiffusionXLPipeline, a UNet that predicts noise on the variance preserving path.
 
-SenseFlow's and DMD2's students are sampled in one way.
+Its clock is the integer step. Guidance is classifier-free, against zeros for no prompt. SenseFlow's
+and DMD2's students are sampled in one way.
 """
 
-import dataclasses
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from senseflow.common.files import read_json
 from senseflow.core.levels import TIMESTEPS
-from senseflow.teachers.family import Family, Plan, Sides, StockSampling, base_config, vae_factor
+from senseflow.teachers.family import Family, Plan, Sides, StockSampling
+from senseflow.teachers.folder import (
+    TeacherSettings,
+    base_config,
+    latent_shape,
+    scheduler_config,
+    vae_factor,
+)
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import SchedulerMixin, StableDiffusionXLPipeline
+    from diffusers import DiffusionPipeline, SchedulerMixin, StableDiffusionXLPipeline
     from PIL import Image
     from torch import nn
 
-ANCHORS: list[float] = [999, 749, 499, 249]
+    from senseflow.core.anchors import Anchors
+    from senseflow.core.path import Path as NoisePath
+    from senseflow.core.path import VPPath
+    from senseflow.teachers.pipeline import Networks
+
 SIDE = 1024  # pixels
 MULTIPLE = 8  # pixels: what the pipeline asks of a side
 NUM_TIMES = 1000  # of the scheduler
-NO_GUIDANCE = 0.0  # the pipeline then leaves out the unconditional half
+LEAST_ABAR = 1e-4  # of the last step; below it x_0 cannot be read off a prediction of noise
 
 
-def sides(base: Path, config: dict[str, Any] | None) -> Sides:
-    """Multiples of 8 and of the VAE's factor."""
-    config = config or base_config(base, "unet")
-    factor = vae_factor(base)
-    default = config["sample_size"] * factor if "sample_size" in config else SIDE
-    return Sides(math.lcm(MULTIPLE, factor), default)
+@dataclass(frozen=True, eq=False)
+class SDXLFamily(Family):
+    """SDXL base and its fine-tuned copies."""
+
+    def unit(self, base: Path) -> int:
+        """The UNet takes latents one by one."""
+        return vae_factor(base)
+
+    def sides(self, base: Path, config: dict[str, Any] | None) -> Sides:
+        """Multiples of 8 and of the VAE's factor."""
+        config = config or base_config(base, self.component)
+        factor = vae_factor(base)
+        default = config["sample_size"] * factor if "sample_size" in config else SIDE
+        return Sides(math.lcm(MULTIPLE, factor), default)
+
+    def bottleneck(self, settings: TeacherSettings) -> tuple[int, int, int]:
+        """(C, h, w) of the mid-block's output; each level but the first halves the latents."""
+        widths = read_json(settings.folder / "unet" / "config.json")["block_out_channels"]
+        _, height, width = latent_shape(settings)
+        halved = 2 ** (len(widths) - 1)
+        return widths[-1], -(-height // halved), -(-width // halved)
+
+    def path(self, settings: TeacherSettings) -> "VPPath":
+        """The noise schedule of the folder's scheduler; raises ValueError for one without noise
+        prediction, or whose last step leaves nothing of the image."""
+        from senseflow.core.path import VPPath
+
+        config = scheduler_config(
+            settings.folder,  # and the defaults of diffusers' DDPMScheduler
+            num_train_timesteps=NUM_TIMES,
+            beta_start=0.0001,
+            beta_end=0.02,
+            beta_schedule="linear",
+            prediction_type="epsilon",
+        )
+        if config["prediction_type"] != "epsilon":
+            raise ValueError(
+                f"{settings.folder} predicts {config['prediction_type']}; the SDXL recipes "
+                "distil teachers that predict epsilon"
+            )
+        abar = alphas_cumprod(settings.folder, config)
+        if config.get("rescale_betas_zero_snr") or abar[-1] < LEAST_ABAR:
+            raise ValueError(
+                f"{settings.folder}: its schedule ends at zero signal (rescale_betas_zero_snr), "
+                "where a prediction of noise says nothing of the image"
+            )
+        return VPPath(abar)
+
+    def anchors(self, settings: TeacherSettings, times: tuple[float, ...]) -> "Anchors":
+        """The integer steps themselves."""
+        from senseflow.core.anchors import Anchors
+        from senseflow.core.path import VPPath
+
+        if settings.shift is not None:
+            raise ValueError(
+                f"anchors.shift {settings.shift:g}: SDXL's steps have no shift; say null"
+            )
+        if any(t != int(t) for t in times):
+            raise ValueError(f"anchors.times {list(times)}: SDXL's are whole steps")
+        return Anchors(times, end=VPPath.clean)
+
+    def sampled_at(self, path: "NoisePath", anchors: "Anchors") -> tuple[float, ...]:
+        """The integer steps themselves."""
+        return anchors.times
+
+    def default_anchors(self, base: Path, num: int) -> list[float]:
+        """LCM's grid; four are 999, 749, 499, 249."""
+        return lcm_grid(num)
+
+    def stock_sampling(self, anchors: tuple[float, ...]) -> StockSampling:
+        """LCMScheduler's own steps where its grid of K equal stretches holds the anchors."""
+        num = len(anchors)
+        on_grid = list(anchors) == lcm_grid(num)
+        levels = {"num_inference_steps": num} if on_grid else {"timesteps": list(anchors)}
+        changes = {"original_inference_steps": num if on_grid else NUM_TIMES}
+        return StockSampling("LCMScheduler", changes, levels, self.no_guidance)
+
+    def networks(self) -> "Networks":
+        """Of `senseflow.teachers.sdxl.adapter`."""
+        from senseflow.teachers.sdxl.adapter import NETWORKS
+
+        return NETWORKS
+
+    def open_pipeline(
+        self, base: Path, network: "nn.Module | None", dtype: "torch.dtype"
+    ) -> "StableDiffusionXLPipeline":
+        """The base's pipeline; with a network, the base's own UNet is not read.
+
+        A VAE that says `force_upcast` is read in float32. The pipeline itself casts such a VAE up
+        from float16, after its weights were rounded, and leaves it in bfloat16.
+        """
+        import torch
+        from diffusers import StableDiffusionXLPipeline
+
+        replaced = {} if network is None else {self.component: network}
+        upcast = base_config(base, "vae").get("force_upcast", True)
+        dtypes = {"default": dtype, "vae": torch.float32 if upcast else dtype}
+        return StableDiffusionXLPipeline.from_pretrained(
+            base, torch_dtype=dtypes, add_watermarker=False, **replaced
+        )
+
+    def make_scheduler(self, own: "SchedulerMixin", plan: Plan) -> "SchedulerMixin":
+        """x0: LCM's; euler: the base's own for a teacher, DDIM with eta 0 for a student.
+
+        Euler's steps in x / alpha over sigma / alpha are DDIM's; `leading` makes their first
+        sample, scaled for the network, unit noise, as the student was trained.
+        """
+        from diffusers import EulerDiscreteScheduler
+
+        from senseflow.teachers.schedulers import Float32LCMScheduler
+
+        if plan.sampler == "x0":
+            # Its "original" schedule is only there to warn of timesteps that are not on it.
+            num = plan.steps if plan.levels is None else own.config["num_train_timesteps"]
+            return Float32LCMScheduler.from_config(own.config, original_inference_steps=num)
+        if plan.levels is None:
+            return own
+        return EulerDiscreteScheduler.from_config(
+            own.config,
+            timestep_spacing="leading",
+            timestep_type="discrete",
+            interpolation_type="linear",
+            final_sigmas_type="zero",
+            use_karras_sigmas=False,
+            use_exponential_sigmas=False,
+            use_beta_sigmas=False,
+        )
+
+    def sample(
+        self,
+        pipeline: "DiffusionPipeline",
+        prompts: list[str],
+        generators: list["torch.Generator"],
+        plan: Plan,
+    ) -> list["Image.Image"]:
+        """One batch through StableDiffusionXLPipeline's own call; CFG for a teacher alone."""
+        images: list[Image.Image] = pipeline(
+            prompts,
+            height=plan.height,
+            width=plan.width,
+            num_inference_steps=plan.steps,
+            timesteps=plan.levels,
+            guidance_scale=self.no_guidance if plan.guidance is None else plan.guidance,
+            generator=generators,
+            callback_on_step_end=_cast_for_vae,
+        ).images
+        return images
 
 
-def make_scheduler(own: "SchedulerMixin", plan: Plan) -> "SchedulerMixin":
-    """x0: LCM's; euler: the base's own for a teacher, DDIM with eta 0 for a student.
-
-    Euler's steps in x / alpha over sigma / alpha are DDIM's; `leading` makes their first sample,
-    scaled for the network, unit noise, as the student was trained.
-    """
-    from diffusers import EulerDiscreteScheduler
-
-    from senseflow.teachers.schedulers import Float32LCMScheduler
-
-    if plan.sampler == "x0":
-        # Its "original" schedule is only there to warn of timesteps that are not on it.
-        num = plan.steps if plan.levels is None else own.config["num_train_timesteps"]
-        return Float32LCMScheduler.from_config(own.config, original_inference_steps=num)
-    if plan.levels is None:
-        return own
-    return EulerDiscreteScheduler.from_config(
-        own.config,
-        timestep_spacing="leading",
-        timestep_type="discrete",
-        interpolation_type="linear",
-        final_sigmas_type="zero",
-        use_karras_sigmas=False,
-        use_exponential_sigmas=False,
-        use_beta_sigmas=False,
-    )
+def lcm_grid(num: int) -> list[float]:
+    """The last steps of `num` equal stretches of the clock, noisy to clean."""
+    return [(num - step) * (NUM_TIMES // num) - 1 for step in range(num)]
 
 
-def open_pipeline(
-    base: Path, network: "nn.Module | None", dtype: "torch.dtype"
-) -> "StableDiffusionXLPipeline":
-    """The base's pipeline; with a network, the base's own UNet is not read.
-
-    A VAE that says `force_upcast` is read in float32. The pipeline itself casts such a VAE up from
-    float16, after its weights were rounded, and leaves it in bfloat16.
-    """
+def alphas_cumprod(folder: Path, config: dict[str, Any]) -> "torch.Tensor":
+    """abar_t (T,) of a scheduler's config, as diffusers' own schedulers make it, float32."""
     import torch
-    from diffusers import StableDiffusionXLPipeline
 
-    replaced = {} if network is None else {"unet": network}
-    upcast = base_config(base, "vae").get("force_upcast", True)
-    dtypes = {"default": dtype, "vae": torch.float32 if upcast else dtype}
-    return StableDiffusionXLPipeline.from_pretrained(
-        base, torch_dtype=dtypes, add_watermarker=False, **replaced
-    )
-
-
-def sample(
-    pipeline: "StableDiffusionXLPipeline",
-    prompts: list[str],
-    generators: list["torch.Generator"],
-    plan: Plan,
-) -> list["Image.Image"]:
-    """One batch through StableDiffusionXLPipeline's own call; CFG for a teacher alone."""
-    images: list[Image.Image] = pipeline(
-        prompts,
-        height=plan.height,
-        width=plan.width,
-        num_inference_steps=plan.steps,
-        timesteps=plan.levels,
-        guidance_scale=NO_GUIDANCE if plan.guidance is None else plan.guidance,
-        generator=generators,
-        callback_on_step_end=_cast_for_vae,
-    ).images
-    return images
+    start, end, num = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
+    if config.get("trained_betas") is not None:
+        betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
+    elif config["beta_schedule"] == "linear":
+        betas = torch.linspace(start, end, num, dtype=torch.float32)
+    elif config["beta_schedule"] == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, num, dtype=torch.float32) ** 2
+    else:
+        raise ValueError(
+            f"{folder}: its scheduler's beta_schedule {config['beta_schedule']} is neither linear "
+            "nor scaled_linear"
+        )
+    return torch.cumprod(1.0 - betas, dim=0)
 
 
 def _cast_for_vae(
@@ -111,17 +222,7 @@ def _cast_for_vae(
     return {"latents": tensors["latents"].to(pipeline.vae.dtype)}
 
 
-def stock_sampling(anchors: tuple[float, ...]) -> StockSampling:
-    """LCMScheduler's own steps where its grid of K equal stretches holds the anchors."""
-    num = len(anchors)
-    grid = [(num - step) * (NUM_TIMES // num) - 1 for step in range(num)]
-    on_grid = list(anchors) == grid
-    levels = {"num_inference_steps": num} if on_grid else {"timesteps": list(anchors)}
-    changes = {"original_inference_steps": num if on_grid else NUM_TIMES}
-    return StockSampling("LCMScheduler", changes, levels, NO_GUIDANCE)
-
-
-SDXL = Family(
+SDXL = SDXLFamily(
     name="sdxl",
     title="SDXL",
     script="scripts_sdxl/test_sdxl_senseflow.py",
@@ -130,17 +231,11 @@ SDXL = Family(
     component="unet",
     key_mark="add_embedding.",
     blocks=("BasicTransformerBlock",),
-    default_anchors=lambda base: ANCHORS,
-    sides=sides,
     base_flag="--sdxl_ckpt",
     config_flag="--unet_config",
-    levels=TIMESTEPS,
     teacher_steps=40,
     teacher_guidance=5.0,
-    make_scheduler=make_scheduler,
-    open_pipeline=open_pipeline,
-    sample=sample,
-    stock_sampling=stock_sampling,
+    levels=TIMESTEPS,
+    no_guidance=0.0,
 )
-
-SDXL_DMD2 = dataclasses.replace(SDXL, script="scripts_sdxl/test_sdxl_dmd2.py", method="DMD2")
+SDXL_DMD2 = replace(SDXL, script="scripts_sdxl/test_sdxl_dmd2.py")

@@ -1,0 +1,130 @@
+"""What the JSON files of a teacher's pipeline folder say, and what a run asks of them.
+
+Light: needs neither torch nor diffusers, so that a wrong folder is answered at once.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from senseflow.common.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from senseflow.weights.lora_settings import LoraSettings
+
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """What the configuration of a run tells a family of its teacher and student."""
+
+    folder: Path  # the teacher's diffusers pipeline
+    resolution: tuple[int, int]  # height, width in pixels
+    max_sequence_length: int | None  # tokens of a prompt
+    shift: float | None  # of the anchors' times; None: the scheduler's own
+    compute_dtype: "torch.dtype"
+    vae_dtype: "torch.dtype"
+    student_config: Path | None = None  # config.json of the student; None: the teacher's
+    linked: Path | None = None  # folder with links to the teacher's weights (FLUX)
+    fold_guidance: float | None = None  # FLUX
+    guidance: float | None = None  # FLUX: the constant fed to a LoRA student's embedding
+    lora: "LoraSettings | None" = None  # None: student and fake score are networks of their own
+
+
+def base_config(base: Path, part: str) -> dict[str, Any]:
+    """config.json of a base's part, {} without one."""
+    file = base / part / "config.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def scheduler_config(folder: Path, **defaults: Any) -> dict[str, Any]:
+    """The scheduler's config of a pipeline folder; `defaults`: of its class, for keys not said."""
+    return defaults | read_json(folder / "scheduler" / "scheduler_config.json")
+
+
+def vae_factor(base: Path) -> int:
+    """Pixels of one latent: 8 for all full-size bases."""
+    file = base / "vae" / "config.json"
+    config = read_json(file)
+    if "block_out_channels" not in config:
+        raise ValueError(f"{file} is not an autoencoder's: it has no block_out_channels")
+    return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
+def latent_shape(settings: TeacherSettings) -> tuple[int, int, int]:
+    """(C, h, w) of one sample at the run's resolution, by the VAE's config."""
+    factor = vae_factor(settings.folder)
+    height, width = (side // factor for side in settings.resolution)
+    return read_json(settings.folder / "vae" / "config.json")["latent_channels"], height, width
+
+
+def encoder_classes(folder: Path) -> dict[str, str | None]:
+    """The class of each text encoder in the model_index.json of a pipeline folder, by component.
+
+    None: a component that this folder leaves out (SD3.5 without T5).
+    """
+    return {
+        name: entry[1]
+        for name, entry in read_json(folder / INDEX).items()
+        if name.startswith("text_encoder")
+    }
+
+
+def stated_length(tokenizer: Path, most: int) -> int:
+    """The tokens that a tokenizer states, at most `most`."""
+    file = tokenizer / "tokenizer_config.json"
+    stated = json.loads(file.read_text()).get("model_max_length") if file.is_file() else None
+    return int(min(stated or most, most))
+
+
+# ------------------------------------------------------------------ what is asked of a folder
+
+
+def require_pipeline(folder: Path, pipeline_class: str) -> None:
+    """Raise ValueError unless `folder` is a diffusers pipeline of this class."""
+    index = folder / INDEX
+    if not index.is_file():
+        raise ValueError(f"{folder} is not a diffusers pipeline folder: no {INDEX}")
+    name = read_json(index).get("_class_name")
+    if name != pipeline_class:
+        raise ValueError(f"{folder} holds a {name}, this recipe distils a {pipeline_class}")
+
+
+def require_resolution(settings: TeacherSettings, multiple: int, largest: int | None) -> None:
+    """Raise ValueError for sides that are no multiple of `multiple`, or above `largest` pixels."""
+    if any(side % multiple for side in settings.resolution):
+        raise ValueError(
+            f"train.resolution {list(settings.resolution)}: both sides must be multiples of "
+            f"{multiple}"
+        )
+    if largest and max(settings.resolution) > largest:
+        raise ValueError(
+            f"train.resolution {list(settings.resolution)}: this network's table of positions "
+            f"ends at {largest} pixels"
+        )
+
+
+def require_plain_student(settings: TeacherSettings) -> None:
+    """Raise ValueError for keys that only a FLUX student has."""
+    if settings.linked or (settings.fold_guidance, settings.guidance) != (None, None):
+        raise ValueError(
+            "paths.flux_wo_guidance_embed, student.fold_guidance and student.guidance are for FLUX "
+            "alone; say null"
+        )
+
+
+def require_length(settings: TeacherSettings, tokenizer: str) -> None:
+    """Raise ValueError without a length of prompts, or for more tokens than the teacher knows."""
+    length = settings.max_sequence_length
+    if length is None:
+        raise ValueError("data.max_sequence_length is missing: the T5 tokens of this teacher")
+    config = read_json(settings.folder / tokenizer / "tokenizer_config.json")
+    stated = config.get("model_max_length")
+    if stated and length > stated:
+        raise ValueError(
+            f"data.max_sequence_length {length}: the teacher's T5 tokenizer was made for {stated}"
+        )

@@ -1,0 +1,15 @@
+"""What a configuration says of LoRA; light, where `senseflow.weights.lora` takes seconds (peft)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Student and fake score as adapters of the teacher, see `senseflow.weights.lora`."""
+
+    rank: int
+    alpha: float  # their scale is alpha / rank
+    train: Literal["B", "AB"]
+    targets: tuple[str, ...]  # ends of the names of layers
+    seed: int  # of A
