@@ -414,7 +414,7 @@ def test_every_yaml_has_the_key():
 
 def test_help_needs_no_torch():
     code = (
-        "import sys\nfrom senseflow.cache import main\n"
+        "import sys\nfrom senseflow.cache.__main__ import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "assert 'torch' not in sys.modules"
     )

@@ -494,7 +494,7 @@ def test_wrong_arguments_are_one_line(tmp_path, teacher, capsys):
 
 def test_help_and_wrong_arguments_import_no_torch(tmp_path):
     script = (
-        "import sys; from senseflow.data.convert import main\n"
+        "import sys; from senseflow.data.convert.__main__ import main\n"
         "assert main(['nowhere', '--output', 'x']) == 2\n"
         "try: main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"

@@ -257,7 +257,7 @@ import os, sys, threading, time
 from pathlib import Path
 from sharded import networks
 from senseflow.engine import checkpoint
-from senseflow.engine.parallel import start_ranks
+from senseflow.common.ranks import start_ranks
 ranks = start_ranks()
 saves = checkpoint.Checkpoints(Path(sys.argv[1]), 1, ranks, asynchronous=True)
 trained = networks(ranks, 0)

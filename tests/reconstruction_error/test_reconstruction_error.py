@@ -268,7 +268,7 @@ def test_wrong_input_is_one_line(words, message, images, capsys):
 
 def test_help_needs_no_torch():
     code = (
-        "import sys\nfrom senseflow.reconstruction_error import main\n"
+        "import sys\nfrom senseflow.reconstruction_error.__main__ import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "assert 'torch' not in sys.modules"
     )
