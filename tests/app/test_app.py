@@ -122,7 +122,7 @@ def test_gradio_is_asked_for_when_missing(monkeypatch):
 
 def test_help_and_wrong_flags_need_neither_torch_nor_gradio():
     code = (
-        "import sys; from senseflow import app\n"
+        "import sys; from senseflow.app import __main__ as app\n"
         "assert app.main(['--pipeline', 'nowhere']) == 2\n"
         "try: app.main(['--help'])\nexcept SystemExit as stop: assert stop.code == 0\n"
         "assert not {'torch', 'diffusers', 'gradio'} & set(sys.modules)"

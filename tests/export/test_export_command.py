@@ -167,7 +167,8 @@ def test_errors_are_one_line(finished, tmp_path, capsys):
 def test_help_is_light_warns_of_strangers_runs_and_shows_an_example():
     heavy = "print(*sys.modules, file=sys.stderr)"
     code = (
-        f"import atexit, sys; atexit.register(lambda: {heavy})\nfrom senseflow.export.__main__ import main"
+        f"import atexit, sys; atexit.register(lambda: {heavy})\n"
+        "from senseflow.export.__main__ import main"
     )
     result = subprocess.run(
         [sys.executable, "-c", f"{code}\nmain(['--help'])"], capture_output=True, text=True

@@ -34,5 +34,5 @@ def test_wrong_input_is_one_line(arguments, words, capsys):
 
 
 def test_help_needs_no_torch():
-    code = "import sys, senseflow.plan; sys.exit('torch' in sys.modules)"
+    code = "import sys, senseflow.plan.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
