@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from senseflow.evaluate.layouts import CATEGORIES, GENEVAL_TASKS, SAMPLES
+from senseflow.evaluate.metrics.metric import Column
 from senseflow.evaluate.results import Result, check_result
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,11 @@ SCORES = {
     "non_spatial": ["annotation_clip"],
     "complex": ["annotation_3_in_1"],
 }
+COLUMNS = (
+    Column("geneval", "GenEval"),
+    *(Column(f"geneval_{task}", f"GenEval {task.replace('_', ' ')}") for task in GENEVAL_TASKS),
+    *(Column(f"t2i_compbench_{c}", f"T2I-CompBench {c.replace('_', '-')}") for c in CATEGORIES),
+)
 GENEVAL = "GenEval's own program"
 MODELS = {
     "color": "BLIP-VQA", "shape": "BLIP-VQA", "texture": "BLIP-VQA", "spatial": "UniDet, 2D",

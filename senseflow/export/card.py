@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from senseflow.evaluate.results import Result, merge, read_results
-from senseflow.evaluate.table import compare, markdown, title_of
+from senseflow.evaluate.table import column_of, compare, markdown
 from senseflow.export.samples import Sample, gallery
 from senseflow.export.sections import comfyui, licence, responsible_use, sampling, training
 from senseflow.export.source import Source
@@ -128,7 +128,7 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
             dataset_type="prompts",
             dataset_name=f"{entry['num_images']} images",
             metric_type=entry["metric"],
-            metric_name=title_of(entry["metric"]),
+            metric_name=column_of(entry["metric"]).title,
             metric_value=entry["value"],
         )
         for entry in facts.results

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torchvision.transforms.functional import to_tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from senseflow.evaluate.metrics.clip_scores import find_source
+from senseflow.evaluate.metrics.open_clips import find_source
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 

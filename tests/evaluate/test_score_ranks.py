@@ -16,7 +16,7 @@ from torch import nn
 
 from senseflow.engine.share import Share
 from senseflow.evaluate.folders import Reader, read_folder
-from senseflow.evaluate.measuring import measure_distance, measure_diversity, measure_mean
+from senseflow.evaluate.measure import measure_distance, measure_diversity, measure_mean
 from senseflow.evaluate.metrics.metric import Comparer, Extractor, Scorer
 
 ROOT = Path(__file__).resolve().parents[2]

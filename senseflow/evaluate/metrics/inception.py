@@ -1,54 +1,28 @@
 """Inception-v3 as TensorFlow published it in 2015, whose pool features FID is defined on."""
 
-import argparse
 import io
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from senseflow.evaluate.metrics.checkpoints import fill, read_tensors, reading
-from senseflow.evaluate.metrics.metric import Extractor, Machine, Metric
-from senseflow.evaluate.metrics.preprocess import fid_pixels, patch_pixels
+from senseflow.evaluate.metrics.metric import centre_crop, fill, read_tensors, reading, square
 
+INCEPTION_SIDE = 299
 KINDS = (
     "TensorFlow's Inception (weights-inception-2015-12-05-6726825d.pth, or the TorchScript "
     "inception-2015-12-05.pt)"
 )
-MODEL = "Inception-v3 (TensorFlow, 2015-12-05), pool features"
-
-
-def fid_metric(args: argparse.Namespace) -> Metric[Extractor]:
-    """FID-T: whole images, resized as DMD2 does."""
-    side = args.fid_resize or None
-
-    def open_it(machine: Machine) -> Extractor:
-        resized = f", LANCZOS to {side}" if side else ""
-        return Extractor(
-            f"centre square{resized}, clean-fid's bicubic to 299",
-            lambda picture: fid_pixels(picture, side),
-            load_inception(args.inception).to(machine.device),
-        )
-
-    return Metric("fid_t", MODEL, [args.inception], {"resize": side}, open_it)
-
-
-def patch_fid_metric(args: argparse.Namespace) -> Metric[Extractor]:
-    """Patch FID-T: the centre crop of the full image."""
-
-    def open_it(machine: Machine) -> Extractor:
-        network = load_inception(args.inception).to(machine.device)
-        return Extractor("centre crop of 299x299, no resize", patch_pixels, network)
-
-    return Metric("patch_fid_t", MODEL, [args.inception], {}, open_it)
 
 
 class Inception(nn.Module):
     """Pool features (B, D) float32, D = 2048, of pixels (B, 3, 299, 299) in [0, 255].
 
-    The pixels have been resized by `preprocess`; nothing in here resizes them.
+    The pixels are what `fid_pixels` and `patch_pixels` make; nothing in here resizes them.
     """
 
     place: Tensor
@@ -61,7 +35,7 @@ class Inception(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Features (B, 2048) float32 of pixels (B, 3, H, W) in [0, 255]."""
         pixels = pixels.to(self.place.device, torch.float32)
-        features: Tensor = self.layers((pixels - 128) / 128)
+        features: Tensor = self.layers((pixels - 128) / 128)  # its own scaling, not / 127.5 - 1
         return features.flatten(1).float()
 
 
@@ -108,3 +82,36 @@ class _Unfilled(FeatureExtractorInceptionV3):
 
     def load_state_dict(self, *_: object) -> None:
         """Leave it as it is."""
+
+
+def fid_pixels(picture: Image.Image, side: int | None) -> Tensor:
+    """What FID-T's Inception sees, (3, 299, 299) float32 in [0, 255].
+
+    DMD2's: the square at the centre, LANCZOS to `side`, then `clean_bicubic` to 299.
+    """
+    return clean_bicubic(square(picture, side), INCEPTION_SIDE)
+
+
+def clean_bicubic(picture: Image.Image, side: int) -> Tensor:
+    """Antialiased bicubic in float32, (3, side, side) in [0, 255] (Parmar et al. 2022)."""
+    size = (side, side)
+    channels = [  # each in mode F: of a picture in RGB, PIL would round to 8 bits
+        np.asarray(channel.convert("F").resize(size, Image.Resampling.BICUBIC))
+        for channel in picture.split()
+    ]
+    return torch.from_numpy(np.stack(channels)).clamp(0, 255)
+
+
+def patch_pixels(picture: Image.Image) -> Tensor:
+    """What Patch FID-T's Inception sees: the centre (3, 299, 299) of the image, unresized.
+
+    Raises ValueError for a smaller image.
+    """
+    if min(picture.size) < INCEPTION_SIDE:
+        width, height = picture.size
+        raise ValueError(
+            f"{width}x{height} is smaller than the {INCEPTION_SIDE}x{INCEPTION_SIDE} crop of "
+            "patch_fid_t"
+        )
+    array = np.array(centre_crop(picture, INCEPTION_SIDE))
+    return torch.from_numpy(array).permute(2, 0, 1).float()

@@ -1,21 +1,114 @@
-"""What a metric is: the weights and settings its value depends on, and how an image is judged."""
+"""What a metric is, and what metrics share.
 
-from collections.abc import Callable
+A metric is a file of this folder that ends in its `Spec`, and a line in `specs.METRICS`. From there
+`evaluate score` has its flags, results and the table their columns, the published rows theirs. No
+module that holds a spec imports torch or a model's library at its top, so that --help and the table
+answer at once: what needs them is imported where the metric is prepared or opened.
+"""
+
+import hashlib
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
-import torch
-from PIL import Image
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
+
+    Load = Callable[[Image.Image], Tensor]
+
+T = TypeVar("T")
+
+UP, DOWN = "\u2191", "\u2193"  # which way is better
+LOCAL = "local-dir:"  # before a folder, where open_clip and timm take a name
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a metric is headed in the table, and its numbers written."""
+
+    metric: str  # as results name it
+    title: str
+    better: str = UP
+    digits: int = 4  # behind the point
+
+
+@dataclass(frozen=True)
+class Flag(Generic[T]):
+    """A flag of `evaluate score` that metrics read; several metrics may share one.
+
+    `wrong` says what is wrong with a value, nothing where it is right.
+    """
+
+    name: str  # with its dashes
+    default: T
+    help: str
+    read: Callable[[str], T]
+    metavar: str | None = None
+    choices: tuple[str, ...] | None = None
+    wrong: Callable[[T], str] = lambda value: ""
+
+
+def file_flag(name: str, help: str) -> Flag[Path | None]:
+    """A flag that names a file."""
+    return Flag(
+        name, None, help, Path, "FILE",
+        wrong=lambda path: "" if path is None or path.is_file() else "is not a file",
+    )  # fmt: skip
+
+
+def folder_flag(name: str, help: str) -> Flag[Path | None]:
+    """A flag that names a folder."""
+    return Flag(
+        name, None, help, Path, "DIR",
+        wrong=lambda path: "" if path is None or path.is_dir() else "is not a folder",
+    )  # fmt: skip
+
+
+def name_flag(name: str, default: str, help: str) -> Flag[str]:
+    """A flag that takes a model's name."""
+    return Flag(name, default, help, str, "NAME")
+
+
+def resize_flag(name: str, default: int) -> Flag[int]:
+    """The side in pixels that LANCZOS brings the centre square to; 0: left as it is."""
+    return Flag(
+        name, default, f"LANCZOS of the centre square to this; 0: none ({default})", int, "PIXELS",
+        wrong=lambda side: "" if side >= 0 else "must be 0 (none) or a size in pixels",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Given:
+    """What flags were given, by their names; the others have their defaults."""
+
+    values: Mapping[str, Any]
+
+    def __getitem__(self, flag: Flag[T]) -> T:
+        return cast(T, self.values.get(flag.name, flag.default))
+
+    def required(self, flag: Flag[T | None]) -> T:
+        """The value of a flag that the spec requires, which `score` has seen to."""
+        value = self[flag]
+        assert value is not None, flag.name
+        return value
 
 
 @dataclass(frozen=True)
 class Machine:
     """Where and in which type a model runs."""
 
-    device: torch.device
-    dtype: torch.dtype
+    device: "torch.device"
+    dtype: "torch.dtype"
 
 
 @dataclass(frozen=True)
@@ -23,8 +116,8 @@ class Extractor:
     """Features of images, for a distance between two sets of them."""
 
     preprocessing: str
-    load: Callable[[Image.Image], Tensor]  # one decoded image -> what the model takes, on the CPU
-    features: Callable[[Tensor], Tensor]  # (B, ...) -> (B, D)
+    load: "Load"  # one decoded image -> what the model takes, on the CPU
+    features: "Callable[[Tensor], Tensor]"  # (B, ...) -> (B, D)
 
 
 @dataclass(frozen=True)
@@ -32,8 +125,8 @@ class Scorer:
     """A number for each image and its prompt."""
 
     preprocessing: str
-    load: Callable[[Image.Image], Tensor]
-    score: Callable[[Tensor, list[str]], Tensor]  # (B, ...), B prompts -> (B,)
+    load: "Load"
+    score: "Callable[[Tensor, list[str]], Tensor]"  # (B, ...), B prompts -> (B,)
 
 
 @dataclass(frozen=True)
@@ -41,19 +134,158 @@ class Comparer:
     """A distance between every two images of one prompt."""
 
     preprocessing: str
-    load: Callable[[Image.Image], Tensor]
-    distances: Callable[[Tensor], Tensor]  # (S, ...) -> (S (S - 1) / 2,)
-
-
-Opened = TypeVar("Opened", Extractor, Scorer, Comparer, covariant=True)
+    load: "Load"
+    distances: "Callable[[Tensor], Tensor]"  # (S, ...) -> (S (S - 1) / 2,)
 
 
 @dataclass(frozen=True)
-class Metric(Generic[Opened]):
-    """A metric before its model is loaded: all that tells whether a result still holds."""
+class Prepared:
+    """A metric with its flags, before its model is loaded: all that its value depends on."""
 
-    name: str
-    model: str
+    model: str  # in words
     weights: list[Path]
     settings: dict[str, Any]
-    open: Callable[[Machine], Opened]
+    open: Callable[[Machine], Extractor | Scorer | Comparer]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A metric, whole.
+
+    needs: what there must be besides the images: those of a reference (the metric is a distance,
+    and opens as an Extractor), their prompts (a mean over images, a Scorer), or several images of
+    each prompt (a diversity, a Comparer).
+    prepare: raises ValueError for flags or files that it cannot do with; loads no model.
+    """
+
+    column: Column
+    about: str  # in docs/evaluation_metrics.md and --help
+    needs: Literal["reference", "prompts", "seeds"]
+    prepare: Callable[[Given], Prepared]
+    flags: tuple[Flag[Any], ...] = ()
+    required: tuple[Flag[Any], ...] = ()  # the flags without which it is not measured
+    float32: bool = False  # whatever --dtype says
+    published: Column | None = None  # of published values that do not say which version they are of
+
+    @property
+    def name(self) -> str:
+        """As `--metrics` and results call it."""
+        return self.column.metric
+
+
+# What several metrics do with a picture
+
+
+def centre_crop(picture: "Image.Image", side: int) -> "Image.Image":
+    """The square of `side` pixels at the centre; half a pixel goes to the even side."""
+    left, top = (round((length - side) / 2) for length in picture.size)
+    return picture.crop((left, top, left + side, top + side))
+
+
+def square(picture: "Image.Image", side: int | None) -> "Image.Image":
+    """The square at the centre, brought to `side` pixels with LANCZOS; None: left at its size."""
+    from PIL.Image import Resampling
+
+    cropped = centre_crop(picture, min(picture.size))
+    return cropped.resize((side, side), Resampling.LANCZOS) if side else cropped
+
+
+def square_in_words(side: int | None) -> str:
+    """What `square` does, for the results."""
+    return f"centre square{f', LANCZOS to {side}' if side else ''}"
+
+
+def cosine_distances(embeddings: "Tensor") -> "Tensor":
+    """1 - cos of every two of (S, D), in the order of itertools.combinations."""
+    wide = embeddings.double()
+    units = wide / wide.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    first, second = zip(*combinations(range(len(units)), 2), strict=True)
+    distances: Tensor = 1 - (units[list(first)] * units[list(second)]).sum(-1)
+    return distances
+
+
+# Files of weights: read as tensors only, and wrong ones named
+
+
+@contextmanager
+def reading(source: str | Path) -> Iterator[None]:
+    """A library's error about a file of weights or a config becomes one line that names it."""
+    from safetensors import SafetensorError
+
+    damaged = (
+        RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, OSError,
+        SafetensorError,
+    )  # fmt: skip
+    try:
+        yield
+    except damaged as error:
+        lines = str(error).splitlines() or [repr(error)]
+        reason = lines[0].partition(". ")[0]  # torch goes on to advise reading it unsafely
+        raise ValueError(
+            f"{source} cannot be loaded, it is damaged or of another kind: {reason}"
+        ) from error
+
+
+def digest_of(folder: Path, names: Iterable[str]) -> str:
+    """The beginning of a sha256 of those small files of a folder that are there, and their names.
+
+    Configs, processors and tokenizers change a value as weights do.
+    """
+    digest = hashlib.sha256()
+    for file in (folder / name for name in names):
+        if file.is_file():
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def read_tensors(file: Path) -> "dict[str, Tensor]":
+    """The tensors of a .safetensors, or of a .pth/.pt/.bin, bare or under 'state_dict'.
+
+    Raises ValueError naming a file that holds anything else; no code in it is run.
+    """
+    import safetensors.torch
+    import torch
+
+    with reading(file):
+        state: Any
+        if file.suffix == ".safetensors":
+            state = safetensors.torch.load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise ValueError(f"{file} is not a table of weights by name")
+    return state
+
+
+def fill(
+    load: Callable[[], Any],
+    network: "nn.Module",
+    file: Path,
+    wanted: str,
+    spare: str | tuple[str, ...] = " ",
+) -> None:
+    """Load weights without strictness by `load`, then raise ValueError unless all fitted.
+
+    load: returns torch's missing and unexpected keys. spare: how keys begin that may be left over.
+    """
+    try:
+        missing, unexpected = load()
+    except RuntimeError as error:
+        misfits = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        reason = misfits[0].rstrip(".") if misfits else str(error).splitlines()[0]
+        raise ValueError(
+            f"{file} holds weights of another model than {wanted}: {reason}"
+        ) from error
+    unexpected = [key for key in unexpected if not key.startswith(spare)]
+    if missing or unexpected:
+        raise ValueError(
+            f"{file} holds weights of another model than {wanted}: of its "
+            f"{len(network.state_dict())} keys {_such(missing)} missing, and {_such(unexpected)} "
+            "not part of it"
+        )
+
+
+def _such(keys: list[str]) -> str:
+    return f"{len(keys)} (such as {sorted(keys)[0]}) are" if keys else "none are"

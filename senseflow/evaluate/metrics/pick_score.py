@@ -1,25 +1,35 @@
-"""PickScore: a fine-tuned CLIP-H in transformers' format."""
+"""PickScore (Kirstain et al. 2023): a CLIP-H tuned to preferences, in transformers' format."""
 
-import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+from senseflow.evaluate.metrics.metric import (
+    TOKENIZER,
+    Column,
+    Given,
+    Machine,
+    Prepared,
+    Scorer,
+    Spec,
+    digest_of,
+    folder_flag,
+    reading,
+)
 
-from senseflow.evaluate.metrics.checkpoints import TOKENIZER, digest_of, reading
-from senseflow.evaluate.metrics.metric import Machine, Metric, Scorer
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
 
+MODEL = folder_flag("--pick_score", "PickScore_v1")
+PROCESSOR = folder_flag("--pick_processor", "its processor (default: the same)")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the older and the newer name
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
-def pick_score_metric(args: argparse.Namespace) -> Metric[Scorer]:
-    """exp(logit_scale) times the cosine of image and prompt: 100 cos for the published weights."""
-    folder, processor = args.pick_score, args.pick_processor or args.pick_score
-    if folder is None:
-        raise ValueError("--pick_score is missing: the folder of PickScore's CLIPModel")
+def prepare(given: Given) -> Prepared:
+    """Raises ValueError for folders without the files of a CLIPModel and its processor."""
+    folder = given.required(MODEL)
+    processor = given[PROCESSOR] or folder
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: it is no folder of transformers")
     if not any((processor / name).is_file() for name in PROCESSORS):
@@ -27,17 +37,14 @@ def pick_score_metric(args: argparse.Namespace) -> Metric[Scorer]:
             f"{processor} has no {PROCESSORS[0]}: name a folder with CLIP-H's processor in "
             "--pick_processor"
         )
-    weights = weights_in(folder)
-    return Metric(
-        "pick_score",
-        "transformers CLIPModel",
-        weights,
-        {
-            "config": digest_of(folder, ["config.json"]),
-            "processor": digest_of(processor, [*PROCESSORS, *TOKENIZER]),
-        },
-        lambda m: open_pick(folder, processor, m),
-    )
+    settings = {
+        "config": digest_of(folder, ["config.json"]),
+        "processor": digest_of(processor, [*PROCESSORS, *TOKENIZER]),
+    }
+    return Prepared(
+        "transformers CLIPModel", weights_in(folder), settings,
+        lambda machine: open_pick(folder, processor, machine),
+    )  # fmt: skip
 
 
 def weights_in(folder: Path) -> list[Path]:
@@ -51,6 +58,9 @@ def weights_in(folder: Path) -> list[Path]:
 
 def open_pick(folder: Path, processor: Path, machine: Machine) -> Scorer:
     """Raises ValueError when the folder's weights are not those of a CLIPModel."""
+    import torch.nn.functional as F
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
     with reading(folder):
         model, told = CLIPModel.from_pretrained(
             folder, local_files_only=True, dtype=machine.dtype, output_loading_info=True
@@ -68,11 +78,11 @@ def open_pick(folder: Path, processor: Path, machine: Machine) -> Scorer:
     length = model.config.text_config.max_position_embeddings
     model = model.to(machine.device).eval()
 
-    def load(picture: Image.Image) -> Tensor:
+    def load(picture: "Image.Image") -> "Tensor":
         pixels: Tensor = images(images=picture, return_tensors="pt")["pixel_values"][0]
         return pixels
 
-    def score(pixels: Tensor, prompts: list[str]) -> Tensor:
+    def score(pixels: "Tensor", prompts: list[str]) -> "Tensor":
         pixels = pixels.to(machine.device, machine.dtype)
         tokens = tokenizer(
             prompts, padding=True, truncation=True, max_length=length, return_tensors="pt"
@@ -81,9 +91,19 @@ def open_pick(folder: Path, processor: Path, machine: Machine) -> Scorer:
         text = model.get_text_features(
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
         ).pooler_output.float()
-        scale: Tensor = model.logit_scale.float().exp()
+        scale: Tensor = model.logit_scale.float().exp()  # 100 in the published weights
         return scale * F.cosine_similarity(image, text)
 
     side = images.crop_size["height"] if images.do_center_crop else "whole"
     words = f"the processor of {processor.name}: {images.size}, crop {side}, PIL"
     return Scorer(words, load, score)
+
+
+SPEC = Spec(
+    Column("pick_score", "PickScore", digits=2),
+    about="exp(logit_scale) times the cosine: 100 cos",
+    needs="prompts",
+    prepare=prepare,
+    flags=(MODEL, PROCESSOR),
+    required=(MODEL,),
+)

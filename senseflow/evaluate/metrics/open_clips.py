@@ -1,9 +1,8 @@
-"""CLIP score, HPSv2 and CLIP embeddings: open_clip models from local files."""
+"""CLIP models of open_clip from local files, for all metrics that embed images or texts."""
 
-import argparse
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,18 @@ from typing import Any
 import open_clip
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
 from torch import Tensor, nn
 
-from senseflow.evaluate.metrics.checkpoints import TOKENIZER, digest_of, fill, read_tensors, reading
-from senseflow.evaluate.metrics.metric import Machine, Metric, Scorer
-from senseflow.evaluate.metrics.preprocess import square
+from senseflow.evaluate.metrics.metric import (
+    LOCAL,
+    TOKENIZER,
+    Machine,
+    digest_of,
+    fill,
+    read_tensors,
+    reading,
+)
 
-LOCAL = "local-dir:"
 CONFIG = "open_clip_config.json"
 NAMES = (  # of a download's files, the one in open_clip's own keys
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
@@ -124,6 +127,7 @@ class Clip(nn.Module):
         self.machine = machine
         self.tokenizer = open_clip.get_tokenizer(source.name)
         self.config = PreprocessCfg(**model.visual.preprocess_cfg)
+        self.transform = image_transform_v2(self.config, is_train=False)
 
     def images(self, pixels: Tensor) -> Tensor:
         """(B, D) of preprocessed pixels (B, 3, H, W)."""
@@ -162,7 +166,7 @@ def _check_positions(model: nn.Module, state: dict[str, Tensor], source: Source)
             )
 
 
-def describe(config: PreprocessCfg) -> str:
+def in_words(config: PreprocessCfg) -> str:
     """A model's preprocessing in words."""
     return (
         f"{config.interpolation} to {config.size} ({config.resize_mode} side), "
@@ -173,43 +177,3 @@ def describe(config: PreprocessCfg) -> str:
 
 def _digits(values: tuple[float, ...]) -> str:
     return "/".join(f"{value:.4g}" for value in values)
-
-
-def clip_metric(args: argparse.Namespace) -> Metric[Scorer]:
-    """Mean cosine of image and prompt, preprocessed and prefixed as DMD2 does."""
-    source = find_source(args.clip_model, args.clip_weights, args.clip_quick_gelu, "--clip")
-    side, prefix = args.clip_resize or None, args.clip_prefix
-
-    def open_it(machine: Machine) -> Scorer:
-        clip = Clip(source, machine)
-        transform = image_transform_v2(clip.config, is_train=False)
-
-        def score(pixels: Tensor, prompts: list[str]) -> Tensor:
-            return clip.cosines(pixels, [prefix + prompt for prompt in prompts])
-
-        return Scorer(
-            f"centre square{f', LANCZOS to {side}' if side else ''}, {describe(clip.config)}",
-            lambda picture: transform(square(picture, side)),
-            score,
-        )
-
-    settings = {"prefix": prefix, "resize": side, **source.settings}
-    return Metric("clip", source.model, [source.weights], settings, open_it)
-
-
-def hps_metric(name: str, weights: Path | None, model: str) -> Metric[Scorer]:
-    """Cosine of image and prompt under the fine-tuned ViT-H-14, on the whole image padded.
-
-    name: "hps_v2" or "hps_v2.1", which are two weights of one network.
-    """
-    if weights is None:
-        raise ValueError(f"--{name} is missing: the checkpoint file of {name}")
-    source = find_source(model, weights, False, "--hps")
-
-    def open_it(machine: Machine) -> Scorer:
-        clip = Clip(source, machine)
-        config = PreprocessCfg(size=clip.config.size, resize_mode="longest", fill_color=0)
-        transform: Callable[[Image.Image], Tensor] = image_transform_v2(config, is_train=False)
-        return Scorer(describe(config), transform, clip.cosines)
-
-    return Metric(name, source.model, [source.weights], source.settings, open_it)

@@ -1,0 +1,393 @@
+"""Measuring a folder: look at its images, judge them metric by metric, and write the results.
+
+There are three kinds of metric, by what a model makes of images: a distance between the features of
+two folders, a mean of a score per image, a diversity of the images of one prompt.
+"""
+
+import logging
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import senseflow
+from senseflow.common.devices import find_device
+from senseflow.engine.share import Share
+from senseflow.evaluate.folders import (
+    ImageSet,
+    Inspected,
+    Picture,
+    Reader,
+    check_same_prompts,
+    check_sizes,
+    digest,
+    inspect,
+    read_folder,
+    require_prompts,
+)
+from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
+from senseflow.evaluate.metrics.metric import (
+    Comparer,
+    Extractor,
+    Given,
+    Machine,
+    Prepared,
+    Scorer,
+    Spec,
+)
+from senseflow.evaluate.results import (
+    Result,
+    check_output,
+    held,
+    of_other_images,
+    put,
+    results_so_far,
+    sha256_of,
+)
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = (  # whose models and resizing the metrics use
+    "torch", "torchvision", "pillow", "open_clip_torch", "transformers", "timm",
+    "torch-fidelity", "torchmetrics",
+)  # fmt: skip
+
+Batches = Iterable[tuple[Sequence[Picture], Tensor]]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What `evaluate score` is asked for."""
+
+    name: str  # of the row
+    images: Path
+    reference: Path | None  # the teacher's or real images
+    prompts_file: Path | None  # in place of sidecars
+    reference_prompts_file: Path | None
+    output: Path  # the file of results
+    metrics: Sequence[Spec]
+    given: Given  # the metrics' own flags
+    mixed_sizes: bool
+    again: bool  # what is there already, too
+    device: str | None
+    dtype: str
+    batch_size: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder's images, and what their files hold."""
+
+    images: ImageSet
+    inspected: list[Inspected]
+
+    @property
+    def digest(self) -> str:
+        """Of all images and prompts."""
+        return digest(self.images.pictures, self.inspected)
+
+
+def score(scoring: Scoring) -> None:
+    """Measure what is not there yet; raises ValueError for input that cannot be measured."""
+    told = versions()  # first: a package that is missing is said before anything is measured
+    share = Share.of_torchrun()
+    machine = share.agreed(
+        lambda: Machine(find_device(scoring.device), getattr(torch, scoring.dtype))
+    )
+    specs = list(dict.fromkeys(scoring.metrics))
+    prepared = share.agreed(lambda: [spec.prepare(scoring.given) for spec in specs])
+    share.of_main(lambda: check_output(scoring.output))
+    images, reference, notes = look(scoring, share)
+    if reference and reference.digest == images.digest:
+        notes.append("images and reference are the same files")
+    for spec, metric in zip(specs, prepared, strict=True):
+        against = reference if spec.needs == "reference" else None
+        wanted = describe(scoring, spec, metric, images, against, share)
+        known = None if scoring.again else find_held(scoring.output, wanted, share)
+        if known:
+            if share.is_main:
+                logger.info("%s, as measured before", in_words(known))
+            continue
+        measured = measure(scoring, spec.name, metric, images.images, against, machine, share)
+        entry = wanted | measured.entry() | {"versions": told}
+        entry["notes"] = [*(notes if against else []), *measured.notes]
+        write(scoring.output, entry, share)
+
+
+def versions() -> dict[str, str]:
+    """The versions of this package and of PACKAGES."""
+    return {"senseflow": senseflow.__version__, **{name: version(name) for name in PACKAGES}}
+
+
+def look(scoring: Scoring, share: Share) -> tuple[Folder, Folder | None, list[str]]:
+    """The images, the reference where a metric needs one, and what is to be said about both."""
+    images, reference, notes = share.agreed(lambda: find_images(scoring))
+    folders = [inspect_all(found, scoring.threads, share) for found in (images, reference) if found]
+    if not scoring.mixed_sizes:
+        pictures = [picture for folder in folders for picture in folder.images.pictures]
+        found = [one for folder in folders for one in folder.inspected]
+        share.agreed(lambda: check_sizes(pictures, found))
+    return folders[0], folders[1] if reference else None, notes
+
+
+def find_images(scoring: Scoring) -> tuple[ImageSet, ImageSet | None, list[str]]:
+    """Read both folders; raises ValueError for what the metrics asked for cannot do without."""
+    images = read_folder(scoring.images, scoring.prompts_file)
+    needs = {spec.needs for spec in scoring.metrics}
+    if "prompts" in needs:
+        require_prompts(images)
+    if "seeds" in needs and len(images.sets) < 2:
+        raise ValueError(
+            f"{images.folder} holds one image per prompt: diversity needs two seeds or more, in "
+            "seed_0/, seed_1/, ..."
+        )
+    if "reference" not in needs:
+        return images, None, []
+    assert scoring.reference is not None
+    reference = read_folder(scoring.reference, scoring.reference_prompts_file)
+    for found in (images, reference):
+        if len(found.pictures) < 2:
+            raise ValueError(f"{found.folder} holds one image: a distance needs two or more")
+    if check_same_prompts(images, reference):
+        return images, reference, []
+    return images, reference, ["the prompts of images and reference were not compared"]
+
+
+def inspect_all(images: ImageSet, threads: int, share: Share) -> Folder:
+    """Hash and measure all files; raises ValueError naming one that is damaged."""
+
+    def work() -> list[Inspected]:
+        pictures = share.mine(images.pictures)
+        with ThreadPoolExecutor(threads) as pool:
+            found = pool.map(inspect, pictures)
+            return list(
+                tqdm(found, "check", len(pictures), unit="image", disable=not share.is_main)
+            )
+
+    return Folder(images, share.put_together(share.agreed(work)))
+
+
+def describe(
+    scoring: Scoring,
+    spec: Spec,
+    metric: Prepared,
+    images: Folder,
+    reference: Folder | None,
+    share: Share,
+) -> Result:
+    """What a result depends on: its entry without what is measured."""
+    sizes = {found.size for found in images.inspected}
+    dtype = {} if spec.float32 else {"dtype": scoring.dtype}
+    return {
+        "name": scoring.name,
+        "metric": spec.name,
+        "value": math.nan,
+        "num_images": len(images.images.pictures),
+        "num_prompts": len(images.images.prompts),
+        "images": str(images.images.folder.resolve()),
+        "images_digest": images.digest,
+        "image_size": "x".join(map(str, sizes.pop())) if len(sizes) == 1 else "mixed",
+        "reference": str(reference.images.folder.resolve()) if reference else None,
+        "reference_digest": reference.digest if reference else None,
+        "weights": share.of_main(
+            lambda: [{"file": str(f.resolve()), "sha256": sha256_of(f)} for f in metric.weights]
+        ),
+        "model": metric.model,
+        "settings": {**metric.settings, **dtype},
+    }
+
+
+def find_held(output: Path, wanted: Result, share: Share) -> Result | None:
+    """This very measurement, if the file has it."""
+    return share.of_main(lambda: held(results_so_far(output), wanted))
+
+
+def write(output: Path, entry: Result, share: Share) -> None:
+    """Put an entry into the file and say it."""
+    share.of_main(lambda: put(output, entry))
+    if not share.is_main:
+        return
+    logger.info("%s", in_words(entry))
+    for note in entry["notes"]:
+        logger.warning("  note: %s", note)
+    others = of_other_images(results_so_far(output), entry)
+    if others:
+        logger.warning(
+            "  note: %s in %s is of other images for %s: measure these again",
+            entry["name"], output, ", ".join(others),
+        )  # fmt: skip
+
+
+def in_words(entry: Result) -> str:
+    """A result in one line."""
+    return (
+        f"{entry['name']}: {entry['metric']} {entry['value']:.6g} ({entry['num_images']} images of "
+        f"{entry['num_prompts']} prompts, {entry['model']}, {entry['preprocessing']})"
+    )
+
+
+def measure(
+    scoring: Scoring,
+    name: str,
+    metric: Prepared,
+    images: ImageSet,
+    reference: Folder | None,
+    machine: Machine,
+    share: Share,
+) -> "Measured":
+    """Load the metric's model and judge the images."""
+    reader = Reader(scoring.batch_size, scoring.threads)
+    try:
+        # TF32 would round the features of convolutions to 10 bits
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            opened = share.agreed(lambda: metric.open(machine))
+            match opened:
+                case Extractor():
+                    assert reference is not None
+                    return measure_distance(name, opened, images, reference.images, reader, share)
+                case Scorer():
+                    return measure_mean(name, opened, images, reader, share)
+                case Comparer():
+                    return measure_diversity(name, opened, images, reader, share)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"{name}: the GPU's memory is full; say less than --batch_size {scoring.batch_size}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value, how its images were preprocessed, and what is to be said beside it."""
+
+    value: float
+    preprocessing: str
+    extra: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def entry(self) -> dict[str, Any]:
+        """Its fields in the file of results."""
+        return {"value": self.value, "preprocessing": self.preprocessing, **self.extra}
+
+
+def measure_distance(
+    name: str,
+    extractor: Extractor,
+    images: ImageSet,
+    reference: ImageSet,
+    reader: Reader,
+    share: Share,
+) -> Measured:
+    """The Frechet distance between the features of two folders."""
+    first = feature_statistics(name, extractor, images, reader, share)
+    second = feature_statistics(f"{name}, reference", extractor, reference, reader, share)
+    width = len(first.total)
+    notes = []
+    for folder, found in ((images.folder, first), (reference.folder, second)):
+        if found.num <= width:
+            notes.append(
+                f"{found.num} images of {folder} are too few for a covariance of full rank in "
+                f"{width} features: the value is biased, compare it at equal N only"
+            )
+    if first.num != second.num:
+        notes.append(f"{first.num} images against {second.num} of the reference")
+    extra = {"num_reference": second.num, "num_features": width}
+    extra["full_rank"] = min(first.num, second.num) > width
+    distance = frechet_distance(first, second)
+    return Measured(distance, extractor.preprocessing, extra, notes)
+
+
+def feature_statistics(
+    title: str, extractor: Extractor, images: ImageSet, reader: Reader, share: Share
+) -> FeatureStatistics:
+    """Of all images of a folder, on every rank."""
+
+    def work() -> FeatureStatistics | None:
+        pictures = share.mine(images.pictures)
+        found: FeatureStatistics | None = None
+        for batch, pixels in progress(
+            reader.batches(pictures, extractor.load), pictures, title, share
+        ):
+            features = extractor.features(pixels)
+            check_finite(batch, features.flatten(1).sum(1), title)
+            found = found or FeatureStatistics.empty(features.shape[1])
+            found.update(features)
+        return found
+
+    parts = [part for part in share.gather(share.agreed(work)) if part]  # a rank may have no image
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole.merge(part)
+    return whole
+
+
+def measure_mean(
+    name: str, scorer: Scorer, images: ImageSet, reader: Reader, share: Share
+) -> Measured:
+    """The mean score of a folder's images, and the standard error of the mean over prompts."""
+
+    def work() -> list[float]:
+        pictures = share.mine(images.pictures)
+        found: list[float] = []
+        for batch, pixels in progress(reader.batches(pictures, scorer.load), pictures, name, share):
+            scores = scorer.score(pixels, [str(picture.prompt) for picture in batch])
+            check_finite(batch, scores, name)
+            found += scores.tolist()
+        return found
+
+    scores = share.put_together(share.agreed(work))
+    num = len(images.prompts)
+    per_prompt = [statistics.fmean(scores[i::num]) for i in range(num)]  # seed after seed
+    return Measured(
+        math.fsum(scores) / len(scores), scorer.preprocessing, spread_over_prompts(per_prompt)
+    )
+
+
+def measure_diversity(
+    name: str, comparer: Comparer, images: ImageSet, reader: Reader, share: Share
+) -> Measured:
+    """The mean distance between two images of one prompt, over all pairs, then over prompts."""
+
+    def work() -> list[float]:
+        groups = share.mine(list(zip(*images.sets, strict=True)))
+        found = []
+        for group, pixels in progress(reader.groups(groups, comparer.load), groups, name, share):
+            distance = comparer.distances(pixels).double().mean()
+            check_finite(group, distance[None], name)
+            found.append(distance.item())
+        return found
+
+    distances = share.put_together(share.agreed(work))
+    extra = {"num_seeds": len(images.sets), **spread_over_prompts(distances)}
+    return Measured(math.fsum(distances) / len(distances), comparer.preprocessing, extra)
+
+
+def spread_over_prompts(values: list[float]) -> dict[str, float | None]:
+    """The standard error of a mean over prompts; none for a single prompt."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"standard_error": error}
+
+
+def check_finite(batch: Sequence[Picture], values: Tensor, name: str) -> None:
+    """Raise ValueError naming the first image whose value is not a number."""
+    finite = values.isfinite().tolist()
+    if not all(finite):
+        file = batch[finite.index(False)].file
+        raise ValueError(f"{name} of {file} is not finite: try --dtype float32")
+
+
+def progress(batches: Batches, items: Sequence[Any], title: str, share: Share) -> Batches:
+    """A bar on rank 0, which counts images, or prompts for a diversity."""
+    unit = "image" if items and isinstance(items[0], Picture) else "prompt"
+    with tqdm(total=len(items), desc=title, unit=unit, disable=not share.is_main) as bar:
+        for batch, pixels in batches:
+            yield batch, pixels
+            bar.update(len(batch) if unit == "image" else 1)

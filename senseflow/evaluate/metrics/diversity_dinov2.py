@@ -1,0 +1,102 @@
+"""Diversity by DINOv2: how far apart the CLS tokens of one prompt's images are."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from senseflow.evaluate.metrics.metric import (
+    LOCAL,
+    Column,
+    Comparer,
+    Flag,
+    Given,
+    Machine,
+    Prepared,
+    Spec,
+    cosine_distances,
+    digest_of,
+    file_flag,
+    name_flag,
+    reading,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DINOV2 = name_flag(
+    "--dinov2", "vit_large_patch14_dinov2.lvd142m",
+    "timm name, or local-dir:FOLDER (vit_large_patch14_dinov2.lvd142m)",
+)  # fmt: skip
+WEIGHTS = file_flag("--dinov2_weights", "of a timm name")
+SIZE = Flag(
+    "--dinov2_size", 224, "(224)", int, "PIXELS",
+    wrong=lambda side: "" if side >= 1 else "must be at least 1",
+)  # fmt: skip
+
+
+def prepare(given: Given) -> Prepared:
+    """The CLS token after the last norm, of a bicubic centre crop."""
+    name, side = given[DINOV2], given[SIZE]
+    file = find_dinov2(name, given[WEIGHTS])
+    settings: dict[str, Any] = {"size": side}
+    if name.startswith(LOCAL):
+        settings["config"] = digest_of(file.parent, ["config.json"])
+    return Prepared(
+        f"timm {name}", [file], settings, lambda machine: open_dinov2(name, file, side, machine)
+    )
+
+
+def open_dinov2(name: str, file: Path, side: int, machine: Machine) -> Comparer:
+    """Raises ValueError for another model's file, or a size that its patches do not fill."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    from senseflow.distill.vfm_heads import create_vit
+    from senseflow.evaluate.metrics.open_clips import in_words
+
+    with reading(file):
+        vit = create_vit(name, None if name.startswith(LOCAL) else file, None, machine.dtype)
+    if any(side % patch for patch in vit.patch_embed.patch_size):
+        raise ValueError(
+            f"--dinov2_size {side} is not a multiple of the patch {vit.patch_embed.patch_size}"
+        )
+    vit = vit.to(machine.device).eval()
+    told = cast(dict[str, Any], vit.pretrained_cfg)
+    config = PreprocessCfg(size=side, mean=tuple(told["mean"]), std=tuple(told["std"]))
+
+    def distances(pixels: "Tensor") -> "Tensor":
+        pixels = pixels.to(machine.device, machine.dtype)
+        return cosine_distances(vit.forward_features(pixels)[:, 0])
+
+    return Comparer(in_words(config), image_transform_v2(config, is_train=False), distances)
+
+
+def find_dinov2(name: str, weights: Path | None) -> Path:
+    """The file of DINOv2's weights; raises ValueError where timm would fetch them."""
+    import timm
+
+    if name.startswith(LOCAL):
+        folder = Path(name.removeprefix(LOCAL))
+        if weights:
+            raise ValueError(f"--dinov2 {name} has weights: leave out --dinov2_weights")
+        for file in (folder / "model.safetensors", folder / "pytorch_model.bin"):
+            if file.is_file() and (folder / "config.json").is_file():
+                return file
+        raise ValueError(f"{folder} has no config.json with model.safetensors or pytorch_model.bin")
+    if ":" in name or not timm.is_model(name.split(".")[0]):
+        raise ValueError(
+            f"--dinov2 {name} is neither a timm model nor {LOCAL}FOLDER; nothing is downloaded"
+        )
+    if weights is None:
+        raise ValueError(
+            f"--dinov2_weights is missing: a local file with the weights of {name} (nothing is "
+            "downloaded)"
+        )
+    return weights
+
+
+SPEC = Spec(
+    Column("diversity_dinov2", "Diversity, DINOv2"),
+    about="1 - cosine of DINOv2's CLS tokens, after the last norm, of two images",
+    needs="seeds",
+    prepare=prepare,
+    flags=(DINOV2, WEIGHTS, SIZE),
+)
