@@ -23,12 +23,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.full_size import fake, fake_adapter, no_weights, write_folder
 from senseflow.common.files import ROOT
 from senseflow.config.config import Config
-from senseflow.config.recipes import Recipe
+from senseflow.config.load import load_recipe
+from senseflow.config.recipes import RECIPES, Recipe
 from senseflow.core.adversarial import omega
 from senseflow.distill.vfm_heads import PromptEncoder
 from senseflow.engine.inputs import teacher_settings
 from senseflow.teachers import text_encoders
-from senseflow.trainer.recipes import RECIPES
 
 COLUMNS = (
     "recipe",
@@ -55,7 +55,7 @@ def num_bytes(*tensors: Tensor) -> int:
 
 def row_of(recipe: Recipe, folder: Path) -> str:
     """One recipe's line."""
-    config = recipe.load(ROOT / recipe.config, [f"paths.pretrained_model={folder}"])
+    config = load_recipe(recipe, ROOT / recipe.config, [f"paths.pretrained_model={folder}"])
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with patch.object(text_encoders, "component_weights", no_weights):
         adapter = fake_adapter(recipe, teacher_settings(config), mode)

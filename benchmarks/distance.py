@@ -15,9 +15,9 @@ import torch
 
 from senseflow.common.commands import exit_status
 from senseflow.config.config import Config, load_config
+from senseflow.config.recipes import RECIPES
 from senseflow.engine.checkpoint import OpenCheckpoint, find_checkpoint
 from senseflow.engine.inputs import teacher_settings
-from senseflow.trainer.recipes import RECIPES
 
 
 def start(config: Config) -> dict[str, torch.Tensor]:

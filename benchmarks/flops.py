@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from senseflow.config.config import load_config
+from senseflow.config.recipes import RECIPES
 from senseflow.data.sampler import Batch
 from senseflow.distill.adversaries import BottleneckDiscriminator, VFMDiscriminator
 from senseflow.distill.algorithm import draw_turn, train_iteration
@@ -33,7 +34,6 @@ from senseflow.distill.state import Distillation, batch_on_device, frozen
 from senseflow.engine.build import prepare
 from senseflow.engine.loop import Run
 from senseflow.teachers.teacher import Conditioning
-from senseflow.trainer.recipes import RECIPES
 
 
 def count(work: Callable[[], object]) -> int:

@@ -32,6 +32,7 @@ from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from senseflow.common.files import ROOT, read_json
 from senseflow.config.config import Config
+from senseflow.config.load import load_recipe
 from senseflow.config.recipes import Recipe
 from senseflow.data.sampler import Batch
 from senseflow.distill import algorithm as distill
@@ -158,8 +159,8 @@ class Instance:
 
 def build(recipe: Recipe, folder: Path, overrides: list[str] | None = None) -> Instance:
     """The published recipe on the folder of `write_folder`, every tensor a fake one."""
-    config = recipe.load(
-        ROOT / recipe.config, [f"paths.pretrained_model={folder}", *(overrides or [])]
+    config = load_recipe(
+        recipe, ROOT / recipe.config, [f"paths.pretrained_model={folder}", *(overrides or [])]
     )
     settings, family = teacher_settings(config), recipe.family
     family.require(settings)

@@ -24,13 +24,13 @@ import torch
 from tqdm import trange
 
 from senseflow.config.config import load_config
+from senseflow.config.recipes import RECIPES
 from senseflow.distill import algorithm as distill
 from senseflow.engine.build import prepare
 from senseflow.engine.loop import Run
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
 from senseflow.plan.rehearsal import watching
-from senseflow.trainer.recipes import RECIPES
 
 GOAL = 0.03
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.ranks import Ranks, join_group, start_ranks
 from senseflow.config.config import load_config
+from senseflow.config.recipes import RECIPES
 from senseflow.data.sampler import Batch, batches
 from senseflow.distill import algorithm as distill
 from senseflow.distill.measures import STOPWATCH, Measures
@@ -40,7 +41,6 @@ from senseflow.plan.costs import DENSE_TFLOPS, Costs, kinds_of
 from senseflow.plan.plan import Wanted, configure
 from senseflow.plan.rehearsal import Kind
 from senseflow.plan.text import table
-from senseflow.trainer.recipes import RECIPES
 from senseflow.weights.lora import Role
 
 GIB = 2**30

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
+from senseflow.config import recipes
 from senseflow.config.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +61,7 @@ def page() -> str:
         cls = typing.get_type_hints(Config)[field.name]
         if not dataclasses.is_dataclass(cls):
             lines += [f"`{field.name}`, at the top: {comments['Config', field.name]}: "]
-            lines[-1] += ", ".join(f"`{value}`" for value in typing.get_args(cls)) + "."
+            lines[-1] += ", ".join(f"`{name}`" for name in recipes.RECIPES) + "."
             continue
         lines += ["", f"## {field.name}", "", *summary(cls), ""]
         lines += ["| key | type | default | recipes | meaning |", "|---|---|---|---|---|"]

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
 from senseflow.sampling.cli import main
-from senseflow.teachers.sdxl.family import SDXL_DMD2
+from senseflow.teachers.sdxl.family import SDXL
 
 if __name__ == "__main__":
-    sys.exit(main(SDXL_DMD2))
+    sys.exit(main(SDXL))

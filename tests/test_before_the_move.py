@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from short_runs import begin, finish
 from training_runs import rows
 
+from senseflow.config.load import load_recipe
+from senseflow.config.recipes import RECIPES
 from senseflow.report.__main__ import main as report
 from senseflow.teachers.flux.family import FLUX
-from senseflow.trainer.recipes import RECIPES
 
 STORED = Path(__file__).parent / "fixtures/before_the_move.tar.xz"
 
@@ -50,7 +51,7 @@ def resumed(old, tmp_path_factory) -> tuple[Path, list[str]]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        config = RECIPES["flux_senseflow"].load(old / "run/config.yaml", here)
+        config = load_recipe(RECIPES["flux_senseflow"], old / "run/config.yaml", here)
         finish(begin(config, run))
     finally:
         logger.removeHandler(handler)

@@ -7,9 +7,9 @@ import torch
 
 from benchmarks.flops import as_markdown, count_pieces, table
 from senseflow.config.config import load_config
+from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import prepare
 from senseflow.tiny.pictures import write_dataset
-from senseflow.trainer.recipes import RECIPES
 
 CONFIGS = {
     "flux_senseflow": "configs/FLUX/flux_senseflow_tiny.yaml",

@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks.full_size import build, costs, count, trace, write_folder
 from senseflow.common.files import ROOT
+from senseflow.config.recipes import RECIPES
 from senseflow.plan.rehearsal import networks_of, trained_of
-from senseflow.trainer.recipes import RECIPES
 
 T5 = 4_762_310_656
 FLOW_VAE, SDXL_VAE = 83_819_683, 83_653_863

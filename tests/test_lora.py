@@ -12,6 +12,7 @@ from short_runs import write_pictures
 from training_runs import full_state, interrupted, timeless_rows, train
 
 from senseflow.config.config import Config, load_config
+from senseflow.config.recipes import RECIPES
 from senseflow.distill.algorithm import train_iteration
 from senseflow.distill.measures import Measures
 from senseflow.distill.state import denoise, denoise_guided, times
@@ -20,7 +21,6 @@ from senseflow.engine.inputs import check
 from senseflow.engine.loop import Run
 from senseflow.export import __main__ as export_command
 from senseflow.extract_lora import __main__ as extract_lora
-from senseflow.trainer.recipes import RECIPES
 from senseflow.weights.card import read_card
 from senseflow.weights.student import load_student
 

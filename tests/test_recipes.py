@@ -12,9 +12,9 @@ import yaml
 from PIL import Image
 
 from senseflow.config.config import load_config
+from senseflow.config.recipes import RECIPES
 from senseflow.engine.inputs import check
 from senseflow.tiny.pictures import write_dataset
-from senseflow.trainer.recipes import RECIPES
 
 SHORT = [
     "train.iter_num=2",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from senseflow.config.recipes import SCRIPTS
+from senseflow.config.recipes import RECIPES
 from senseflow.tiny.pictures import write_dataset
 
 EXAMPLES = {
@@ -101,7 +101,7 @@ def test_every_node_runs_the_script_of_the_recipe(slurm, tmp_path, example):
         words = (tmp_path / f"node{rank}").read_text().split(" -m ")
         assert words[0] == "first 23456"
         module, *line = words[1].split()
-        script = Path(SCRIPTS[EXAMPLES[example]])
+        script = Path(RECIPES[EXAMPLES[example]].script)
         assert f"-m {module} " in script.read_text()
         assert line[:2] == ["2", "4"] and Path(line[2]).is_file()
         assert line[3:] == [

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.config.families import family_of
+from senseflow.config.recipes import FAMILIES
 from senseflow.sampling.cli import add_device_flags, messages
-from senseflow.teachers.families import FAMILIES, family_of
 from senseflow.teachers.family import Family
 from senseflow.weights.card import CARD
 

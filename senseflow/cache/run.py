@@ -17,6 +17,7 @@ from senseflow.cache.index import Job, plan_cache, size
 from senseflow.common.devices import find_device
 from senseflow.common.quiet import quiet_libraries
 from senseflow.config.config import Config, load_config
+from senseflow.config.recipes import RECIPES
 from senseflow.data.cache_index import Part, Shard
 from senseflow.data.items import Samples
 from senseflow.data.json_images import JsonImages
@@ -25,7 +26,6 @@ from senseflow.engine.disk import PARTIAL, sync
 from senseflow.engine.inputs import check_teacher, check_vfm_paths, read_data, teacher_settings
 from senseflow.engine.share import Share
 from senseflow.teachers.family import Family
-from senseflow.trainer.recipes import RECIPES
 from senseflow.weights.safetensors_writer import write_safetensors
 
 logger = logging.getLogger("senseflow")

@@ -14,14 +14,12 @@ from typing import Any, Literal
 import yaml
 
 from senseflow.common.files import write_whole
+from senseflow.config.recipes import require_recipe
 from senseflow.config.strict_yaml import read_strictly
 from senseflow.core.anchors import TimeLaw
 from senseflow.core.isg import IsgLoss
 
 Range = tuple[float, float]
-RecipeName = Literal[
-    "flux_senseflow", "sdxl_senseflow", "sdxl_dmd2", "sd35_senseflow", "sd35_large_senseflow"
-]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -314,7 +312,7 @@ class LogConfig:
 class Config:
     """One run."""
 
-    recipe: RecipeName  # which script runs it
+    recipe: str  # which script runs it
     paths: PathsConfig
     train: TrainConfig
     optimizer: OptimizerConfig
@@ -335,6 +333,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
+        require_recipe(self.recipe)
         adversary = self.adversarial.in_use
         _require(
             self.dmd.weight + self.isg.weight > 0 or adversary != "none",

@@ -7,10 +7,10 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from senseflow.config.families import family_of
 from senseflow.evaluate.layouts import LAYOUTS, TEACHER
 from senseflow.sampling.cli import add_machine_flags, check_counts, check_finite, check_paths
 from senseflow.sampling.job import shard_of
-from senseflow.teachers.families import family_of
 from senseflow.teachers.family import Family
 
 SAMPLERS = ("x0", "euler")

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from senseflow.common.files import read_json
 from senseflow.config.config import Config, load_config
+from senseflow.config.families import check_card_family, check_keys, family_of
+from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import export
 from senseflow.engine.checkpoint import OpenCheckpoint, find_checkpoint
 from senseflow.engine.export import LORA_FILE, Layout
 from senseflow.sampling.planning import student_guidance
-from senseflow.teachers.families import check_card_family, check_keys, family_of
 from senseflow.teachers.family import Family, StockSampling
-from senseflow.trainer.recipes import RECIPES
 from senseflow.weights.card import StudentCard
 from senseflow.weights.fingerprint import base_fingerprint
 from senseflow.weights.lora import scale_in

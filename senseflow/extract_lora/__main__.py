@@ -13,7 +13,7 @@ from pathlib import Path
 
 from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.common.files import require_writable
-from senseflow.teachers.families import family_of
+from senseflow.config.families import family_of
 
 DESCRIPTION = """\
 Write pytorch_lora_weights.safetensors, which stock diffusers pipelines load on the base, from a

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from senseflow.common.devices import find_device
 from senseflow.common.files import only_writer, read_json
+from senseflow.config.families import check_keys
 from senseflow.engine.export import LORA_FILE, Layout, write_component
-from senseflow.teachers.families import check_keys
 from senseflow.teachers.family import Family
 from senseflow.weights.card import StudentCard, write_card
 from senseflow.weights.lora import metadata

@@ -16,7 +16,8 @@ from pathlib import Path
 from senseflow.common.quiet import set_up_notes
 from senseflow.common.signals import STARTED, Forwarder
 from senseflow.config.config import Config
-from senseflow.config.recipes import SCRIPTS, Recipe, check_split
+from senseflow.config.load import check_split, load_recipe
+from senseflow.config.recipes import Recipe
 
 
 def main(module: str, recipe: Recipe) -> None:
@@ -48,8 +49,7 @@ def read_arguments(module: str, recipe: Recipe) -> argparse.Namespace:
         "complete checkpoint. Several nodes: the same command on each, with NODE_RANK, MASTER_ADDR "
         "and MASTER_PORT set, or torchrun's PET_RDZV_ENDPOINT. SIGTERM, SIGINT or SIGUSR1, to any "
         "process of it, saves a checkpoint and stops.",
-        epilog=f"example: sh {SCRIPTS[recipe.name]} 1 8 {recipe.config} runs/{recipe.name} "
-        "train.seed=1",
+        epilog=f"example: sh {recipe.script} 1 8 {recipe.config} runs/{recipe.name} train.seed=1",
     )
     parser.add_argument("nodes", type=int, metavar="NODES", help="number of nodes")
     parser.add_argument("gpus", type=int, metavar="GPUS", help="processes per node")
@@ -78,6 +78,6 @@ def check_arguments(args: argparse.Namespace, recipe: Recipe) -> Config:
         raise ValueError(f"--max-restarts {args.max_restarts} must not be negative")
     if Path(args.save_dir).exists() and not Path(args.save_dir).is_dir():
         raise ValueError(f"SAVE_DIR {args.save_dir} is a file")
-    config = recipe.load(Path(args.config), args.overrides)
+    config = load_recipe(recipe, Path(args.config), args.overrides)
     check_split(config, args.nodes * args.gpus)
     return config

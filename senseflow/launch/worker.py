@@ -12,7 +12,8 @@ import torch
 from senseflow.common.quiet import quiet_libraries, set_up_notes
 from senseflow.common.ranks import AgreedError
 from senseflow.common.signals import StopRequest
-from senseflow.config.recipes import Recipe, check_split
+from senseflow.config.load import check_split, load_recipe
+from senseflow.config.recipes import Recipe
 from senseflow.data.items import UnreadableImagesError
 from senseflow.engine.build import prepare
 from senseflow.launch.watch import Failure, Watch, report
@@ -45,7 +46,7 @@ def work(recipe: Recipe, rank: int, stop: StopRequest) -> Failure | None:
     config, folder, *overrides = [a for a in sys.argv[1:] if a != "--worker"]
     final: tuple[type[Exception], ...] = (ValueError, OSError)
     try:
-        settings = recipe.load(Path(config), overrides)  # its notes are the launcher's
+        settings = load_recipe(recipe, Path(config), overrides)  # its notes are the launcher's
         set_up_notes(logging.INFO if rank == 0 else logging.WARNING)
         quiet_libraries()
         check_split(settings, int(os.environ.get("WORLD_SIZE", 1)))

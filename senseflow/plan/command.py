@@ -7,12 +7,12 @@ from pathlib import Path
 
 from senseflow.common.files import ROOT
 from senseflow.common.quiet import quiet_libraries
+from senseflow.config.recipes import RECIPES
 from senseflow.plan.costs import flops, seconds
 from senseflow.plan.plan import Plan, Wanted, make_plan
 from senseflow.plan.rehearsal import Kind
 from senseflow.plan.remedies import remedies
 from senseflow.plan.text import GIB, as_markdown, as_tree, gib, table
-from senseflow.trainer.recipes import RECIPES
 
 GPU_COUNTS = (1, 2, 4, 8, 16)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from senseflow.config.config import Config, load_config
-from senseflow.config.recipes import Recipe, check_split
+from senseflow.config.load import check_split, load_recipe
+from senseflow.config.recipes import RECIPES, Recipe
 from senseflow.plan.blank import DataKind, data_of
 from senseflow.plan.costs import Costs, Phases, kinds_of, peak
 from senseflow.plan.rehearsal import Kind, NetworkBytes, rehearse
 from senseflow.plan.stand_in import copy_teacher, write_teacher, write_vision
 from senseflow.teachers.published import SURROUNDINGS, published
-from senseflow.trainer.recipes import RECIPES
 
 logger = logging.getLogger("senseflow")
 
@@ -83,7 +83,7 @@ def make_plan(wanted: Wanted, kinds: Sequence[Kind] | None = None) -> Plan:
 
 def configure(recipe: Recipe, wanted: Wanted, folder: Path) -> tuple[Config, str]:
     """The configuration with everything it reads made up in `folder`; whose teacher it is."""
-    config = recipe.load(wanted.file, list(wanted.overrides))
+    config = load_recipe(recipe, wanted.file, list(wanted.overrides))
     check_split(config, wanted.world_size)
     if config.paths.cache:
         raise ValueError("paths.cache: a plan reads none; say null, and --data cached")
@@ -100,7 +100,7 @@ def configure(recipe: Recipe, wanted: Wanted, folder: Path) -> tuple[Config, str
     made_up = [f"paths.pretrained_model={copy}"]
     if config.adversarial.in_use == "vfm":
         made_up += write_vision(folder / "vision", config.paths)
-    return recipe.load(wanted.file, [*wanted.overrides, *made_up]), teacher
+    return load_recipe(recipe, wanted.file, [*wanted.overrides, *made_up]), teacher
 
 
 @contextmanager

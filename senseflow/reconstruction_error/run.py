@@ -15,6 +15,7 @@ from senseflow.common.pictures import save_whole
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.ranks import AgreedError
 from senseflow.config.config import Config, load_config
+from senseflow.config.recipes import RECIPES
 from senseflow.core.anchors import Anchors
 from senseflow.core.error_curve import ErrorCurve
 from senseflow.data.items import UnreadableImagesError
@@ -25,7 +26,6 @@ from senseflow.engine.inputs import check_teacher, read_data, teacher_settings
 from senseflow.reconstruction_error.measure import Measurement, Rows, curves, measure, spread_times
 from senseflow.reconstruction_error.picture import draw
 from senseflow.teachers.family import Family
-from senseflow.trainer.recipes import RECIPES
 from senseflow.weights.fingerprint import base_fingerprint
 
 logger = logging.getLogger("senseflow")

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from senseflow.common.commands import Parser, exit_status
 from senseflow.common.files import ROOT
+from senseflow.config.families import check_base
 from senseflow.sampling.job import Prompt, shard_of
 from senseflow.sampling.prompts import read_prompts_file
-from senseflow.teachers.families import check_base
 from senseflow.teachers.family import Family
 
 logger = logging.getLogger("senseflow")

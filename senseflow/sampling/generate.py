@@ -21,10 +21,10 @@ from tqdm import tqdm
 import senseflow
 from senseflow.common.devices import find_device
 from senseflow.common.pictures import save_whole
+from senseflow.config.families import check_keys
 from senseflow.sampling.job import Prompt, Shot, prompt_shot, shard_of
 from senseflow.sampling.planning import check_card, choose_config, make_plan
 from senseflow.sampling.shots import missing_shots, write_shot
-from senseflow.teachers.families import check_keys
 from senseflow.teachers.family import Family, Plan
 from senseflow.weights.fingerprint import fingerprint, stored_weights
 from senseflow.weights.stored import Weights

@@ -5,7 +5,7 @@ import json
 import logging
 from typing import Any
 
-from senseflow.teachers.families import check_card_family, check_config
+from senseflow.config.families import check_card_family, check_config
 from senseflow.teachers.family import Family, Plan
 from senseflow.weights.card import StudentCard
 from senseflow.weights.fingerprint import base_fingerprint

@@ -5,19 +5,10 @@
 Given the YAML of Medium, it says so, keeps its paths and trains with Large's own numbers.
 """
 
-from pathlib import Path
-
-from senseflow.config.recipes import Recipe
+from senseflow.config.recipes import RECIPES
 from senseflow.launch.entry import main
-from senseflow.teachers.sd35.family import SD35_LARGE
 
-RECIPE = Recipe(
-    name="sd35_large_senseflow",
-    family=SD35_LARGE,
-    adversary="vfm",
-    config=Path("configs/SD35/sd35_large_senseflow.yaml"),
-    lends_paths="sd35_senseflow",
-)
+RECIPE = RECIPES["sd35_large_senseflow"]
 
 if __name__ == "__main__":
     main("senseflow.trainer.trainer_sd35_large_senseflow", RECIPE)

@@ -24,6 +24,7 @@ from senseflow.cache.encoders import load_whole
 from senseflow.common.files import read_json
 from senseflow.common.signals import StopRequest
 from senseflow.config.config import load_config
+from senseflow.config.recipes import RECIPES
 from senseflow.data.cache_index import key_of
 from senseflow.data.items import Position
 from senseflow.engine.build import prepare
@@ -31,7 +32,6 @@ from senseflow.engine.caches import read_cache, wanted_keys
 from senseflow.engine.inputs import check, read_data, teacher_settings
 from senseflow.reconstruction_error.__main__ import main as reconstruction_error
 from senseflow.tiny.pictures import write_dataset
-from senseflow.trainer.recipes import RECIPES
 
 NUM = 8
 

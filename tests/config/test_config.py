@@ -178,6 +178,14 @@ def test_bad_values_are_named_with_file_and_key(tmp_path, changes, message):
     assert "edited.yaml" in str(error.value)
 
 
+def test_a_recipe_that_does_not_exist_names_those_that_do():
+    known = "flux_senseflow, sdxl_senseflow, sdxl_dmd2, sd35_senseflow, sd35_large_senseflow"
+    message = f"{RECIPE}: recipe: 'flux_sensflow' is none of {known}; the nearest is flux_senseflow"
+    with pytest.raises(ValueError) as refused:
+        load_config(RECIPE, ["recipe=flux_sensflow"])
+    assert str(refused.value) == message
+
+
 def test_files_that_are_no_config(tmp_path):
     with pytest.raises(ValueError, match=r"not found: .*nowhere.yaml"):
         load_config(tmp_path / "nowhere.yaml")

@@ -1,6 +1,10 @@
 """Which YAML each script takes, and the seed's line that gives Medium's to Large."""
 
+import importlib
+import inspect
 import logging
+import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -8,20 +12,22 @@ import pytest
 import yaml
 
 from senseflow.config.config import load_config
-from senseflow.config.recipes import SCRIPTS
-from senseflow.trainer.recipes import RECIPES, TRAINERS
+from senseflow.config.load import load_recipe
+from senseflow.config.recipes import RECIPES
 
 MEDIUM = Path("configs/SD35/sd35_senseflow.yaml")
 LARGE = Path("configs/SD35/sd35_large_senseflow.yaml")
 
 
-def test_every_recipe_has_its_script_module_and_yaml():
-    assert set(RECIPES) == set(SCRIPTS)
-    for trainer in TRAINERS:
-        recipe = trainer.RECIPE
-        script = Path(SCRIPTS[recipe.name]).read_text()
-        assert f"-m {trainer.__name__} " in script and SCRIPTS[recipe.name] in script
-        assert recipe.load(recipe.config, []) == load_config(recipe.config)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_every_recipe_has_its_scripts_module_and_yaml(recipe):
+    assert load_recipe(recipe, Path(recipe.config), []) == load_config(recipe.config)
+    script = Path(recipe.script).read_text()
+    (module,) = re.findall(r"-m (senseflow\.trainer\.trainer_\w+) ", script)
+    assert recipe.script in script
+    trainer = importlib.import_module(module)
+    assert trainer.RECIPE is recipe and f'main("{module}", RECIPE)' in inspect.getsource(trainer)
+    assert recipe.family in runpy.run_path(recipe.draws).values()
 
 
 def test_large_given_the_yaml_of_medium_keeps_its_paths_and_says_so(tmp_path, caplog):
@@ -32,7 +38,7 @@ def test_large_given_the_yaml_of_medium_keeps_its_paths_and_says_so(tmp_path, ca
     mine = tmp_path / "sd35_senseflow.yaml"
     mine.write_text(yaml.safe_dump(tree))
     caplog.set_level(logging.INFO)
-    config = RECIPES["sd35_large_senseflow"].load(mine, ["train.seed=3"])
+    config = load_recipe(RECIPES["sd35_large_senseflow"], mine, ["train.seed=3"])
     assert config.paths.pretrained_model == "/models/my-large"
     assert config.recipe == "sd35_large_senseflow" and config.train.seed == 3
     assert (config.ida.lam, config.isg.weight, config.fake_score.ttur) == (0.97, 1.0, 5)
@@ -44,7 +50,7 @@ def test_large_given_the_yaml_of_medium_keeps_its_paths_and_says_so(tmp_path, ca
 def test_the_embedded_yaml_of_medium_leads_to_the_embedded_one_of_large(tmp_path):
     for name in ("sd35_senseflow_tiny.yaml", "sd35_large_senseflow_tiny.yaml"):
         shutil.copy(MEDIUM.parent / name, tmp_path)
-    config = RECIPES["sd35_large_senseflow"].load(tmp_path / "sd35_senseflow_tiny.yaml", [])
+    config = load_recipe(RECIPES["sd35_large_senseflow"], tmp_path / "sd35_senseflow_tiny.yaml", [])
     assert config.train.resolution == (32, 32) and config.ida.lam == 0.97
 
 
@@ -58,12 +64,12 @@ def test_the_embedded_yaml_of_medium_leads_to_the_embedded_one_of_large(tmp_path
 )
 def test_the_yaml_of_another_recipe_is_refused_and_its_script_named(recipe, file, script):
     with pytest.raises(ValueError, match=rf"{file}.*{script}.*this script runs {recipe}"):
-        RECIPES[recipe].load(file, [])
+        load_recipe(RECIPES[recipe], file, [])
 
 
 def test_a_recipe_keeps_its_own_adversary_or_none():
-    file = RECIPES["sdxl_senseflow"].config
+    file = Path(RECIPES["sdxl_senseflow"].config)
     with pytest.raises(ValueError, match=r"adversarial\.kind bottleneck: sdxl_senseflow has vfm"):
-        RECIPES["sdxl_senseflow"].load(file, ["adversarial.kind=bottleneck"])
-    config = RECIPES["sdxl_senseflow"].load(file, ["adversarial.kind=none"])
+        load_recipe(RECIPES["sdxl_senseflow"], file, ["adversarial.kind=bottleneck"])
+    config = load_recipe(RECIPES["sdxl_senseflow"], file, ["adversarial.kind=none"])
     assert config.adversarial.in_use == "none"

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from short_runs import YAMLS, begin, finish, write_pictures
 
 from senseflow.config.config import Config
+from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import export
 from senseflow.engine.inputs import check
 from senseflow.engine.loop import Run
-from senseflow.trainer.recipes import RECIPES
 from senseflow.weights.student import load_student
 
 SHORT = ("train.iter_num=2", "fake_score.ttur=1")

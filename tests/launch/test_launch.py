@@ -61,8 +61,8 @@ def test_max_restarts_may_stand_anywhere(monkeypatch, line):
 
 WRONG = """
 import sys
+from senseflow.config.recipes import RECIPES
 from senseflow.launch.entry import main
-from senseflow.trainer.recipes import RECIPES
 line = "1 1 configs/SD35/sd35_senseflow_tiny.yaml runs/none dmd.wieght=1"
 sys.argv = ["script", *line.split()]
 try:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from senseflow.cache.__main__ import main
 from senseflow.config.config import Config, load_config
+from senseflow.config.recipes import RECIPES
 from senseflow.distill.algorithm import train_iteration
 from senseflow.distill.measures import Measures
 from senseflow.engine.build import prepare
-from senseflow.trainer.recipes import RECIPES
 
 CONFIGS = {
     "flux_senseflow": "configs/FLUX/flux_senseflow_tiny.yaml",

@@ -13,7 +13,7 @@ from torch import nn
 from senseflow.teachers.family import Family
 from senseflow.teachers.flux.family import FLUX
 from senseflow.teachers.sd35.family import SD35, SD35_LARGE
-from senseflow.teachers.sdxl.family import SDXL, SDXL_DMD2
+from senseflow.teachers.sdxl.family import SDXL
 from senseflow.weights.card import StudentCard, write_card
 from senseflow.weights.fingerprint import base_fingerprint
 
@@ -72,7 +72,7 @@ CASES = {
         SDXL, "sdxl_folder", sdxl_pipeline.unet, (999, 759, 509, 259), (999, 749, 499, 249), None
     ),
     "dmd2": Case(
-        SDXL_DMD2, "sdxl_folder", sdxl_pipeline.unet, (999, 759, 509, 259), (999, 749, 499, 249),
+        SDXL, "sdxl_folder", sdxl_pipeline.unet, (999, 759, 509, 259), (999, 749, 499, 249),
         None,
     ),
 }  # fmt: skip

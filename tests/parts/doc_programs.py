@@ -19,9 +19,9 @@ from doc_pages import ROOT, top_folders, tracked
 from torch.distributed.run import get_args_parser
 
 from senseflow.config.config import load_config
-from senseflow.config.recipes import Recipe
+from senseflow.config.load import load_recipe
+from senseflow.config.recipes import RECIPES, Recipe
 from senseflow.launch.entry import read_arguments
-from senseflow.trainer.recipes import TRAINERS
 
 OTHERS = (
     "conda",
@@ -183,8 +183,7 @@ def trainer_of(script: str) -> str:
 
 def recipe_of(script: str) -> Recipe:
     """What a training script runs."""
-    module = trainer_of(script)
-    return next(trainer.RECIPE for trainer in TRAINERS if trainer.__name__ == module)
+    return next(recipe for recipe in RECIPES.values() if recipe.script == script)
 
 
 def is_template(words: list[str]) -> bool:
@@ -239,7 +238,7 @@ def check_overrides(program: Program, args: argparse.Namespace) -> None:
     assert file.is_file(), f"there is no {given['config']}"
     try:
         if program.kind == "trainer":
-            recipe_of(program.name).load(file, given["overrides"])
+            load_recipe(recipe_of(program.name), file, given["overrides"])
         else:
             load_config(file, given["overrides"])
     except ValueError as error:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from senseflow.common.signals import StopRequest
 from senseflow.config.config import Config
+from senseflow.config.load import load_recipe
+from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import prepare
 from senseflow.engine.loop import Run
 from senseflow.tiny.pictures import write_dataset
-from senseflow.trainer.recipes import RECIPES
 
 YAMLS = {
     "flux_senseflow": "configs/FLUX/flux_senseflow_tiny.yaml",
@@ -34,7 +35,7 @@ def write_pictures(folder: Path) -> Path:
 
 def configure(data: Path, *overrides: str, recipe: str = "flux_senseflow") -> Config:
     settings = [f"paths.dataset={data}", *SHORT, *overrides]
-    return RECIPES[recipe].load(Path(YAMLS[recipe]), settings)
+    return load_recipe(RECIPES[recipe], Path(YAMLS[recipe]), settings)
 
 
 def begin(config: Config, folder: Path) -> Run:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from senseflow.teachers.families import family_of
+from senseflow.config.families import family_of
 from senseflow.weights.card import StudentCard, write_card
 from senseflow.weights.fingerprint import base_fingerprint
 

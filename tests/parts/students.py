@@ -12,9 +12,9 @@ from PIL import Image
 from torch import nn
 
 from senseflow.common.files import ROOT
+from senseflow.config.families import family_of
 from senseflow.export import __main__ as export
 from senseflow.sampling.cli import main
-from senseflow.teachers.families import family_of
 from senseflow.teachers.family import Family
 from senseflow.weights.card import StudentCard, write_card
 from senseflow.weights.fingerprint import base_fingerprint

@@ -16,6 +16,8 @@ import torch.multiprocessing as mp
 from torch.distributed.fsdp import FSDPModule
 
 from benchmarks.flops import count, count_pieces
+from senseflow.config.load import load_recipe
+from senseflow.config.recipes import RECIPES
 from senseflow.distill.algorithm import take_turn
 from senseflow.distill.measures import Measures
 from senseflow.distill.state import Turn
@@ -29,7 +31,6 @@ from senseflow.plan.remedies import Remedy, candidates, remedies, twice
 from senseflow.plan.text import as_markdown, as_tree
 from senseflow.plan.tracker import GATHERED, PhaseCost
 from senseflow.tiny.pictures import write_dataset
-from senseflow.trainer.recipes import RECIPES
 
 FILE = Path("configs/FLUX/flux_senseflow_tiny.yaml")
 RECIPE = RECIPES["flux_senseflow"]
@@ -230,7 +231,7 @@ def test_units_that_are_not_resharded_are_seen(facts, shapes):
 
 def made_up_costs(p: float, num: int) -> Costs:
     """Every forward costs 1, an encoding 10, a generator turn 100 more."""
-    config = RECIPE.load(FILE, [f"backward_simulation.probability={p}"])
+    config = load_recipe(RECIPE, FILE, [f"backward_simulation.probability={p}"])
     config = replace(config, anchors=replace(config.anchors, times=config.anchors.times[:num]))
 
     def phases(kind: Kind) -> dict[str, PhaseCost]:
@@ -282,7 +283,7 @@ def test_the_tree_is_json():
 
 
 def test_changes_are_those_the_configuration_has_not_made():
-    config = RECIPE.load(Path("configs/FLUX/flux_senseflow.yaml"), [])
+    config = load_recipe(RECIPE, Path("configs/FLUX/flux_senseflow.yaml"), [])
     found = [overrides for _, overrides in candidates(config, 8)]
     assert ("precision.vae=bfloat16",) in found
     assert not any("checkpointing" in o for overrides in found for o in overrides)

@@ -18,6 +18,8 @@ from diffusers import FluxTransformer2DModel
 
 from senseflow.common.files import read_json
 from senseflow.config.config import Config
+from senseflow.config.load import load_recipe
+from senseflow.config.recipes import RECIPES
 from senseflow.distill.algorithm import take_turn
 from senseflow.distill.measures import Measures
 from senseflow.distill.state import Turn
@@ -27,7 +29,6 @@ from senseflow.plan.plan import Wanted, make_plan
 from senseflow.plan.rehearsal import Kind
 from senseflow.plan.stand_in import copy_teacher
 from senseflow.tiny.pictures import write_dataset
-from senseflow.trainer.recipes import RECIPES
 
 pytestmark = pytest.mark.long
 MIB = 2**20
@@ -79,10 +80,10 @@ def main(folder: Path) -> None:
     """One rank: prints the growth as JSON."""
     torch.set_num_threads(1)
     recipe = RECIPES["flux_senseflow"]
-    iterations(recipe.load(FILE, overrides(folder, TINY)), folder / "tiny", 2)
+    iterations(load_recipe(recipe, FILE, overrides(folder, TINY)), folder / "tiny", 2)
     gc.collect()
     baseline = status("VmRSS")
-    config = recipe.load(FILE, overrides(folder, folder / "teacher"))
+    config = load_recipe(recipe, FILE, overrides(folder, folder / "teacher"))
     print(json.dumps(iterations(config, folder / "run", 2) - baseline))
 
 

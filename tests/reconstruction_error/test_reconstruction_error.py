@@ -14,6 +14,7 @@ from ranks import on_ranks
 from toy import toy_batch, toy_config, toy_distillation
 
 from senseflow.config.config import load_config
+from senseflow.config.recipes import RECIPES
 from senseflow.core.anchors import Anchors
 from senseflow.core.draws import Draws
 from senseflow.core.error_curve import ErrorCurve
@@ -24,7 +25,6 @@ from senseflow.engine.build import prepare_teacher
 from senseflow.engine.inputs import check, read_error_curve
 from senseflow.reconstruction_error.__main__ import main
 from senseflow.tiny.pictures import write_dataset
-from senseflow.trainer.recipes import RECIPES
 
 CONFIGS = {
     "flux_senseflow": "configs/FLUX/flux_senseflow_tiny.yaml",

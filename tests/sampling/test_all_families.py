@@ -27,7 +27,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
-from senseflow.teachers.families import FAMILIES
+from senseflow.config.recipes import FAMILIES
 from senseflow.teachers.family import Family
 from senseflow.weights.student import find_student, load_student
 

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from senseflow.common.signals import StopRequest
+from senseflow.config.recipes import RECIPES
 from senseflow.engine.inputs import check
 from senseflow.tiny.ablate import __main__ as ablate
 from senseflow.tiny.ablate import run as ablation
@@ -18,7 +19,6 @@ from senseflow.tiny.ablate import trial
 from senseflow.tiny.ablate.findings import floor_of, spread, teacher_lines
 from senseflow.tiny.ablate.run import Ablation
 from senseflow.tiny.ablate.study import load_study, places_of, quick
-from senseflow.trainer.recipes import RECIPES
 
 STUDY = Path("configs/ablation.yaml")
 FLUX = "configs/FLUX/flux_senseflow_tiny.yaml"

@@ -5,7 +5,7 @@ and DMD2's students are sampled in one way.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,4 +238,3 @@ SDXL = SDXLFamily(
     levels=TIMESTEPS,
     no_guidance=0.0,
 )
-SDXL_DMD2 = replace(SDXL, script="scripts_sdxl/test_sdxl_dmd2.py")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from senseflow.common.pictures import save_whole
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.signals import StopRequest
+from senseflow.config.recipes import RECIPES
 from senseflow.engine.disk import write_whole
 from senseflow.engine.inputs import check
 from senseflow.tiny.ablate.findings import write_report
@@ -34,7 +35,6 @@ from senseflow.tiny.ablate.trial import (
     teacher_strip,
 )
 from senseflow.tiny.pictures import write_dataset
-from senseflow.trainer.recipes import RECIPES
 
 NUM_DATA = 4000
 WORKER = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from senseflow.config.config import Config, load_config
+from senseflow.config.load import load_recipe
+from senseflow.config.recipes import RECIPES
 from senseflow.config.strict_yaml import read_strictly
-from senseflow.trainer.recipes import RECIPES
 from senseflow.weights.fingerprint import base_fingerprint
 
 Overrides = dict[str, Any]  # key.sub: value
@@ -109,7 +110,7 @@ class Trial:
         paths = [f"paths.dataset={dataset}"]
         if initial is not None:
             paths.append(f"paths.initial={initial}")
-        return RECIPES[self.recipe].load(Path(self.config_file), [*self.overrides, *paths])
+        return load_recipe(RECIPES[self.recipe], Path(self.config_file), [*self.overrides, *paths])
 
 
 Place = tuple[str, str, str, int]  # table, teacher, row, seed

@@ -20,6 +20,7 @@ from PIL import Image
 from senseflow.common.pictures import save_whole, to_pil
 from senseflow.common.signals import StopRequest
 from senseflow.config.config import Config
+from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import prepare
 from senseflow.engine.disk import write_whole
 from senseflow.engine.loop import NonFiniteError
@@ -29,7 +30,6 @@ from senseflow.tiny.families import REFERENCE_SEED, TEACHER_STEPS, Method, Sampl
 from senseflow.tiny.judge import Judge
 from senseflow.tiny.measure import mixed_prompts
 from senseflow.tiny.pictures import SIZE
-from senseflow.trainer.recipes import RECIPES
 from senseflow.weights.student import load_student
 
 NUM_STEPS = (8, 4, 2, 1)

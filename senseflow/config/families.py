@@ -1,20 +1,16 @@
-"""Every family, so that an input of another one is answered with the script to use."""
+"""Which family an input is of; one of another family is answered with the script to use."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from senseflow.config.recipes import FAMILIES, RECIPES
 from senseflow.teachers.family import Family
-from senseflow.teachers.flux.family import FLUX
-from senseflow.teachers.sd35.family import SD35, SD35_LARGE
-from senseflow.teachers.sdxl.family import SDXL, SDXL_DMD2
-
-FAMILIES: tuple[Family, ...] = (FLUX, SD35, SD35_LARGE, SDXL, SDXL_DMD2)
 
 
 def family_of(base: Path, flag: str) -> Family:
-    """The family of a pipeline folder, by its model_index.json; SDXL's DMD2 students are SDXL's.
+    """The family of a pipeline folder, by its model_index.json.
 
     flag: what the folder was given as. Raises ValueError when it is of none, or may be of two.
     """
@@ -23,7 +19,7 @@ def family_of(base: Path, flag: str) -> Family:
     if not meant:
         known = ", ".join(sorted({f.pipeline_class for f in FAMILIES}))
         raise ValueError(f"{flag} {base} is a {found}; there are students of {known}")
-    if len({f.title for f in meant}) > 1:
+    if len(meant) > 1:
         titles = " or ".join(f.title for f in meant)
         raise ValueError(
             f"{flag} {base} may be {titles}: it has no {meant[0].component}/config.json to tell"
@@ -90,5 +86,6 @@ def check_keys(family: Family, file: Path, keys: Iterable[str]) -> None:
 
 
 def _use(families: list[Family]) -> str:
-    scripts = " or ".join(f.script for f in families)
+    titles = {f.title for f in families}
+    scripts = " or ".join(r.draws for r in RECIPES.values() if r.family.title in titles)
     return f": use {scripts}" if scripts else ""
