@@ -11,12 +11,12 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.config.families import family_of
 from senseflow.config.recipes import FAMILIES
-from senseflow.sampling.cli import add_device_flags, messages
+from senseflow.sampling.cli import add_device_flags, flag_names, messages
+from senseflow.sampling.drawing import Machine, Paths
 from senseflow.teachers.family import Family
 from senseflow.weights.card import CARD
 
@@ -31,14 +31,6 @@ EXAMPLES = """examples:
 """
 HOST, PORT = "127.0.0.1", 7860
 STOPPED = "the page is closed"
-
-
-class Folders(NamedTuple):
-    """What is read: encoders, VAE and perhaps the teacher's network from base; the student."""
-
-    base: Path
-    checkpoint: Path
-    with_teacher: bool
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,23 +88,18 @@ def _add_server_flags(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Raises ValueError for what cannot be opened, KeyboardInterrupt at the end."""
     check_gradio()
-    family, folders = choose_folders(args)
-    check_port(args.host, args.port)
-    with messages():
-        # seconds, and not for --help
-        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-        from senseflow.app.page import serve
-        from senseflow.app.studio import open_studio
+    with flag_names():
+        family, paths, with_teacher = choose_folders(args)
+        check_port(args.host, args.port)
+        machine = Machine(args.device, args.dtype, args.offload)
+        with messages():
+            # seconds, and not for --help
+            os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+            from senseflow.app.page import serve
+            from senseflow.app.studio import open_studio
 
-        studio = open_studio(family, *folders, args.ema, args.config, machine_flags(args))
-        serve(studio, args.prompt, args.host, args.port, args.share)
-
-
-def machine_flags(args: argparse.Namespace) -> list[str]:
-    """The flags that the family's script takes as they are."""
-    flags = ["--device", args.device] if args.device else []
-    flags += ["--dtype", args.dtype] if args.dtype else []
-    return flags + ["--offload"] * args.offload
+            studio = open_studio(family, paths, with_teacher, machine)
+            serve(studio, args.prompt, args.host, args.port, args.share)
 
 
 def check_gradio() -> None:
@@ -124,13 +111,11 @@ def check_gradio() -> None:
         )
 
 
-def choose_folders(args: argparse.Namespace) -> tuple[Family, Folders]:
-    """Which folder is the base and which the student; raises ValueError for what does not fit."""
+def choose_folders(args: argparse.Namespace) -> tuple[Family, Paths, bool]:
+    """Which folder is the base and which the student, and whether the base's network is read as the
+    teacher's; raises ValueError for what does not fit.
+    """
     family = family_of(args.pipeline, "--pipeline")
-    if args.checkpoint and not args.checkpoint.exists():
-        raise ValueError(f"--checkpoint {args.checkpoint} does not exist")
-    if args.config and not args.config.is_file():
-        raise ValueError(f"--config {args.config} is not a file")
     if args.teacher and args.student_only:
         raise ValueError("--teacher and --student_only exclude each other")
     if args.teacher:
@@ -143,18 +128,19 @@ def choose_folders(args: argparse.Namespace) -> tuple[Family, Folders]:
                 f"--checkpoint is missing: --pipeline {args.pipeline} is not an exported student "
                 f"(there is no {card}); name the student with --checkpoint"
             )
-        base = args.teacher or args.pipeline
-        return family, Folders(base, args.pipeline, args.teacher is not None)
-    if args.teacher:
-        raise ValueError(
-            "--teacher is for an exported student; with --checkpoint, --pipeline is the teacher"
-        )
-    if card.is_file() and not args.student_only:
-        raise ValueError(
-            f"--pipeline {args.pipeline} is an exported student: leave out --checkpoint, name the "
-            "teacher's folder with --pipeline, or say --student_only"
-        )
-    return family, Folders(args.pipeline, args.checkpoint, not args.student_only)
+        base, checkpoint, with_teacher = args.teacher or args.pipeline, args.pipeline, args.teacher
+    else:
+        base, checkpoint, with_teacher = args.pipeline, args.checkpoint, not args.student_only
+        if args.teacher:
+            raise ValueError(
+                "--teacher is for an exported student; with --checkpoint, --pipeline is the teacher"
+            )
+        if card.is_file() and with_teacher:
+            raise ValueError(
+                f"--pipeline {args.pipeline} is an exported student: leave out --checkpoint, name "
+                "the teacher's folder with --pipeline, or say --student_only"
+            )
+    return family, Paths(base, checkpoint, args.ema, args.config), bool(with_teacher)
 
 
 def check_teacher(family: Family, args: argparse.Namespace) -> None:

@@ -57,7 +57,9 @@ def lay_out(studio: Studio, prompt: str) -> Parts:
     pictures, captions, columns = {}, {}, {}
     with gr.Row(elem_id="pair"):
         for side in (STUDENT, TEACHER):
-            with gr.Column(min_width=150, visible=side in studio.networks) as columns[side]:
+            with gr.Column(min_width=150, visible=side == STUDENT or studio.has_teacher) as columns[
+                side
+            ]:
                 pictures[side] = _picture(side, studio)
                 captions[side] = gr.HTML(words.named(side), elem_id=f"{side}-caption")
     settings = _settings(studio)
@@ -84,10 +86,10 @@ def _settings(studio: Studio) -> Settings:
                 seed = _number("Seed", 0)
                 new_seed = gr.Button("New seed", min_width=90, elem_id="new-seed")
             with gr.Row():
-                height = _number("Height", studio.default.height, studio.size_multiple)
-                width = _number("Width", studio.default.width, studio.size_multiple)
+                height = _number("Height", studio.default.height, studio.student.size_multiple)
+                width = _number("Width", studio.default.width, studio.student.size_multiple)
         with gr.Column(min_width=220), gr.Group(elem_classes="card"):
-            possible = studio.family.levels.possible_steps(studio.anchors)
+            possible = studio.family.levels.possible_steps(studio.student.anchors)
             steps = gr.Radio(
                 possible, value=studio.default.steps, label="Student's steps", elem_id="steps"
             )

@@ -12,9 +12,9 @@ from PIL import Image
 
 from senseflow.app import words
 from senseflow.app.layout import lay_out
-from senseflow.app.stops import Stopped, Stops
-from senseflow.app.studio import STUDENT, TEACHER, Drawn, Studio, Wanted
+from senseflow.app.studio import STUDENT, TEACHER, Drawn, Stopped, Stops, Studio, Wanted
 from senseflow.app.style import CSS, theme
+from senseflow.sampling.drawing import Drawing
 from senseflow.teachers.family import Plan
 
 logger = logging.getLogger(__name__)
@@ -142,22 +142,21 @@ class Page:
         for part in (chosen.seed, chosen.height, chosen.width):
             _check_filled(part, values)
         size = dict(height=values[chosen.height], width=values[chosen.width])
-        both = (values[self.parts.prompt], values[chosen.seed])
-        wanted = Wanted(*both, values[chosen.steps], values[chosen.sampler], **size)
+        prompt, seed = values[self.parts.prompt], values[chosen.seed]
+        steps, sampler = values[chosen.steps], values[chosen.sampler]
+        wanted = Wanted(prompt, Drawing(steps=steps, sampler=sampler, seed=seed, **size))
         plans = [(STUDENT, wanted, self.studio.plan(STUDENT, wanted))]
         if values[chosen.with_teacher] and self.studio.has_teacher:
             for part in (chosen.teacher_steps, chosen.guidance):
                 _check_filled(part, values)
-            guidance = values[chosen.guidance]
-            wanted = Wanted(*both, values[chosen.teacher_steps], guidance=guidance, **size)
-            plans.append((TEACHER, wanted, self._teachers_plan(wanted)))
+            steps, guidance = values[chosen.teacher_steps], values[chosen.guidance]
+            try:
+                drawing = Drawing(steps=steps, guidance=guidance, seed=seed, **size)
+                wanted = Wanted(prompt, drawing)
+                plans.append((TEACHER, wanted, self.studio.plan(TEACHER, wanted)))
+            except ValueError as error:
+                raise ValueError(f"teacher's {error}") from error
         return plans
-
-    def _teachers_plan(self, wanted: Wanted) -> Plan:
-        try:
-            return self.studio.plan(TEACHER, wanted)
-        except ValueError as error:
-            raise ValueError(f"teacher's {str(error).removeprefix('--')}") from error
 
     def _draw_one(
         self, side: str, wanted: Wanted, plan: Plan, stop: threading.Event, progress: gr.Progress
@@ -189,9 +188,9 @@ class Page:
 
     def _take_back(self, earlier: list[Earlier], chosen: gr.SelectData) -> list[Any]:
         """Prompt, seed, steps, sampler, height and width of an entry of the history."""
-        wanted = earlier[chosen.index].wanted
-        kept = [wanted.prompt, wanted.seed, wanted.steps, wanted.sampler]
-        return [*kept, wanted.height, wanted.width]
+        prompt, drawing = earlier[chosen.index].wanted
+        kept = [prompt, drawing.seed, drawing.steps, drawing.sampler]
+        return [*kept, drawing.height, drawing.width]
 
     def _stop(self, request: gr.Request) -> str:
         self.stops.stop(request.session_hash)

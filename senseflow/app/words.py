@@ -16,20 +16,18 @@ NO_MEMORY = (
 
 def heading(studio: Studio) -> str:
     """Whose student this is, from which iteration, and on what it runs; HTML."""
-    files, family = studio.student.files, studio.family
-    card = files.card
-    name = files.weights.parent.resolve()
+    model, family = studio.student, studio.family
+    card, name = model.card, studio.weights.parent.resolve()
     said = [f"student <b>{_escape('/'.join(name.parts[-3:]))}</b>"]
     if card and card.iteration:
         said.append(f"iteration {card.iteration:,}")
-    if files.ema:
+    if model.paths.ema:
         said.append("averaged weights")
     if studio.has_teacher:
-        said.append(f"teacher <b>{_escape(studio.base.resolve().name)}</b>")
-    device, dtype = studio.machine
-    said.append(f"{device}, {str(dtype).removeprefix('torch.')}")
+        said.append(f"teacher <b>{_escape(model.paths.base.resolve().name)}</b>")
+    said.append(f"{studio.pipeline.device}, {str(studio.pipeline.dtype).removeprefix('torch.')}")
     parts = "".join(f"<span>{part}</span>" for part in said)
-    title = f"A {len(studio.anchors)}-step student of {_escape(family.title)}"
+    title = f"A {len(model.anchors)}-step student of {_escape(family.title)}"
     return f"<h1>{title}</h1><p class='facts'>{parts}</p>"
 
 
@@ -42,7 +40,7 @@ def caption(side: str, drawn: Drawn, levels: str) -> str:
     said = [f"{plan.steps} step{'s' * (plan.steps > 1)}", f"sampler {plan.sampler}"]
     if plan.guidance is not None:
         said.append(f"guidance {plan.guidance:g}")
-    said += [f"seed {drawn.wanted.seed}", f"{plan.height} × {plan.width}"]
+    said += [f"seed {drawn.wanted.drawing.seed}", f"{plan.height} × {plan.width}"]
     if side == STUDENT:
         said.append(f"{levels} {', '.join(f'{level:.4g}' for level in drawn.levels)}")
     facts = "".join(f"<span>{part}</span>" for part in said)
@@ -57,9 +55,9 @@ def named(side: str, time: str = "") -> str:
 
 def remembered(wanted: Wanted) -> str:
     """Under a picture of the history; plain text."""
-    prompt = " ".join(wanted.prompt.split())
+    prompt, drawing = " ".join(wanted.prompt.split()), wanted.drawing
     short = prompt if len(prompt) <= PROMPT_LETTERS else prompt[: PROMPT_LETTERS - 1] + "…"
-    return f"{short} · seed {wanted.seed} · {wanted.steps} {wanted.sampler}"
+    return f"{short} · seed {drawing.seed} · {drawing.steps} {drawing.sampler}"
 
 
 def summary(drawn: dict[str, Drawn]) -> str:

@@ -55,12 +55,12 @@ def check_base(family: Family, base: Path) -> None:
 
 
 def check_card_family(family: Family, checkpoint: Path, name: str) -> None:
-    """Raise ValueError unless the card's family is this one."""
+    """Raise ValueError unless the family of a student's card is this one."""
     if name != family.name:
         others = [f for f in FAMILIES if f.name == name]
         raise ValueError(
-            f"checkpoint {checkpoint} is a student of family {name}, not {family.name}"
-            f"{_use(others)}"
+            f"checkpoint {checkpoint} is a student of family {name}, not {family.name}: name the "
+            f"teacher that it was distilled from{_use(others)}"
         )
 
 

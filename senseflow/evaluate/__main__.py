@@ -12,11 +12,11 @@ import sys
 from types import ModuleType
 
 from senseflow.common.commands import Parser, exit_status
-from senseflow.evaluate import generate, score, table
+from senseflow.evaluate import cli, score, table
 from senseflow.sampling.cli import STOPPED, messages
 
 COMMANDS: dict[str, tuple[ModuleType, str, str]] = {  # module, what it does, what Ctrl-C leaves
-    "generate": (generate, "draw the teacher's and a student's images for the prompts", STOPPED),
+    "generate": (cli, "draw the teacher's and a student's images for the prompts", STOPPED),
     "score": (score, "measure a folder of images", "finished metrics are in the results file"),
     "table": (table, "put results and the published ones in one table", "nothing was written"),
 }

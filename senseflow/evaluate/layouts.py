@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from senseflow.sampling.job import Prompt, Shot, prompt_shot
-from senseflow.sampling.prompts import read_prompts_file
+from senseflow.sampling.prompts import chosen, read_prompts_file
 
 TEACHER = "teacher"  # its folder
 SEED_STRIDE = 1_000_000  # from image to image of one prompt
@@ -40,6 +40,28 @@ class Layout:
     read: Callable[[list[Path]], list[Collection]]
     shots: Callable[[Path, Collection, int, int], list[Shot]]  # folder, prompts, num_seeds, seed
     note: Callable[[Shot], tuple[Path, str] | None] = lambda shot: None  # a file to be beside it
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images a folder gets: of some of the prompts, from one or several seeds."""
+
+    layout: Layout
+    collections: list[Collection]
+    num_seeds: int  # images per prompt
+    start_idx: int  # first prompt of each collection
+    num_prompts: int | None  # from there on; None: all
+
+    def shots(self, folder: Path, seed: int) -> list[Shot]:
+        """The images; raises ValueError when the folder holds others, which would be counted."""
+        shots = []
+        for one in self.collections:
+            every = self.layout.shots(folder, one, self.num_seeds, seed)
+            refuse_foreign(every)
+            prompts = chosen(one.prompts, one.file, self.start_idx, self.num_prompts)
+            wanted = {prompt.index for prompt in prompts}
+            shots += [shot for shot in every if shot.prompt.index in wanted]
+        return shots
 
 
 def seed_of(seed: int, prompt: Prompt, sample: int) -> int:

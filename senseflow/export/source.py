@@ -20,7 +20,7 @@ from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import export
 from senseflow.engine.checkpoint import OpenCheckpoint, find_checkpoint
 from senseflow.engine.export import LORA_FILE, Layout
-from senseflow.sampling.planning import student_guidance
+from senseflow.sampling.model import student_guidance
 from senseflow.teachers.family import Family, StockSampling
 from senseflow.weights.card import StudentCard
 from senseflow.weights.fingerprint import base_fingerprint

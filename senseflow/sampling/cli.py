@@ -2,23 +2,30 @@
 
 import argparse
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from senseflow.common.commands import Parser, exit_status
 from senseflow.common.files import ROOT
 from senseflow.config.families import check_base
-from senseflow.sampling.job import Prompt, shard_of
-from senseflow.sampling.prompts import read_prompts_file
+from senseflow.sampling.drawing import (
+    DTYPES,
+    SAMPLERS,
+    TWO_STEPS,
+    Drawing,
+    FieldError,
+    Machine,
+    Paths,
+    check_range,
+)
+from senseflow.sampling.job import Output, Prompt, shard_of
+from senseflow.sampling.prompts import chosen, read_prompts_file
 from senseflow.teachers.family import Family
 
 logger = logging.getLogger("senseflow")
-T = TypeVar("T")
 
 PROMPTS_FILE = "senseflow_test_prompts.txt"
 NUM_PROMPTS = 23
@@ -31,14 +38,25 @@ def main(family: Family, arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def work() -> None:
-        check(family, args)
-        prompts = own_share(read_prompts(args), *shard_of(args.shard))
-        with messages():
-            from senseflow.sampling.generate import generate  # torch and diffusers, seconds
+        with flag_names(levels=family.levels.flag, config=family.config_flag):
+            paths, drawing = read_paths(family, args), read_drawing(family, args)
+            machine, output = read_machine(args), read_output(args)
+            prompts = read_prompts(args)[output.shard[0] :: output.shard[1]]
+            with messages():
+                from senseflow.sampling.generate import generate  # torch and diffusers, seconds
 
-            generate(family, args, prompts)
+                generate(family, paths, drawing, machine, prompts, output)
 
     return exit_status(work, STOPPED)
+
+
+@contextmanager
+def flag_names(**flags: str) -> Iterator[None]:
+    """What is wrong with a field is said of its flag: `flags` by field, else --FIELD."""
+    try:
+        yield
+    except FieldError as error:
+        raise ValueError(f"{flags.get(error.field, f'--{error.field}')} {error.reason}") from error
 
 
 def build_parser(family: Family) -> Parser:
@@ -111,16 +129,14 @@ def _add_sampling_flags(parser: Parser, family: Family) -> None:
         f"{family.teacher_steps})",
     )  # fmt: skip
     group.add_argument(
-        "--two_steps", choices=("spread", "first"), default="spread",
+        "--two_steps", choices=TWO_STEPS, default="spread",
         help="with --steps 2: anchors 1 and 3, or the first two",
     )  # fmt: skip
     group.add_argument(
         family.levels.flag, dest="levels", nargs="+", type=family.levels.number, metavar="X",
         help="in place of --steps: which of the trained anchors, falling from the first",
     )  # fmt: skip
-    group.add_argument(
-        "--sampler", choices=("x0", "euler"), help="(default: x0; with --teacher: euler)"
-    )
+    group.add_argument("--sampler", choices=SAMPLERS, help="(default: x0; with --teacher: euler)")
     group.add_argument("--height", type=int, help="pixels (default: trained size, or the base's)")
     group.add_argument("--width", type=int)
     group.add_argument(
@@ -149,59 +165,51 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
 def add_device_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Where and in which precision to draw."""
     group = parser.add_argument_group("machine")
-    group.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"), help="(GPU: bfloat16, CPU: float32)"
-    )
+    group.add_argument("--dtype", choices=DTYPES, help="(GPU: bfloat16, CPU: float32)")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     group.add_argument("--offload", action="store_true", help="keep idle parts in host memory")
     return group
 
 
-def check(family: Family, args: argparse.Namespace) -> None:
-    """What needs no torch; raises ValueError."""
+def read_paths(family: Family, args: argparse.Namespace) -> Paths:
+    """Which weights draw; raises ValueError for files that are not there, or of another family."""
     if args.teacher and args.checkpoint:
         raise ValueError("--teacher samples the base itself: leave out --checkpoint")
-    if args.teacher and args.ema:
-        raise ValueError("--teacher has no EMA: leave out --ema")
     if not args.teacher and not args.checkpoint:
         raise ValueError("--checkpoint is missing (or say --teacher to sample the base itself)")
-    if args.prompt and args.prompts_file:
-        raise ValueError("--prompt and --prompts_file exclude each other")
-    check_counts(args, "num_prompts", "batch_size", "steps", "max_sequence_length")
-    check_counts(args, "start_idx", "seed", least=0)
-    if args.levels and (args.steps or args.teacher):
-        other = "--steps" if args.steps else "--teacher"
-        raise ValueError(f"{family.levels.flag} and {other} exclude each other")
-    check_finite(args, "guidance")
-    check_paths(family, args)
-
-
-def check_counts(args: argparse.Namespace, *flags: str, least: int = 1) -> None:
-    """Raise ValueError for a number that was given and is smaller than `least`."""
-    for flag in flags:
-        value = getattr(args, flag)
-        if value is not None and value < least:
-            must = "must not be negative" if least == 0 else f"must be at least {least}"
-            raise ValueError(f"--{flag} {value} {must}")
-
-
-def check_finite(args: argparse.Namespace, *flags: str) -> None:
-    """Raise ValueError for a number that was given and is not finite."""
-    for flag in flags:
-        value = getattr(args, flag)
-        if value is not None and not math.isfinite(value):
-            raise ValueError(f"--{flag} {value} is not a finite number")
-
-
-def check_paths(family: Family, args: argparse.Namespace) -> None:
-    """Raise ValueError for a base of another family, and for files that are not there."""
     check_base(family, args.base)
-    for flag, path in (("--checkpoint", args.checkpoint), ("--lora", args.lora)):
-        if path and not path.exists():
-            raise ValueError(f"{flag} {path} does not exist")
-    if args.config and not args.config.is_file():
-        raise ValueError(f"{family.config_flag} {args.config} is not a file")
+    return Paths(args.base, args.checkpoint, args.ema, args.config, args.lora)
+
+
+def read_drawing(family: Family, args: argparse.Namespace) -> Drawing:
+    """How it is drawn; raises ValueError for what nothing can draw."""
+    if args.levels and args.teacher:
+        raise ValueError(f"{family.levels.flag} and --teacher exclude each other")
+    return Drawing(
+        steps=args.steps,
+        sampler=args.sampler,
+        levels=tuple(args.levels) if args.levels else None,
+        two_steps=args.two_steps,
+        guidance=args.guidance,
+        height=args.height,
+        width=args.width,
+        max_sequence_length=args.max_sequence_length,
+        seed=args.seed,
+    )
+
+
+def read_machine(args: argparse.Namespace) -> Machine:
+    """The flags of `add_machine_flags`, but for the share."""
+    return Machine(args.device, args.dtype, args.offload, args.compile)
+
+
+def read_output(args: argparse.Namespace) -> Output:
+    """Where images go; raises ValueError for a folder that cannot be written, or no share."""
+    check_range("batch_size", args.batch_size, 1)
     check_output(args.output_dir)
+    silent = not args.shard and os.environ.get("RANK", "0") != "0"  # one bar of all ranks
+    shard = shard_of(args.shard)
+    return Output(args.output_dir, args.overwrite, args.batch_size, shard, silent)
 
 
 def check_output(folder: Path) -> None:
@@ -216,30 +224,16 @@ def check_output(folder: Path) -> None:
 
 def read_prompts(args: argparse.Namespace) -> list[Prompt]:
     """The prompts asked for, numbered as in their file (blank lines do not count)."""
+    if args.prompt and args.prompts_file:
+        raise ValueError("--prompt and --prompts_file exclude each other")
     if args.prompt:
-        blank = [text for text in args.prompt if not text.strip()]
-        if blank:
+        if not all(text.strip() for text in args.prompt):
             raise ValueError("--prompt is empty")
         return [Prompt(index, text.strip()) for index, text in enumerate(args.prompt)]
     file = args.prompts_file or Path(PROMPTS_FILE)
     if not args.prompts_file and not file.is_file():
         file = ROOT / PROMPTS_FILE
-    return chosen(read_prompts_file(file), file, args)
-
-
-def chosen(prompts: list[Prompt], file: Path, args: argparse.Namespace) -> list[Prompt]:
-    """--num_prompts (None: all) of a file's prompts, from --start_idx on."""
-    if args.start_idx >= len(prompts):
-        raise ValueError(
-            f"--start_idx {args.start_idx} is past the end of {file} ({len(prompts)} prompts)"
-        )
-    end = len(prompts) if args.num_prompts is None else args.start_idx + args.num_prompts
-    return prompts[args.start_idx : end]
-
-
-def own_share(whole: list[T], shard: int, num_shards: int) -> list[T]:
-    """Every num_shards-th prompt, or image."""
-    return whole[shard::num_shards]
+    return chosen(read_prompts_file(file), file, args.start_idx, args.num_prompts)
 
 
 @contextmanager

@@ -1,10 +1,17 @@
-"""What one call is to draw: prompts, and the image and file of each; needs no torch."""
+"""What one call is to draw: prompts, and the image and files of each; needs no torch."""
 
+import json
+import logging
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
+
+PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
+PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"  # the last chunk of every whole PNG
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,17 @@ class Shot:
     sidecar: Path  # .json: all that the image depends on
 
 
+@dataclass(frozen=True)
+class Output:
+    """Where a call's images go, and which share of them is drawn here."""
+
+    folder: Path
+    overwrite: bool = False  # existing images are made again
+    batch_size: int = 1
+    shard: tuple[int, int] = (0, 1)  # (i, n): every n-th image from the i-th
+    silent: bool = False  # no progress bar: another rank shows it
+
+
 def prompt_shot(folder: Path, prompt: Prompt, seed: int) -> Shot:
     """The image of a prompt in a folder: `00007_a-red-fox.png`, number and words; seed + number."""
     words = re.sub(r"[\W_]+", "-", prompt.text.lower()).strip("-")[:50].strip("-")
@@ -45,3 +63,48 @@ def shard_of(text: str | None) -> tuple[int, int]:
     if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
         raise ValueError(f"--shard {text} is not I/N with 0 <= I < N")
     return int(first), int(second)
+
+
+def missing_shots(shots: list[Shot], settings: dict[str, Any], unknown: set[str]) -> list[Shot]:
+    """The shots without a whole image.
+
+    unknown: settings that need not agree. Raises ValueError when an image was made with others.
+    """
+    todo, damaged = [], []
+    for shot in shots:
+        if not shot.file.is_file():
+            todo.append(shot)
+        elif not is_whole(shot.file):
+            todo.append(shot)
+            damaged.append(shot)
+        elif changed := _changed(shot, settings, unknown):
+            raise ValueError(
+                f"{shot.file} is there already, made with other settings ({changed}): choose "
+                "another --output_dir, or --overwrite"
+            )
+    if damaged:
+        first = damaged[0].file
+        logger.warning("%d damaged images are made again, such as %s", len(damaged), first)
+    return todo
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a PNG has its beginning and its end, which one cut short by a crash has not."""
+    with file.open("rb") as stream:
+        begin = stream.read(len(PNG_BEGIN))
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - len(PNG_END)))
+        return begin == PNG_BEGIN and stream.read() == PNG_END
+
+
+def _changed(shot: Shot, settings: dict[str, Any], unknown: set[str]) -> str:
+    """Which settings a sidecar has otherwise, in words; empty when all agree."""
+    expected = {"prompt": shot.prompt.text, "seed": shot.seed, **settings}
+    try:
+        found = json.loads(shot.sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "its .json is not there or not readable"
+    if not isinstance(found, dict):
+        return "its .json holds no object"
+    differing = [k for k, v in expected.items() if k not in unknown and found.get(k) != v]
+    return ", ".join(f"{k} {found.get(k)}, now {expected[k]}" for k in differing[:4])

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from senseflow.sampling.drawing import FieldError, check_range
 from senseflow.sampling.job import Prompt
 
 TEXT_KEYS = ("prompt", "caption")
@@ -85,3 +86,14 @@ def _prompt(file: Path, index: int, entry: Any) -> Prompt:
         raise ValueError(f"--prompts_file {file}: entry {index} is no prompt: expected {FORMS}")
     names = [entry[key] for key in ID_KEYS if entry.get(key) is not None]
     return Prompt(index, text.strip(), {**entry, "id": names[0]} if names else entry)
+
+
+def chosen(prompts: list[Prompt], file: Path, start_idx: int, num: int | None) -> list[Prompt]:
+    """`num` (None: all) of a file's prompts, from start_idx on; raises ValueError past its end."""
+    check_range("start_idx", start_idx, 0)
+    check_range("num_prompts", num, 1)
+    if start_idx >= len(prompts):
+        raise FieldError(
+            "start_idx", f"{start_idx} is past the end of {file} ({len(prompts)} prompts)"
+        )
+    return prompts[start_idx : None if num is None else start_idx + num]

@@ -48,9 +48,10 @@ def parsed(folders: dict[str, Path], line: str):
     ],
 )
 def test_which_folder_is_what(folders, line, base, checkpoint, with_teacher):
-    family, found = app.choose_folders(parsed(folders, line))
+    family, paths, teacher_is_read = app.choose_folders(parsed(folders, line))
     assert family.name == "flux"
-    assert found == (folders[base], folders[checkpoint], with_teacher)
+    assert (paths.base, paths.checkpoint) == (folders[base], folders[checkpoint])
+    assert teacher_is_read == with_teacher
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from gradio_client import Client  # noqa: E402
 
 from senseflow.app.page import MOST_EARLIER, Page  # noqa: E402
 from senseflow.app.studio import STUDENT, TEACHER, Wanted  # noqa: E402
+from senseflow.sampling import Drawing  # noqa: E402
 
 REQUEST = SimpleNamespace(session_hash="a tab")
 
@@ -46,7 +47,7 @@ def test_two_images_their_times_and_an_entry_of_the_history(page):
     shown, parts = merged(updates), page.parts
     student, teacher = (shown[parts.pictures[side]] for side in (STUDENT, TEACHER))
     assert student.size == teacher.size == (32, 24)
-    wanted = Wanted(PROMPT, 4)
+    wanted = Wanted(PROMPT, Drawing(seed=4))
     direct = page.studio.draw(STUDENT, wanted, page.studio.plan(STUDENT, wanted), no_step)
     np.testing.assert_array_equal(pixels(student), pixels(direct.image))
     assert (
@@ -76,17 +77,17 @@ def test_the_history_is_bounded_and_the_newest_comes_first(page):
     for seed in range(MOST_EARLIER + 2):
         drawn = merged(press(page, with_teacher=False, seed=seed, steps=1, earlier=earlier))
         earlier = drawn[page.parts.earlier]
-    assert [one.wanted.seed for one in earlier] == list(range(MOST_EARLIER + 1, 1, -1))
+    assert [one.wanted.drawing.seed for one in earlier] == list(range(MOST_EARLIER + 1, 1, -1))
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         (dict(prompt=""), "The prompt is empty"),
-        (dict(height=0), "Height 0 is not a positive multiple of"),
+        (dict(height=0), "Height 0 must be from 1 to 65535"),
         (dict(height=30), "Height 30 is not a positive multiple of"),
         (dict(seed=None), "Seed is empty"),
-        (dict(teacher_steps=0), "Teacher&#x27;s steps 0 must be at least 1"),
+        (dict(teacher_steps=0), "Teacher&#x27;s steps 0 must be from 1 to 1000"),
         (dict(guidance=None), "Guidance is empty"),
     ],
 )
@@ -131,7 +132,7 @@ def test_the_server_draws_the_same_pixels_for_two_who_ask_at_once(page):
             job.result(timeout=120)
     finally:
         page.close()
-    wanted = Wanted(PROMPT, 4)
+    wanted = Wanted(PROMPT, Drawing(seed=4))
     direct = page.studio.draw(STUDENT, wanted, page.studio.plan(STUDENT, wanted), no_step)
     for job in jobs:
         pictures = [_pictures(update) for update in job.outputs()]

@@ -14,6 +14,7 @@ from studios import (
 )
 
 from senseflow.app.studio import STUDENT, TEACHER, Wanted
+from senseflow.sampling import Drawing
 
 NAMES = [name for name in CASES if name != "dmd2"]  # sampled as sdxl
 
@@ -32,12 +33,12 @@ def test_the_page_draws_what_the_scripts_draw(given, tmp_path):
     height, width = case.size
     size = ("--height", height, "--width", width)
     square = ("--height", 16, "--width", 16)
-    small = Wanted(PROMPT, 5, steps=2, sampler="euler", height=16, width=16)
+    small = Wanted(PROMPT, Drawing(2, "euler", height=16, width=16, seed=5))
     cases = {
-        "default": (STUDENT, Wanted(PROMPT, 3), ["--checkpoint", run, "--seed", 3]),
+        "default": (STUDENT, Wanted(PROMPT, Drawing(seed=3)), ["--checkpoint", run, "--seed", 3]),
         "teacher": (
             TEACHER,
-            Wanted(PROMPT, 3, steps=3, guidance=2.0),
+            Wanted(PROMPT, Drawing(steps=3, guidance=2.0, seed=3)),
             ["--teacher", "--seed", 3, "--steps", 3, "--guidance", 2, *size],
         ),
         "small": (
@@ -64,7 +65,7 @@ def test_an_exported_pipeline_is_its_own_base(given, tmp_path, caplog):
     beside = open_from("--pipeline", exported, "--teacher", base)
     assert beside.has_teacher
     for sampler in ("x0", "euler"):
-        wanted = Wanted(PROMPT, 3, sampler=sampler)
+        wanted = Wanted(PROMPT, Drawing(sampler=sampler, seed=3))
         flags = ("--checkpoint", exported, "--seed", 3, "--sampler", sampler)
         expected = script_picture(case, base, tmp_path / sampler, *flags)
         for studio in (alone, beside):
@@ -79,17 +80,18 @@ def flux(flux_folder, tmp_path_factory):
 
 
 def test_student_and_teacher_share_all_but_the_network(flux):
-    parts = flux._pipeline.components
-    flux.draw(TEACHER, Wanted(PROMPT, 0, steps=1), flux.plan(TEACHER, Wanted(PROMPT, 0)), no_step)
-    now = flux._pipeline.components
+    parts = flux.pipeline.stock.components
+    wanted = Wanted(PROMPT, Drawing(steps=1))
+    flux.draw(TEACHER, wanted, flux.plan(TEACHER, wanted), no_step)
+    now = flux.pipeline.stock.components
     for name in ("vae", "text_encoder", "text_encoder_2", "tokenizer_2"):
         assert now[name] is parts[name]
-    assert now["transformer"] is flux.networks[TEACHER] is not flux.networks[STUDENT]
+    assert now["transformer"] is flux._networks[TEACHER] is not flux._networks[STUDENT]
 
 
 def test_steps_are_told_and_the_first_image_is_marked(flux):
     told = []
-    wanted = Wanted(PROMPT, 0, steps=4)
+    wanted = Wanted(PROMPT, Drawing(steps=4))
     first = flux.draw(STUDENT, wanted, flux.plan(STUDENT, wanted), told.append)
     second = flux.draw(STUDENT, wanted, flux.plan(STUDENT, wanted), no_step)
     assert told == [1, 2, 3, 4]
@@ -101,18 +103,18 @@ def test_steps_are_told_and_the_first_image_is_marked(flux):
     ("side", "changes", "said"),
     [
         (STUDENT, dict(prompt="  "), "prompt is empty"),
-        (STUDENT, dict(seed=-1), "seed -1 must not be negative"),
-        (STUDENT, dict(seed=2**60), "more than"),
-        (STUDENT, dict(height=0), "height 0 is not a positive multiple"),
+        (STUDENT, dict(seed=-1), "seed -1 must be from 0"),
+        (STUDENT, dict(seed=2**60), f"from 0 to {2**53 - 1}"),
+        (STUDENT, dict(height=0), "height 0 must be from 1"),
         (STUDENT, dict(width=17), "width 17 is not a positive multiple"),
-        (STUDENT, dict(width=10**6), "width 1000000 is more than"),
+        (STUDENT, dict(width=10**6), "width 1000000 must be from 1 to"),
         (STUDENT, dict(steps=3), r"steps 3: a student of 4 anchors samples in \[1, 2, 4"),
-        (TEACHER, dict(steps=0), "steps 0 must be at least 1"),
-        (TEACHER, dict(steps=10**6), "steps 1000000 is more than 1000"),
+        (TEACHER, dict(steps=0), "steps 0 must be from 1 to 1000"),
+        (TEACHER, dict(steps=10**6), "steps 1000000 must be from 1 to 1000"),
         (TEACHER, dict(guidance=float("nan")), "guidance nan is not a finite number"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(flux, side, changes, said):
-    wanted = Wanted(**{"prompt": PROMPT, "seed": 0, **changes})
+    prompt = changes.pop("prompt", PROMPT)
     with pytest.raises(ValueError, match=said):
-        flux.plan(side, wanted)
+        flux.plan(side, Wanted(prompt, Drawing(**changes)))

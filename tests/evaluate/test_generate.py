@@ -16,11 +16,12 @@ from PIL import Image
 from small import BASES, PROMPTS, ROOT, T5_LENGTH, make_student, pictures, sidecar
 from small_disk import read_only
 
-import senseflow.evaluate.generate as command
 import senseflow.sampling.cli as scripts
+from senseflow.evaluate import cli as command
 from senseflow.evaluate.__main__ import main
 from senseflow.evaluate.layouts import SEED_STRIDE
-from senseflow.sampling import generate as drawing
+from senseflow.sampling import model as drawing
+from senseflow.sampling.pipeline import Pipeline
 from senseflow.teachers.flux.family import FLUX
 from senseflow.weights.card import read_card, write_card
 from senseflow.weights.student import find_student
@@ -150,7 +151,7 @@ def test_missing_and_damaged_images_are_made_again(run, prompts, tmp_path, capsy
 
 def test_nothing_is_loaded_when_nothing_is_missing(whole, run, prompts, monkeypatch):
     monkeypatch.setattr(drawing, "build_student", None)
-    monkeypatch.setattr(drawing, "_with_network", None)
+    monkeypatch.setattr(Pipeline, "read", None)
     ways = ("--samplers", "x0", "euler", "--steps", 4, 1, "--seeds", 2)
     assert draw(prompts, whole, "--checkpoint", run, *ways, *FEW) == 0
 
@@ -300,7 +301,7 @@ def test_an_output_that_cannot_be_is_said_before_loading(run, prompts, tmp_path,
         (["--checkpoint", "RUN", "--name", "teacher"], "--name teacher does not name"),
         (["--checkpoint", "RUN", "--name", "a/b"], "--name a/b does not name"),
         (["--checkpoint", "RUN", "--seeds", 0], "--seeds 0 must be at least 1"),
-        (["--checkpoint", "RUN", "--seed", -1], "--seed -1 must not be negative"),
+        (["--checkpoint", "RUN", "--seed", -1], "--seed -1 must be from 0 to"),
         (["--checkpoint", "RUN", "--start_idx", 3], "past the end of"),
         (["--checkpoint", "RUN", "--shard", "2/2"], "--shard 2/2 is not I/N"),
         (["--checkpoint", "RUN", "--teacher_guidance", "inf"], "--teacher_guidance inf is not"),

@@ -12,6 +12,7 @@ from PIL import Image
 
 from senseflow.app.__main__ import build_parser, choose_folders
 from senseflow.app.studio import Studio, open_studio
+from senseflow.sampling.drawing import Machine
 
 PROMPT = "a red seven"
 
@@ -19,8 +20,7 @@ PROMPT = "a red seven"
 def open_from(*flags: object) -> Studio:
     """As the command line opens it."""
     args = build_parser().parse_args([str(flag) for flag in flags])
-    family, folders = choose_folders(args)
-    return open_studio(family, *folders, args.ema, args.config, [])
+    return open_studio(*choose_folders(args), Machine())
 
 
 def save_run(case: Case, base: Path, folder: Path) -> Path:

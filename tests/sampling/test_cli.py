@@ -15,7 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from flux_pipeline import UNIT, transformer
 from PIL import Image
 
-from senseflow.sampling import generate
+from senseflow.sampling import model
 from senseflow.teachers.flux.family import FLUX
 from senseflow.weights.card import StudentCard, write_card
 from senseflow.weights.fingerprint import base_fingerprint
@@ -243,7 +243,7 @@ def test_an_interrupt_leaves_no_half_image(flux_folder, student, tmp_path, monke
 def test_nothing_is_loaded_when_nothing_is_missing(flux_folder, student, tmp_path, monkeypatch):
     flags = ["--checkpoint", student, "--output_dir", tmp_path, "--prompt", "x"]
     assert call(flux_folder, *flags) == 0
-    monkeypatch.setattr(generate, "build_student", None)
+    monkeypatch.setattr(model, "build_student", None)
     assert call(flux_folder, *flags) == 0
 
 
@@ -259,12 +259,12 @@ def test_nothing_is_loaded_when_nothing_is_missing(flux_folder, student, tmp_pat
         (["--checkpoint", "RUN", "--prompt", "a", "--prompts_file", "EMPTY"], "exclude each other"),
         (["--checkpoint", "RUN", "--prompt", " "], "--prompt is empty"),
         (["--checkpoint", "RUN", "--start_idx", 23], "--start_idx 23 is past the end"),
-        (["--checkpoint", "RUN", "--start_idx", -1], "--start_idx -1 must not be negative"),
+        (["--checkpoint", "RUN", "--start_idx", -1], "--start_idx -1 must be at least 0"),
         (["--checkpoint", "RUN", "--num_prompts", 0], "--num_prompts 0 must be at least 1"),
         (["--checkpoint", "RUN", "--batch_size", 0], "--batch_size 0 must be at least 1"),
         (["--checkpoint", "RUN", "--height", 30], "--height 30 is not a positive multiple of 4"),
-        (["--checkpoint", "RUN", "--width", 0], "--width 0 is not a positive multiple of 4"),
-        (["--checkpoint", "RUN", "--width", -4], "--width -4 is not a positive multiple of 4"),
+        (["--checkpoint", "RUN", "--width", 0], "--width 0 must be from 1 to 65535"),
+        (["--checkpoint", "RUN", "--width", -4], "--width -4 must be from 1 to"),
         (["--checkpoint", "RUN", "--steps", 3], "--steps 3: a student of 4 anchors samples in"),
         (["--checkpoint", "RUN", "--steps", "four"], "argument --steps: invalid int value"),
         (["--checkpoint", "RUN", "--dtype", "fp8"], "argument --dtype: invalid choice"),
@@ -277,7 +277,10 @@ def test_nothing_is_loaded_when_nothing_is_missing(flux_folder, student, tmp_pat
             ["--checkpoint", "RUN", "--sigmas", 1, 0.8],
             "--sigmas 0.8 is none of the trained anchors",
         ),
-        (["--checkpoint", "RUN", "--sigmas", 1, "--steps", 1], "--sigmas and --steps exclude"),
+        (
+            ["--checkpoint", "RUN", "--sigmas", 1, "--steps", 1],
+            "--sigmas 1 and steps 1 exclude each other",
+        ),
         (["--teacher", "--sigmas", 1], "--sigmas and --teacher exclude each other"),
         (["--checkpoint", "RUN", "--shard", "2/2"], "--shard 2/2 is not I/N"),
         (["--checkpoint", "RUN", "--dit_config", "no.json"], "--dit_config no.json is not a file"),

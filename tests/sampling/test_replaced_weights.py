@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from senseflow.sampling import shots
-from senseflow.sampling.job import Prompt, prompt_shot
-from senseflow.sampling.shots import write_shot
+from senseflow.sampling import generate
+from senseflow.sampling.generate import write_shot
+from senseflow.sampling.job import Prompt, missing_shots, prompt_shot
 from senseflow.teachers.flux.family import FLUX
 from senseflow.weights.card import StudentCard, write_card
 from senseflow.weights.fingerprint import fingerprint
@@ -85,11 +85,11 @@ def test_an_old_image_never_lies_beside_a_new_sidecar(tmp_path, monkeypatch):
     def killed(image, file):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shots, "save_whole", killed)
+    monkeypatch.setattr(generate, "save_whole", killed)
     with pytest.raises(KeyboardInterrupt):
         write_shot(shot, image, {"steps": 1})
     assert json.loads(shot.sidecar.read_text())["steps"] == 1 and not shot.file.exists()
     monkeypatch.undo()
-    assert shots.missing_shots([shot], {"steps": 1}, set()) == [shot]
+    assert missing_shots([shot], {"steps": 1}, set()) == [shot]
     write_shot(shot, image, {"steps": 1})
     assert Image.open(shot.file).size == (4, 4)

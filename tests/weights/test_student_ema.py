@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from senseflow.sampling.cli import build_parser, check
-from senseflow.teachers.flux.family import FLUX
+from senseflow.sampling.drawing import Paths
 from senseflow.weights.card import CARD, StudentCard, read_card, write_card
 from senseflow.weights.student import find_student, open_weights
 
@@ -89,6 +88,5 @@ def test_cards_from_before_there_were_averages_are_read(tmp_path):
 
 
 def test_the_teacher_has_no_average(tmp_path):
-    words = ["--flux_ckpt", str(tmp_path), "--teacher", "--ema"]
-    with pytest.raises(ValueError, match="--teacher has no EMA"):
-        check(FLUX, build_parser(FLUX).parse_args(words))
+    with pytest.raises(ValueError, match="ema is of a student: name its checkpoint"):
+        Paths(tmp_path, ema=True)

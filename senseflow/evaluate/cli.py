@@ -1,0 +1,150 @@
+"""The flags of `evaluate generate`."""
+
+import argparse
+import itertools
+from pathlib import Path
+
+from senseflow.config.families import family_of
+from senseflow.evaluate.layouts import LAYOUTS, TEACHER, Selection
+from senseflow.sampling.cli import add_machine_flags, flag_names, read_machine, read_output
+from senseflow.sampling.drawing import SAMPLERS, TWO_STEPS, Drawing, Paths, check_range
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `generate`."""
+    parser.epilog = (
+        "example: %(prog)s --base /path/to/FLUX.1-dev --checkpoint runs/flux "
+        "--prompts_file coco5k.txt --samplers x0 euler --steps 4 2 1 --output_dir evaluation"
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--base", type=Path, required=True, metavar="DIR",
+        help="the teacher's diffusers folder; its model_index.json tells the family",
+    )  # fmt: skip
+    what.add_argument(
+        "--checkpoint", type=Path, metavar="CKPT",
+        help="the student, in any form that the scripts_* take; without one, the teacher alone",
+    )  # fmt: skip
+    what.add_argument("--ema", action="store_true", help="the average of the student's weights")
+    what.add_argument(
+        "--config", type=Path, metavar="JSON", help="config.json of the student's network"
+    )
+    what.add_argument("--lora", type=Path, metavar="PATH", help="LoRA to add to the student")
+    what.add_argument("--no_teacher", action="store_true", help="draw the student alone")
+    what.add_argument(
+        "--name", default="student", help="begins the names of the student's folders (student)"
+    )
+    _add_prompt_flags(parser)
+    _add_sampling_flags(parser)
+    add_machine_flags(parser)
+
+
+def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("prompts")
+    group.add_argument(
+        "--prompts_file", type=Path, required=True, nargs="+", metavar="FILE",
+        help="one prompt per line, or .json, .jsonl, .tsv with ids; t2i_compbench: the files of "
+        "its categories, such as color_val.txt",
+    )  # fmt: skip
+    group.add_argument("--start_idx", type=int, default=0, help="first prompt of the file (0)")
+    group.add_argument("--num_prompts", type=int, help="at most this many (all)")
+    group.add_argument(
+        "--layout", choices=tuple(LAYOUTS), default="seeds",
+        help="of the folders: seed_0/00000_words.png, ... (seeds), or the official one of a "
+        "benchmark",
+    )  # fmt: skip
+    group.add_argument("--output_dir", type=Path, required=True, metavar="DIR")
+    group.add_argument("--overwrite", action="store_true", help="make existing images again")
+
+
+def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=["x0"], help="(x0)")
+    group.add_argument(
+        "--steps", nargs="+", type=int, metavar="N",
+        help="of the student: 1, 2, 4 or 8 (as many as it was trained for)",
+    )  # fmt: skip
+    group.add_argument(
+        "--two_steps", choices=TWO_STEPS, default="spread",
+        help="2 steps: anchors 1 and 3, or the first two",
+    )  # fmt: skip
+    group.add_argument("--teacher_steps", type=int, help="(the family's: FLUX 50, SDXL 40, ...)")
+    group.add_argument("--teacher_guidance", type=float, help="(the family's)")
+    group.add_argument(
+        "--guidance", type=float, help="of a FLUX student that kept its guidance embedding"
+    )
+    numbers = ", ".join(f"{name} {layout.num_seeds}" for name, layout in LAYOUTS.items())
+    group.add_argument("--seeds", type=int, help=f"images per prompt ({numbers})")
+    group.add_argument(
+        "--seed", type=int, default=0, help="image k of prompt i has seed + i + 1000000 k (0)"
+    )
+    group.add_argument(
+        "--teacher_seed", type=int, help="in place of --seed for the teacher (the same)"
+    )
+    group.add_argument("--height", type=int, help="pixels (the student's trained size)")
+    group.add_argument("--width", type=int)
+    group.add_argument("--batch_size", type=int, default=1)
+    group.add_argument("--max_sequence_length", type=int, help="T5 tokens")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw what is missing; raises ValueError for input that cannot be used."""
+    family = family_of(args.base, "--base")
+    if args.no_teacher and not args.checkpoint:
+        raise ValueError("--no_teacher leaves nothing to draw without --checkpoint")
+    if args.lora and not args.checkpoint:
+        raise ValueError("--lora is of a student: name its --checkpoint")
+    if args.name == TEACHER or Path(args.name).name != args.name or args.name.startswith("."):
+        raise ValueError(f"--name {args.name} does not name a folder of a student")
+    with flag_names():
+        paths = Paths(args.base, args.checkpoint, args.ema, args.config, args.lora)
+        drawings, teacher = read_drawings(args), read_teacher(args)
+        machine, output, selection = read_machine(args), read_output(args), read_selection(args)
+        from senseflow.evaluate.generate import draw_folders  # torch and diffusers, seconds
+
+        draw_folders(family, paths, args.name, drawings, teacher, selection, machine, output)
+
+
+def read_drawings(args: argparse.Namespace) -> list[Drawing]:
+    """The student's: one for each number of steps and sampler."""
+    ways = itertools.product(dict.fromkeys(args.steps or [None]), dict.fromkeys(args.samplers))
+    drawings = [
+        Drawing(
+            steps=steps,
+            sampler=sampler,
+            two_steps=args.two_steps,
+            guidance=args.guidance,
+            height=args.height,
+            width=args.width,
+            max_sequence_length=args.max_sequence_length,
+            seed=args.seed,
+        )
+        for steps, sampler in ways
+    ]
+    return drawings if args.checkpoint else []
+
+
+def read_teacher(args: argparse.Namespace) -> Drawing | None:
+    """The teacher's, None for the student alone."""
+    if args.no_teacher:
+        return None
+    seed = args.seed if args.teacher_seed is None else args.teacher_seed
+    flags = {"steps": "--teacher_steps", "guidance": "--teacher_guidance"}
+    with flag_names(**flags, seed="--seed" if args.teacher_seed is None else "--teacher_seed"):
+        return Drawing(
+            steps=args.teacher_steps,
+            guidance=args.teacher_guidance,
+            height=args.height,
+            width=args.width,
+            max_sequence_length=args.max_sequence_length,
+            seed=seed,
+        )
+
+
+def read_selection(args: argparse.Namespace) -> Selection:
+    """Which prompts, and how many images of each."""
+    check_range("seeds", args.seeds, 1)
+    layout = LAYOUTS[args.layout]
+    collections = layout.read(args.prompts_file)
+    num_seeds = args.seeds or layout.num_seeds
+    return Selection(layout, collections, num_seeds, args.start_idx, args.num_prompts)

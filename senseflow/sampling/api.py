@@ -1,0 +1,81 @@
+"""Drawing from Python: `load_student` or `load_teacher`, then `sample`.
+
+Torch and diffusers are imported by the first call, so that command lines answer at once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from senseflow.config.families import family_of
+from senseflow.sampling.drawing import Drawing, FieldError, Machine, Paths, check_range
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from senseflow.sampling.pipeline import Pipeline
+
+DEFAULT = Drawing()
+
+
+def load_student(
+    base: Path | str,
+    checkpoint: Path | str,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    offload: bool = False,
+    ema: bool = False,
+    config: Path | str | None = None,
+    lora: Path | str | None = None,
+) -> "Pipeline":
+    """A student, ready to draw; the arguments are the flags of the sampling scripts.
+
+    base: the teacher's diffusers folder, which tells the family. checkpoint: a run folder, or the
+    student in any other form. dtype: bfloat16, float16 or float32; None is bfloat16 on a GPU,
+    float32 on a CPU. Raises ValueError for what cannot be read, or is of another family.
+    """
+    config, lora = (Path(path) if path else None for path in (config, lora))
+    paths = Paths(Path(base), Path(checkpoint), ema, config, lora)
+    return _load(paths, Machine(device, dtype, offload))
+
+
+def load_teacher(
+    base: Path | str,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    offload: bool = False,
+    lora: Path | str | None = None,
+) -> "Pipeline":
+    """The base itself, ready to draw with its own schedule; see `load_student`."""
+    paths = Paths(Path(base), lora=Path(lora) if lora else None)
+    return _load(paths, Machine(device, dtype, offload))
+
+
+def _load(paths: Paths, machine: Machine) -> "Pipeline":
+    from senseflow.sampling.model import find_model  # torch and diffusers, seconds
+    from senseflow.sampling.pipeline import Pipeline
+
+    pipeline = Pipeline(machine)
+    pipeline.put(find_model(family_of(paths.base, "base"), paths))
+    return pipeline
+
+
+def sample(
+    pipeline: "Pipeline", prompts: list[str], drawing: Drawing = DEFAULT, batch_size: int = 1
+) -> list["Image.Image"]:
+    """The images of the prompts, those that the sampling scripts save at this batch size.
+
+    Image i has the seed drawing.seed + i. Raises ValueError for what this model cannot draw.
+    """
+    check_range("batch_size", batch_size, 1)
+    plan = pipeline.model.plan(drawing)
+    texts = [prompt.strip() for prompt in prompts]
+    if "" in texts:
+        raise FieldError("prompt", f"{texts.index('')} is empty")
+    images = []
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        seeds = [drawing.seed + start + index for index in range(len(batch))]
+        images += pipeline.draw(batch, seeds, plan).images
+    return images

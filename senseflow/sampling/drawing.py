@@ -1,0 +1,116 @@
+"""What is asked for: how images are drawn, with which weights, on which machine.
+
+Command lines check all of it before torch is imported; what only the weights or the base can tell,
+such as a student's own steps, `senseflow.sampling.model` checks.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLERS = ("x0", "euler")
+TWO_STEPS = ("spread", "first")
+DTYPES = ("bfloat16", "float16", "float32")
+MOST_STEPS = 1000  # the teachers' own schedules have no more
+MOST_SIDE = 2**16 - 1  # pixels
+MOST_SEED = 2**63 - 1  # of torch's generators
+
+
+class FieldError(ValueError):
+    """A value that cannot be used, `field` being its name; a command line says its flag instead."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field} {reason}")
+        self.field = field
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn; None is the student's own, as its card says, or the teacher's.
+
+    Raises FieldError, a ValueError, for what no student or teacher can draw.
+    """
+
+    steps: int | None = (
+        None  # student: the anchors it was trained at, a divisor of their number, 2x
+    )
+    sampler: str | None = None  # x0 re-noises its prediction, euler follows the ODE; teacher: euler
+    levels: tuple[float, ...] | None = None  # in place of steps: which of the trained anchors
+    two_steps: str = "spread"  # of two steps: evenly spread over the anchors, or the first two
+    guidance: float | None = None  # a teacher's scale, or what a student's embedding is fed
+    height: int | None = None  # pixels
+    width: int | None = None
+    max_sequence_length: int | None = None  # T5 tokens
+    seed: int = 0  # of the first image; image i has seed + i
+
+    def __post_init__(self) -> None:
+        check_range("steps", self.steps, 1, MOST_STEPS)
+        check_choice("sampler", self.sampler, SAMPLERS)
+        check_choice("two_steps", self.two_steps, TWO_STEPS)
+        check_finite("guidance", self.guidance)
+        check_range("height", self.height, 1, MOST_SIDE)
+        check_range("width", self.width, 1, MOST_SIDE)
+        check_range("max_sequence_length", self.max_sequence_length, 1)
+        check_range("seed", self.seed, 0, MOST_SEED)
+        if self.levels is not None and self.steps is not None:
+            said = ", ".join(f"{level:g}" for level in self.levels)
+            raise FieldError("levels", f"{said} and steps {self.steps} exclude each other")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The weights that draw: a student's on its base, or, without a checkpoint, the base's own.
+
+    Raises FieldError, a ValueError, for files that are not there.
+    """
+
+    base: Path  # a diffusers pipeline folder: text encoders, VAE, scheduler, the teacher's network
+    checkpoint: Path | None = None  # the student, in any form that `weights.student.FORMS` lists
+    ema: bool = False  # the average of the student's weights
+    config: Path | None = None  # config.json of the student's network; None: its own, or the base's
+    lora: Path | None = None  # LoRA folder or file to add
+
+    def __post_init__(self) -> None:
+        for field, given in (("ema", self.ema), ("config", self.config)):
+            if given and not self.checkpoint:
+                raise FieldError(field, "is of a student: name its checkpoint, or leave it out")
+        for field, path in (("checkpoint", self.checkpoint), ("lora", self.lora)):
+            if path and not path.exists():
+                raise FieldError(field, f"{path} does not exist")
+        if self.config and not self.config.is_file():
+            raise FieldError("config", f"{self.config} is not a file")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where is drawn, and in which type; None: a GPU in bfloat16 if there is one, else the CPU in
+    float32.
+    """
+
+    device: str | None = None  # cpu, cuda, cuda:1, ...
+    dtype: str | None = None
+    offload: bool = False  # idle parts are kept in host memory
+    compile: bool = False  # torch.compile the network's blocks
+
+    def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, DTYPES)
+
+
+def check_range(field: str, value: int | None, least: int, most: int | None = None) -> None:
+    """Raise FieldError for a number that was given and is not in [least, most]."""
+    if value is not None and (value < least or (most is not None and value > most)):
+        allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise FieldError(field, f"{value} must be {allowed}")
+
+
+def check_choice(field: str, value: str | None, choices: tuple[str, ...]) -> None:
+    """Raise FieldError for a word that was given and is none of the choices."""
+    if value is not None and value not in choices:
+        raise FieldError(field, f"{value!r} must be one of {', '.join(choices)}")
+
+
+def check_finite(field: str, value: float | None) -> None:
+    """Raise FieldError for a number that was given and is not finite."""
+    if value is not None and not math.isfinite(value):
+        raise FieldError(field, f"{value} is not a finite number")

@@ -1,0 +1,152 @@
+"""The one way images are drawn: a base's pipeline with the network of one model at a time in it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from PIL import Image
+from torch import nn
+
+from senseflow.common.devices import find_device
+from senseflow.sampling.drawing import FieldError, Machine
+from senseflow.sampling.model import Model
+from senseflow.teachers.family import Family, Plan
+
+
+class Images(NamedTuple):
+    """One batch."""
+
+    images: list[Image.Image]
+    levels: list[float]  # sigmas or timesteps that were used
+
+
+class Pipeline:
+    """Draws with one model at a time; encoders and VAE are read once, for all models of a base.
+
+    Nothing is read before the first model is put in. Raises FieldError, a ValueError, for a device
+    that is not there.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.device = find_device(machine.device)
+        on_cpu = self.device.type == "cpu"
+        if machine.offload and on_cpu:
+            raise FieldError("offload", "moves idle parts from a GPU to the host: it needs a GPU")
+        self.dtype: torch.dtype = getattr(
+            torch, machine.dtype or ("float32" if on_cpu else "bfloat16")
+        )
+        self._machine = machine
+        self._model: Model | None = None
+        self._ready = False  # its network is on the device, with the LoRA
+        self._stock: DiffusionPipeline | None = None
+        self._own_scheduler: SchedulerMixin | None = None
+
+    @property
+    def model(self) -> Model:
+        """Whose network is in it."""
+        assert self._model, "no model was put in"
+        return self._model
+
+    @property
+    def stock(self) -> DiffusionPipeline:
+        """The pipeline itself."""
+        assert self._stock is not None, "no model was put in"
+        return self._stock
+
+    @property
+    def network(self) -> nn.Module:
+        """The network of its model."""
+        network: nn.Module = getattr(self.stock, self.model.family.component)
+        return network
+
+    def put(self, model: Model, network: nn.Module | None = None) -> None:
+        """Make a model the one that draws; network: its own, where it was read before."""
+        if model is not self._model:
+            self.read(model, network)
+        if not self._ready:
+            self._prepare(model.family, model.paths.lora)
+            self._ready = True
+
+    def read(self, model: Model, network: nn.Module | None = None) -> None:
+        """A model's network in the place of what was there, on the CPU.
+
+        A teacher's is read with the pipeline, so that it is the first of its base, or given.
+        """
+        component = model.family.component
+        if self._stock is None:
+            if network is None and model.student:
+                network = model.build(self.dtype)
+            self._stock = model.family.open_pipeline(model.paths.base, network, self.dtype)
+            self._stock.set_progress_bar_config(disable=True)
+            self._own_scheduler = self._stock.scheduler
+        else:
+            self._stock.remove_all_hooks()
+            self._stock.register_modules(**{component: None})  # its memory is free before the next
+            network = model.build(self.dtype) if network is None else network
+            self._stock.register_modules(**{component: network})
+        self._model, self._ready = model, False
+
+    def _prepare(self, family: Family, lora: Path | None) -> None:
+        """Add the LoRA, compile, move to the device."""
+        if lora:
+            add_lora(self.stock, family, lora)
+        if self._machine.compile:
+            for module in self.network.modules():
+                if type(module).__name__ in family.blocks:
+                    module.compile()
+        if self._machine.offload:
+            self.stock.enable_model_cpu_offload(device=self.device)
+        else:
+            self.stock.to(self.device)
+
+    def draw(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        plan: Plan,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Images:
+        """One batch: the image of each prompt from its own seed, whatever else is in the batch.
+
+        on_step is called with the number of forwards done, and may raise to stop.
+        """
+        family = self.model.family
+        self.stock.scheduler = family.make_scheduler(self._own_scheduler, plan)
+        # on the CPU: the same numbers on every device
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        hook = self.network.register_forward_hook(_Counter(on_step)) if on_step else None
+        try:
+            images = family.sample(self.stock, prompts, generators, plan)
+        finally:
+            if hook:
+                hook.remove()
+                self.stock.maybe_free_model_hooks()  # offloading begins anew after a stop
+        used = getattr(self.stock.scheduler, family.levels.name)[: plan.steps].tolist()
+        return Images(images, plan.levels or used)
+
+
+class _Counter:
+    """A forward hook that tells how many forwards there have been."""
+
+    def __init__(self, on_step: Callable[[int], None]) -> None:
+        self._on_step = on_step
+        self._num = 0
+
+    def __call__(self, *forward: object) -> None:
+        self._num += 1
+        self._on_step(self._num)
+
+
+def add_lora(stock: DiffusionPipeline, family: Family, path: Path) -> None:
+    """Load a LoRA folder or file; raises FieldError when it changes nothing."""
+    file = path.name if path.is_file() else None
+    try:
+        stock.load_lora_weights(path.parent if file else path, weight_name=file)
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        raise FieldError("lora", f"{path} does not fit: {error}") from error
+    if not stock.get_active_adapters():
+        raise FieldError("lora", f"{path} holds nothing for the {family.component}")
+    if len(adapters := stock.get_list_adapters()[family.component]) > 1:
+        stock.set_adapters(adapters)  # the student's own LoRA stays
