@@ -17,7 +17,6 @@ from small import BASES, PROMPTS, ROOT, T5_LENGTH, make_student, pictures, sidec
 from small_disk import read_only
 
 import senseflow.sampling.cli as scripts
-from senseflow.evaluate import cli as command
 from senseflow.evaluate.__main__ import main
 from senseflow.evaluate.layouts import SEED_STRIDE
 from senseflow.sampling import model as drawing
@@ -158,14 +157,13 @@ def test_nothing_is_loaded_when_nothing_is_missing(whole, run, prompts, monkeypa
 
 def test_each_network_is_read_once(run, prompts, tmp_path, monkeypatch):
     """The pipeline is opened with the teacher in it; the student takes its place for two ways."""
-    opened, built, build = [], [], drawing.build_student
+    opened, built, build, whole = [], [], drawing.build_student, type(FLUX).open_pipeline
 
-    def open_pipeline(base, network, dtype):
+    def open_pipeline(family, base, network, dtype):
         opened.append(network)
-        return FLUX.open_pipeline(base, network, dtype)
+        return whole(family, base, network, dtype)
 
-    family = dataclasses.replace(FLUX, open_pipeline=open_pipeline)
-    monkeypatch.setattr(command, "family_of", lambda base, flag: family)
+    monkeypatch.setattr(type(FLUX), "open_pipeline", open_pipeline)
     monkeypatch.setattr(drawing, "build_student", lambda *args: built.append(1) or build(*args))
     flags = ("--checkpoint", run, "--samplers", "x0", "euler", *FEW, "--num_prompts", 1)
     assert draw(prompts, tmp_path, *flags) == 0
