@@ -15,7 +15,7 @@ from pathlib import Path
 from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.config.families import family_of
 from senseflow.config.recipes import FAMILIES
-from senseflow.sampling.cli import add_device_flags, flag_names, messages
+from senseflow.sampling.cli import add_device_flags, messages
 from senseflow.sampling.drawing import Machine, Paths
 from senseflow.teachers.family import Family
 from senseflow.weights.card import CARD
@@ -88,18 +88,17 @@ def _add_server_flags(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Raises ValueError for what cannot be opened, KeyboardInterrupt at the end."""
     check_gradio()
-    with flag_names():
-        family, paths, with_teacher = choose_folders(args)
-        check_port(args.host, args.port)
-        machine = Machine(args.device, args.dtype, args.offload)
-        with messages():
-            # seconds, and not for --help
-            os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-            from senseflow.app.page import serve
-            from senseflow.app.studio import open_studio
+    family, paths, with_teacher = choose_folders(args)
+    check_port(args.host, args.port)
+    machine = Machine(args.device, args.dtype, args.offload)
+    with messages():
+        # seconds, and not for --help
+        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+        from senseflow.app.page import serve
+        from senseflow.app.studio import open_studio
 
-            studio = open_studio(family, paths, with_teacher, machine)
-            serve(studio, args.prompt, args.host, args.port, args.share)
+        studio = open_studio(family, paths, with_teacher, machine)
+        serve(studio, args.prompt, args.host, args.port, args.share)
 
 
 def check_gradio() -> None:

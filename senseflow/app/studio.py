@@ -11,7 +11,8 @@ from typing import NamedTuple
 from PIL import Image
 from torch import nn
 
-from senseflow.sampling.drawing import Drawing, Machine, Paths, check_range
+from senseflow.common.fields import check_range
+from senseflow.sampling.drawing import Drawing, Machine, Paths
 from senseflow.sampling.generate import quiet_pipeline
 from senseflow.sampling.model import Model, find_model
 from senseflow.sampling.pipeline import Pipeline

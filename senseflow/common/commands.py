@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from senseflow.common.fields import FieldError
+
 logger = logging.getLogger("senseflow")
 
 
@@ -47,7 +49,8 @@ def exit_status(work: Callable[[], None], stopped: str) -> int:
 
 def _words(error: Exception) -> str:
     """An error in one line; of a full disk also what to do, as the system's words name no place."""
-    words = " ".join(str(error).split())
+    said = error.as_flag if isinstance(error, FieldError) else str(error)
+    words = " ".join(said.split())
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         words += ". Free some of the disk that is written to, then run the same command again"
     return words

@@ -4,11 +4,13 @@ import os
 
 import torch
 
+from senseflow.common.fields import FieldError
+
 
 def find_device(name: str | None) -> torch.device:
     """The device of `--device`; without one the rank's GPU, or the CPU where there is none.
 
-    Raises ValueError for a device that is not there.
+    Raises FieldError for a device that is not there.
     """
     own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # this rank's
     if name is None:
@@ -16,14 +18,14 @@ def find_device(name: str | None) -> torch.device:
     try:
         device = torch.device(own if name == "cuda" else name)
     except RuntimeError as error:
-        raise ValueError(f"--device {name} is not a device: {error}") from error
+        raise FieldError("device", f"{name} is not a device: {error}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
+        raise FieldError("device", f"{name}: this machine has {torch.cuda.device_count()} GPUs")
     if device.type == "meta":
-        raise ValueError("--device meta holds no numbers")
+        raise FieldError("device", "meta holds no numbers")
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"--device {name} cannot be used: {reason}") from error
+        raise FieldError("device", f"{name} cannot be used: {reason}") from error
     return device

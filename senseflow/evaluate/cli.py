@@ -4,10 +4,11 @@ import argparse
 import itertools
 from pathlib import Path
 
+from senseflow.common.fields import check_range, flag_names
 from senseflow.config.families import family_of
 from senseflow.evaluate.layouts import LAYOUTS, TEACHER, Selection
-from senseflow.sampling.cli import add_machine_flags, flag_names, read_machine, read_output
-from senseflow.sampling.drawing import SAMPLERS, TWO_STEPS, Drawing, Paths, check_range
+from senseflow.sampling.cli import add_machine_flags, read_machine, read_output
+from senseflow.sampling.drawing import SAMPLERS, TWO_STEPS, Drawing, Paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,13 +97,12 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--lora is of a student: name its --checkpoint")
     if args.name == TEACHER or Path(args.name).name != args.name or args.name.startswith("."):
         raise ValueError(f"--name {args.name} does not name a folder of a student")
-    with flag_names():
-        paths = Paths(args.base, args.checkpoint, args.ema, args.config, args.lora)
-        drawings, teacher = read_drawings(args), read_teacher(args)
-        machine, output, selection = read_machine(args), read_output(args), read_selection(args)
-        from senseflow.evaluate.generate import draw_folders  # torch and diffusers, seconds
+    paths = Paths(args.base, args.checkpoint, args.ema, args.config, args.lora)
+    drawings, teacher = read_drawings(args), read_teacher(args)
+    machine, output, selection = read_machine(args), read_output(args), read_selection(args)
+    from senseflow.evaluate.generate import draw_folders  # torch and diffusers, seconds
 
-        draw_folders(family, paths, args.name, drawings, teacher, selection, machine, output)
+    draw_folders(family, paths, args.name, drawings, teacher, selection, machine, output)
 
 
 def read_drawings(args: argparse.Namespace) -> list[Drawing]:

@@ -6,8 +6,9 @@ Torch and diffusers are imported by the first call, so that command lines answer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from senseflow.common.fields import FieldError, check_range
 from senseflow.config.families import family_of
-from senseflow.sampling.drawing import Drawing, FieldError, Machine, Paths, check_range
+from senseflow.sampling.drawing import Drawing, Machine, Paths
 
 if TYPE_CHECKING:
     from PIL import Image

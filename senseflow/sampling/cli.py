@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from senseflow.common.commands import Parser, exit_status
+from senseflow.common.fields import check_range, flag_names
 from senseflow.common.files import ROOT
 from senseflow.config.families import check_base
 from senseflow.sampling.drawing import (
@@ -16,10 +17,8 @@ from senseflow.sampling.drawing import (
     SAMPLERS,
     TWO_STEPS,
     Drawing,
-    FieldError,
     Machine,
     Paths,
-    check_range,
 )
 from senseflow.sampling.job import Output, Prompt, shard_of
 from senseflow.sampling.prompts import chosen, read_prompts_file
@@ -48,15 +47,6 @@ def main(family: Family, arguments: list[str] | None = None) -> int:
                 generate(family, paths, drawing, machine, prompts, output)
 
     return exit_status(work, STOPPED)
-
-
-@contextmanager
-def flag_names(**flags: str) -> Iterator[None]:
-    """What is wrong with a field is said of its flag: `flags` by field, else --FIELD."""
-    try:
-        yield
-    except FieldError as error:
-        raise ValueError(f"{flags.get(error.field, f'--{error.field}')} {error.reason}") from error
 
 
 def build_parser(family: Family) -> Parser:

@@ -4,9 +4,10 @@ Command lines check all of it before torch is imported; what only the weights or
 such as a student's own steps, `senseflow.sampling.model` checks.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
+
+from senseflow.common.fields import FieldError, check_choice, check_finite, check_range
 
 SAMPLERS = ("x0", "euler")
 TWO_STEPS = ("spread", "first")
@@ -14,15 +15,6 @@ DTYPES = ("bfloat16", "float16", "float32")
 MOST_STEPS = 1000  # the teachers' own schedules have no more
 MOST_SIDE = 2**16 - 1  # pixels
 MOST_SEED = 2**63 - 1  # of torch's generators
-
-
-class FieldError(ValueError):
-    """A value that cannot be used, `field` being its name; a command line says its flag instead."""
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field} {reason}")
-        self.field = field
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -95,22 +87,3 @@ class Machine:
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, DTYPES)
-
-
-def check_range(field: str, value: int | None, least: int, most: int | None = None) -> None:
-    """Raise FieldError for a number that was given and is not in [least, most]."""
-    if value is not None and (value < least or (most is not None and value > most)):
-        allowed = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise FieldError(field, f"{value} must be {allowed}")
-
-
-def check_choice(field: str, value: str | None, choices: tuple[str, ...]) -> None:
-    """Raise FieldError for a word that was given and is none of the choices."""
-    if value is not None and value not in choices:
-        raise FieldError(field, f"{value!r} must be one of {', '.join(choices)}")
-
-
-def check_finite(field: str, value: float | None) -> None:
-    """Raise FieldError for a number that was given and is not finite."""
-    if value is not None and not math.isfinite(value):
-        raise FieldError(field, f"{value} is not a finite number")

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from senseflow.common.fields import FieldError
 from senseflow.config.families import check_card_family, check_config, check_keys
-from senseflow.sampling.drawing import Drawing, FieldError, Paths
+from senseflow.sampling.drawing import Drawing, Paths
 from senseflow.teachers.family import Family, Plan
 from senseflow.weights.card import StudentCard
 from senseflow.weights.fingerprint import base_fingerprint, fingerprint, stored_weights

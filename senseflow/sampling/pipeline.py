@@ -10,7 +10,8 @@ from PIL import Image
 from torch import nn
 
 from senseflow.common.devices import find_device
-from senseflow.sampling.drawing import FieldError, Machine
+from senseflow.common.fields import FieldError
+from senseflow.sampling.drawing import Machine
 from senseflow.sampling.model import Model
 from senseflow.teachers.family import Family, Plan
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from senseflow.sampling.drawing import FieldError, check_range
+from senseflow.common.fields import FieldError, check_range
 from senseflow.sampling.job import Prompt
 
 TEXT_KEYS = ("prompt", "caption")

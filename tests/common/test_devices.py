@@ -8,7 +8,7 @@ from senseflow.common.devices import find_device
 
 @pytest.mark.parametrize("name", ["tpu9", "meta", "mps", "xpu", "cuda", "cuda:7", ""])
 def test_a_device_that_is_not_there_is_one_line(name):
-    with pytest.raises(ValueError, match="--device") as error:
+    with pytest.raises(ValueError, match=r"^device") as error:
         find_device(name)
     assert "\n" not in str(error.value)
 

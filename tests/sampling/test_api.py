@@ -1,0 +1,163 @@
+"""Drawing from Python gives the images of the scripts and of plain pipelines, or says why not."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from command_line import PROMPTS, call, pictures, prompt_flags
+from diffusers import DiffusionPipeline
+from doc_pages import Page
+from PIL import Image
+from small import BASES, ROOT, T5_LENGTH, make_student
+
+from senseflow.config.families import family_of
+from senseflow.sampling import Drawing, load_student, load_teacher, sample
+from senseflow.sampling.drawing import Machine, Paths
+
+
+@pytest.fixture(scope="module", params=list(BASES))
+def given(request, tmp_path_factory):
+    """An embedded teacher's folder, and a run with its student."""
+    name = request.param
+    return name, BASES[name], make_student(name, tmp_path_factory.mktemp(name) / "run")
+
+
+def same(ours: list[Image.Image], theirs: list[np.ndarray]) -> bool:
+    return len(ours) == len(theirs) and all(
+        np.array_equal(np.array(a), b) for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def test_a_students_images_are_the_scripts(given, tmp_path):
+    _, base, run = given
+    student = load_student(base, run)
+    flags = ["--checkpoint", run, *prompt_flags(), "--output_dir"]
+    assert call(family_of(base, "base"), base, *flags, tmp_path / "a") == 0
+    assert same(sample(student, PROMPTS), list(pictures(tmp_path / "a").values()))
+    flags += [tmp_path / "b", "--steps", 2, "--sampler", "euler", "--seed", 5, "--batch_size", 2]
+    assert call(family_of(base, "base"), base, *flags) == 0
+    images = sample(student, PROMPTS, Drawing(2, "euler", seed=5), batch_size=2)
+    assert same(images, list(pictures(tmp_path / "b").values()))
+
+
+def test_a_teachers_image_is_the_plain_pipelines(given):
+    name, base, _ = given
+    drawing = Drawing(steps=3, guidance=2.0, height=32, width=32, seed=4)
+    ours = sample(load_teacher(base), PROMPTS[:1], drawing)
+    pipeline = DiffusionPipeline.from_pretrained(base)
+    pipeline.set_progress_bar_config(disable=True)
+    length = {} if name == "sdxl" else {"max_sequence_length": T5_LENGTH}
+    image = pipeline(
+        PROMPTS[0], num_inference_steps=3, guidance_scale=2.0, height=32, width=32,
+        generator=torch.Generator().manual_seed(4), **length,
+    ).images[0]  # fmt: skip
+    assert same(ours, [np.array(image)])
+
+
+def test_the_documented_lines_draw_the_scripts_image(tmp_path, monkeypatch):
+    (block,) = [b for b in Page(ROOT / "docs/sampling.md").blocks if b.language == "python"]
+    lines = [line for line in block.text.splitlines() if line.strip()]
+    assert len(lines) == 5
+    run = make_student("flux", tmp_path / "run")
+    code = block.text.replace("/path/to/FLUX.1-dev", str(BASES["flux"]))
+    code = code.replace("runs/flux", str(run))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    flags = ["--checkpoint", run, "--prompt", "a red fox in the snow", "--output_dir", "out"]
+    assert call(family_of(BASES["flux"], "base"), BASES["flux"], *flags) == 0
+    assert same([Image.open("fox.png")], list(pictures(tmp_path / "out").values()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (dict(steps=0), "steps 0 must be from 1 to 1000"),
+        (dict(steps=1001), "steps 1001 must be from 1 to 1000"),
+        (dict(sampler="ddim"), "sampler 'ddim' must be one of x0, euler"),
+        (dict(two_steps="last"), "two_steps 'last' must be one of spread, first"),
+        (dict(guidance=float("inf")), "guidance inf is not a finite number"),
+        (dict(height=-8), "height -8 must be from 1 to 65535"),
+        (dict(width=2**16), "width 65536 must be from 1 to 65535"),
+        (dict(max_sequence_length=0), "max_sequence_length 0 must be at least 1"),
+        (dict(seed=-1), f"seed -1 must be from 0 to {2**63 - 1}"),
+        (dict(levels=(1.0, 0.9), steps=2), "levels 1, 0.9 and steps 2 exclude each other"),
+    ],
+)
+def test_a_drawing_out_of_range_names_field_value_and_range(fields, said):
+    with pytest.raises(ValueError) as error:
+        Drawing(**fields)
+    assert str(error.value) == said
+
+
+def test_what_a_student_cannot_draw(given):
+    name, base, run = given
+    student = load_student(base, run)
+    wrong = {
+        "steps 3: a student of 4 anchors samples in [1, 2, 4, 8] steps": Drawing(steps=3),
+        "height 33 is not a positive multiple of": Drawing(height=33),
+        "levels 0.4 is none of the trained anchors": Drawing(levels=(0.4,)),
+    }
+    if name == "sdxl":
+        wrong["max_sequence_length 12: SDXL has no T5"] = Drawing(max_sequence_length=12)
+    else:
+        wrong["max_sequence_length 513: the pipeline allows 512"] = Drawing(max_sequence_length=513)
+    for said, drawing in wrong.items():
+        with pytest.raises(ValueError) as error:
+            sample(student, ["x"], drawing)
+        assert said in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        sample(student, ["x", " "])
+    with pytest.raises(ValueError, match="batch_size 0 must be at least 1"):
+        sample(student, ["x"], batch_size=0)
+
+
+def test_what_cannot_be_loaded(tmp_path):
+    run = make_student("flux", tmp_path / "run")
+    with pytest.raises(ValueError, match=r"student of family flux, not sdxl: name the teacher"):
+        load_student(BASES["sdxl"], run)
+    with pytest.raises(ValueError, match=r"base .*nowhere is not a diffusers pipeline folder"):
+        load_teacher(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"checkpoint .*nowhere does not exist"):
+        load_student(BASES["flux"], tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="dtype 'fp8' must be one of bfloat16, float16, float32"):
+        load_teacher(BASES["flux"], dtype="fp8")
+    with pytest.raises(ValueError, match="device toaster is not a device"):
+        load_teacher(BASES["flux"], device="toaster")
+    with pytest.raises(ValueError, match="config is of a student: name its checkpoint"):
+        Paths(BASES["flux"], config=ROOT / "README.md")
+    with pytest.raises(ValueError, match="lora nowhere does not exist"):
+        load_teacher(BASES["flux"], lora="nowhere")
+
+
+def test_steps_of_an_image_are_told_and_may_stop_it(tmp_path):
+    teacher = load_teacher(BASES["flux"])
+    plan = teacher.model.plan(Drawing(steps=3, height=32, width=32))
+    told: list[int] = []
+    teacher.draw(["x"], [0], plan, told.append)
+    assert told == [1, 2, 3]
+
+    class Stop(Exception):
+        pass
+
+    def stop(num: int) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        teacher.draw(["x"], [0], plan, stop)
+    assert np.array_equal(*(np.array(teacher.draw(["x"], [0], plan).images[0]) for _ in range(2)))
+    assert told == [1, 2, 3]  # nobody is told any more
+
+
+def test_importing_it_imports_neither_torch_nor_diffusers():
+    code = (
+        "import sys; from senseflow.sampling import Drawing, load_student, sample\n"
+        "assert not {'torch', 'diffusers', 'numpy', 'PIL'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_machine_says_what_it_is_not():
+    with pytest.raises(ValueError, match="dtype 'int8'"):
+        Machine(dtype="int8")
