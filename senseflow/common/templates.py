@@ -13,7 +13,7 @@ def templates(folder: Path) -> Environment:
     What goes into a `.html` is escaped unless it is marked safe, into other files never. A name
     that a template uses and nobody gave is an error (`jinja2.UndefinedError`), not an empty place.
     """
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
@@ -21,3 +21,5 @@ def templates(folder: Path) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["g"] = "{:g}".format  # a number in six digits at most
+    return environment

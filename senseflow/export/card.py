@@ -1,20 +1,20 @@
 """The model card: README.md with the Hub's metadata, of everything a stranger must know."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from senseflow.common.templates import templates
 from senseflow.evaluate.results import Result, merge, read_results
 from senseflow.evaluate.table import column_of, compare, markdown
-from senseflow.export.samples import Sample, gallery
-from senseflow.export.sections import comfyui, licence, responsible_use, sampling, training
+from senseflow.export.samples import Sample
+from senseflow.export.sections import call_of, guidance_of, imported_of, shift_node, typed
 from senseflow.export.source import Source
-from senseflow.export.usage import usage
 from senseflow.teachers.terms import HUB, Terms
 
-PAPER = "https://arxiv.org/abs/2506.00523"
 TAGS = ["text-to-image", "diffusion-distillation", "few-step", "senseflow"]
 
 
@@ -33,28 +33,40 @@ class CardFacts:
 
 
 def write_model_card(folder: Path, source: Source, facts: CardFacts) -> None:
-    """Write README.md."""
-    text = model_card(source, facts)
+    """Write README.md: `card.md.j2`, filled, below the metadata; needs no network."""
+    head, body = metadata(source, facts).to_yaml(), _body(source, facts)
+    text = str(ModelCard(f"---\n{head}\n---\n\n{body}"))
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def model_card(source: Source, facts: CardFacts) -> str:
-    """The card's metadata and text; needs no network."""
-    parts = [
-        f"# {facts.name}",
-        _summary(source, facts),
-        gallery(facts.samples),
-        usage(source, facts.form, facts.place, facts.terms.base_model, facts.prompt),
-        sampling(source),
-        comfyui(source, facts.form, facts.name),
-        training(source),
-        _evaluation(facts),
-        responsible_use(),
-        licence(facts.terms),
-    ]
-    body = "\n\n".join(part.strip() for part in parts if part)
-    head = metadata(source, facts).to_yaml()
-    return str(ModelCard(f"---\n{head}\n---\n\n{body}\n"))
+def _body(source: Source, facts: CardFacts) -> str:
+    card, terms, config = source.card, facts.terms, source.config
+    return (
+        templates(Path(__file__).parent)
+        .get_template("card.md.j2")
+        .render(
+            facts=facts,
+            card=card,
+            family=source.family,
+            stock=source.stock,
+            terms=terms,
+            config=config,
+            data=Path(config.paths.dataset).name if config else None,
+            is_lora=source.is_lora,
+            teacher=_teacher(source, facts),
+            base=terms.base_model or f"/path/to/{card.base_name}",
+            dtype=str(source.layout.dtype),
+            imported=imported_of(source, facts.form),
+            prompt=json.dumps(facts.prompt, ensure_ascii=False),
+            steps=len(card.anchors),
+            anchors=[f"{anchor:.4g}" for anchor in card.anchors],
+            guidance=guidance_of(source),
+            changes=typed(source.stock.changes),
+            call=typed(call_of(source)),
+            shift_node=shift_node(source),
+            results=markdown(compare(facts.results)) if facts.results else "",
+        )
+    )
 
 
 def metadata(source: Source, facts: CardFacts) -> ModelCardData:
@@ -80,16 +92,6 @@ def metadata(source: Source, facts: CardFacts) -> ModelCardData:
     )
 
 
-def _summary(source: Source, facts: CardFacts) -> str:
-    card, steps, teacher = source.card, len(source.card.anchors), _teacher(source, facts)
-    averaged = f", the average of its weights (EMA, decay {card.ema:g})" if card.ema else ""
-    return (
-        f"A student that draws in {steps} step{'s' if steps > 1 else ''} without classifier-free "
-        f"guidance what its teacher, {teacher}, draws in dozens. Distilled by "
-        f"[SenseFlow]({PAPER}); iteration {card.iteration}{averaged}."
-    )
-
-
 def _teacher(source: Source, facts: CardFacts) -> str:
     """As a link where the Hub has it."""
     name = facts.terms.base_model
@@ -107,17 +109,6 @@ def _public(entry: Result) -> Result:
     """Paths as their last name."""
     named = {key: Path(entry[key]).name for key in ("images", "reference") if entry[key]}
     return {**entry, **named}
-
-
-def _evaluation(facts: CardFacts) -> str:
-    if not facts.results:
-        return "## Evaluation\n\nNot measured."
-    own = f" This student is the row `{facts.row}`." if facts.row else ""
-    table = markdown(compare(facts.results))
-    return (
-        f"## Evaluation\n\nMeasured by `python -m senseflow.evaluate`; N, the number of images, is "
-        f"part of every value.{own}\n\n{table}"
-    )
 
 
 def _eval_results(facts: CardFacts) -> list[EvalResult]:

@@ -20,6 +20,11 @@ class Sample:
     prompt: str | None
     seed: int | None
 
+    @property
+    def alt(self) -> str:
+        """What it shows, in one line without Markdown's brackets."""
+        return " ".join((self.prompt or "a sample").replace("[", "(").replace("]", ")").split())
+
 
 def read_samples(files: list[Path]) -> list[Sample]:
     """Raises ValueError for a file that is no whole picture."""
@@ -61,19 +66,3 @@ def copy_samples(folder: Path, samples: list[Sample]) -> None:
         place = folder / sample.place
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(sample.file, place)
-
-
-def gallery(samples: list[Sample]) -> str:
-    """The pictures in Markdown, each with its prompt."""
-    return "\n\n".join(f"![{_alt(s)}]({s.place})\n{_caption(s)}".rstrip() for s in samples)
-
-
-def _alt(sample: Sample) -> str:
-    return " ".join((sample.prompt or "a sample").replace("[", "(").replace("]", ")").split())
-
-
-def _caption(sample: Sample) -> str:
-    if sample.prompt is None:
-        return ""
-    seed = "" if sample.seed is None else f", seed {sample.seed}"
-    return f"*{_alt(sample)}*{seed}"
