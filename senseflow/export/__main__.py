@@ -123,9 +123,9 @@ def _add_hub_flags(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Raises ValueError for what cannot be exported, OSError for what cannot be written or sent."""
     check(args)
-    from senseflow.export.ship import ship  # torch and diffusers, seconds
+    from senseflow.export.ship import Export, ship  # torch and diffusers, seconds
 
-    ship(args)
+    ship(Export(**vars(args)))
 
 
 def check(args: argparse.Namespace) -> None:

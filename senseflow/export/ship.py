@@ -1,13 +1,14 @@
 """From checked flags to a folder that can be shipped: the student in a form, its card, its copy of
 the teacher's licence; and to the Hub, where that is asked for."""
 
-import argparse
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from senseflow.common.files import only_writer
 from senseflow.common.quiet import quiet_libraries
+from senseflow.config.config import Dtype
 from senseflow.engine.export import whole_folder
 from senseflow.evaluate.results import Result
 from senseflow.export import hub
@@ -20,48 +21,74 @@ from senseflow.teachers.terms import Terms, terms_of
 logger = logging.getLogger("senseflow")
 
 
-def ship(args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Export:
+    """What is written in which form, what its card says, and where it is sent: the flags."""
+
+    checkpoint: Path | None  # None: what is at `output` is only to be sent
+    output: Path
+    form: str
+    ema: bool
+    dtype: Dtype | None
+    pretrained_model: Path | None
+    link: bool
+    name: str | None
+    prompt: str
+    base_model: str | None
+    license: str | None
+    license_name: str | None
+    license_link: str | None
+    results: list[Path]
+    row: str | None
+    samples: list[Path]
+    push_to_hub: str | None
+    dry_run: bool
+    public: bool
+
+
+def ship(wanted: Export) -> None:
     """Write the folder, unless it is there and is only to be sent; then send it, or say what would
     go.
 
     Raises ValueError for what cannot be exported, OSError for what cannot be written or sent.
     """
     quiet_libraries()
-    if args.push_to_hub:
-        hub.check_push(args.push_to_hub, args.dry_run)
-    if args.checkpoint is None:
-        hub.check_shipped(args.output)
+    if wanted.push_to_hub:
+        hub.check_push(wanted.push_to_hub, wanted.dry_run)
+    if wanted.checkpoint is None:
+        hub.check_shipped(wanted.output)
     else:
-        write(args)
-    if args.dry_run:
-        logger.info("%s", hub.listing(args.output, args.push_to_hub, args.public))
-    elif args.push_to_hub:
-        hub.push(args.output, args.push_to_hub, args.public)
+        write(wanted, wanted.checkpoint)
+    if wanted.push_to_hub and wanted.dry_run:
+        logger.info("%s", hub.listing(wanted.output, wanted.push_to_hub, wanted.public))
+    elif wanted.push_to_hub:
+        hub.push(wanted.output, wanted.push_to_hub, wanted.public)
 
 
-def write(args: argparse.Namespace) -> None:
+def write(wanted: Export, checkpoint: Path) -> None:
     """The folder, whole or not at all."""
-    source = find_source(args)
-    if args.form == "lora" and not source.is_lora:
+    source = find_source(checkpoint, wanted.pretrained_model, wanted.ema, wanted.dtype)
+    if wanted.form == "lora" and not source.is_lora:
         raise ValueError(
-            f"{args.checkpoint} was trained in full: python -m senseflow.extract_lora --base "
-            f"{source.base} --student {args.checkpoint} --rank 64 --output LORA makes a LoRA of it"
+            f"{checkpoint} was trained in full: python -m senseflow.extract_lora --base "
+            f"{source.base} --student {checkpoint} --rank 64 --output LORA makes a LoRA of it"
         )
-    facts = card_facts(args, source)
-    if args.push_to_hub and None in (facts.terms.base_model, facts.terms.license):
+    facts = card_facts(wanted, source)
+    if wanted.push_to_hub and None in (facts.terms.base_model, facts.terms.license):
         raise ValueError(
             f"--push_to_hub: {source.base} is not {source.family.title} itself: say its "
             "--base_model and --license"
         )
-    with only_writer(args.output), whole_folder(args.output) as partial:
-        fill(args.form, partial, source, args.output.name, args.link)
+    output = wanted.output
+    with only_writer(output), whole_folder(output) as partial:
+        fill(wanted.form, partial, source, output.name, wanted.link)
         copy_samples(partial, facts.samples)
         copy_licences(source.base, partial)
         write_model_card(partial, source, facts)
     logger.info("%s", said_terms(facts.terms))
     what = "EMA of the student" if source.card.ema else "student"
     dtype = str(source.layout.dtype).removeprefix("torch.")
-    logger.info("%s of iteration %d in %s, %s", what, source.card.iteration, args.output, dtype)
+    logger.info("%s of iteration %d in %s, %s", what, source.card.iteration, output, dtype)
 
 
 def said_terms(terms: Terms) -> str:
@@ -77,25 +104,25 @@ def said_terms(terms: Terms) -> str:
     )
 
 
-def card_facts(args: argparse.Namespace, source: Source) -> CardFacts:
+def card_facts(wanted: Export, source: Source) -> CardFacts:
     """What the flags say for the card; raises ValueError before anything is written."""
-    results = read_evaluation(args.results)
+    results = read_evaluation(wanted.results)
     return CardFacts(
-        name=args.name or args.output.name,
-        form=args.form,
-        place=args.push_to_hub or args.output.name,
+        name=wanted.name or wanted.output.name,
+        form=wanted.form,
+        place=wanted.push_to_hub or wanted.output.name,
         terms=terms_of(
             source.family,
             source.base,
-            args.base_model,
-            args.license,
-            args.license_name,
-            args.license_link,
+            wanted.base_model,
+            wanted.license,
+            wanted.license_name,
+            wanted.license_link,
         ),
         results=results,
-        row=own_row(args.row, results),
-        samples=read_samples(args.samples),
-        prompt=args.prompt,
+        row=own_row(wanted.row, results),
+        samples=read_samples(wanted.samples),
+        prompt=wanted.prompt,
     )
 
 

@@ -1,6 +1,5 @@
 """The student that is to be shipped: where its tensors are, its card, its teacher and its run."""
 
-import argparse
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from senseflow.common.files import read_json
-from senseflow.config.config import Config, load_config
+from senseflow.config.config import Config, Dtype, load_config
 from senseflow.config.families import check_card_family, check_keys, family_of
 from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import export
@@ -66,13 +65,17 @@ class Source:
         return (self.read(key) for key in self.layout.keys)
 
 
-def find_source(args: argparse.Namespace) -> Source:
+def find_source(
+    folder: Path, pretrained_model: Path | None, ema: bool, dtype: Dtype | None
+) -> Source:
     """The student of a run, of one of its checkpoints, or of a folder with weights and card.
 
+    pretrained_model: the teacher's folder, where it is not the one the run names. ema: the average
+    of the student's weights. dtype: None for the run's precision.compute or a folder's own.
     Raises ValueError for what is none of them, or is of another teacher.
     """
-    folder = args.checkpoint
-    source = of_folder(args) if holds_student(folder) else of_checkpoint(args)
+    of = of_folder if holds_student(folder) else of_checkpoint
+    source = of(folder, pretrained_model, ema, dtype)
     _warn_of_another_base(source)
     return source
 
@@ -89,21 +92,22 @@ def holds_student(folder: Path) -> bool:
     return indexed or kept or folder.name in ("student", "ema") or any(folder.glob("*.safetensors"))
 
 
-def of_checkpoint(args: argparse.Namespace) -> Source:
+def of_checkpoint(
+    folder: Path, pretrained_model: Path | None, ema: bool, dtype: Dtype | None
+) -> Source:
     """The student, or its average, of a run's training checkpoint."""
-    folder, iteration = find_checkpoint(args.checkpoint)
-    config = read_config(folder.parent.parent, args.pretrained_model)
-    stored = OpenCheckpoint(folder)
-    keys = stored.student(args.ema)
-    dtype = args.dtype or config.precision.compute
-    student = export(config, RECIPES[config.recipe].family, dtype)
+    checkpoint, iteration = find_checkpoint(folder)
+    config = read_config(checkpoint.parent.parent, pretrained_model)
+    stored = OpenCheckpoint(checkpoint)
+    keys = stored.student(ema)
+    student = export(config, RECIPES[config.recipe].family, dtype or config.precision.compute)
     layout, base = student.layout, Path(config.paths.pretrained_model)
-    check_shapes(folder, {key: stored.shapes[name].size for key, name in keys.items()}, layout)
+    check_shapes(checkpoint, {key: stored.shapes[name].size for key, name in keys.items()}, layout)
     return Source(
         base=base,
         family=family_of(base, "--pretrained_model"),
         card=dataclasses.replace(
-            student.card, iteration=iteration, ema=config.ema.decay if args.ema else None
+            student.card, iteration=iteration, ema=config.ema.decay if ema else None
         ),
         config=config,
         layout=layout,
@@ -123,33 +127,35 @@ def read_config(run: Path, pretrained_model: Path | None) -> Config:
     return dataclasses.replace(config, paths=paths)
 
 
-def of_folder(args: argparse.Namespace) -> Source:
+def of_folder(
+    folder: Path, pretrained_model: Path | None, ema: bool, dtype: Dtype | None
+) -> Source:
     """A student as safetensors with its card: a run's student/step_*, or what was exported."""
-    files = find_student(args.checkpoint, args.ema)
+    files = find_student(folder, ema)
     if files.card is None:
         raise ValueError(
             f"{files.weights.parent} has no senseflow.json, the card of how the student is sampled"
         )
-    config = _config_of_run(files.weights.parent, args.pretrained_model)
-    base = Path(config.paths.pretrained_model) if config else args.pretrained_model
+    config = _config_of_run(files.weights.parent, pretrained_model)
+    base = Path(config.paths.pretrained_model) if config else pretrained_model
     if base is None:
         raise ValueError("--pretrained_model is missing: the diffusers folder of the teacher")
     family = family_of(base, "--pretrained_model")
-    check_card_family(family, args.checkpoint, files.card.family)
+    check_card_family(family, folder, files.card.family)
     weights = open_weights(files.weights)
     check_keys(family, files.weights, weights.keys)
-    dtype = getattr(torch, args.dtype) if args.dtype else _stored_type(weights)
+    stored_as = getattr(torch, dtype) if dtype else _stored_type(weights)
     if is_lora(files.weights):
         weights = open_safetensors(files.weights)  # with the component's name before every key
-        layout = _lora_layout(files.weights, weights, family.component, dtype)
+        layout = _lora_layout(files.weights, weights, family.component, stored_as)
     else:
-        layout = _component_layout(files.config, family, dtype)
+        layout = _component_layout(files.config, family, stored_as)
     check_shapes(
         files.weights,
         {key.removeprefix(layout.prefix): weights.read(key).shape for key in weights.keys},
         layout,
     )
-    read = _reader(weights, dtype)
+    read = _reader(weights, stored_as)
     return Source(base, family, files.card, config, layout, lambda key: read(layout.prefix + key))
 
 

@@ -63,9 +63,12 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output} is there already: name another, or remove it")
     require_writable("--output", args.output.parent)
     family = family_of(args.base, "--base")
-    from senseflow.extract_lora.extraction import extract  # torch and diffusers, seconds
+    from senseflow.extract_lora.extraction import (
+        Extraction,
+        extract,
+    )  # torch and diffusers, seconds
 
-    extract(family, args)
+    extract(family, Extraction(**vars(args)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ The best approximation of rank R to a matrix is its truncated SVD (Eckart and Yo
 keeps of the sum of squares is that of its singular values.
 """
 
-import argparse
 import dataclasses
 import logging
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from senseflow.common.devices import find_device
 from senseflow.common.files import only_writer, read_json
+from senseflow.config.config import Dtype
 from senseflow.config.families import check_keys
 from senseflow.engine.export import LORA_FILE, Layout, write_component
 from senseflow.teachers.family import Family
@@ -40,30 +40,43 @@ class Energy:
     kept: float = 0.0  # of those, by the LoRA
 
 
-def extract(family: Family, args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Extraction:
+    """From what is extracted, and to where: the flags."""
+
+    base: Path
+    student: Path
+    rank: int
+    output: Path
+    ema: bool
+    dtype: Dtype
+    device: str
+
+
+def extract(family: Family, wanted: Extraction) -> None:
     """Write the LoRA folder and say what it keeps; raises ValueError for another network's
     student."""
-    folder, files = args.base / family.component, find_student(args.student, args.ema)
+    folder, files = wanted.base / family.component, find_student(wanted.student, wanted.ema)
     if is_lora(files.weights):
-        raise ValueError(f"--student {args.student} is a LoRA already")
-    base, student = component_weights(folder), open_weights(files.weights, args.ema)
+        raise ValueError(f"--student {wanted.student} is a LoRA already")
+    base, student = component_weights(folder), open_weights(files.weights, wanted.ema)
     check_keys(family, files.weights, student.keys)
-    both = _shared_keys(base, student, args)
+    both = _shared_keys(base, student, wanted)
     config = read_json(folder / "config.json")
     network = meta_network(getattr(diffusers, family.network_class), config)
     kinds = nn.Linear | nn.Conv2d
     names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
     layers = [name for name in names if f"{name}.weight" in both]
-    _require_rank(args.rank, base, layers)
-    dtype = getattr(torch, args.dtype)
-    device, energy = find_device(args.device), Energy()
-    layout = _layout(family.component, base, layers, args.rank, dtype)
+    _require_rank(wanted.rank, base, layers)
+    dtype = getattr(torch, wanted.dtype)
+    device, energy = find_device(wanted.device), Energy()
+    layout = _layout(family.component, base, layers, wanted.rank, dtype)
 
     def tensors() -> Iterator[Tensor]:
         for name in tqdm(layers, unit="layer", disable=None):
             difference = _difference(base, student, f"{name}.weight", device)
             energy.layers += float(difference.square().sum())
-            for factor in factors(difference, args.rank, energy):
+            for factor in factors(difference, wanted.rank, energy):
                 yield factor.to("cpu", dtype).contiguous()
 
     guidance = family.teacher_guidance if family.takes_guidance(config) else None
@@ -72,13 +85,13 @@ def extract(family: Family, args: argparse.Namespace) -> None:
         if files.card:
             write_card(partial, _card(files.card, guidance))
 
-    with only_writer(args.output):
-        write_component(args.output, layout, tensors(), describe)
+    with only_writer(wanted.output):
+        write_component(wanted.output, layout, tensors(), describe)
     others = [key for key in both if key.removesuffix(".weight") not in layers]
     rest = sum(float(_difference(base, student, k, device).square().sum()) for k in others)
     energy.total = energy.layers + rest
     only = sorted(set(base.keys) ^ set(student.keys))
-    logger.info("%s", "\n".join(report(args.output, energy, only, guidance)))
+    logger.info("%s", "\n".join(report(wanted.output, energy, only, guidance)))
 
 
 def report(output: Path, energy: Energy, only: list[str], guidance: float | None) -> list[str]:
@@ -119,14 +132,14 @@ def factors(difference: Tensor, rank: int, energy: Energy) -> tuple[Tensor, Tens
     return a.view(rank, *difference.shape[1:]), b.view(len(u), rank, *ones)
 
 
-def _shared_keys(base: Weights, student: Weights, args: argparse.Namespace) -> list[str]:
+def _shared_keys(base: Weights, student: Weights, wanted: Extraction) -> list[str]:
     """Keys of both, in the base's order; raises ValueError unless shapes are the same."""
     held = set(student.keys)
     both = [key for key in base.keys if key in held]
     other = [key for key in both if base.read(key).shape != student.read(key).shape]
     if other or not both:
         what = f"{len(other)} tensors have another shape, such as {other[0]}" if other else "no key"
-        raise ValueError(f"--student {args.student} is not a student of {args.base}: {what}")
+        raise ValueError(f"--student {wanted.student} is not a student of {wanted.base}: {what}")
     return both
 
 
