@@ -28,7 +28,6 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from senseflow.common.files import ROOT, read_json
 from senseflow.config.config import Config
@@ -47,9 +46,10 @@ from senseflow.engine.parallel import recompute
 from senseflow.optim.trained import Trained
 from senseflow.plan.rehearsal import trained_of
 from senseflow.teachers import text_encoders
+from senseflow.teachers.family import DataKind
 from senseflow.teachers.folder import TeacherSettings
-from senseflow.teachers.published import SURROUNDINGS, T5_LENGTH, Surroundings, published
 from senseflow.teachers.teacher import Adapter
+from senseflow.teachers.text_encoders import kind_of
 from senseflow.weights import meta as networks
 from senseflow.weights.meta import NetworkSource
 from senseflow.weights.stored import Weights
@@ -57,7 +57,8 @@ from senseflow.weights.stored import Weights
 
 def write_folder(folder: Path, recipe: Recipe) -> None:
     """The teacher's pipeline folder: its JSON files, no weights."""
-    trees = published(recipe.name, recipe.family.name, recipe.family.component)
+    family = recipe.family
+    trees = family.published.files(family.pipeline_class, family.component)
     for name, tree in trees.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(tree, indent=2))
@@ -117,31 +118,28 @@ def compute_in(network: nn.Module, dtype: torch.dtype) -> None:
 
 def fake_adapter(recipe: Recipe, settings: TeacherSettings, mode: FakeTensorMode) -> Adapter:
     """The family's adapter of a folder, in the dtypes of the settings."""
-    around, folder = SURROUNDINGS[recipe.family.name], settings.folder
-    pipeline_class = getattr(diffusers, around.pipeline)
+    family, around, folder = recipe.family, recipe.family.published, settings.folder
+    pipeline_class = getattr(diffusers, family.pipeline_class)
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(read_json(folder / "vae" / "config.json"))
-    rest = {f"tokenizer{s}": tokenizer(encoder, around) for s, (encoder, _) in around.numbered()}
+    kinds = family.networks().text_encoders
+    rest: dict[str, Any] = {
+        f"tokenizer{suffix}": kind_of(folder, encoder.name, kinds).tokenizer(encoder.length)
+        for suffix, encoder in around.numbered()
+    }
     rest["vae"] = fake(vae.to(settings.vae_dtype), mode)
-    scheduler = getattr(diffusers, around.scheduler).from_pretrained(folder, subfolder="scheduler")
+    scheduler = getattr(diffusers, around.scheduler["_class_name"]).from_pretrained(
+        folder, subfolder="scheduler"
+    )
 
     def without_files(_: Path, dtype: Any, local_files_only: bool, **parts: Any) -> Any:
         return pipeline_class(scheduler=scheduler, **parts, **rest, **around.settings)
 
     ready = dict(from_pretrained=without_files, to=lambda *_: None)
     with patch.multiple(pipeline_class, **ready):
-        return recipe.family.load_adapter(
+        return family.load_adapter(
             settings, torch.device("cpu"), lambda source: fake(source.network, mode)
         )
-
-
-def tokenizer(encoder: type[nn.Module], around: Surroundings) -> Any:
-    """One of the right class and length that knows a letter."""
-    if encoder is T5EncoderModel:
-        pieces = [(piece, -1.0) for piece in ("<pad>", "</s>", "<unk>", "a")]
-        return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_LENGTH)
-    vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2, "a</w>": 3}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
 
 
 # ------------------------------------------------------------------------------------- the parts
@@ -187,7 +185,7 @@ def build(recipe: Recipe, folder: Path, overrides: list[str] | None = None) -> I
         device=torch.device("cpu"),
     )
     with mode:
-        batch = one_sample(config, adapter)
+        batch = one_sample(config, adapter, family.data)
     instance = Instance(parts, batch, mode, [b for source in sources for b in source.repeated])
     checkpointing(instance, config.parallel.activation_checkpointing)
     return instance
@@ -236,9 +234,9 @@ def discriminator(
     )
 
 
-def one_sample(config: Config, adapter: Adapter) -> Batch:
-    """One sample: an image for the flow recipes, latents for SDXL's, as their YAMLs say."""
-    if config.recipe.startswith("sdxl"):
+def one_sample(config: Config, adapter: Adapter, data: DataKind) -> Batch:
+    """One sample, an image or latents."""
+    if data == "latents":
         one = Batch(["a"], [0], latents=torch.empty(1, *adapter.latent_shape()))
     else:
         one = Batch(["a"], [0], images=torch.empty(1, 3, *config.train.resolution))

@@ -12,41 +12,34 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    FluxTransformer2DModel,
-    ModelMixin,
-    SD3Transformer2DModel,
-    UNet2DConditionModel,
-)
+from diffusers import ModelMixin
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.full_size import fake
 from senseflow.config.config import OptimizerConfig
+from senseflow.config.recipes import FAMILIES
 from senseflow.engine.parallel import keep_parameters_in
 from senseflow.optim import stretches
 from senseflow.optim.trained import Trained
-from senseflow.teachers.published import (
-    FLUX_TRANSFORMER,
-    SD35_LARGE_TRANSFORMER,
-    SD35_TRANSFORMER,
-    SDXL_UNET,
-)
+from senseflow.teachers.family import Family
 from senseflow.weights.meta import meta_network
 
-STUDENTS: dict[str, tuple[type[ModelMixin], dict[str, Any]]] = {
-    "FLUX.1-dev": (FluxTransformer2DModel, FLUX_TRANSFORMER | dict(guidance_embeds=False)),
-    "SD3.5 Large": (SD3Transformer2DModel, SD35_LARGE_TRANSFORMER),
-    "SD3.5 Medium": (SD3Transformer2DModel, SD35_TRANSFORMER),
-    "SDXL": (UNet2DConditionModel, SDXL_UNET),
-}
+TEACHERS = {family.title: family for family in FAMILIES}
 KINDS = [(m, s) for m in ("float32", "bfloat16") for s in ("float32", "bfloat16", "8bit")]
+
+
+def student_of(family: Family) -> tuple[type[ModelMixin], dict[str, Any]]:
+    """The class and config of a full-size student: the teacher's without a guidance embedding."""
+    config = family.fit_config(family.published.denoiser, [])
+    return getattr(diffusers, family.network_class), config
 
 
 def held(name: str, masters: str, states: str) -> tuple[int, int, int, int]:
     """Number of parameters; bytes of them, of their gradients and of the optimizer's state."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    network = meta_network(*STUDENTS[name])
+    network = meta_network(*student_of(TEACHERS[name]))
     keep_parameters_in(network, {"float32": torch.float32, "bfloat16": torch.bfloat16}[masters])
     fake(network, mode)
     config = OptimizerConfig(lr=1e-5, fake_score_lr=1e-5, discriminator_lr=1e-5, states=states)
@@ -85,7 +78,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--network", nargs="+", choices=list(STUDENTS), default=list(STUDENTS), help="which ones"
+        "--network", nargs="+", choices=list(TEACHERS), default=list(TEACHERS), help="which ones"
     )
     parser.add_argument("--output", type=Path, help="write the table there too")
     args = parser.parse_args()

@@ -36,7 +36,7 @@ from senseflow.distill.measures import STOPWATCH, Measures
 from senseflow.distill.state import Distillation
 from senseflow.engine.build import assemble, share
 from senseflow.engine.inputs import read_error_curve
-from senseflow.plan.blank import Blank, BlankPrompts, data_of
+from senseflow.plan.blank import Blank, BlankPrompts
 from senseflow.plan.costs import DENSE_TFLOPS, Costs, kinds_of
 from senseflow.plan.plan import Wanted, configure
 from senseflow.plan.rehearsal import Kind
@@ -113,7 +113,7 @@ def parts_of(args: argparse.Namespace, ranks: Ranks) -> tuple[Distillation, list
     """The run and its first micro-batches."""
     overrides = tuple(args.overrides)
     recipe = RECIPES[load_config(args.config, args.overrides).recipe]
-    data = data_of(recipe.name, args.data)
+    data = args.data or recipe.family.data
     with tempfile.TemporaryDirectory(prefix="senseflow_step_") as folder:
         wanted = Wanted(args.config, overrides, 1, ranks.world_size, data)
         config, _ = configure(recipe, wanted, Path(folder))

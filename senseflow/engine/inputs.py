@@ -28,7 +28,6 @@ from senseflow.engine.initial import (
 from senseflow.engine.lora import check_lora
 from senseflow.teachers.family import Family
 from senseflow.teachers.folder import TeacherSettings, latent_shape
-from senseflow.teachers.text_encoders import text_encoders
 from senseflow.weights.fingerprint import base_fingerprint
 from senseflow.weights.lora_settings import LoraSettings
 
@@ -61,7 +60,7 @@ def check_teacher(config: Config, family: Family) -> Cache:
     cache = read_cache(config, family, read_data(config, settings))
     warn_of_versions(config)
     if cache.prompts is None:
-        text_encoders(settings.folder, settings.compute_dtype)
+        family.text_encoders(settings)
     return cache
 
 

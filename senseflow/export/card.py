@@ -13,7 +13,7 @@ from senseflow.evaluate.table import column_of, compare, markdown
 from senseflow.export.samples import Sample
 from senseflow.export.sections import call_of, guidance_of, imported_of, shift_node, typed
 from senseflow.export.source import Source
-from senseflow.teachers.terms import HUB, Terms
+from senseflow.teachers.published import HUB, Terms
 
 TAGS = ["text-to-image", "diffusion-distillation", "few-step", "senseflow"]
 

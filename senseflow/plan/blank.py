@@ -12,15 +12,10 @@ from senseflow.config.config import Config
 from senseflow.data.cache_index import Field
 from senseflow.data.items import Item, Position
 from senseflow.teachers.encoded import NOTHING, Conditioning, Encoded, Posterior
-from senseflow.teachers.family import Family
+from senseflow.teachers.family import DataKind, Family
 
-DataKind = Literal["images", "latents", "cached"]
+PlanData = DataKind | Literal["cached"]
 """What a run reads: images; an LMDB of latents; images, with prompts and latents from a cache."""
-
-
-def data_of(recipe: str, asked: DataKind | None) -> DataKind:
-    """What is asked for, else what the recipe's YAML is made for: latents for SDXL."""
-    return asked or ("latents" if recipe.startswith("sdxl") else "images")
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Blank:
 
     resolution: tuple[int, int]
     latent_shape: tuple[int, int, int]
-    kind: DataKind
+    kind: PlanData
     prompts: BlankPrompts | None  # of a cache
     see_images: bool  # also where a cache knows their latents
 

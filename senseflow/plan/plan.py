@@ -13,11 +13,10 @@ from tqdm import tqdm
 from senseflow.config.config import Config, load_config
 from senseflow.config.load import check_split, load_recipe
 from senseflow.config.recipes import RECIPES, Recipe
-from senseflow.plan.blank import DataKind, data_of
+from senseflow.plan.blank import PlanData
 from senseflow.plan.costs import Costs, Phases, kinds_of, peak
 from senseflow.plan.rehearsal import Kind, NetworkBytes, rehearse
 from senseflow.plan.stand_in import copy_teacher, write_teacher, write_vision
-from senseflow.teachers.published import SURROUNDINGS, published
 
 logger = logging.getLogger("senseflow")
 
@@ -30,7 +29,7 @@ class Wanted:
     overrides: tuple[str, ...]
     nodes: int
     gpus: int  # per node
-    data: DataKind | None = None  # None: as the recipe's YAML says
+    data: PlanData | None = None  # None: as the recipe's YAML says
 
     @property
     def world_size(self) -> int:
@@ -45,7 +44,7 @@ class Plan:
     wanted: Wanted
     config: Config
     teacher: str  # where its configuration is from
-    data: DataKind
+    data: PlanData
     networks: dict[str, NetworkBytes]
     costs: Costs
 
@@ -65,7 +64,7 @@ def make_plan(wanted: Wanted, kinds: Sequence[Kind] | None = None) -> Plan:
     recipe = RECIPES[load_config(wanted.file, list(wanted.overrides)).recipe]
     with tempfile.TemporaryDirectory(prefix="senseflow_plan_") as folder:
         config, teacher = configure(recipe, wanted, Path(folder))
-        data = data_of(config.recipe, wanted.data)
+        data = wanted.data or recipe.family.data
         kinds = kinds or kinds_of(config)
         with steps(len(kinds) + 2, f"{config.recipe} on {wanted.world_size}") as step:
             step("building")
@@ -91,12 +90,12 @@ def configure(recipe: Recipe, wanted: Wanted, folder: Path) -> tuple[Config, str
         raise ValueError("paths.initial: a plan needs none, the networks are the same; say null")
     source, family = Path(config.paths.pretrained_model), recipe.family
     if source.exists():
-        copy_teacher(source, folder / source.name)
+        copy_teacher(source, folder / source.name, family)
         teacher, copy = str(source), folder / source.name
     else:
         copy = folder / "teacher"
-        write_teacher(copy, published(recipe.name, family.name, family.component))
-        teacher = f"as published ({SURROUNDINGS[family.name].title}), for {source} is not here"
+        write_teacher(copy, family)
+        teacher = f"as published ({family.published.terms.base_model}), for {source} is not here"
     made_up = [f"paths.pretrained_model={copy}"]
     if config.adversarial.in_use == "vfm":
         made_up += write_vision(folder / "vision", config.paths)

@@ -26,7 +26,7 @@ from senseflow.distill.state import Distillation, Turn
 from senseflow.engine.build import assemble, share
 from senseflow.engine.inputs import read_error_curve
 from senseflow.optim.trained import Trained
-from senseflow.plan.blank import Blank, BlankPrompts, DataKind
+from senseflow.plan.blank import Blank, BlankPrompts, PlanData
 from senseflow.plan.fakes import Loading, fake_ranks, fake_whole, real_meshes
 from senseflow.plan.tracker import AVERAGES, PARAMETERS, STATES, PhaseCost, Tracker
 from senseflow.teachers.family import Family
@@ -193,7 +193,7 @@ def storage_bytes(tensors: list[Tensor]) -> int:
 
 @contextmanager
 def rehearse(
-    config: Config, family: Family, world_size: int, data: DataKind
+    config: Config, family: Family, world_size: int, data: PlanData
 ) -> Iterator[Rehearsal]:
     """Rank 0 of so many, before its first iteration."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)

@@ -9,18 +9,17 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import open_clip
 import timm
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase, T5Tokenizer
 
 from senseflow.common.files import read_json
 from senseflow.config.config import PathsConfig
-from senseflow.teachers.text_encoders import CLASSES
+from senseflow.teachers.family import Family
+from senseflow.teachers.text_encoders import Kinds, TextEncoder, kind_of
 from senseflow.weights.safetensors_writer import header, num_bytes
 
 NAMES = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
@@ -34,16 +33,16 @@ def write_holes(file: Path, tensors: Mapping[str, Tensor]) -> None:
         stream.truncate(num_bytes(tensors))
 
 
-def write_teacher(folder: Path, trees: Mapping[str, Mapping[str, Any]]) -> None:
-    """A pipeline folder of JSON files by path, with holes for weights."""
-    for name, tree in trees.items():
+def write_teacher(folder: Path, family: Family) -> None:
+    """The pipeline folder of a family's published teacher, with holes for weights."""
+    for name, tree in family.published.files(family.pipeline_class, family.component).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(tree, indent=2))
-    fill(folder)
+    fill(folder, family.networks().text_encoders)
 
 
-def copy_teacher(source: Path, folder: Path) -> None:
-    """The same of an existing pipeline folder, whether its weights are there or not.
+def copy_teacher(source: Path, folder: Path, family: Family) -> None:
+    """A copy of an existing pipeline folder with holes for weights, whether those are there or not.
 
     Raises ValueError when it is none.
     """
@@ -53,50 +52,38 @@ def copy_teacher(source: Path, folder: Path) -> None:
     for name, entry in index.items():
         if isinstance(entry, list) and (source / name).is_dir():
             shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns(*WEIGHTS))
-    fill(folder)
+    fill(folder, family.networks().text_encoders)
 
 
-def fill(folder: Path) -> None:
-    """Give each component of model_index.json the weights or vocabulary it lacks."""
-    index = read_json(folder / "model_index.json")
-    for name, entry in index.items():
-        if isinstance(entry, list) and entry[0] in NAMES and entry[1]:
-            if name.startswith("tokenizer"):
-                write_tokenizer(folder / name)
-            elif name != "scheduler" and (folder / name / "config.json").is_file():
-                network = meta_component(folder / name, entry[1])
-                write_holes(folder / name / f"{NAMES[entry[0]]}.safetensors", network.state_dict())
+def fill(folder: Path, kinds: Kinds) -> None:
+    """Give each component of model_index.json the weights or vocabulary it lacks.
+
+    kinds: of the text encoders.
+    """
+    for name, entry in read_json(folder / "model_index.json").items():
+        config = folder / name / "config.json"
+        if not isinstance(entry, list) or not config.is_file():
+            continue
+        tree, network = read_json(config), nn.Module()
+        with torch.device("meta"):
+            if entry[0] == "diffusers":
+                network = getattr(diffusers, entry[1]).from_config(tree)
+            else:
+                kind = kind_of(folder / name, entry[1], kinds)
+                network = kind.network(kind.network.config_class.from_dict(tree))
+                write_tokenizer(folder / name.replace("text_encoder", "tokenizer"), kind)
+        state = network.to(torch.bfloat16).state_dict()  # as teachers are stored
+        write_holes(folder / name / f"{NAMES[entry[0]]}.safetensors", state)
 
 
-def meta_component(folder: Path, class_name: str) -> nn.Module:
-    """A network of a pipeline folder on the meta device, in bfloat16, as teachers are stored."""
-    tree = read_json(folder / "config.json")
-    network: nn.Module
-    with torch.device("meta"):
-        if class_name in CLASSES:
-            network = CLASSES[class_name](CLASSES[class_name].config_class.from_dict(tree))
-        else:
-            network = getattr(diffusers, class_name).from_config(tree)
-    return network.to(torch.bfloat16)
-
-
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, kind: TextEncoder) -> None:
     """One of the same kind and length that knows a letter, where a folder has no vocabulary.
 
     Prompts are padded to their length, so that the vocabulary changes no shape.
     """
-    tree = read_json(folder / "tokenizer_config.json")
-    if any(f.name != "tokenizer_config.json" for f in folder.iterdir()):
-        return
-    length = tree["model_max_length"]
-    tokenizer: PreTrainedTokenizerBase
-    if length > 77:
-        pieces = [(piece, -1.0) for piece in ("<pad>", "</s>", "<unk>", "a")]
-        tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=length)
-    else:
-        vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2, "a</w>": 3}
-        tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=length)
-    tokenizer.save_pretrained(folder)
+    length = read_json(folder / "tokenizer_config.json")["model_max_length"]
+    if all(file.name == "tokenizer_config.json" for file in folder.iterdir()):
+        kind.tokenizer(length).save_pretrained(folder)
 
 
 def write_vision(folder: Path, paths: PathsConfig) -> list[str]:

@@ -9,11 +9,12 @@ holds a subclass of `Family` and an `adapter` module with the networks; a recipe
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from senseflow.core.levels import SIGMAS, Levels
 from senseflow.teachers import folder
 from senseflow.teachers.folder import TeacherSettings
+from senseflow.teachers.published import Published
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from senseflow.teachers.pipeline import Networks
     from senseflow.teachers.teacher import Adapter
     from senseflow.weights.meta import Build, NetworkSource
+
+
+DataKind = Literal["images", "latents"]
+"""What paths.dataset is: a JSON of images, or an LMDB of latents."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,14 @@ class Family(ABC):
     config_flag: str
     teacher_steps: int
     teacher_guidance: float  # the pipeline's own number, as dmd.guidance and isg.guidance are
+    published: Published
     levels: Levels = SIGMAS
     no_guidance: float = 1.0  # the pipeline's number that leaves out its unconditional half
     tokenizer: str | None = None  # whose tokens data.max_sequence_length counts; None: all fixed
     longest_prompt: int = 512  # of its tokens, where the folder states more, or nothing
     null_prompt: str | None = None  # whose encoding is that of no prompt; None: none is encoded
     last_config: Path | None = None  # for a base without a config of its network
+    data: DataKind = "images"  # what its recipes' YAMLs are made for
 
     # ------------------------------------------------------------- a teacher's folder, read as JSON
 
@@ -171,6 +178,13 @@ class Family(ABC):
     def student(self, settings: TeacherSettings) -> "NetworkSource":
         """The start of student and fake score, on the meta device; raises ValueError."""
         return self.networks().student(settings)
+
+    def text_encoders(self, settings: TeacherSettings) -> "dict[str, NetworkSource]":
+        """The frozen text encoders of a folder, by component; raises ValueError."""
+        from senseflow.teachers.text_encoders import text_encoders
+
+        kinds = self.networks().text_encoders
+        return text_encoders(settings.folder, kinds, settings.compute_dtype)
 
     def load_adapter(
         self,

@@ -17,7 +17,7 @@ from senseflow.core.path import Path as NoisePath
 from senseflow.teachers.encoded import Conditioning, KnownPrompts, Posterior
 from senseflow.teachers.folder import TeacherSettings, encoder_classes
 from senseflow.teachers.teacher import Adapter
-from senseflow.teachers.text_encoders import keep_recording, text_encoders
+from senseflow.teachers.text_encoders import Kinds, keep_recording, text_encoders
 from senseflow.weights.meta import Blocks, Build, NetworkSource, frozen_network, open_network
 
 
@@ -49,6 +49,7 @@ class Networks:
     load_adapter: LoadAdapter
     teacher: Callable[[TeacherSettings], NetworkSource]
     student: Callable[[TeacherSettings], NetworkSource]
+    text_encoders: Kinds  # that its folders hold
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def posterior_of(vae: Any, images: Tensor) -> Posterior:
 def load_encoders(
     pipeline_class: type[DiffusionPipeline],
     component: str,
+    kinds: Kinds,
     settings: TeacherSettings,
     device: torch.device,
     build: Build,
@@ -123,12 +125,12 @@ def load_encoders(
 ) -> Any:
     """The frozen encoders, VAE and scheduler of a pipeline folder, without its denoiser.
 
-    `build` loads the text encoders, one after the other; diffusers loads the rest. With `known`
-    there are none.
+    `build` loads the text encoders, of these kinds, one after the other; diffusers loads the rest.
+    With `known` there are none.
     """
     encoders: dict[str, Any] = dict.fromkeys(encoder_classes(settings.folder))
     if known is None:
-        sources = text_encoders(settings.folder, settings.compute_dtype)
+        sources = text_encoders(settings.folder, kinds, settings.compute_dtype)
         encoders |= {name: keep_recording(build(source)) for name, source in sources.items()}
     try:
         pipeline = pipeline_class.from_pretrained(

@@ -1,84 +1,17 @@
-"""The published configurations of the recipes' teachers, for a plan without their folders.
+"""The public teacher of a family: its licence, and its folder's JSON files at full size.
 
-Facts of the `config.json` files that the teachers are released with; those that a class of
-diffusers or transformers has by default are left out.
+Facts of the files that the teachers are released with; what a class of diffusers or transformers
+has by default is left out. A plan without the teacher's folder is made of them.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    PretrainedConfig,
-    PreTrainedModel,
-    T5Config,
-    T5EncoderModel,
-)
-
-FLUX_TRANSFORMER = dict(
-    _class_name="FluxTransformer2DModel",
-    patch_size=1,
-    in_channels=64,
-    num_layers=19,
-    num_single_layers=38,
-    attention_head_dim=128,
-    num_attention_heads=24,
-    joint_attention_dim=4096,
-    pooled_projection_dim=768,
-    guidance_embeds=True,
-    axes_dims_rope=[16, 56, 56],
-)
-SD35_LARGE_TRANSFORMER = dict(
-    _class_name="SD3Transformer2DModel",
-    sample_size=128,
-    patch_size=2,
-    in_channels=16,
-    out_channels=16,
-    num_layers=38,
-    attention_head_dim=64,
-    num_attention_heads=38,
-    joint_attention_dim=4096,
-    caption_projection_dim=2432,
-    pooled_projection_dim=2048,
-    pos_embed_max_size=192,
-    qk_norm="rms_norm",
-)
-SD35_TRANSFORMER = SD35_LARGE_TRANSFORMER | dict(
-    num_layers=24,
-    num_attention_heads=24,
-    caption_projection_dim=1536,
-    pos_embed_max_size=384,
-    dual_attention_layers=list(range(13)),
-)
-SDXL_UNET = dict(
-    _class_name="UNet2DConditionModel",
-    sample_size=128,
-    in_channels=4,
-    out_channels=4,
-    block_out_channels=[320, 640, 1280],
-    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    layers_per_block=2,
-    transformer_layers_per_block=[1, 2, 10],
-    attention_head_dim=[5, 10, 20],
-    cross_attention_dim=2048,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=256,
-    projection_class_embeddings_input_dim=2816,
-    use_linear_projection=True,
-)
-DENOISERS: dict[str, dict[str, Any]] = {
-    "flux_senseflow": FLUX_TRANSFORMER,
-    "sd35_senseflow": SD35_TRANSFORMER,
-    "sd35_large_senseflow": SD35_LARGE_TRANSFORMER,
-    "sdxl_senseflow": SDXL_UNET,
-    "sdxl_dmd2": SDXL_UNET,
-}
+HUB = "https://huggingface.co"
 
 SDXL_VAE = dict(
+    _class_name="AutoencoderKL",
     block_out_channels=[128, 256, 512, 512],
     down_block_types=["DownEncoderBlock2D"] * 4,
     up_block_types=["UpDecoderBlock2D"] * 4,
@@ -97,7 +30,19 @@ FLUX_VAE = SDXL_VAE | dict(
     use_post_quant_conv=False,
 )
 
-CLIP_L = CLIPTextConfig(
+
+@dataclass(frozen=True)
+class Encoder:
+    """A text encoder and the length of its tokenizer; classes of transformers."""
+
+    name: str
+    config: dict[str, Any]
+    tokenizer: str = "CLIPTokenizer"
+    length: int = 77
+
+
+CLIP_L = dict(
+    model_type="clip_text_model",
     hidden_size=768,
     intermediate_size=3072,
     num_hidden_layers=12,
@@ -105,7 +50,7 @@ CLIP_L = CLIPTextConfig(
     hidden_act="quick_gelu",
     projection_dim=768,
 )
-BIG_G = CLIPTextConfig(
+BIG_G = CLIP_L | dict(
     hidden_size=1280,
     intermediate_size=5120,
     num_hidden_layers=32,
@@ -113,100 +58,70 @@ BIG_G = CLIPTextConfig(
     hidden_act="gelu",
     projection_dim=1280,
 )
-T5_XXL = T5Config(
-    d_model=4096,
-    d_kv=64,
-    d_ff=10240,
-    num_layers=24,
-    num_heads=64,
-    feed_forward_proj="gated-gelu",
+T5_XXL = Encoder(
+    "T5EncoderModel",
+    dict(
+        model_type="t5",
+        d_model=4096,
+        d_kv=64,
+        d_ff=10240,
+        num_layers=24,
+        num_heads=64,
+        feed_forward_proj="gated-gelu",
+    ),
+    "T5Tokenizer",
+    length=512,
 )
-
-T5_LENGTH = 512  # tokens that the teachers' T5 tokenizers admit
-CLIP_LENGTH = 77
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a pipeline folder holds besides its denoiser."""
+class Terms:
+    """A teacher's name and licence, in the Hub's words; None: not known here, nor said."""
 
-    title: str
-    pipeline: str  # class names in diffusers
-    scheduler: str
-    schedule: dict[str, Any]
+    base_model: str | None
+    license: str | None  # an identifier of the Hub, or other
+    license_name: str | None = None  # of another
+    license_link: str | None = None
+
+    @classmethod
+    def of_hub(cls, model: str, name: str) -> "Terms":
+        """A licence of the teacher's own that is kept beside it."""
+        return cls(model, "other", name, f"{HUB}/{model}/blob/main/LICENSE.md")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A teacher that anyone can have."""
+
+    terms: Terms
+    num_parameters: int  # of its denoiser, by which it is told from networks of the same kind
+    denoiser: dict[str, Any]  # config.json, with its _class_name; so are these:
+    scheduler: dict[str, Any]
     vae: dict[str, Any]
-    encoders: tuple[tuple[type[PreTrainedModel], PretrainedConfig], ...]
+    encoders: tuple[Encoder, ...]
     settings: dict[str, Any] = field(default_factory=dict)  # of the pipeline
 
-    def numbered(self) -> Iterator[tuple[str, tuple[type[PreTrainedModel], PretrainedConfig]]]:
+    def numbered(self) -> Iterator[tuple[str, Encoder]]:
         """The encoders with what diffusers puts behind their names: nothing, _2, _3."""
         return zip(("", "_2", "_3"), self.encoders, strict=False)
 
-
-SURROUNDINGS = {
-    "flux": Surroundings(
-        "FLUX.1-dev",
-        "FluxPipeline",
-        "FlowMatchEulerDiscreteScheduler",
-        dict(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
-        FLUX_VAE,
-        ((CLIPTextModel, CLIP_L), (T5EncoderModel, T5_XXL)),
-    ),
-    "sd35": Surroundings(
-        "Stable Diffusion 3.5",
-        "StableDiffusion3Pipeline",
-        "FlowMatchEulerDiscreteScheduler",
-        dict(shift=3.0),
-        FLUX_VAE | dict(scaling_factor=1.5305, shift_factor=0.0609),
-        (
-            (CLIPTextModelWithProjection, CLIP_L),
-            (CLIPTextModelWithProjection, BIG_G),
-            (T5EncoderModel, T5_XXL),
-        ),
-    ),
-    "sdxl": Surroundings(
-        "SDXL base 1.0",
-        "StableDiffusionXLPipeline",
-        "EulerDiscreteScheduler",
-        dict(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            timestep_spacing="leading",
-            steps_offset=1,
-        ),
-        SDXL_VAE,
-        ((CLIPTextModel, CLIP_L), (CLIPTextModelWithProjection, BIG_G)),
-        settings=dict(force_zeros_for_empty_prompt=True, add_watermarker=False),
-    ),
-}
-
-
-def published(recipe: str, family: str, component: str) -> dict[str, dict[str, Any]]:
-    """The JSON files of a recipe's published teacher, by path in its pipeline folder.
-
-    Tokenizers have their length alone.
-    """
-    around = SURROUNDINGS[family]
-    index: dict[str, Any] = {
-        "_class_name": around.pipeline,
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", around.scheduler],
-        component: ["diffusers", DENOISERS[recipe]["_class_name"]],
-        **around.settings,
-    }
-    trees = {
-        "model_index.json": index,
-        "scheduler/scheduler_config.json": {"_class_name": around.scheduler, **around.schedule},
-        "vae/config.json": {"_class_name": "AutoencoderKL", **around.vae},
-        f"{component}/config.json": DENOISERS[recipe],
-    }
-    for suffix, (encoder, config) in around.numbered():
-        is_t5 = encoder is T5EncoderModel
-        tokenizer = "T5Tokenizer" if is_t5 else "CLIPTokenizer"
-        length = T5_LENGTH if is_t5 else CLIP_LENGTH
-        index[f"text_encoder{suffix}"] = ["transformers", encoder.__name__]
-        index[f"tokenizer{suffix}"] = ["transformers", tokenizer]
-        trees[f"text_encoder{suffix}/config.json"] = config.to_dict()
-        trees[f"tokenizer{suffix}/tokenizer_config.json"] = {"model_max_length": length}
-    return trees
+    def files(self, pipeline_class: str, component: str) -> dict[str, dict[str, Any]]:
+        """The JSON files by path in the pipeline folder; tokenizers have their length alone."""
+        parts = {"vae": self.vae, "scheduler": self.scheduler, component: self.denoiser}
+        index: dict[str, Any] = {
+            "_class_name": pipeline_class,
+            **{name: ["diffusers", config["_class_name"]] for name, config in parts.items()},
+            **self.settings,
+        }
+        trees = {
+            "model_index.json": index,
+            "scheduler/scheduler_config.json": parts.pop("scheduler"),
+            **{f"{name}/config.json": config for name, config in parts.items()},
+        }
+        for suffix, encoder in self.numbered():
+            length = {"model_max_length": encoder.length}
+            index[f"text_encoder{suffix}"] = ["transformers", encoder.name]
+            index[f"tokenizer{suffix}"] = ["transformers", encoder.tokenizer]
+            trees[f"text_encoder{suffix}/config.json"] = encoder.config
+            trees[f"tokenizer{suffix}/tokenizer_config.json"] = length
+        return trees

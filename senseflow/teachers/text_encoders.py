@@ -1,15 +1,19 @@
-"""The text encoders of a pipeline folder (CLIP, OpenCLIP bigG, T5), on the meta device."""
+"""The text encoders of a pipeline folder, of the kinds a family knows, on the meta device."""
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    CLIPTokenizer,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     T5EncoderModel,
+    T5Tokenizer,
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
@@ -22,37 +26,66 @@ from senseflow.teachers.folder import encoder_classes
 from senseflow.weights.meta import NetworkSource, frozen_network
 from senseflow.weights.stored import Stored, Weights, component_weights
 
-CLASSES = {
-    encoder.__name__: encoder
-    for encoder in (CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel)
-}
-LAYERS = (CLIPEncoderLayer, T5Block)
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A kind of text encoder, by its class in transformers, with its tokenizer."""
+
+    network: type[PreTrainedModel]
+    layer: type[nn.Module]  # each one a unit of sharding
+    tokenizer: Callable[[int], PreTrainedTokenizerBase]  # one that knows a letter, of this length
 
 
-def text_encoders(folder: Path, dtype: torch.dtype) -> dict[str, NetworkSource]:
+Kinds = Sequence[TextEncoder]
+
+
+def clip_tokenizer(length: int) -> CLIPTokenizer:
+    """CLIP's, with the letter a."""
+    vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2, "a</w>": 3}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=length)
+
+
+def t5_tokenizer(length: int) -> T5Tokenizer:
+    """T5's, with the letter a."""
+    pieces = [(piece, -1.0) for piece in ("<pad>", "</s>", "<unk>", "a")]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=length)
+
+
+CLIP = TextEncoder(CLIPTextModel, CLIPEncoderLayer, clip_tokenizer)
+PROJECTED_CLIP = TextEncoder(CLIPTextModelWithProjection, CLIPEncoderLayer, clip_tokenizer)
+T5 = TextEncoder(T5EncoderModel, T5Block, t5_tokenizer)
+
+
+def kind_of(folder: Path, class_name: str, kinds: Kinds) -> TextEncoder:
+    """The kind of an encoder's folder; raises ValueError, naming it, for none of `kinds`."""
+    named = {kind.network.__name__: kind for kind in kinds}
+    if class_name not in named:
+        raise ValueError(f"{folder} holds a {class_name}, not one of {', '.join(named)}")
+    return named[class_name]
+
+
+def text_encoders(folder: Path, kinds: Kinds, dtype: torch.dtype) -> dict[str, NetworkSource]:
     """The frozen text encoders that the model_index.json of a pipeline folder names, by component.
 
     Those it says are null (SD3.5 without T5) are left out. Raises ValueError as `text_encoder`.
     """
     return {
-        name: text_encoder(folder / name, class_name, dtype)
+        name: text_encoder(folder / name, kind_of(folder / name, class_name, kinds), dtype)
         for name, class_name in encoder_classes(folder).items()
         if class_name
     }
 
 
-def text_encoder(folder: Path, class_name: str, dtype: torch.dtype) -> NetworkSource:
+def text_encoder(folder: Path, kind: TextEncoder, dtype: torch.dtype) -> NetworkSource:
     """One frozen encoder in its own dtype, a unit of sharding per layer.
 
-    Raises ValueError, naming the folder, for a class that is none of CLASSES and for weights that
-    lack keys or have other shapes than config.json says. Keys beyond the encoder's are not read.
+    Raises ValueError, naming the folder, for weights that lack keys or have other shapes than
+    config.json says. Keys beyond the encoder's are not read.
     """
-    if class_name not in CLASSES:
-        raise ValueError(f"{folder} holds a {class_name}, not one of {', '.join(CLASSES)}")
     read_json(folder / "config.json")  # says what is wrong with it in one line
-    config = CLASSES[class_name].config_class.from_pretrained(folder, local_files_only=True)
+    config = kind.network.config_class.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
-        network = CLASSES[class_name](config)
+        network = kind.network(config)
     weights = in_names_of(network, component_weights(folder))
     weights.require(network.state_dict())
     positions = position_ids(network)
@@ -60,7 +93,7 @@ def text_encoder(folder: Path, class_name: str, dtype: torch.dtype) -> NetworkSo
     def read(key: str) -> Stored:
         return positions[key] if key in positions else weights.read(key)
 
-    blocks = [module for module in network.modules() if isinstance(module, LAYERS)]
+    blocks = [module for module in network.modules() if isinstance(module, kind.layer)]
     return frozen_network(NetworkSource(network, read, blocks), dtype)
 
 

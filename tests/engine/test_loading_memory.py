@@ -22,7 +22,7 @@ from senseflow.config.config import ParallelConfig, PrecisionConfig
 from senseflow.engine import build as engine
 from senseflow.teachers.flux.family import FLUX
 from senseflow.teachers.folder import TeacherSettings
-from senseflow.teachers.text_encoders import text_encoder
+from senseflow.teachers.text_encoders import T5, text_encoder
 
 MIB = 2**20
 FLUX_LIKE = dict(
@@ -93,7 +93,7 @@ def load_all(folder: Path, ranks: Ranks) -> list[nn.Module]:
     bfloat16 = torch.bfloat16
     settings = TeacherSettings(folder, (64, 64), 8, None, bfloat16, torch.float32)
     sources = (
-        lambda: text_encoder(folder / "text_encoder_2", "T5EncoderModel", bfloat16),
+        lambda: text_encoder(folder / "text_encoder_2", T5, bfloat16),
         lambda: FLUX.teacher(settings),
         lambda: FLUX.student(settings),
     )

@@ -14,7 +14,10 @@ from students import SHIFT, Shipped, ours, run_script, save_student, script_of, 
 
 from senseflow.config.config import load_config, save_config
 from senseflow.teachers.flux.family import FLUX
-from senseflow.teachers.terms import PUBLIC, Terms, terms_of
+from senseflow.teachers.published import Terms
+from senseflow.teachers.sd35.family import SD35_LARGE
+from senseflow.teachers.sdxl.family import SDXL
+from senseflow.teachers.terms import terms_of
 from senseflow.weights.card import read_card
 
 CONFIG = "configs/FLUX/flux_senseflow_tiny.yaml"
@@ -126,8 +129,8 @@ def test_the_public_teachers_licences_and_no_others(tmp_path, monkeypatch):
     assert terms_of(FLUX, tmp_path, None, "mit", None, None) == Terms(found.base_model, "mit")
     monkeypatch.setattr("senseflow.teachers.terms.num_parameters", lambda _: 600_000)
     assert terms_of(FLUX, tmp_path, *flags) == Terms(None, None)
-    assert PUBLIC["SDXL"].terms.license == "openrail++"
-    assert "community" in (PUBLIC["SD3.5 Large"].terms.license_name or "")
+    assert SDXL.published.terms.license == "openrail++"
+    assert "community" in (SD35_LARGE.published.terms.license_name or "")
 
 
 def test_the_component_cards_script_draws_our_image(shipped, tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from students import ANCHORS, save_student
 
 from senseflow.common.files import ROOT
+from senseflow.config.recipes import RECIPES
 from senseflow.engine.export import Layout
-from senseflow.teachers.published import DENOISERS
 from senseflow.weights.safetensors_writer import header
 from senseflow.weights.stored import Weights, component_weights
 from senseflow.weights.student import build_student, find_student, load_student, read_config
@@ -59,7 +59,7 @@ def check_names(family: str, keys: set[str]) -> None:
 
 
 def full_size(recipe: str) -> dict[str, torch.Tensor]:
-    config = dict(DENOISERS[recipe])
+    config = dict(RECIPES[recipe].family.published.denoiser)
     with torch.device("meta"):
         return getattr(diffusers, config["_class_name"]).from_config(config).state_dict()
 

@@ -7,8 +7,9 @@ import torch
 
 from senseflow.common.files import ROOT
 from senseflow.plan.stand_in import copy_teacher, fill, write_holes
-from senseflow.teachers.published import published
-from senseflow.teachers.text_encoders import text_encoder
+from senseflow.teachers.flux.family import FLUX
+from senseflow.teachers.sd35.family import SD35
+from senseflow.teachers.text_encoders import PROJECTED_CLIP, text_encoder
 from senseflow.weights.stored import component_weights
 
 
@@ -28,7 +29,7 @@ def test_a_hole_has_names_types_and_shapes_and_takes_no_room(tmp_path):
 
 
 def test_an_encoder_reads_what_was_made_up_for_it(tmp_path):
-    trees = published("sd35_senseflow", "sd35", "transformer")
+    trees = SD35.published.files("StableDiffusion3Pipeline", "transformer")
     keep = ("text_encoder/config.json", "tokenizer/tokenizer_config.json", "model_index.json")
     for name in keep:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -36,14 +37,14 @@ def test_an_encoder_reads_what_was_made_up_for_it(tmp_path):
     for entry in ("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3"):
         trees["model_index.json"].pop(entry)
     (tmp_path / "model_index.json").write_text(json.dumps(trees["model_index.json"]))
-    fill(tmp_path)
-    source = text_encoder(tmp_path / "text_encoder", "CLIPTextModelWithProjection", torch.bfloat16)
+    fill(tmp_path, [PROJECTED_CLIP])
+    source = text_encoder(tmp_path / "text_encoder", PROJECTED_CLIP, torch.bfloat16)
     assert sum(p.numel() for p in source.network.parameters()) == 123_650_304
 
 
 def test_a_copy_of_a_folder_keeps_its_small_files_and_no_weights(tmp_path):
     source = ROOT / "assets/tiny/flux/pipeline"
-    copy_teacher(source, tmp_path)
+    copy_teacher(source, tmp_path, FLUX)
     for file in source.rglob("*"):
         own = tmp_path / file.relative_to(source)
         assert own.exists(), own
@@ -57,5 +58,5 @@ def test_a_copy_of_a_folder_keeps_its_small_files_and_no_weights(tmp_path):
 def test_nothing_of_the_source_is_written(tmp_path):
     source = ROOT / "assets/tiny/flux/pipeline"
     before = {f: f.stat().st_mtime_ns for f in Path(source).rglob("*")}
-    copy_teacher(source, tmp_path)
+    copy_teacher(source, tmp_path, FLUX)
     assert before == {f: f.stat().st_mtime_ns for f in Path(source).rglob("*")}

@@ -24,7 +24,7 @@ from torch import nn
 
 from senseflow.teachers.family import Plan
 from senseflow.teachers.schedulers import Float32LCMScheduler
-from senseflow.teachers.sdxl.family import SDXL, SDXL_DMD2
+from senseflow.teachers.sdxl.family import SDXL
 
 ANCHORS = [999, 749, 499, 249]
 SIZE = ("--height", 24, "--width", 32)
@@ -55,10 +55,9 @@ def drawn(pipeline, seed: int, prompt: str, **call) -> np.ndarray:
     return np.array(pipeline(prompt, **call).images[0])
 
 
-@pytest.mark.parametrize("family", [SDXL, SDXL_DMD2])
-def test_x0_is_stock_lcm_at_four_steps(family, sdxl_folder, network, student, tmp_path):
+def test_x0_is_stock_lcm_at_four_steps(sdxl_folder, network, student, tmp_path):
     flags = ["--checkpoint", student, *SIZE, *prompt_flags(), "--output_dir", tmp_path]
-    assert call(family, sdxl_folder, *flags) == 0
+    assert call(SDXL, sdxl_folder, *flags) == 0
     pipeline = stock(sdxl_folder, unet=network)
     config = pipeline.scheduler.config
     pipeline.scheduler = LCMScheduler.from_config(config, original_inference_steps=4)
@@ -188,13 +187,12 @@ def test_half_precision_steps_are_float32():
         assert ours.dtype == torch.bfloat16 and torch.equal(ours, theirs.bfloat16())
 
 
-@pytest.mark.parametrize("family", [SDXL, SDXL_DMD2])
-def test_classifier_weights_are_not_dropped(family, sdxl_folder, network, tmp_path, capsys):
+def test_classifier_weights_are_not_dropped(sdxl_folder, network, tmp_path, capsys):
     """As a fake score network of DMD2 carries them."""
     extra = {"classifier.0.weight": torch.zeros(2), "classifier.3.bias": torch.zeros(2)}
     torch.save({"model": {**network.state_dict(), **extra}}, tmp_path / "fake.pth")
     flags = ["--checkpoint", tmp_path / "fake.pth", "--output_dir", tmp_path / "out"]
-    text = error_of(capsys, family, sdxl_folder, *flags)
+    text = error_of(capsys, SDXL, sdxl_folder, *flags)
     assert "2 not part of the network (classifier.0.weight, classifier.3.bias)" in text
 
 

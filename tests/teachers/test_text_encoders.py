@@ -12,7 +12,7 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionXLP
 from safetensors.torch import load_file, save_file
 from teacher_parts import CPU, PROMPTS, built, changed_copy, settings_of
 from torch.distributed.tensor import DTensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.models.t5.modeling_t5 import T5Block
 
@@ -23,7 +23,14 @@ from senseflow.engine.build import build_network
 from senseflow.teachers.flux.family import FLUX
 from senseflow.teachers.sd35.family import SD35, SD35_LARGE
 from senseflow.teachers.sdxl.family import SDXL
-from senseflow.teachers.text_encoders import text_encoder, text_encoders
+from senseflow.teachers.text_encoders import (
+    CLIP,
+    PROJECTED_CLIP,
+    T5,
+    kind_of,
+    text_encoder,
+    text_encoders,
+)
 
 TINY = ROOT / "assets" / "tiny"
 FOLDERS = {
@@ -36,6 +43,7 @@ FOLDERS = {
     "sd35_large": (SD35_LARGE, StableDiffusion3Pipeline, 16),
     "sdxl": (SDXL, StableDiffusionXLPipeline, None),
 }
+KINDS = (CLIP, PROJECTED_CLIP, T5)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -82,7 +90,7 @@ def test_prompts_are_encoded_bit_for_bit_as_by_the_pipeline_itself(request, name
 
 
 def test_a_unit_of_sharding_per_layer(sd35_folder):
-    sources = text_encoders(sd35_folder, torch.bfloat16)
+    sources = text_encoders(sd35_folder, KINDS, torch.bfloat16)
     kinds = {name: [type(block) for block in source.blocks] for name, source in sources.items()}
     assert kinds == {
         "text_encoder": [CLIPEncoderLayer] * 3,
@@ -129,16 +137,16 @@ def with_a_decoder(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("fixture", "part", "encoder", "change"),
     [
-        ("flux_folder", "text_encoder", CLIPTextModel, as_published),
-        ("sd35_folder", "text_encoder_2", CLIPTextModelWithProjection, as_published),
-        ("sd35_folder", "text_encoder_3", T5EncoderModel, under_the_other_name),
-        ("sd35_folder", "text_encoder_3", T5EncoderModel, with_a_decoder),
+        ("flux_folder", "text_encoder", CLIP, as_published),
+        ("sd35_folder", "text_encoder_2", PROJECTED_CLIP, as_published),
+        ("sd35_folder", "text_encoder_3", T5, under_the_other_name),
+        ("sd35_folder", "text_encoder_3", T5, with_a_decoder),
     ],
 )
 def test_the_names_of_published_files(request, tmp_path, fixture, part, encoder, change):
     folder = rewritten(request.getfixturevalue(fixture), part, tmp_path / part, change)
-    theirs = encoder.from_pretrained(folder, dtype=torch.float32)
-    ours = built(text_encoder(folder, encoder.__name__, torch.float32))
+    theirs = encoder.network.from_pretrained(folder, dtype=torch.float32)
+    ours = built(text_encoder(folder, encoder, torch.float32))
     expected = theirs.state_dict() | dict(theirs.named_buffers())
     found = ours.state_dict() | dict(ours.named_buffers())
     assert found.keys() == expected.keys()
@@ -150,7 +158,7 @@ def test_t5_in_two_files(sd35_folder, tmp_path):
     theirs = T5EncoderModel.from_pretrained(sd35_folder / "text_encoder_3")
     theirs.save_pretrained(folder, max_shard_size="20KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
-    ours = built(text_encoder(folder, "T5EncoderModel", torch.float32)).state_dict()
+    ours = built(text_encoder(folder, T5, torch.float32)).state_dict()
     assert all(torch.equal(ours[k], v) for k, v in theirs.state_dict().items())
 
 
@@ -158,7 +166,7 @@ def test_a_missing_encoder_stays_away(sd35_folder, tmp_path):
     """SD3.5 without T5 says null in its model_index.json."""
     changes = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
     folder = changed_copy(sd35_folder, tmp_path / "pipeline", "model_index.json", **changes)
-    assert list(text_encoders(folder, torch.float32)) == ["text_encoder", "text_encoder_2"]
+    assert list(text_encoders(folder, KINDS, torch.float32)) == ["text_encoder", "text_encoder_2"]
 
 
 def without_a_layer(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -180,17 +188,19 @@ def with_a_longer_table(state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 def test_weights_that_do_not_fit_are_named(sd35_folder, tmp_path, change, words):
     folder = rewritten(sd35_folder, "text_encoder", tmp_path / "text_encoder", change)
     with pytest.raises(ValueError, match=f"{folder}.* {words}"):
-        text_encoder(folder, "CLIPTextModelWithProjection", torch.float32)
+        text_encoder(folder, PROJECTED_CLIP, torch.float32)
 
 
 def test_folders_that_hold_something_else_are_named(sd35_folder, tmp_path):
-    with pytest.raises(ValueError, match="text_encoder holds a BertModel, not one of CLIPTextMode"):
-        text_encoder(sd35_folder / "text_encoder", "BertModel", torch.float32)
+    with pytest.raises(
+        ValueError, match="text_encoder holds a BertModel, not one of CLIPTextModel, T5"
+    ):
+        kind_of(sd35_folder / "text_encoder", "BertModel", [CLIP, T5])
     folder = tmp_path / "half"
     shutil.copytree(sd35_folder / "text_encoder", folder)
     (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
     with pytest.raises(ValueError, match=f"no .*model.safetensors .or its index. in {folder}"):
-        text_encoder(folder, "CLIPTextModelWithProjection", torch.float32)
+        text_encoder(folder, PROJECTED_CLIP, torch.float32)
     (folder / "config.json").write_text(json.dumps([]))
     with pytest.raises(ValueError, match=r"half/config.json holds no JSON object"):
-        text_encoder(folder, "CLIPTextModelWithProjection", torch.float32)
+        text_encoder(folder, PROJECTED_CLIP, torch.float32)

@@ -17,11 +17,14 @@ from senseflow.core.path import Path as NoisePath
 from senseflow.teachers.encoded import Conditioning, KnownPrompts
 from senseflow.teachers.folder import TeacherSettings
 from senseflow.teachers.pipeline import Networks, PipelineAdapter, device_of, load_encoders
+from senseflow.teachers.text_encoders import CLIP, T5
 from senseflow.weights.meta import Build, NetworkSource, frozen_network, open_network
 from senseflow.weights.stored import Stored, Weights
 
 GUIDANCE_EMBEDDER = "time_text_embed.guidance_embedder."
 TIME_BIAS = "time_text_embed.timestep_embedder.linear_2.bias"
+
+TEXT_ENCODERS = (CLIP, T5)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ class FluxAdapter(PipelineAdapter):
         known: KnownPrompts | None,
     ) -> "FluxAdapter":
         """Read encoders and VAE."""
-        pipeline = load_encoders(FluxPipeline, "transformer", settings, device, build, known)
+        pipeline = load_encoders(
+            FluxPipeline, "transformer", TEXT_ENCODERS, settings, device, build, known
+        )
         assert settings.max_sequence_length, "checked by require"
         return cls(
             pipeline,
@@ -188,4 +193,4 @@ def guidance_offset(weights: Weights, guidance: float) -> Tensor:
     return offset
 
 
-NETWORKS = Networks(FluxAdapter.load, teacher_source, student_source)
+NETWORKS = Networks(FluxAdapter.load, teacher_source, student_source, TEXT_ENCODERS)

@@ -12,6 +12,7 @@ from senseflow.core.levels import one_shift, shifted
 from senseflow.teachers.family import Sides, StockSampling
 from senseflow.teachers.flow import SIDE, FlowFamily, flow_config
 from senseflow.teachers.folder import TeacherSettings, vae_factor
+from senseflow.teachers.published import CLIP_L, FLUX_VAE, T5_XXL, Encoder, Published, Terms
 
 if TYPE_CHECKING:
     from senseflow.core.path import FlowPath
@@ -119,5 +120,31 @@ FLUX = Flux(
     teacher_steps=50,
     teacher_guidance=3.5,
     tokenizer="tokenizer_2",
+    published=Published(
+        Terms.of_hub("black-forest-labs/FLUX.1-dev", "flux-1-dev-non-commercial-license"),
+        num_parameters=11_901_408_320,
+        denoiser=dict(
+            _class_name="FluxTransformer2DModel",
+            patch_size=1,
+            in_channels=64,
+            num_layers=19,
+            num_single_layers=38,
+            attention_head_dim=128,
+            num_attention_heads=24,
+            joint_attention_dim=4096,
+            pooled_projection_dim=768,
+            guidance_embeds=True,
+            axes_dims_rope=[16, 56, 56],
+        ),
+        scheduler=dict(
+            _class_name="FlowMatchEulerDiscreteScheduler",
+            shift=3.0,
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=1.15,
+        ),
+        vae=FLUX_VAE,
+        encoders=(Encoder("CLIPTextModel", CLIP_L), T5_XXL),
+    ),
     last_config=ROOT / "exp_flux" / "flux-wo-guidance-embed" / "transformer" / "config.json",
 )

@@ -21,9 +21,12 @@ from senseflow.teachers.pipeline import (
     device_of,
     load_encoders,
 )
+from senseflow.teachers.text_encoders import PROJECTED_CLIP, T5
 from senseflow.weights.meta import Build
 
 NO_PROMPT = ""
+
+TEXT_ENCODERS = (PROJECTED_CLIP, T5)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class SD35Adapter(CfgAdapter):
     ) -> "SD35Adapter":
         """Read encoders and VAE; the empty prompt is encoded, or known."""
         pipeline = load_encoders(
-            StableDiffusion3Pipeline, "transformer", settings, device, build, known
+            StableDiffusion3Pipeline, "transformer", TEXT_ENCODERS, settings, device, build, known
         )
         length = settings.max_sequence_length
         assert length, "checked by require"
@@ -99,4 +102,4 @@ def blocks_of(network: SD3Transformer2DModel) -> list[nn.Module]:
 
 
 NETWORK = PlainNetwork(SD3Transformer2DModel, "transformer", blocks_of, blocks_of)
-NETWORKS = Networks(SD35Adapter.load, NETWORK.teacher, NETWORK.student)
+NETWORKS = Networks(SD35Adapter.load, NETWORK.teacher, NETWORK.student, TEXT_ENCODERS)

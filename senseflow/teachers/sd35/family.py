@@ -13,6 +13,15 @@ from senseflow.core.levels import SAME_SIGMA, even_times, shifted
 from senseflow.teachers.family import Sides, StockSampling
 from senseflow.teachers.flow import SIDE, FlowFamily, flow_config
 from senseflow.teachers.folder import TeacherSettings, base_config, vae_factor
+from senseflow.teachers.published import (
+    BIG_G,
+    CLIP_L,
+    FLUX_VAE,
+    T5_XXL,
+    Encoder,
+    Published,
+    Terms,
+)
 
 if TYPE_CHECKING:
     from senseflow.core.path import FlowPath
@@ -129,6 +138,45 @@ def stretched_shift(anchors: tuple[float, ...]) -> float:
     return 2 * most / (half + math.sqrt(root)) if root >= 0 else 1.0  # else no shift does it
 
 
+LARGE = Published(
+    Terms.of_hub("stabilityai/stable-diffusion-3.5-large", "stabilityai-ai-community"),
+    num_parameters=8_056_627_520,
+    denoiser=dict(
+        _class_name="SD3Transformer2DModel",
+        sample_size=128,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=38,
+        attention_head_dim=64,
+        num_attention_heads=38,
+        joint_attention_dim=4096,
+        caption_projection_dim=2432,
+        pooled_projection_dim=2048,
+        pos_embed_max_size=192,
+        qk_norm="rms_norm",
+    ),
+    scheduler=dict(_class_name="FlowMatchEulerDiscreteScheduler", shift=SHIFT),
+    vae=FLUX_VAE | dict(scaling_factor=1.5305, shift_factor=0.0609),
+    encoders=(
+        Encoder("CLIPTextModelWithProjection", CLIP_L),
+        Encoder("CLIPTextModelWithProjection", BIG_G),
+        T5_XXL,
+    ),
+)
+MEDIUM = replace(
+    LARGE,
+    terms=Terms.of_hub("stabilityai/stable-diffusion-3.5-medium", "stabilityai-ai-community"),
+    num_parameters=2_243_171_520,
+    denoiser=LARGE.denoiser
+    | dict(
+        num_layers=24,
+        num_attention_heads=24,
+        caption_projection_dim=1536,
+        pos_embed_max_size=384,
+        dual_attention_layers=list(range(13)),
+    ),
+)
 SD35 = SD35Family(
     name="sd35",
     title="SD3.5 Medium",
@@ -142,6 +190,7 @@ SD35 = SD35Family(
     config_flag="--transformer_config",
     teacher_steps=40,
     teacher_guidance=4.5,
+    published=MEDIUM,
     tokenizer="tokenizer_3",
     longest_prompt=256,  # the pipeline's default
     null_prompt="",
@@ -152,5 +201,6 @@ SD35_LARGE = replace(
     script="scripts_sd35/test_senseflow_sd35_large.py",
     teacher_steps=50,
     teacher_guidance=3.5,
+    published=LARGE,
     dual_attention=False,
 )

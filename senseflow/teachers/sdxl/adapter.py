@@ -25,7 +25,10 @@ from senseflow.teachers.pipeline import (
     device_of,
     load_encoders,
 )
+from senseflow.teachers.text_encoders import CLIP, PROJECTED_CLIP
 from senseflow.weights.meta import Build
+
+TEXT_ENCODERS = (CLIP, PROJECTED_CLIP)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class SDXLAdapter(CfgAdapter):
         known: KnownPrompts | None,
     ) -> "SDXLAdapter":
         """Read encoders and VAE."""
-        pipeline = load_encoders(StableDiffusionXLPipeline, "unet", settings, device, build, known)
+        pipeline = load_encoders(
+            StableDiffusionXLPipeline, "unet", TEXT_ENCODERS, settings, device, build, known
+        )
         return cls(pipeline, path, settings.resolution, settings.compute_dtype)
 
     @torch.no_grad()
@@ -104,4 +109,4 @@ def modules_of(network: nn.Module, *kinds: type[nn.Module]) -> list[nn.Module]:
 
 
 NETWORK = PlainNetwork(UNet2DConditionModel, "unet", blocks_of, repeated_of)
-NETWORKS = Networks(SDXLAdapter.load, NETWORK.teacher, NETWORK.student)
+NETWORKS = Networks(SDXLAdapter.load, NETWORK.teacher, NETWORK.student, TEXT_ENCODERS)

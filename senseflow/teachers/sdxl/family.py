@@ -19,6 +19,15 @@ from senseflow.teachers.folder import (
     scheduler_config,
     vae_factor,
 )
+from senseflow.teachers.published import (
+    BIG_G,
+    CLIP_L,
+    HUB,
+    SDXL_VAE,
+    Encoder,
+    Published,
+    Terms,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
     from senseflow.core.path import VPPath
     from senseflow.teachers.pipeline import Networks
 
+NAME = "stabilityai/stable-diffusion-xl-base-1.0"
 SIDE = 1024  # pixels
 MULTIPLE = 8  # pixels: what the pipeline asks of a side
 NUM_TIMES = 1000  # of the scheduler
@@ -235,6 +245,39 @@ SDXL = SDXLFamily(
     config_flag="--unet_config",
     teacher_steps=40,
     teacher_guidance=5.0,
+    published=Published(
+        Terms(NAME, "openrail++", None, f"{HUB}/{NAME}/blob/main/LICENSE.md"),
+        num_parameters=2_567_463_684,
+        denoiser=dict(
+            _class_name="UNet2DConditionModel",
+            sample_size=128,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=[320, 640, 1280],
+            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            layers_per_block=2,
+            transformer_layers_per_block=[1, 2, 10],
+            attention_head_dim=[5, 10, 20],
+            cross_attention_dim=2048,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+            use_linear_projection=True,
+        ),
+        scheduler=dict(
+            _class_name="EulerDiscreteScheduler",
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            timestep_spacing="leading",
+            steps_offset=1,
+        ),
+        vae=SDXL_VAE,
+        encoders=(Encoder("CLIPTextModel", CLIP_L), Encoder("CLIPTextModelWithProjection", BIG_G)),
+        settings=dict(force_zeros_for_empty_prompt=True, add_watermarker=False),
+    ),
     levels=TIMESTEPS,
+    data="latents",
     no_guidance=0.0,
 )
