@@ -1,46 +1,75 @@
-"""What all tests share: saved random pipelines, not to be changed by a test; and the CPU.
+"""What all tests share: saved random pipelines, not to be changed by a test; the CPU; and a Python
+that starts in a moment.
 
 GPUs are hidden from all tests but those of test_gpu.py, which give them to processes of their own.
+The libraries are imported by fixtures: the process that hands tests to those of `pytest -n` needs
+none.
 """
 
+import multiprocessing
 import os
+import resource
 from pathlib import Path
 
-import gpus  # noqa: F401  counts them before they are hidden
 import pytest
-import torch
-from flux_pipeline import save_flux_pipeline
-from sd35_pipeline import save_sd35_pipeline
-from sdxl_pipeline import save_sdxl_pipeline
+from quick_python import kept_server
 
-torch.set_num_threads(1)
+SERVER = pytest.StashKey[object]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes of `pytest -n` use the server of the one that started them."""
+    if not hasattr(config, "workerinput"):
+        server = config.stash[SERVER] = kept_server()
+        server.__enter__()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the server, and say what all processes took together, those of `pytest -n` too."""
+    if SERVER in config.stash:
+        config.stash[SERVER].__exit__(None, None, None)
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        print(f"{sum(u.ru_utime + u.ru_stime for u in used):.0f} CPU seconds")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hide_gpus() -> None:
+def one_thread_and_no_gpu() -> None:
     """In a fixture: the processes of `pytest -n` are started before and must count the GPUs."""
+    import torch
+    from python import PYTHON
+
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(1)
+    multiprocessing.set_executable(PYTHON)
 
 
 @pytest.fixture(scope="session")
 def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A FluxPipeline (tests/parts/flux_pipeline.py)."""
+    from flux_pipeline import save_flux_pipeline
+
     return save_flux_pipeline(tmp_path_factory.mktemp("flux") / "pipeline")
 
 
 @pytest.fixture(scope="session")
 def sd35_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusion3Pipeline with dual attention, as SD3.5 Medium (sd35_pipeline.py)."""
+    from sd35_pipeline import save_sd35_pipeline
+
     return save_sd35_pipeline(tmp_path_factory.mktemp("sd35") / "pipeline")
 
 
 @pytest.fixture(scope="session")
 def sd35_large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusion3Pipeline without dual attention, as SD3.5 Large."""
+    from sd35_pipeline import save_sd35_pipeline
+
     return save_sd35_pipeline(tmp_path_factory.mktemp("sd35_large") / "pipeline", large=True)
 
 
 @pytest.fixture(scope="session")
 def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusionXLPipeline (tests/parts/sdxl_pipeline.py)."""
+    from sdxl_pipeline import save_sdxl_pipeline
+
     return save_sdxl_pipeline(tmp_path_factory.mktemp("sdxl") / "pipeline")

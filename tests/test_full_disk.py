@@ -2,10 +2,10 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from python import PYTHON
 from small_disk import fill, grow, read_only, small_disk
 
 from senseflow.common.ranks import start_ranks
@@ -35,7 +35,7 @@ def data(tmp_path_factory) -> Path:
 
 def train(data: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess:
     words = ["sh", "exp_flux/train_flux_senseflow.sh", "1", "2", CONFIG, str(folder)]
-    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHON": PYTHON, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*words, f"paths.dataset={data}", *SETTINGS, *overrides],
         capture_output=True, text=True, env=environment, timeout=600,

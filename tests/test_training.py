@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from PIL import Image
+from python import PYTHON
 from safetensors.torch import load_file
 from training_runs import full_state, rows, timeless_rows
 
@@ -50,20 +51,22 @@ def command(data: Path, folder: Path, *overrides: str, gpus: int = 1) -> list[st
     return [*words, f"paths.dataset={data}", *SHORT, *overrides]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+def environment(python: str = PYTHON) -> dict[str, str]:
+    return {**os.environ, "PYTHON": python, "OMP_NUM_THREADS": "1"}
 
 
-def run(data: Path, folder: Path, *overrides: str, gpus: int = 1) -> subprocess.CompletedProcess:
-    line = command(data, folder, *overrides, gpus=gpus)
-    return subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=600)
+def run(
+    data: Path, folder: Path, *overrides: str, gpus: int = 1, python: str = PYTHON
+) -> subprocess.CompletedProcess:
+    line, variables = command(data, folder, *overrides, gpus=gpus), environment(python)
+    return subprocess.run(line, capture_output=True, text=True, env=variables, timeout=600)
 
 
 @pytest.fixture(scope="session")
 def finished(data, tmp_path_factory) -> Path:
-    """A run of four iterations through the shell script."""
+    """A run of four iterations through the shell script, by Python itself."""
     folder = tmp_path_factory.mktemp("finished")
-    result = run(data, folder)
+    result = run(data, folder, python=sys.executable)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -221,7 +224,7 @@ def test_student_in_a_stock_pipeline_draws_the_images_of_our_script(finished, tm
     """The inference line of the README against FluxPipeline with the stock stochastic scheduler."""
     base, prompt = "assets/tiny/flux/pipeline", "a red seven left of a blue two on white"
     words = ["--flux_ckpt", base, "--checkpoint", str(finished), "--output_dir", str(tmp_path)]
-    line = [sys.executable, "scripts_flux/test_flux_senseflow.py", *words, "--prompt", prompt]
+    line = [PYTHON, "scripts_flux/test_flux_senseflow.py", *words, "--prompt", prompt]
     result = subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=300)
     assert result.returncode == 0, result.stderr
     (file,) = [f for f in tmp_path.glob("*.png") if f.name != "grid.png"]
@@ -258,7 +261,7 @@ def test_student_in_a_stock_pipeline_draws_the_images_of_our_script(finished, tm
 )
 def test_a_rank_unlike_the_others_is_an_error_and_no_hang(how, message, last, data, tmp_path):
     words = command(data, tmp_path / "run", "train.iter_num=20", "train.log_interval=1", gpus=2)
-    line = [sys.executable, "-m", "odd_rank", *words[2:]]
+    line = [PYTHON, "-m", "odd_rank", *words[2:]]
     path = f"tests/parts:{os.environ.get('PYTHONPATH', '')}"
     variables = {**environment(), "ODD": how, "PYTHONPATH": path}
     result = subprocess.run(line, capture_output=True, text=True, env=variables, timeout=300)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from python import PYTHON
 
 from senseflow.core.draws import Draws
 from senseflow.data.convert import latents_writer
@@ -359,7 +360,7 @@ def test_the_command_itself_killed_goes_on(tmp_path, teacher):
     source, output = write_json(tmp_path / "set", 150), tmp_path / "lmdb"
     arguments = [source, "--output", output, "--teacher", teacher, "--resolution", SIZE]
     arguments += ["--batch_size", 1, "--device", "cpu"]
-    command = [sys.executable, "-m", "senseflow.data.convert", *map(str, arguments)]
+    command = [PYTHON, "-m", "senseflow.data.convert", *map(str, arguments)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     until = time.monotonic() + 60
     while time.monotonic() < until and process.poll() is None:

@@ -18,6 +18,7 @@ from unittest import mock
 import pytest
 from doc_pages import ROOT, Page, pages, shell_commands, tracked
 from doc_programs import Program, program_of, start
+from python import PYTHON
 
 from senseflow.tiny.pictures import write_dataset
 
@@ -198,8 +199,8 @@ def call(program: Program, words: list[str], folder: Path) -> None:
 
 def run(words: list[str], folder: Path) -> str:
     """One command in a process of its own; raises AssertionError with what it said."""
-    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *words[1:]] if words[0] == "python" else words
+    environment = {**os.environ, "PYTHON": PYTHON, "PYTHONPATH": str(ROOT)}
+    command = [PYTHON, *words[1:]] if words[0] == "python" else words
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
     )

@@ -4,13 +4,13 @@ import functools
 import os
 import shutil
 import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from python import PYTHON
 from sharded import Check, assert_same, networks, spawn, step, values
 
 from senseflow.common.ranks import Ranks, start_ranks
@@ -277,7 +277,7 @@ time.sleep(60)
 def test_kill_9_in_the_background_leaves_the_checkpoint_before(alone, tmp_path):
     path = f"{Path(__file__).parents[1] / 'parts'}:{os.environ.get('PYTHONPATH', '')}"
     result = subprocess.run(
-        [sys.executable, "-c", CHILD, tmp_path], env={**os.environ, "PYTHONPATH": path},
+        [PYTHON, "-c", CHILD, tmp_path], env={**os.environ, "PYTHONPATH": path},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.returncode == -9 and result.stdout == "training goes on\n", result.stderr

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from image_folders import PROMPTS, write_seeds
 from PIL import Image
+from python import PYTHON
 from ranks import on_ranks
 from torch import nn
 
@@ -92,7 +92,7 @@ def run(num: int, output, *flags) -> subprocess.CompletedProcess:
     words = [*(torchrun if num > 1 else []), "-m", "senseflow.evaluate", "score"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *words, "--name", "a", "--output", str(output), *map(str, flags)],
+        [PYTHON, *words, "--name", "a", "--output", str(output), *map(str, flags)],
         env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT,
     )  # fmt: skip
 

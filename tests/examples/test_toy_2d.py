@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from python import PYTHON
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
@@ -64,13 +65,11 @@ def test_isg_is_nothing_where_the_ode_is_straight_and_something_where_it_bends()
 
 def test_a_short_run_leaves_a_picture(tmp_path):
     words = ["examples/toy_2d.py", "--output", tmp_path, "--seeds", 2, "--iterations", 8]
-    result = subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=300
-    )
+    result = subprocess.run([PYTHON, *map(str, words)], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert [line.split("energy")[0].strip() for line in result.stdout.splitlines()[:4]] == [
         variant.name for variant in toy_2d.VARIANTS
     ]
     assert Image.open(tmp_path / "toy_2d.png").size == (960, 800)
-    bad = [sys.executable, "examples/toy_2d.py", "--seeds", "0"]
+    bad = [PYTHON, "examples/toy_2d.py", "--seeds", "0"]
     assert subprocess.run(bad, capture_output=True).returncode == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from python import PYTHON
 from safetensors.torch import load_file
 
 from senseflow.engine.checkpoint import OpenCheckpoint
@@ -37,7 +38,7 @@ SETTINGS = [
 
 def train(data: Path, folder: Path, *overrides: str, gpus: int = 2) -> subprocess.CompletedProcess:
     words = ["sh", "exp_flux/train_flux_senseflow.sh", "1", str(gpus), CONFIG, str(folder)]
-    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHON": PYTHON, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*words, f"paths.dataset={data}", *SETTINGS, *overrides],
         capture_output=True, text=True, env=environment, timeout=600,
@@ -62,7 +63,7 @@ def finished(data, tmp_path_factory) -> Path:
 def command(*words: str | Path) -> tuple[int, str]:
     """Exit status and errors of the command."""
     result = subprocess.run(
-        [sys.executable, "-m", "senseflow.export", *map(str, words)],
+        [PYTHON, "-m", "senseflow.export", *map(str, words)],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     return result.returncode, result.stderr
@@ -186,7 +187,7 @@ def test_sampling_takes_the_average(finished, tmp_path):
     with pytest.raises(ValueError, match="is no EMA; --ema takes a run trained with"):
         find_student(finished / "student" / "step_0000004", ema=True)
     words = ["--flux_ckpt", BASE, "--prompt", "a red seven", "--output_dir", str(tmp_path / "out")]
-    line = [sys.executable, "scripts_flux/test_flux_senseflow.py", *words, "--ema"]
+    line = [PYTHON, "scripts_flux/test_flux_senseflow.py", *words, "--ema"]
     result = subprocess.run(
         [*line, "--checkpoint", str(finished)], capture_output=True, text=True, timeout=300
     )

@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from python import PYTHON
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 SCRIPTS = {
@@ -25,7 +25,7 @@ def line(recipe: str, folder: Path, *overrides: str, ranks: int = 1) -> list[str
 
 
 def environment(**changes: str) -> dict[str, str]:
-    return {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **changes}
+    return {**os.environ, "PYTHON": PYTHON, "OMP_NUM_THREADS": "1", **changes}
 
 
 def train(

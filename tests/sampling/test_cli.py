@@ -14,6 +14,7 @@ from command_line import PROMPTS, ROOT, only_picture, pictures, prompt_flags, si
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from flux_pipeline import UNIT, transformer
 from PIL import Image
+from python import PYTHON
 
 from senseflow.sampling import model
 from senseflow.teachers.flux.family import FLUX
@@ -121,7 +122,7 @@ def test_fewer_steps(flags, expected, flux_folder, student, tmp_path):
 def test_the_readmes_command_as_typed(flux_folder, network, tmp_path):
     """The seed README's line with a .pth, from the repository's root, with its defaults."""
     torch.save({"model": network.state_dict()}, tmp_path / "senseflow_checkpoint.pth")
-    line = [sys.executable, SCRIPT, "--flux_ckpt", flux_folder]
+    line = [PYTHON, SCRIPT, "--flux_ckpt", flux_folder]
     line += ["--checkpoint", tmp_path / "senseflow_checkpoint.pth"]
     line += ["--output_dir", tmp_path / "outputs", "--num_prompts", "4", "--start_idx", "2"]
     line += ["--height", "16", "--width", "16"]  # the default is 1024 x 1024

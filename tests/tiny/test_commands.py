@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from diffusers import FluxTransformer2DModel
 from PIL import Image
+from python import PYTHON
 
 from senseflow.tiny import build, compare, measure, pictures
 
@@ -19,7 +20,7 @@ COMMON, FLUX = ASSETS / "common", ASSETS / "flux" / "pipeline"
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [PYTHON, "-m", module, *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
