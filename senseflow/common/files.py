@@ -1,6 +1,7 @@
 """Small files that are whole or not there; needs no torch."""
 
 import fcntl
+import hashlib
 import json
 import os
 import tempfile
@@ -39,6 +40,12 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"{file} holds no JSON object")
     return tree
+
+
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def require_writable(flag: str, folder: Path) -> None:

@@ -7,7 +7,6 @@ whole; a manifest of digests tells a damaged one, and the one before it is used.
 and names folders, since listings of a network file system may be stale on the others.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -29,6 +28,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.storage import WriteResult
 
+from senseflow.common.files import sha256_of
 from senseflow.common.ranks import Ranks
 from senseflow.engine.disk import (
     PARTIAL,
@@ -179,7 +179,7 @@ class Checkpoints:
         mine: dict[str, str] = {}
 
         def digest() -> None:
-            mine.update({name: _digest(folder / name) for name in self.host.share(names)})
+            mine.update({name: sha256_of(folder / name) for name in self.host.share(names)})
 
         self.host.on_all(digest)
         return {name: value for part in self.host.gather(mine) for name, value in part.items()}
@@ -316,7 +316,7 @@ def damage_in(
         return str(manifest["damage"])
     for name in share(sorted(manifest["files"])):
         try:
-            if _digest(folder / name) != manifest["files"][name]:
+            if sha256_of(folder / name) != manifest["files"][name]:
                 return f"{name} has changed since it was written"
         except FileNotFoundError:
             return f"{name} is missing"
@@ -367,11 +367,6 @@ def _flat_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
         elif isinstance(value, torch.Tensor):
             keys.append(prefix + key)
     return keys
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class _Writer(dcp.FileSystemWriter):

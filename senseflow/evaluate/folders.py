@@ -18,14 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from senseflow.data.decode import to_rgb
+from senseflow.common.files import read_json
+from senseflow.data.decode import UNREADABLE, read_rgb
 from senseflow.data.image_lists import read_lists
 from senseflow.evaluate.layouts import SAMPLES, SIDECARS, seed_folders
+from senseflow.sampling.prompts import read_prompts_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 GRID = re.compile(r"grid(_\d+of\d+)?\.png")  # what sampling leaves beside its images
 OWN = ("prompt", "index", "seed", "id", "versions")  # what images made in one way may differ in
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 AHEAD = 2  # batches in the making
 
 Load = Callable[[Image.Image], Tensor]
@@ -63,8 +64,9 @@ def read_folder(folder: Path, prompts_file: Path | None = None) -> ImageSet:
 
     The layouts of GenEval and T2I-CompBench are read by their sidecars.
 
-    prompts_file: .txt with a line per image, in the order of their names (numbers by value), or
-    .json: {"file name": "prompt"}, or a data set's lists. It takes the place of the sidecars.
+    prompts_file: .txt, .jsonl or .tsv with a prompt per image, in the order of their names (numbers
+    by value), or .json: {"file name": "prompt"}, or a data set's lists. It takes the place of the
+    sidecars.
 
     Raises ValueError for a folder without images, an image without its sidecar where others have
     one, sidecars that tell of other settings than the first, or seeds whose prompts differ.
@@ -197,31 +199,24 @@ def _with_prompts_of(files: list[Path], prompts_file: Path) -> list[Picture]:
         if absent:
             raise ValueError(f"{prompts_file} has no prompt for {absent[0]}")
         return [Picture(file, file.name, by_name[file.name]) for file in files]
-    try:
-        lines = prompts_file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{prompts_file} is not UTF-8 text: {error}") from error
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = read_prompts_file(prompts_file)
     if len(prompts) != len(files):
         raise ValueError(
             f"{prompts_file} has {len(prompts)} prompts for the {len(files)} images of "
             f"{files[0].parent}"
         )
     return [
-        Picture(file, f"{number:05d}", prompt)
-        for number, (file, prompt) in enumerate(zip(files, prompts, strict=True))
+        Picture(file, f"{prompt.index:05d}", prompt.text)
+        for file, prompt in zip(files, prompts, strict=True)
     ]
 
 
 def _prompts_by_name(file: Path) -> dict[str, str]:
-    try:
-        told: Any = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if isinstance(told, dict) and "image_paths" in told:
+    told = read_json(file)
+    if "image_paths" in told:
         _, paths, prompts = read_lists(file)
         return {Path(path).name: prompt for path, prompt in zip(paths, prompts, strict=True)}
-    if not isinstance(told, dict) or not all(isinstance(p, str) for p in told.values()):
+    if not all(isinstance(prompt, str) for prompt in told.values()):
         raise ValueError(f'{file} is not of the form {{"file name": "prompt", ...}}')
     return told
 
@@ -274,15 +269,6 @@ def inspect(picture: Picture) -> Inspected:
     except UNREADABLE as error:
         raise ValueError(f"{picture.file} cannot be read as an image: {error}") from error
     return Inspected(hashlib.sha256(data).hexdigest(), size)
-
-
-def open_rgb(file: Path) -> Image.Image:
-    """An image file, decoded, upright, in RGB; raises ValueError naming it when it is damaged."""
-    try:
-        with Image.open(file) as opened:
-            return to_rgb(opened)
-    except UNREADABLE as error:
-        raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
 
 def digest(pictures: Sequence[Picture], inspected: Sequence[Inspected]) -> str:
@@ -338,7 +324,10 @@ class Reader:
 
 def read(picture: Picture, load: Load) -> Tensor:
     """One image, decoded and preprocessed; raises ValueError naming its file."""
-    decoded = open_rgb(picture.file)
+    try:
+        decoded = read_rgb(picture.file)
+    except UNREADABLE as error:
+        raise ValueError(f"{picture.file} cannot be read as an image: {error}") from error
     try:
         return load(decoded)
     except ValueError as error:

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 import senseflow
 from senseflow.common.devices import find_device
+from senseflow.common.files import sha256_of
 from senseflow.engine.share import Share
 from senseflow.evaluate.folders import (
     ImageSet,
@@ -46,11 +48,10 @@ from senseflow.evaluate.metrics.metric import (
 from senseflow.evaluate.results import (
     Result,
     check_output,
-    held,
+    find_held,
     of_other_images,
     put,
     results_so_far,
-    sha256_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -112,8 +113,8 @@ def score(scoring: Scoring) -> None:
     for spec, metric in zip(specs, prepared, strict=True):
         against = reference if spec.needs == "reference" else None
         wanted = describe(scoring, spec, metric, images, against, share)
-        known = None if scoring.again else find_held(scoring.output, wanted, share)
-        if known:
+        known = share.of_main(partial(find_held, scoring.output, wanted))
+        if known and not scoring.again:
             if share.is_main:
                 logger.info("%s, as measured before", in_words(known))
             continue
@@ -204,11 +205,6 @@ def describe(
         "model": metric.model,
         "settings": {**metric.settings, **dtype},
     }
-
-
-def find_held(output: Path, wanted: Result, share: Share) -> Result | None:
-    """This very measurement, if the file has it."""
-    return share.of_main(lambda: held(results_so_far(output), wanted))
 
 
 def write(output: Path, entry: Result, share: Share) -> None:

@@ -13,14 +13,17 @@ from senseflow.evaluate.results import Result, check_result
 
 logger = logging.getLogger(__name__)
 
-# Where the programs leave the scores of a category; UniDet's folder has had two names.
-SCORES = {
-    "color": ["annotation_blip"],
-    "shape": ["annotation_blip"],
-    "texture": ["annotation_blip"],
-    "spatial": ["labels/annotation_obj_detection_2d", "labels/annotation_obj_detection"],
-    "non_spatial": ["annotation_clip"],
-    "complex": ["annotation_3_in_1"],
+# By category: whose program, and where it leaves the scores; UniDet's folder has had two names.
+PROGRAMS = {
+    "color": ("BLIP-VQA", ["annotation_blip"]),
+    "shape": ("BLIP-VQA", ["annotation_blip"]),
+    "texture": ("BLIP-VQA", ["annotation_blip"]),
+    "spatial": (
+        "UniDet, 2D",
+        ["labels/annotation_obj_detection_2d", "labels/annotation_obj_detection"],
+    ),
+    "non_spatial": ("CLIP ViT-B/32", ["annotation_clip"]),
+    "complex": ("3-in-1 of BLIP-VQA, UniDet, CLIP", ["annotation_3_in_1"]),
 }
 COLUMNS = (
     Column("geneval", "GenEval"),
@@ -28,10 +31,6 @@ COLUMNS = (
     *(Column(f"t2i_compbench_{c}", f"T2I-CompBench {c.replace('_', '-')}") for c in CATEGORIES),
 )
 GENEVAL = "GenEval's own program"
-MODELS = {
-    "color": "BLIP-VQA", "shape": "BLIP-VQA", "texture": "BLIP-VQA", "spatial": "UniDet, 2D",
-    "non_spatial": "CLIP ViT-B/32", "complex": "3-in-1 of BLIP-VQA, UniDet, CLIP",
-}  # fmt: skip
 
 
 def read_geneval(name: str, file: Path) -> list[Result]:
@@ -80,7 +79,8 @@ def read_t2i_compbench(name: str, folder: Path) -> list[Result]:
         raise ValueError(f"--t2i_compbench {folder} is not a folder")
     results, missing = [], []
     for category in CATEGORIES:
-        files = [folder / category / place / "vqa_result.json" for place in SCORES[category]]
+        _, places = PROGRAMS[category]
+        files = [folder / category / place / "vqa_result.json" for place in places]
         found = [file for file in files if file.is_file()]
         if len(found) > 1:
             raise ValueError(f"{found[0]} and {found[1]} are both there: remove the older one")
@@ -106,7 +106,7 @@ def _category(name: str, category: str, file: Path, samples: Path) -> Result:
         notes.append(f"{category}: scores of {len(answers)} of {len(pictures)} images")
         logger.warning("%s, in %s", notes[0], file)
     num_prompts = len({stem.rpartition("_")[0] for stem in pictures}) or None
-    model = f"T2I-CompBench's own program ({MODELS[category]})"
+    model = f"T2I-CompBench's own program ({PROGRAMS[category][0]})"
     metric = f"t2i_compbench_{category}"
     return mean_result(name, metric, answers, num_prompts, file, model, notes)
 
@@ -121,19 +121,11 @@ def mean_result(
     notes: Sequence[str] = (),
 ) -> Result:
     """The mean of an official result file's scores, one per image, as an entry."""
-    return check_result(
-        {
-            "name": name,
-            "metric": metric,
-            "value": math.fsum(scores) / len(scores),
-            "num_images": len(scores),
-            "num_prompts": num_prompts,
-            "images": str(file),
-            "model": model,
-            "notes": list(notes),
-        },
-        str(file),
-    )
+    entry = dict(
+        name=name, metric=metric, value=math.fsum(scores) / len(scores), num_images=len(scores),
+        num_prompts=num_prompts, images=str(file), model=model, notes=list(notes),
+    )  # fmt: skip
+    return check_result(entry, str(file))
 
 
 def _answers(file: Path) -> list[float]:

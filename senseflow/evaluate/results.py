@@ -4,7 +4,6 @@ A file is a JSON list of entries, one per value. `check_result` says what an ent
 of older versions, which lack some of its keys, are read with these empty.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -133,9 +132,10 @@ def check_output(file: Path) -> None:
     results_so_far(file)
 
 
-def held(entries: list[Result], wanted: Result) -> Result | None:
-    """The entry that measured exactly this already; `wanted` needs no value."""
-    return next((entry for entry in entries if _told(entry, SAME) == _told(wanted, SAME)), None)
+def find_held(file: Path, wanted: Result) -> Result | None:
+    """The entry of a file that measured exactly this already; `wanted` needs no value."""
+    alike = (e for e in results_so_far(file) if _told(e, SAME) == _told(wanted, SAME))
+    return next(alike, None)
 
 
 def _told(entry: Result, keys: tuple[str, ...]) -> list[Any]:
@@ -168,9 +168,3 @@ def of_other_images(entries: list[Result], entry: Result) -> list[str]:
         and e["metric"] != entry["metric"]
         and e.get("images_digest") != entry["images_digest"]
     ]
-
-
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,6 +10,12 @@ from senseflow.common.commands import Parser
 from senseflow.evaluate.metrics import specs
 from senseflow.evaluate.metrics.metric import Flag, Given, Spec
 
+KINDS: dict[str, tuple[type, str]] = {  # of the metrics' flags: their type and metavar
+    "file": (Path, "FILE"),
+    "folder": (Path, "DIR"),
+    "pixels": (int, "PIXELS"),
+    "text": (str, "TEXT"),
+}
 DESCRIPTION = """\
 Measure a folder of images and put the results into a JSON file. Weights are local files: nothing is
 downloaded. A metric that the file already has for the same images, weights and settings is not
@@ -54,8 +60,8 @@ def _add_image_flags(parser: Parser) -> None:
     ):
         group.add_argument(
             flag, type=Path, metavar="FILE",
-            help=f"prompts of {whose} in place of sidecars: .txt, a line per image in the order "
-            'of their names, or .json: {"file name": "prompt"}',
+            help=f"prompts of {whose} in place of sidecars: .txt, .jsonl or .tsv, one per image in "
+            'the order of their names, or .json: {"file name": "prompt"}',
         )  # fmt: skip
     group.add_argument("--mixed_sizes", action="store_true", help="images may differ in size")
     group.add_argument("--again", action="store_true", help="compute what is there already too")
@@ -83,9 +89,10 @@ def _add_metric_flags(parser: Parser) -> None:
         for flag in spec.flags:
             if flag not in listed:
                 listed.add(flag)
+                read, metavar = KINDS[flag.kind]
                 group.add_argument(
-                    flag.name, dest=flag.name, type=flag.read, default=flag.default,
-                    choices=flag.choices, metavar=flag.metavar, help=flag.help,
+                    flag.name, dest=flag.name, type=read, default=flag.default, help=flag.help,
+                    choices=flag.choices, metavar=None if flag.choices else metavar,
                 )  # fmt: skip
 
 
@@ -146,11 +153,11 @@ def check(args: argparse.Namespace) -> None:
 def check_metrics(metrics: list[Spec], given: Given, reference: Path | None) -> None:
     """Raise ValueError for a wrong flag of any metric, and for what those asked for lack."""
     for flag in dict.fromkeys(flag for spec in specs.METRICS for flag in spec.flags):
-        if wrong := flag.wrong(given[flag]):
-            raise ValueError(f"{flag.name} {given[flag]} {wrong}")
+        flag.check(given[flag])
     for spec in metrics:
-        for flag in spec.required:
-            if given[flag] is None:
-                raise ValueError(f"{spec.name} needs {flag.name} (--help says what it is)")
+        lacking = [flag for flag in spec.flags if flag.required and given[flag] is None]
+        if lacking:
+            said = " and ".join(f"{flag.name} ({flag.help})" for flag in lacking)
+            raise ValueError(f"{spec.name} needs {said}")
         if spec.needs == "reference" and reference is None:
             raise ValueError(f"{spec.name} needs --reference: the folder of the teacher's images")

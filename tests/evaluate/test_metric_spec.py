@@ -19,38 +19,37 @@ from senseflow.evaluate.table import columns
 BRIGHTNESS = '''
 """Brightness: how light an image is."""
 
-from senseflow.evaluate.metrics.metric import (
-    DOWN, Column, Flag, Given, Machine, Prepared, Scorer, Spec, file_flag,
-)
+from pathlib import Path
 
-LAMP = file_flag("--lamp", "a number: what is dark")
-POWER = Flag("--power", 1, "of the lamp (1)", int, "WATTS")
+from senseflow.evaluate.metrics import metric
+
+LAMP = metric.Flag[Path]("--lamp", "file", "a number: what is dark", required=True)
+BORDER = metric.Flag[int]("--border", "pixels", "not looked at (1)", 1)
 
 
-def prepare(given: Given) -> Prepared:
-    lamp, power = given.required(LAMP), given[POWER]
+def prepare(given: metric.Given) -> metric.Prepared:
+    lamp, border = given[LAMP], given[BORDER]
 
-    def open_it(machine: Machine) -> Scorer:
+    def open_it(machine: metric.Machine) -> metric.Scorer:
         import numpy
         import torch
 
-        dark = power * float(lamp.read_text())
-        return Scorer(
-            "as it is",
-            lambda picture: torch.from_numpy(numpy.array(picture)).double(),
+        dark = float(lamp.read_text())
+        return metric.Scorer(
+            "without a border",
+            lambda picture: torch.from_numpy(numpy.array(picture))[border:, border:].double(),
             lambda pixels, prompts: pixels.mean((1, 2, 3)) - dark,
         )
 
-    return Prepared("a photometer", [lamp], {"power": power}, open_it)
+    return metric.Prepared("a photometer", [lamp], {"border": border}, open_it)
 
 
-SPEC = Spec(
-    Column("brightness", "Brightness", DOWN, 1),
+SPEC = metric.Spec(
+    metric.Column("brightness", "Brightness", metric.DOWN, 1),
     about="mean grey level",
     needs="prompts",
     prepare=prepare,
-    flags=(LAMP, POWER),
-    required=(LAMP,),
+    flags=(LAMP, BORDER),
 )
 '''
 
@@ -72,16 +71,18 @@ def lamp(tmp_path, monkeypatch):
 def test_a_metric_that_was_added_is_scored(lamp, tmp_path, capsys):
     images = write_images(tmp_path / "images", size=(32, 32))
     flags = ("--metrics", "brightness", "--lamp", lamp)
-    (entry,) = score(images, tmp_path / "r.json", *flags, "--power", 2)
-    expected = np.mean([np.mean(picture) - 20 for picture in pictures(images)])
+    (entry,) = score(images, tmp_path / "r.json", *flags, "--border", 2)
+    expected = np.mean([np.mean(np.array(picture)[2:, 2:]) - 10 for picture in pictures(images)])
     assert entry["value"] == pytest.approx(expected, rel=1e-12)
-    assert entry["settings"] == {"power": 2, "dtype": "float32"}
+    assert entry["settings"] == {"border": 2, "dtype": "float32"}
     assert entry["weights"][0]["file"] == str(lamp) and entry["model"] == "a photometer"
     said = error_of(capsys, images, tmp_path / "r.json", "--metrics", "brightness")
     assert "brightness needs --lamp" in said
     said = error_of(capsys, images, tmp_path / "r.json", *flags[:3], tmp_path / "no")
     assert "--lamp" in said and "is not a file" in said
-    assert "mean grey level" in help_of("score", capsys) and "WATTS" in help_of("score", capsys)
+    assert "mean grey level" in help_of("score", capsys) and "--border PIXELS" in help_of(
+        "score", capsys
+    )
 
 
 def test_its_column_stands_beside_the_published_rows(lamp, tmp_path):

@@ -1,42 +1,30 @@
 """The CLIP score: cosine of image and prompt."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senseflow.evaluate.metrics.metric import (
-    Column,
-    Flag,
-    Given,
-    Machine,
-    Prepared,
-    Scorer,
-    Spec,
-    file_flag,
-    name_flag,
-    resize_flag,
-    square,
-    square_in_words,
-)
+from senseflow.evaluate.metrics import metric
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from senseflow.evaluate.metrics.open_clips import Source
 
-MODEL = name_flag(
-    "--clip_model", "ViT-g-14",
-    "open_clip architecture, or local-dir:FOLDER with open_clip_config.json (ViT-g-14)",
+MODEL = metric.Flag[str](
+    "--clip_model", "text",
+    "open_clip architecture, or local-dir:FOLDER with open_clip_config.json (ViT-g-14)", "ViT-g-14",
 )  # fmt: skip
-WEIGHTS = file_flag("--clip_weights", "in open_clip's keys")
-QUICK_GELU = Flag[str | None](
-    "--clip_quick_gelu", None, "true for OpenAI's weights", str, "BOOL", ("true", "false")
+WEIGHTS = metric.Flag[Path | None]("--clip_weights", "file", "in open_clip's keys")
+QUICK_GELU = metric.Flag[str | None](
+    "--clip_quick_gelu", "text", "true for OpenAI's weights", choices=("true", "false")
 )
-RESIZE = resize_flag("--clip_resize", 256)  # before the model's own preprocessing, as DMD2 does
-PREFIX = Flag(
-    "--clip_prefix", "A photo depicts ", "before each prompt ('A photo depicts ')", str, "TEXT"
+RESIZE = metric.Flag[int](
+    "--clip_resize", "pixels", "LANCZOS to this before the model's own; 0: none (256)", 256
+)  # fmt: skip
+PREFIX = metric.Flag[str](
+    "--clip_prefix", "text", "before each prompt ('A photo depicts ')", "A photo depicts "
 )
 
 
-def source_of(given: Given) -> "Source":
+def source_of(given: metric.Given) -> "Source":
     """The CLIP that the flags name; raises ValueError for one that cannot be loaded."""
     from senseflow.evaluate.metrics.open_clips import find_source
 
@@ -45,30 +33,25 @@ def source_of(given: Given) -> "Source":
     return find_source(given[MODEL], given[WEIGHTS], quick_gelu, "--clip")
 
 
-def prepare(given: Given) -> Prepared:
+def prepare(given: metric.Given) -> metric.Prepared:
     """Preprocessed and prefixed as DMD2 does."""
     source, side, prefix = source_of(given), given[RESIZE] or None, given[PREFIX]
 
-    def open_it(machine: Machine) -> Scorer:
-        from senseflow.evaluate.metrics.open_clips import Clip, in_words
+    def open_it(machine: metric.Machine) -> metric.Scorer:
+        from senseflow.evaluate.metrics.open_clips import Clip
 
         clip = Clip(source, machine)
-
-        def score(pixels: "Tensor", prompts: list[str]) -> "Tensor":
-            return clip.cosines(pixels, [prefix + prompt for prompt in prompts])
-
-        return Scorer(
-            f"{square_in_words(side)}, {in_words(clip.config)}",
-            lambda picture: clip.transform(square(picture, side)),
-            score,
+        return metric.Scorer(
+            *clip.on_squares(side),
+            lambda pixels, prompts: clip.cosines(pixels, [prefix + prompt for prompt in prompts]),
         )
 
     settings = {"prefix": prefix, "resize": side, **source.settings}
-    return Prepared(source.model, [source.weights], settings, open_it)
+    return metric.Prepared(source.model, [source.weights], settings, open_it)
 
 
-SPEC = Spec(
-    Column("clip", "CLIP"),
+SPEC = metric.Spec(
+    metric.Column("clip", "CLIP"),
     about='mean cosine of image and "A photo depicts " + prompt (`--clip_prefix`)',
     needs="prompts",
     prepare=prepare,

@@ -3,57 +3,42 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from senseflow.evaluate.metrics.metric import (
-    LOCAL,
-    Column,
-    Comparer,
-    Flag,
-    Given,
-    Machine,
-    Prepared,
-    Spec,
-    cosine_distances,
-    digest_of,
-    file_flag,
-    name_flag,
-    reading,
-)
+from senseflow.evaluate.metrics import metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DINOV2 = name_flag(
-    "--dinov2", "vit_large_patch14_dinov2.lvd142m",
-    "timm name, or local-dir:FOLDER (vit_large_patch14_dinov2.lvd142m)",
+DINOV2 = metric.Flag[str](
+    "--dinov2", "text", "timm name, or local-dir:FOLDER (vit_large_patch14_dinov2.lvd142m)",
+    "vit_large_patch14_dinov2.lvd142m",
 )  # fmt: skip
-WEIGHTS = file_flag("--dinov2_weights", "of a timm name")
-SIZE = Flag(
-    "--dinov2_size", 224, "(224)", int, "PIXELS",
-    wrong=lambda side: "" if side >= 1 else "must be at least 1",
-)  # fmt: skip
+WEIGHTS = metric.Flag[Path | None]("--dinov2_weights", "file", "of a timm name")
+SIZE = metric.Flag[int]("--dinov2_size", "pixels", "bicubic to this (224)", 224)
 
 
-def prepare(given: Given) -> Prepared:
+def prepare(given: metric.Given) -> metric.Prepared:
     """The CLS token after the last norm, of a bicubic centre crop."""
     name, side = given[DINOV2], given[SIZE]
+    if side < 1:
+        raise ValueError(f"{SIZE.name} {side} must be at least 1")
     file = find_dinov2(name, given[WEIGHTS])
     settings: dict[str, Any] = {"size": side}
-    if name.startswith(LOCAL):
-        settings["config"] = digest_of(file.parent, ["config.json"])
-    return Prepared(
+    if name.startswith(metric.LOCAL):
+        settings["config"] = metric.digest_of(file.parent, ["config.json"])
+    return metric.Prepared(
         f"timm {name}", [file], settings, lambda machine: open_dinov2(name, file, side, machine)
     )
 
 
-def open_dinov2(name: str, file: Path, side: int, machine: Machine) -> Comparer:
-    """Raises ValueError for another model's file, or a size that its patches do not fill."""
+def open_dinov2(name: str, file: Path, side: int, machine: metric.Machine) -> metric.Comparer:
+    """Raises ValueError for another model's file, or a size that its patches do not metric.fill."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     from senseflow.distill.vfm_heads import create_vit
     from senseflow.evaluate.metrics.open_clips import in_words
 
-    with reading(file):
-        vit = create_vit(name, None if name.startswith(LOCAL) else file, None, machine.dtype)
+    with metric.reading(file):
+        vit = create_vit(name, None if name.startswith(metric.LOCAL) else file, None, machine.dtype)
     if any(side % patch for patch in vit.patch_embed.patch_size):
         raise ValueError(
             f"--dinov2_size {side} is not a multiple of the patch {vit.patch_embed.patch_size}"
@@ -64,17 +49,17 @@ def open_dinov2(name: str, file: Path, side: int, machine: Machine) -> Comparer:
 
     def distances(pixels: "Tensor") -> "Tensor":
         pixels = pixels.to(machine.device, machine.dtype)
-        return cosine_distances(vit.forward_features(pixels)[:, 0])
+        return metric.cosine_distances(vit.forward_features(pixels)[:, 0])
 
-    return Comparer(in_words(config), image_transform_v2(config, is_train=False), distances)
+    return metric.Comparer(in_words(config), image_transform_v2(config, is_train=False), distances)
 
 
 def find_dinov2(name: str, weights: Path | None) -> Path:
     """The file of DINOv2's weights; raises ValueError where timm would fetch them."""
     import timm
 
-    if name.startswith(LOCAL):
-        folder = Path(name.removeprefix(LOCAL))
+    if name.startswith(metric.LOCAL):
+        folder = Path(name.removeprefix(metric.LOCAL))
         if weights:
             raise ValueError(f"--dinov2 {name} has weights: leave out --dinov2_weights")
         for file in (folder / "model.safetensors", folder / "pytorch_model.bin"):
@@ -83,7 +68,7 @@ def find_dinov2(name: str, weights: Path | None) -> Path:
         raise ValueError(f"{folder} has no config.json with model.safetensors or pytorch_model.bin")
     if ":" in name or not timm.is_model(name.split(".")[0]):
         raise ValueError(
-            f"--dinov2 {name} is neither a timm model nor {LOCAL}FOLDER; nothing is downloaded"
+            f"--dinov2 {name} is neither a timm model nor local-dir:FOLDER; nothing is downloaded"
         )
     if weights is None:
         raise ValueError(
@@ -93,8 +78,8 @@ def find_dinov2(name: str, weights: Path | None) -> Path:
     return weights
 
 
-SPEC = Spec(
-    Column("diversity_dinov2", "Diversity, DINOv2"),
+SPEC = metric.Spec(
+    metric.Column("diversity_dinov2", "Diversity, DINOv2"),
     about="1 - cosine of DINOv2's CLS tokens, after the last norm, of two images",
     needs="seeds",
     prepare=prepare,

@@ -2,40 +2,29 @@
 
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
-from senseflow.evaluate.metrics.metric import (
-    Column,
-    Comparer,
-    Flag,
-    Given,
-    Machine,
-    Prepared,
-    Spec,
-    file_flag,
-    fill,
-    read_tensors,
-    resize_flag,
-    square,
-    square_in_words,
-)
+from senseflow.evaluate.metrics import metric
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
 Net = Literal["alex", "vgg"]
-WEIGHTS = file_flag("--lpips_weights", "torchvision's alexnet-owt-7be5be79.pth")
-NET = Flag("--lpips_net", "alex", "vgg: of vgg16-397923af.pth (alex)", str, None, ("alex", "vgg"))
-RESIZE = resize_flag("--lpips_size", 512)
+WEIGHTS = metric.Flag[Path](
+    "--lpips_weights", "file", "torchvision's alexnet-owt-7be5be79.pth", required=True
+)
+NET = metric.Flag[Net](
+    "--lpips_net", "text", "vgg: vgg16-397923af.pth (alex)", "alex", choices=("alex", "vgg")
+)
+RESIZE = metric.Flag[int]("--lpips_size", "pixels", "LANCZOS to this; 0: none (512)", 512)
 
 
-def prepare(given: Given) -> Prepared:
+def prepare(given: metric.Given) -> metric.Prepared:
     """Between every two images, on squares of one size."""
-    net = cast(Net, given[NET])
-    file, side = given.required(WEIGHTS), given[RESIZE] or None
+    net, file, side = given[NET], given[WEIGHTS], given[RESIZE] or None
 
-    def open_it(machine: Machine) -> Comparer:
+    def open_it(machine: metric.Machine) -> metric.Comparer:
         import torch
 
         network = load_lpips(net, file).to(machine.device)
@@ -48,11 +37,11 @@ def prepare(given: Given) -> Prepared:
             ]
             return torch.cat(pairs).flatten()
 
-        words = f"{square_in_words(side)}, [-1, 1]"
-        return Comparer(words, lambda picture: lpips_pixels(picture, side), distances)
+        words = f"{metric.square_in_words(side)}, [-1, 1]"
+        return metric.Comparer(words, lambda picture: lpips_pixels(picture, side), distances)
 
     settings = {"net": net, "size": side}
-    return Prepared(f"LPIPS v0.1, {net} (torchmetrics)", [file], settings, open_it)
+    return metric.Prepared(f"LPIPS v0.1, {net} (torchmetrics)", [file], settings, open_it)
 
 
 def lpips_pixels(picture: "Image.Image", side: int | None) -> "Tensor":
@@ -60,7 +49,7 @@ def lpips_pixels(picture: "Image.Image", side: int | None) -> "Tensor":
     import numpy as np
     import torch
 
-    array = torch.from_numpy(np.array(square(picture, side)))
+    array = torch.from_numpy(np.array(metric.square(picture, side)))
     return array.permute(2, 0, 1).float() / 127.5 - 1
 
 
@@ -76,8 +65,8 @@ def load_lpips(net: Net, file: Path) -> "nn.Module":
     make = {"alex": alexnet, "vgg": vgg16}[net]
     with torch.device("meta"):
         backbone = make(weights=None)
-    state = read_tensors(file)
-    fill(
+    state = metric.read_tensors(file)
+    metric.fill(
         lambda: backbone.load_state_dict(state, strict=False, assign=True),
         backbone, file, f"torchvision's {make.__name__}",
     )  # fmt: skip
@@ -88,12 +77,11 @@ def load_lpips(net: Net, file: Path) -> "nn.Module":
     return network.eval()
 
 
-SPEC = Spec(
-    Column("diversity_lpips", "Diversity, LPIPS"),
+SPEC = metric.Spec(
+    metric.Column("diversity_lpips", "Diversity, LPIPS"),
     about="LPIPS v0.1 of two images",
     needs="seeds",
     prepare=prepare,
     flags=(WEIGHTS, NET, RESIZE),
-    required=(WEIGHTS,),
     float32=True,
 )

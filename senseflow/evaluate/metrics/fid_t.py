@@ -1,49 +1,42 @@
 """FID-T: the Frechet distance to the teacher's images of the same prompts (Heusel et al. 2017)."""
 
-from senseflow.evaluate.metrics.metric import (
-    DOWN,
-    Column,
-    Extractor,
-    Given,
-    Machine,
-    Prepared,
-    Spec,
-    file_flag,
-    resize_flag,
-    square_in_words,
-)
+from pathlib import Path
+
+from senseflow.evaluate.metrics import metric
 
 MODEL = "Inception-v3 (TensorFlow, 2015-12-05), pool features"
-INCEPTION = file_flag(
-    "--inception",
+INCEPTION = metric.Flag[Path](
+    "--inception", "file",
     "weights-inception-2015-12-05-6726825d.pth, or TorchScript inception-2015-12-05.pt",
+    required=True,
+)  # fmt: skip
+RESIZE = metric.Flag[int](
+    "--fid_resize", "pixels", "LANCZOS to this before the bicubic to 299; 0: none (512)", 512
 )
-RESIZE = resize_flag("--fid_resize", 512)  # before the bicubic to 299: DMD2's protocol
 
 
-def prepare(given: Given) -> Prepared:
+def prepare(given: metric.Given) -> metric.Prepared:
     """Whole images, resized as DMD2 does."""
-    file, side = given.required(INCEPTION), given[RESIZE] or None
+    file, side = given[INCEPTION], given[RESIZE] or None
 
-    def open_it(machine: Machine) -> Extractor:
+    def open_it(machine: metric.Machine) -> metric.Extractor:
         from senseflow.evaluate.metrics.inception import fid_pixels, load_inception
 
-        return Extractor(
-            f"{square_in_words(side)}, clean-fid's bicubic to 299",
+        return metric.Extractor(
+            f"{metric.square_in_words(side)}, clean-fid's bicubic to 299",
             lambda picture: fid_pixels(picture, side),
             load_inception(file).to(machine.device),
         )
 
-    return Prepared(MODEL, [file], {"resize": side}, open_it)
+    return metric.Prepared(MODEL, [file], {"resize": side}, open_it)
 
 
-SPEC = Spec(
-    Column("fid_t", "FID-T", DOWN, 2),
+SPEC = metric.Spec(
+    metric.Column("fid_t", "FID-T", metric.DOWN, 2),
     about="Frechet distance of Inception-v3 pool features (2048), covariance with N - 1, in "
     "float64; the reference is the teacher's images for the same prompts",
     needs="reference",
     prepare=prepare,
     flags=(INCEPTION, RESIZE),
-    required=(INCEPTION,),
     float32=True,
 )

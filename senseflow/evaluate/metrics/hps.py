@@ -1,64 +1,51 @@
-"""HPSv2 (Wu et al. 2023): cosine of image and prompt under a ViT-H-14 tuned to preferences."""
+"""HPSv2 (Wu et al. 2023): cosine of image and prompt under a ViT-H-14 tuned to preferences.
 
-from collections.abc import Callable
+Its two versions are weights of one network.
+"""
+
+from functools import partial
 from pathlib import Path
 
-from senseflow.evaluate.metrics.metric import (
-    Column,
-    Flag,
-    Given,
-    Machine,
-    Prepared,
-    Scorer,
-    Spec,
-    file_flag,
-    name_flag,
-)
+from senseflow.evaluate.metrics import metric
 
-MODEL = name_flag("--hps_model", "ViT-H-14", "their architecture (ViT-H-14)")
 ABOUT = "mean cosine under the fine-tuned ViT-H-14"
+MODEL = metric.Flag[str]("--hps_model", "text", "their architecture (ViT-H-14)", "ViT-H-14")
+WEIGHTS_2_1 = metric.Flag[Path]("--hps_v2.1", "file", "HPS_v2.1_compressed.pt", required=True)
+WEIGHTS_2 = metric.Flag[Path]("--hps_v2", "file", "HPS_v2_compressed.pt", required=True)
 
 
-def prepare_with(weights_flag: Flag[Path | None]) -> Callable[[Given], Prepared]:
-    """HPSv2 with the weights that a flag names: two versions of one network."""
+def prepare(weights: metric.Flag[Path], given: metric.Given) -> metric.Prepared:
+    """With the weights that a flag names, on the whole image padded."""
+    from senseflow.evaluate.metrics.open_clips import find_source
 
-    def prepare(given: Given) -> Prepared:
-        from senseflow.evaluate.metrics.open_clips import find_source
+    source = find_source(given[MODEL], given[weights], False, "--hps")
 
-        source = find_source(given[MODEL], given.required(weights_flag), False, "--hps")
+    def open_it(machine: metric.Machine) -> metric.Scorer:
+        from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        def open_it(machine: Machine) -> Scorer:
-            from open_clip.transform import PreprocessCfg, image_transform_v2
+        from senseflow.evaluate.metrics.open_clips import Clip, in_words
 
-            from senseflow.evaluate.metrics.open_clips import Clip, in_words
+        clip = Clip(source, machine)
+        # as HPSv2 was trained; the config that comes with the architecture would crop
+        config = PreprocessCfg(size=clip.config.size, resize_mode="longest", fill_color=0)
+        transform = image_transform_v2(config, is_train=False)
+        return metric.Scorer(in_words(config), transform, clip.cosines)
 
-            clip = Clip(source, machine)
-            # the whole image, as HPSv2 was trained: the model's own config would crop
-            config = PreprocessCfg(size=clip.config.size, resize_mode="longest", fill_color=0)
-            transform = image_transform_v2(config, is_train=False)
-            return Scorer(in_words(config), transform, clip.cosines)
-
-        return Prepared(source.model, [source.weights], source.settings, open_it)
-
-    return prepare
+    return metric.Prepared(source.model, [source.weights], source.settings, open_it)
 
 
-WEIGHTS_2_1 = file_flag("--hps_v2.1", "HPS_v2.1_compressed.pt")
-WEIGHTS_2 = file_flag("--hps_v2", "HPS_v2_compressed.pt")
-V2_1 = Spec(
-    Column("hps_v2.1", "HPSv2.1"),
+V2_1 = metric.Spec(
+    metric.Column("hps_v2.1", "HPSv2.1"),
     about=ABOUT,
     needs="prompts",
-    prepare=prepare_with(WEIGHTS_2_1),
+    prepare=partial(prepare, WEIGHTS_2_1),
     flags=(WEIGHTS_2_1, MODEL),
-    required=(WEIGHTS_2_1,),
-    published=Column("hps", "HPSv2 (version not stated)"),
+    published=metric.Column("hps", "HPSv2 (version not stated)"),
 )
-V2 = Spec(
-    Column("hps_v2", "HPSv2.0"),
+V2 = metric.Spec(
+    metric.Column("hps_v2", "HPSv2.0"),
     about=ABOUT,
     needs="prompts",
-    prepare=prepare_with(WEIGHTS_2),
+    prepare=partial(prepare, WEIGHTS_2),
     flags=(WEIGHTS_2, MODEL),
-    required=(WEIGHTS_2,),
 )

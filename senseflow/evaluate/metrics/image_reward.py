@@ -9,29 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senseflow.evaluate.metrics.metric import (
-    TOKENIZER,
-    Column,
-    Given,
-    Machine,
-    Prepared,
-    Scorer,
-    Spec,
-    digest_of,
-    fill,
-    folder_flag,
-    read_tensors,
-    reading,
-)
+from senseflow.evaluate.metrics import metric
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FOLDER = folder_flag("--image_reward", "ImageReward.pt and med_config.json")
-BERT = folder_flag("--image_reward_tokenizer", "bert-base-uncased's tokenizer")
-FILES = (
-    "image_reward needs the folder of THUDM/ImageReward with ImageReward.pt and med_config.json in "
-    "--image_reward, and bert-base-uncased's tokenizer in --image_reward_tokenizer"
+FOLDER = metric.Flag[Path](
+    "--image_reward", "folder", "THUDM/ImageReward: ImageReward.pt, med_config.json", required=True
+)
+BERT = metric.Flag[Path](
+    "--image_reward_tokenizer", "folder", "the tokenizer of bert-base-uncased", required=True
 )
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw rewards, as published
 TEXT_LENGTH = 35
@@ -46,27 +33,27 @@ CONFIG = (
 UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
 
 
-def prepare(given: Given) -> Prepared:
+def prepare(given: metric.Given) -> metric.Prepared:
     """Raises ValueError saying which of the published files are not there."""
     folder, tokenizer = given[FOLDER], given[BERT]
-    if folder is None or tokenizer is None:
-        raise ValueError(FILES)
     weights, config = folder / "ImageReward.pt", folder / "med_config.json"
     for file in (weights, config):
         if not file.is_file():
-            raise ValueError(f"{file} is missing: {FILES}")
+            raise ValueError(f"{file} is missing: {FOLDER.name} takes {FOLDER.help}")
     settings = {
         "text_length": TEXT_LENGTH,
-        "config": digest_of(folder, [config.name]),
-        "tokenizer": digest_of(tokenizer, TOKENIZER),
+        "config": metric.digest_of(folder, [config.name]),
+        "tokenizer": metric.digest_of(tokenizer, metric.TOKENIZER),
     }
-    return Prepared(
+    return metric.Prepared(
         "ImageReward: BLIP ViT-L/16 and BERT, MLP", [weights], settings,
         lambda machine: open_reward(weights, config, tokenizer, machine),
     )  # fmt: skip
 
 
-def open_reward(weights: Path, config: Path, folder: Path, machine: Machine) -> Scorer:
+def open_reward(
+    weights: Path, config: Path, folder: Path, machine: metric.Machine
+) -> metric.Scorer:
     """The scorer; raises ValueError for files of another model."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from transformers import AutoTokenizer
@@ -74,7 +61,7 @@ def open_reward(weights: Path, config: Path, folder: Path, machine: Machine) -> 
     from senseflow.evaluate.metrics.open_clips import in_words
 
     network = load_reward(weights, config).to(machine.device, machine.dtype)
-    with reading(folder):
+    with metric.reading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     side, _ = network["blip"]["visual_encoder"].patch_embed.img_size
     preprocess = PreprocessCfg(size=side)
@@ -88,12 +75,12 @@ def open_reward(weights: Path, config: Path, folder: Path, machine: Machine) -> 
         pixels = pixels.to(machine.device, machine.dtype)
         return rewards(network, pixels, tokens.input_ids, tokens.attention_mask)
 
-    return Scorer(in_words(preprocess) + f"; text of {TEXT_LENGTH} tokens", transform, score)
+    return metric.Scorer(in_words(preprocess) + f"; text of {TEXT_LENGTH} tokens", transform, score)
 
 
 def load_reward(weights: Path, config: Path) -> Any:
     """The network with the published file's weights; raises ValueError for another model's."""
-    state = read_tensors(weights)
+    state = metric.read_tensors(weights)
     if not {VISION + "patch_embed.proj.weight", VISION + "pos_embed"} <= state.keys():
         raise ValueError(f"{weights} holds weights of another model than ImageReward")
     try:
@@ -102,7 +89,7 @@ def load_reward(weights: Path, config: Path) -> Any:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{config} is not ImageReward's med_config.json: {error!r}") from error
     network = build(state, sizes)
-    fill(
+    metric.fill(
         lambda: network.load_state_dict(state, strict=False),
         network, weights, "ImageReward", UNUSED,
     )  # fmt: skip
@@ -152,8 +139,8 @@ def rewards(network: Any, pixels: "Tensor", ids: "Tensor", mask: "Tensor") -> "T
     return (reward[:, 0].float() - MEAN) / STD
 
 
-SPEC = Spec(
-    Column("image_reward", "ImageReward"),
+SPEC = metric.Spec(
+    metric.Column("image_reward", "ImageReward"),
     about="BLIP and an MLP, (r - 0.1672) / 1.0333",
     needs="prompts",
     prepare=prepare,

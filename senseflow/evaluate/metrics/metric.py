@@ -46,45 +46,24 @@ class Column:
 class Flag(Generic[T]):
     """A flag of `evaluate score` that metrics read; several metrics may share one.
 
-    `wrong` says what is wrong with a value, nothing where it is right.
+    Pixels are 0 where there is to be no resizing.
     """
 
     name: str  # with its dashes
-    default: T
+    kind: Literal["file", "folder", "pixels", "text"]
     help: str
-    read: Callable[[str], T]
-    metavar: str | None = None
+    default: T | None = None
+    required: bool = False  # by every metric that has it
     choices: tuple[str, ...] | None = None
-    wrong: Callable[[T], str] = lambda value: ""
 
-
-def file_flag(name: str, help: str) -> Flag[Path | None]:
-    """A flag that names a file."""
-    return Flag(
-        name, None, help, Path, "FILE",
-        wrong=lambda path: "" if path is None or path.is_file() else "is not a file",
-    )  # fmt: skip
-
-
-def folder_flag(name: str, help: str) -> Flag[Path | None]:
-    """A flag that names a folder."""
-    return Flag(
-        name, None, help, Path, "DIR",
-        wrong=lambda path: "" if path is None or path.is_dir() else "is not a folder",
-    )  # fmt: skip
-
-
-def name_flag(name: str, default: str, help: str) -> Flag[str]:
-    """A flag that takes a model's name."""
-    return Flag(name, default, help, str, "NAME")
-
-
-def resize_flag(name: str, default: int) -> Flag[int]:
-    """The side in pixels that LANCZOS brings the centre square to; 0: left as it is."""
-    return Flag(
-        name, default, f"LANCZOS of the centre square to this; 0: none ({default})", int, "PIXELS",
-        wrong=lambda side: "" if side >= 0 else "must be 0 (none) or a size in pixels",
-    )  # fmt: skip
+    def check(self, value: Any) -> None:
+        """Raise ValueError for a path that is not there, and for pixels below 0."""
+        if self.kind == "file" and value and not value.is_file():
+            raise ValueError(f"{self.name} {value} is not a file")
+        if self.kind == "folder" and value and not value.is_dir():
+            raise ValueError(f"{self.name} {value} is not a folder")
+        if self.kind == "pixels" and value < 0:
+            raise ValueError(f"{self.name} {value} must be 0 (none) or a size in pixels")
 
 
 @dataclass(frozen=True)
@@ -95,12 +74,6 @@ class Given:
 
     def __getitem__(self, flag: Flag[T]) -> T:
         return cast(T, self.values.get(flag.name, flag.default))
-
-    def required(self, flag: Flag[T | None]) -> T:
-        """The value of a flag that the spec requires, which `score` has seen to."""
-        value = self[flag]
-        assert value is not None, flag.name
-        return value
 
 
 @dataclass(frozen=True)
@@ -163,7 +136,6 @@ class Spec:
     needs: Literal["reference", "prompts", "seeds"]
     prepare: Callable[[Given], Prepared]
     flags: tuple[Flag[Any], ...] = ()
-    required: tuple[Flag[Any], ...] = ()  # the flags without which it is not measured
     float32: bool = False  # whatever --dtype says
     published: Column | None = None  # of published values that do not say which version they are of
 

@@ -1,8 +1,7 @@
 """CLIP models of open_clip from local files, for all metrics that embed images or texts."""
 
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 import open_clip
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
 from torch import Tensor, nn
 
+from senseflow.common.files import read_json
 from senseflow.evaluate.metrics.metric import (
     LOCAL,
     TOKENIZER,
@@ -21,6 +22,8 @@ from senseflow.evaluate.metrics.metric import (
     fill,
     read_tensors,
     reading,
+    square,
+    square_in_words,
 )
 
 CONFIG = "open_clip_config.json"
@@ -86,13 +89,10 @@ def find_source(name: str, weights: Path | None, quick_gelu: bool | None, flag: 
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / CONFIG
-    if not file.is_file():
-        raise ValueError(f"{LOCAL}{folder}: {file} is missing")
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["model_cfg"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not a config of open_clip: {error!r}") from error
+    config = read_json(folder / CONFIG).get("model_cfg")
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / CONFIG} is not a config of open_clip: it has no 'model_cfg'")
+    return config
 
 
 def _weights_in(folder: Path, flag: str) -> Path:
@@ -128,6 +128,13 @@ class Clip(nn.Module):
         self.tokenizer = open_clip.get_tokenizer(source.name)
         self.config = PreprocessCfg(**model.visual.preprocess_cfg)
         self.transform = image_transform_v2(self.config, is_train=False)
+
+    def on_squares(self, side: int | None) -> tuple[str, Callable[[Image.Image], Tensor]]:
+        """In words and as a function: the model's preprocessing of `square(picture, side)`."""
+        return (
+            f"{square_in_words(side)}, {in_words(self.config)}",
+            lambda picture: self.transform(square(picture, side)),
+        )
 
     def images(self, pixels: Tensor) -> Tensor:
         """(B, D) of preprocessed pixels (B, 3, H, W)."""

@@ -3,33 +3,23 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senseflow.evaluate.metrics.metric import (
-    TOKENIZER,
-    Column,
-    Given,
-    Machine,
-    Prepared,
-    Scorer,
-    Spec,
-    digest_of,
-    folder_flag,
-    reading,
-)
+from senseflow.evaluate.metrics import metric
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-MODEL = folder_flag("--pick_score", "PickScore_v1")
-PROCESSOR = folder_flag("--pick_processor", "its processor (default: the same)")
+MODEL = metric.Flag[Path]("--pick_score", "folder", "PickScore_v1", required=True)
+PROCESSOR = metric.Flag[Path | None](
+    "--pick_processor", "folder", "its processor (default: the same)"
+)
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the older and the newer name
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
-def prepare(given: Given) -> Prepared:
+def prepare(given: metric.Given) -> metric.Prepared:
     """Raises ValueError for folders without the files of a CLIPModel and its processor."""
-    folder = given.required(MODEL)
-    processor = given[PROCESSOR] or folder
+    folder, processor = given[MODEL], given[PROCESSOR] or given[MODEL]
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: it is no folder of transformers")
     if not any((processor / name).is_file() for name in PROCESSORS):
@@ -38,10 +28,10 @@ def prepare(given: Given) -> Prepared:
             "--pick_processor"
         )
     settings = {
-        "config": digest_of(folder, ["config.json"]),
-        "processor": digest_of(processor, [*PROCESSORS, *TOKENIZER]),
+        "config": metric.digest_of(folder, ["config.json"]),
+        "processor": metric.digest_of(processor, [*PROCESSORS, *metric.TOKENIZER]),
     }
-    return Prepared(
+    return metric.Prepared(
         "transformers CLIPModel", weights_in(folder), settings,
         lambda machine: open_pick(folder, processor, machine),
     )  # fmt: skip
@@ -56,12 +46,12 @@ def weights_in(folder: Path) -> list[Path]:
     raise ValueError(f"{folder} has no weights ({' or '.join(WEIGHTS)})")
 
 
-def open_pick(folder: Path, processor: Path, machine: Machine) -> Scorer:
+def open_pick(folder: Path, processor: Path, machine: metric.Machine) -> metric.Scorer:
     """Raises ValueError when the folder's weights are not those of a CLIPModel."""
     import torch.nn.functional as F
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-    with reading(folder):
+    with metric.reading(folder):
         model, told = CLIPModel.from_pretrained(
             folder, local_files_only=True, dtype=machine.dtype, output_loading_info=True
         )
@@ -71,7 +61,7 @@ def open_pick(folder: Path, processor: Path, machine: Machine) -> Scorer:
             f"{folder} holds weights of another model than CLIPModel: {len(misfits)} of its keys "
             f"are missing or have another shape, such as {misfits[0]}"
         )
-    with reading(processor):
+    with metric.reading(processor):
         # the PIL backend, as in the published scores
         images = AutoImageProcessor.from_pretrained(processor, local_files_only=True, backend="pil")
         tokenizer = AutoTokenizer.from_pretrained(processor, local_files_only=True)
@@ -96,14 +86,13 @@ def open_pick(folder: Path, processor: Path, machine: Machine) -> Scorer:
 
     side = images.crop_size["height"] if images.do_center_crop else "whole"
     words = f"the processor of {processor.name}: {images.size}, crop {side}, PIL"
-    return Scorer(words, load, score)
+    return metric.Scorer(words, load, score)
 
 
-SPEC = Spec(
-    Column("pick_score", "PickScore", digits=2),
+SPEC = metric.Spec(
+    metric.Column("pick_score", "PickScore", digits=2),
     about="exp(logit_scale) times the cosine: 100 cos",
     needs="prompts",
     prepare=prepare,
     flags=(MODEL, PROCESSOR),
-    required=(MODEL,),
 )
