@@ -35,7 +35,6 @@ from senseflow.distill import algorithm as distill
 from senseflow.distill.measures import STOPWATCH, Measures
 from senseflow.distill.state import Distillation
 from senseflow.engine.build import assemble, share
-from senseflow.engine.inputs import read_error_curve
 from senseflow.plan.blank import Blank, BlankPrompts
 from senseflow.plan.costs import DENSE_TFLOPS, Costs, kinds_of
 from senseflow.plan.plan import Wanted, configure
@@ -119,8 +118,7 @@ def parts_of(args: argparse.Namespace, ranks: Ranks) -> tuple[Distillation, list
         config, _ = configure(recipe, wanted, Path(folder))
         prompts = BlankPrompts.of(config, recipe.family) if data == "cached" else None
         dim = prompts and prompts.text_dim
-        curve = read_error_curve(config, recipe.family)
-        d = assemble(config, recipe.family, ranks, {}, curve, prompts, dim)
+        d = assemble(config, recipe.family, ranks, {}, prompts, dim)
     teacher = d.teacher.base.network if isinstance(d.teacher, Role) else d.teacher
     for network in {teacher, d.generator.network, d.fake_score.network}:
         randomise(network)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from senseflow.config import recipes
-from senseflow.config.config import Config, load_config
+from senseflow.config.config import REMOVED, Config, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "senseflow" / "config" / "config.py"
@@ -66,7 +66,26 @@ def page() -> str:
         lines += ["", f"## {field.name}", "", *summary(cls), ""]
         lines += ["| key | type | default | recipes | meaning |", "|---|---|---|---|---|"]
         lines += [row(cls, f, field.name, configs, comments) for f in dataclasses.fields(cls)]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *removed(), ""])
+
+
+def removed() -> list[str]:
+    """What older files may still say."""
+    rows = [
+        f"| `{name}` | `{plain(key.default)}` | {key.since} | {key.instead} |"
+        for name, key in REMOVED.items()
+    ]
+    return [
+        "",
+        "## Removed keys",
+        "",
+        "A file that has one of these at its old default loads, and a line says so; another value",
+        "is refused.",
+        "",
+        "| key | old default | since | instead |",
+        "|---|---|---|---|",
+        *rows,
+    ]
 
 
 def read_comments(file: Path) -> dict[tuple[str, str], str]:

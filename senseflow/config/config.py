@@ -15,7 +15,7 @@ import yaml
 
 from senseflow.common.files import write_whole
 from senseflow.config.recipes import require_recipe
-from senseflow.config.strict_yaml import read_strictly
+from senseflow.config.strict_yaml import Removed, read_strictly
 from senseflow.core.anchors import TimeLaw
 from senseflow.core.isg import IsgLoss
 
@@ -194,23 +194,16 @@ class EmaConfig:
 
 @dataclass(frozen=True)
 class IsgConfig:
-    """ISG: weight (0 switches it off), the teacher's guidance, the mid-point's margin and law."""
+    """ISG: weight (0 switches it off), the teacher's guidance, the mid-point's margin."""
 
     weight: float  # of L_ISG in the generator's loss; 0: off
     guidance: Range  # the teacher's on its way to the mid-point, drawn per sample
     margin: float  # least distance of the mid-point from its anchors, thousandths of their clock
     loss: IsgLoss = "charbonnier"  # l2: the paper's mean square
-    midpoint: Literal["uniform", "error"] = "uniform"  # error: as often as the teacher errs there
-    error_curve: str | None = None  # xi.json of python -m senseflow.reconstruction_error
 
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "isg.weight must not be negative")
         _require_range("isg.guidance", self.guidance)
-        _require(
-            self.midpoint == "uniform" or self.error_curve is not None,
-            "isg.midpoint error needs isg.error_curve, the xi.json that "
-            "python -m senseflow.reconstruction_error CONFIG writes",
-        )
 
 
 @dataclass(frozen=True)
@@ -372,13 +365,22 @@ class Config:
         )
 
 
+REMOVED = {
+    "isg.midpoint": Removed(str, "uniform", "0.1.0", "mid-points are uniform (docs/ablation.md)"),
+    "isg.error_curve": Removed(
+        str | None, None, "0.1.0", "mid-points are uniform (docs/ablation.md)"
+    ),
+}
+"""Keys of older files, which still load."""
+
+
 def load_config(file: str | Path, overrides: list[str] | None = None) -> Config:
     """Read `file`, apply `key.sub=value` overrides, and check all of it.
 
     Raises ValueError naming the file and key for an unknown key, a missing one, a wrong type or an
     impossible combination.
     """
-    return read_strictly(Config, Path(file), overrides)
+    return read_strictly(Config, Path(file), overrides, REMOVED)
 
 
 def save_config(config: Config, file: Path) -> None:

@@ -1,13 +1,16 @@
 """YAML files read strictly into frozen dataclasses.
 
 An unknown key, a missing one or a wrong type is a ValueError that names the file, the key and the
-nearest valid key.
+nearest valid key. A removed key is passed over, and said, where it stands at its old default.
 """
 
 import dataclasses
 import difflib
+import logging
 import types
 import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,11 +18,29 @@ import yaml
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
 
-def read_strictly(cls: type[T], path: Path, overrides: list[str] | None = None) -> T:
+
+@dataclass(frozen=True)
+class Removed:
+    """A key that is read no longer: what it was, and what stands in its place."""
+
+    kind: Any  # its type, as an annotation says it
+    default: Any  # the old one, which every run now has
+    since: str  # the first version without it
+    instead: str  # what is done now, for those who had said something else
+
+
+def read_strictly(
+    cls: type[T],
+    path: Path,
+    overrides: list[str] | None = None,
+    removed: Mapping[str, Removed] | None = None,
+) -> T:
     """A YAML file, with `key.sub=value` overrides, as a tree of frozen dataclasses.
 
-    Raises ValueError for a file that is none, and for what does not fit the dataclasses.
+    removed: by name, the keys of older files. Raises ValueError for a file that is none, for what
+    does not fit the dataclasses, and for a removed key with another value than its old default.
     """
     if not path.is_file():
         raise ValueError(f"config file not found: {path}{' is a folder' * path.is_dir()}")
@@ -32,9 +53,30 @@ def read_strictly(cls: type[T], path: Path, overrides: list[str] | None = None) 
     for override in overrides or []:
         _apply_override(tree, override)
     try:
-        return typing.cast(T, _build(cls, tree, ""))
+        passed_over = _without(removed or {}, tree)
+        read = typing.cast(T, _build(cls, tree, ""))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if passed_over:
+        logger.info("%s: %s: settings no longer, passed over", path, ", ".join(passed_over))
+    return read
+
+
+def _without(removed: Mapping[str, Removed], tree: dict[str, Any]) -> list[str]:
+    """Take the removed keys that stand at their old default out of a tree; their names."""
+    taken = []
+    for name, key in removed.items():
+        section, leaf = name.split(".")
+        here = tree.get(section)
+        if not isinstance(here, dict) or leaf not in here:
+            continue
+        value = here.pop(leaf)
+        if _convert(value, key.kind, name) != key.default:
+            raise ValueError(
+                f"{name}: {value!r} is no setting since {key.since}: {key.instead}; delete the key"
+            )
+        taken.append(name)
+    return taken
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

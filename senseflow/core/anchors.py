@@ -10,8 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from senseflow.core.error_curve import ErrorCurve
-
 TimeLaw = Literal["uniform", "logit_normal"]
 
 
@@ -35,16 +33,9 @@ class Anchors:
         """The segment (tau_{i-1}, tau_i] below anchor `index` (0 is the noisiest)."""
         return (*self.times, self.end)[index + 1], self.times[index]
 
-    def midpoint(
-        self, index: int, margin: float, u: Tensor, curve: ErrorCurve | None = None
-    ) -> Tensor:
-        """ISG's t_mid (B,) in (tau_{i-1} + margin, tau_i - margin), for u (B,) in [0, 1).
-
-        Uniform, or with a density proportional to the teacher's error `curve` (u on the CPU).
-        """
+    def midpoint(self, index: int, margin: float, u: Tensor) -> Tensor:
+        """ISG's t_mid (B,), uniform between the segment's margins, for u (B,) in [0, 1)."""
         low, high = self.segment(index)
-        if curve:
-            return curve.quantile(u, low + margin, high - margin)
         return low + margin + u * (high - low - 2 * margin)
 
     def check_margin(self, margin: float) -> None:
@@ -56,12 +47,6 @@ class Anchors:
                     f"isg.margin {margin:g} leaves no mid-point between the anchors {high:g} and "
                     f"{low:g} (thousandths); it must be below {(high - low) / 2:g}"
                 )
-
-    def check_curve(self, curve: ErrorCurve, margin: float) -> None:
-        """Raise ValueError when `curve` says nothing of mid-points in some segment."""
-        for index in range(len(self)):
-            low, high = self.segment(index)
-            curve.require(low + margin, high - margin)
 
 
 def shift_time(t: float, shift: float) -> float:

@@ -1,4 +1,5 @@
-"""Intra-segment guidance (ISG), SenseFlow Eq. 12: the loss between the two ways down a segment."""
+"""Intra-segment guidance (ISG): the loss between two ways down a segment (SenseFlow Eq. 12), and
+the teacher's error xi(t) with which the paper motivates it."""
 
 from typing import Literal
 
@@ -20,3 +21,8 @@ def isg_loss(x_direct: Tensor, x_target: Tensor, kind: IsgLoss) -> Tensor:
     if kind == "l2":
         return d.square().mean()
     return ((d.square() + CHARBONNIER_EPS**2).sqrt() - CHARBONNIER_EPS).mean()
+
+
+def reconstruction_error(x_0: Tensor, x_0_hat: Tensor) -> Tensor:
+    """What xi(t) is the mean of: ||x_0 - x_0_hat||^2 over the elements; (B, ...) -> (B,)."""
+    return (x_0.float() - x_0_hat.float()).square().flatten(1).mean(1)

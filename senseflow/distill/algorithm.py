@@ -204,7 +204,7 @@ def isg(d: Distillation, turn: Turn, sample: Sample, pictures: dict[str, Tensor]
     tau_low = times(low, len(sample.tau), d.device)
     with torch.no_grad():
         u = sample.draws.uniform("isg t_mid")[:, 0]
-        t_mid = on_device(d, d.anchors.midpoint(turn.anchor, config.margin, u, d.error_curve))
+        t_mid = on_device(d, d.anchors.midpoint(turn.anchor, config.margin, u))
         scale = draw_scale(d, sample, "isg", config.guidance)
         teacher = denoise_guided(d, sample.x_tau, sample.tau, sample.cond, scale)
         x_mid = ode_step(path, teacher, t_mid)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from senseflow.config.config import Config
 from senseflow.core.anchors import Anchors, TimeLaw, draw_range, draw_time
 from senseflow.core.draws import Draws
-from senseflow.core.error_curve import ErrorCurve
 from senseflow.core.path import Denoised
 from senseflow.data.sampler import Batch
 from senseflow.distill.measures import Measures
@@ -115,7 +114,6 @@ class Distillation:
     discriminator: Discriminator | None
     device: torch.device
     ema: Ema | None = None  # of the generator
-    error_curve: ErrorCurve | None = None  # the law of ISG's mid-points; None: uniform
 
 
 class HasTeacher(Protocol):

@@ -11,7 +11,6 @@ from torch import nn
 from senseflow.common.ranks import Ranks, join_group, start_ranks
 from senseflow.config.config import Config, Dtype, ParallelConfig
 from senseflow.core.anchors import Anchors
-from senseflow.core.error_curve import ErrorCurve
 from senseflow.data.items import Samples
 from senseflow.data.sampler import Share, batches
 from senseflow.distill.state import Distillation
@@ -31,7 +30,6 @@ from senseflow.engine.inputs import (
     check_times,
     initial_of,
     read_data,
-    read_error_curve,
     teacher_settings,
     torch_dtype,
     what_is_shared,
@@ -97,16 +95,14 @@ def prepare(config: Config, folder: Path, family: Family) -> Run:
     settings = teacher_settings(config)
     dataset = read_data(config, settings)
     cache = read_cache(config, family, dataset)
-    error_curve = read_error_curve(config, family)
-    shared = what_is_shared(config, family, dataset, cache)
-    require_equal({**shared, "isg.error_curve": error_curve})
+    require_equal(what_is_shared(config, family, dataset, cache))
     ranks = start_ranks(config.parallel.replicas)
     host = HostGroup(ranks)
     share_folder(folder, host)
     if cache.known:
         logger.info("from paths.cache %s: %s", config.paths.cache, ", ".join(cache.known))
     initial = choose_initial(config, folder, host)
-    parts = assemble(config, family, ranks, initial, error_curve, cache.prompts, cache.text_dim)
+    parts = assemble(config, family, ranks, initial, cache.prompts, cache.text_dim)
     on_gpu = ranks.device.type == "cuda"
     samples = cache.samples(dataset, see_images=config.adversarial.in_use == "vfm")
     data = partial(batches, samples, share(config, ranks), config.data.num_workers, on_gpu)
@@ -118,7 +114,6 @@ def assemble(
     family: Family,
     ranks: Ranks,
     initial: Initial,
-    error_curve: ErrorCurve | None,
     known: KnownPrompts | None,
     text_dim: int | None,
 ) -> Distillation:
@@ -148,7 +143,6 @@ def assemble(
         ),
         device=ranks.device,
         ema=Ema.start(generator, config.ema.decay) if config.ema.decay else None,
-        error_curve=error_curve,
     )
 
 

@@ -8,14 +8,12 @@ import torch
 
 from senseflow.config.config import Config, Dtype, ParallelConfig, PathsConfig
 from senseflow.core.anchors import Anchors
-from senseflow.core.error_curve import ErrorCurve
 from senseflow.core.path import Path as NoisePath
 from senseflow.data.cached import Cache
 from senseflow.data.dataset import open_dataset
 from senseflow.data.items import Samples
 from senseflow.data.latents_lmdb import LatentsScaling
 from senseflow.distill.bottleneck import require_head
-from senseflow.distill.error_file import read_curve
 from senseflow.engine.caches import read_cache, warn_of_versions
 from senseflow.engine.initial import (
     Choose,
@@ -36,7 +34,6 @@ def check(config: Config, family: Family) -> None:
     """What can be said about the input before any network is loaded; raises ValueError."""
     check_offload(config.parallel)
     cache = check_teacher(config, family)
-    read_error_curve(config, family)
     if config.adversarial.in_use == "bottleneck":
         bottleneck_of(config, family)
     if config.adversarial.in_use == "vfm":
@@ -117,7 +114,7 @@ def what_is_shared(
 ) -> dict[str, object]:
     """What every rank must hold alike; where it lies may differ from node to node."""
     tree = dataclasses.asdict(config)
-    del tree["paths"], tree["isg"]["error_curve"]
+    del tree["paths"]
     return {
         "the configuration": tree,
         "the data set": dataset.fingerprint(),
@@ -126,23 +123,6 @@ def what_is_shared(
         "the parts of paths.cache": cache.known,
         "torch": torch.__version__,
     }
-
-
-def read_error_curve(config: Config, family: Family) -> ErrorCurve | None:
-    """The law of ISG's mid-points, None where it is uniform; raises ValueError for a curve that is
-    not this teacher's or does not cover its segments."""
-    isg = config.isg
-    if isg.weight == 0 or isg.midpoint == "uniform":
-        return None
-    assert isg.error_curve, "checked by IsgConfig"
-    settings = teacher_settings(config)
-    fingerprint = base_fingerprint(settings.folder / family.component)
-    try:
-        curve = read_curve(Path(isg.error_curve), fingerprint, family.path(settings))
-        family.anchors(settings, config.anchors.times).check_curve(curve, isg.margin)
-    except ValueError as error:
-        raise ValueError(f"isg.error_curve {isg.error_curve}: {error}") from error
-    return curve
 
 
 def read_data(config: Config, settings: TeacherSettings) -> Samples:

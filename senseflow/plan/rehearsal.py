@@ -24,7 +24,6 @@ from senseflow.distill.adversaries import VFMDiscriminator
 from senseflow.distill.measures import Measures
 from senseflow.distill.state import Distillation, Turn
 from senseflow.engine.build import assemble, share
-from senseflow.engine.inputs import read_error_curve
 from senseflow.optim.trained import Trained
 from senseflow.plan.blank import Blank, BlankPrompts, PlanData
 from senseflow.plan.fakes import Loading, fake_ranks, fake_whole, real_meshes
@@ -197,12 +196,11 @@ def rehearse(
 ) -> Iterator[Rehearsal]:
     """Rank 0 of so many, before its first iteration."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    curve = read_error_curve(config, family)
     prompts = BlankPrompts.of(config, family) if data == "cached" else None
     text_dim = None if prompts is None else prompts.text_dim
     with fake_ranks(world_size, config.parallel.replicas) as ranks, real_meshes():
         with mode, Loading():
-            parts = assemble(config, family, ranks, {}, curve, prompts, text_dim)
+            parts = assemble(config, family, ranks, {}, prompts, text_dim)
         see_images = config.adversarial.in_use == "vfm"
         shape = parts.adapter.latent_shape()
         blank = Blank(config.train.resolution, shape, data, prompts, see_images)

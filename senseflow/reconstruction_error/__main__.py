@@ -60,7 +60,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--guidance", type=float, action="append", metavar="W",
-        help="of the teacher (1); may be repeated: a curve each, of which training reads the first",
+        help="of the teacher (1); may be repeated: a curve each",
     )  # fmt: skip
     parser.add_argument("--batch_size", type=int, default=4, help="samples per process (4)")
     return parser

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from senseflow.core.anchors import Anchors
 from senseflow.core.draws import Draws
-from senseflow.core.error_curve import reconstruction_error
+from senseflow.core.isg import reconstruction_error
 from senseflow.core.path import Denoised, add_noise
 from senseflow.core.path import Path as NoisePath
 from senseflow.data.items import Position, Samples

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from senseflow.common.pictures import save_whole
 from senseflow.common.quiet import quiet_libraries
@@ -17,20 +17,25 @@ from senseflow.common.ranks import AgreedError
 from senseflow.config.config import Config, load_config
 from senseflow.config.recipes import RECIPES
 from senseflow.core.anchors import Anchors
-from senseflow.core.error_curve import ErrorCurve
 from senseflow.data.items import UnreadableImagesError
 from senseflow.engine.agreement import require_equal
 from senseflow.engine.build import Teacher, prepare_teacher
 from senseflow.engine.disk import write_whole
 from senseflow.engine.inputs import check_teacher, read_data, teacher_settings
-from senseflow.reconstruction_error.measure import Measurement, Rows, curves, measure, spread_times
+from senseflow.reconstruction_error.measure import (
+    Measurement,
+    Rows,
+    curves,
+    measure,
+    segments,
+    spread_times,
+)
 from senseflow.reconstruction_error.picture import draw
 from senseflow.teachers.family import Family
 from senseflow.weights.fingerprint import base_fingerprint
 
 logger = logging.getLogger("senseflow")
 
-QUARTILES = (0.25, 0.5, 0.75)
 LIBRARIES = ("torch", "diffusers", "transformers")
 
 
@@ -85,7 +90,6 @@ def facts_of(config: Config, family: Family, num_samples: int) -> dict[str, Any]
 def write(folder: Path, found: dict[str, Any], teacher: Teacher, config: Config) -> None:
     """xi.json, xi.csv and xi.png."""
     anchors, margin = teacher.anchors, config.isg.margin
-    curve = ErrorCurve(tuple(found["times"]), tuple(found["curves"][0]["error"]))
     tree = {
         "what": "one-step reconstruction error of the teacher over t (thousandths of its clock)",
         "recipe": config.recipe,
@@ -94,24 +98,14 @@ def write(folder: Path, found: dict[str, Any], teacher: Teacher, config: Config)
         "anchors": list(anchors.times),
         "segments": [list(anchors.segment(index)) for index in range(len(anchors))],
         "isg_margin": margin,
-        "midpoint_quartiles": midpoint_quartiles(anchors, margin, curve),
     }
     write_whole(folder / "xi.json", json.dumps(tree, indent=1) + "\n")
     write_whole(folder / "xi.csv", as_csv(found))
     title = f"{config.recipe}: one-step reconstruction error, N = {found['num_samples']}"
-    save_whole(draw(found, anchors, margin, title), folder / "xi.png")
-    for line in report(tree):
+    save_whole(draw(found, anchors, title), folder / "xi.png")
+    for line in report(found, anchors, margin):
         logger.info("%s", line)
     logger.info("%s", ", ".join(str(folder / name) for name in ("xi.json", "xi.csv", "xi.png")))
-
-
-def midpoint_quartiles(anchors: Anchors, margin: float, curve: ErrorCurve) -> dict[str, Any]:
-    """25, 50 and 75 % of ISG's mid-points lie below these, per segment, by both laws."""
-    u = torch.tensor(QUARTILES, dtype=torch.float64)
-    return {
-        "uniform": [anchors.midpoint(i, margin, u).tolist() for i in range(len(anchors))],
-        "error": [anchors.midpoint(i, margin, u, curve).tolist() for i in range(len(anchors))],
-    }
 
 
 def as_csv(found: dict[str, Any]) -> str:
@@ -126,12 +120,11 @@ def as_csv(found: dict[str, Any]) -> str:
     return stream.getvalue()
 
 
-def report(tree: dict[str, Any]) -> list[str]:
-    """How sampling by error would move the mid-points, a line per segment."""
-    quartiles = tree["midpoint_quartiles"]
-    rows = zip(tree["segments"], quartiles["uniform"], quartiles["error"], strict=True)
-    return [
-        f"segment {low:g} to {high:g}: median t_mid {uniform[1]:.0f} uniform, {error[1]:.0f} by "
-        f"error (quartiles {error[0]:.0f}, {error[2]:.0f})"
-        for (low, high), uniform, error in rows
-    ]
+def report(found: dict[str, Any], anchors: Anchors, margin: float) -> list[str]:
+    """xi / E ||x_0||^2 at both ends of where ISG draws its mid-points, a line per segment."""
+    errors = found["curves"][0]["normalised"]
+    lines = []
+    for low, high in segments(anchors, margin):
+        clean, noisy = np.interp((low, high), found["times"], errors)
+        lines.append(f"mid-points from {low:g} to {high:g}: error {clean:.3g} to {noisy:.3g}")
+    return lines

@@ -1,6 +1,7 @@
 """The strict YAML reader: what it accepts, what it refuses, and how it says so."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,22 @@ def test_overrides_and_what_they_may_not_be():
         load_config(RECIPE, ["paths.dataset=*x"])
     with pytest.raises(ValueError, match="seed is not a section"):
         load_config(RECIPE, ["train.seed.x=1"])
+
+
+def test_a_removed_key_is_passed_over_at_its_old_default_and_refused_otherwise(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    old = edited(tmp_path, isg__midpoint="uniform", isg__error_curve=None)
+    assert load_config(old) == load_config(RECIPE)
+    (line,) = caplog.messages
+    assert "edited.yaml" in line and "isg.midpoint, isg.error_curve" in line
+    caplog.clear()
+    assert load_config(RECIPE, ["isg.midpoint=uniform"]) == load_config(RECIPE)
+    (line,) = caplog.messages
+    assert "isg.midpoint" in line and "error_curve" not in line
+    with pytest.raises(ValueError, match=r"edited.yaml: isg.midpoint: 'error' .*0.1.0.*uniform"):
+        load_config(edited(tmp_path, isg__midpoint="error", isg__error_curve="xi.json"))
+    with pytest.raises(ValueError, match=r"isg.error_curve: 'xi.json' .* delete the key"):
+        load_config(edited(tmp_path, isg__error_curve="xi.json"))
 
 
 def test_resolved_config_reads_back_the_same(tmp_path):

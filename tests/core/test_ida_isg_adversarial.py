@@ -1,5 +1,6 @@
 """IDA, ISG and the adversarial losses on hand-computed cases."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -13,7 +14,7 @@ from senseflow.core.adversarial import (
     softplus_generator_loss,
 )
 from senseflow.core.ida import align_, squared_gap
-from senseflow.core.isg import isg_loss
+from senseflow.core.isg import isg_loss, reconstruction_error
 from senseflow.core.path import FlowPath, VPPath, ode_step
 
 
@@ -70,6 +71,12 @@ def test_isg_moves_only_the_direct_branch(kind):
     isg_loss(direct, target, kind).backward()
     assert target.grad is None and (direct.grad > 0).all()
     assert isg_loss(target, target, kind).item() == 0
+
+
+def test_xi_is_a_mean_over_the_elements_of_each_sample():
+    x, y = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    expected = ((x.numpy() - y.numpy()) ** 2).mean((1, 2, 3))
+    np.testing.assert_allclose(reconstruction_error(x, y), expected, rtol=1e-6)
 
 
 def test_omega_at_fluxs_anchors():

@@ -13,7 +13,7 @@ from doc_pages import ROOT, Page, pages, top_folders, tracked
 from doc_programs import ELSEWHERE, is_path
 
 from senseflow.config import strict_yaml
-from senseflow.config.config import Config
+from senseflow.config.config import REMOVED, Config
 
 NAME = r"[a-z_][a-z0-9_]*"
 KEY = re.compile(rf"({NAME})\.({NAME}|\*)(?:(?:=|: ?)(.+))?")
@@ -82,7 +82,9 @@ def first_folder(span: str) -> bool:
 
 
 def check_key(section: str, key: str, value: str | None) -> None:
-    """A section of the configuration, a key of it, and a value of the key's type."""
+    """A section of the configuration, a key of it or a removed one, and a value of its type."""
+    if f"{section}.{key}" in REMOVED:
+        return
     assert section in SECTIONS, f"the configuration has no section {section}"
     hints = typing.get_type_hints(SECTIONS[section])
     assert key == "*" or key in hints, f"{section} has no key {key}"

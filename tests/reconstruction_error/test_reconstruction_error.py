@@ -1,4 +1,4 @@
-"""python -m senseflow.reconstruction_error as a user types it, and mid-points by its curve."""
+"""python -m senseflow.reconstruction_error as a user types it."""
 
 import csv
 import json
@@ -11,18 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from ranks import on_ranks
-from toy import toy_batch, toy_config, toy_distillation
 
 from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
-from senseflow.core.anchors import Anchors
 from senseflow.core.draws import Draws
-from senseflow.core.error_curve import ErrorCurve
 from senseflow.core.path import add_noise
 from senseflow.data.convert.__main__ import main as convert
-from senseflow.distill.algorithm import draw_turn, generate, isg
 from senseflow.engine.build import prepare_teacher
-from senseflow.engine.inputs import check, read_error_curve
 from senseflow.reconstruction_error.__main__ import main
 from senseflow.tiny.pictures import write_dataset
 
@@ -93,7 +88,7 @@ def direct_errors(name: str, data: Path, times: list[float], scale: float) -> to
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_family_is_measured_and_its_curve_fits_its_recipe(name, images, tmp_path):
+def test_every_family_is_measured(name, images, tmp_path):
     tree = measured(name, images, tmp_path / "xi", "--guidance", 1, "--guidance", 3)
     times = tree["times"]
     last = 999 if "sdxl" in name else 1000
@@ -105,12 +100,6 @@ def test_every_family_is_measured_and_its_curve_fits_its_recipe(name, images, tm
     rows = list(csv.DictReader((tmp_path / "xi" / "xi.csv").open()))
     assert len(rows) == 18 and float(rows[-1]["error"]) == tree["curves"][1]["error"][-1]
     assert Image.open(tmp_path / "xi" / "xi.png").size[0] > 600
-
-    law = ["isg.midpoint=error", f"isg.error_curve={tmp_path / 'xi' / 'xi.json'}"]
-    config = load_config(CONFIGS[name], [f"paths.dataset={images}", *law])
-    check(config, RECIPES[name].family)
-    curve = read_error_curve(config, RECIPES[name].family)
-    assert list(curve.errors) == tree["curves"][0]["error"]
 
 
 def test_latents_are_data_as_well(latents, tmp_path):
@@ -147,98 +136,6 @@ def test_two_ranks_measure_what_one_does(flux, images, tmp_path):
         torch.testing.assert_close(
             torch.tensor(mine["errors"]), torch.tensor(theirs["errors"]), rtol=1e-3, atol=1e-6
         )
-
-
-# -------------------------------------------------------------------------- ISG by the curve
-
-
-def _damage(tree: dict, how: str) -> str:
-    if how == "cut":
-        return json.dumps(tree)[:200]
-    if how == "teacher":
-        tree["teacher"]["fingerprint"] = "0" * 64
-    if how == "short":
-        tree["times"], tree["sigmas"] = tree["times"][:-2], tree["sigmas"][:-2]
-        tree["curves"][0]["error"] = tree["curves"][0]["error"][:-2]
-    if how == "negative":
-        tree["curves"][0]["error"][3] = -1.0
-    if how == "nan":
-        tree["curves"][0]["error"][3] = float("nan")
-    if how == "text":
-        tree["curves"][0]["error"][3] = "much"
-    if how == "schedule":
-        tree["sigmas"][4] += 0.01
-    if how == "clock":
-        tree["times"][-1] += 1
-    if how == "keys":
-        del tree["curves"]
-    return json.dumps(tree)
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("cut", "is not an xi.json .* or is damaged"),
-        ("keys", "is not an xi.json .* KeyError"),
-        ("text", "is not an xi.json"),
-        ("teacher", "another teacher .*fingerprint 000000000000"),
-        ("short", "from 0 to 750 does not cover"),
-        ("negative", "not negative, got -1"),
-        ("nan", "finite and not negative, got nan"),
-        ("clock", "times are not all on this teacher's clock"),
-        ("schedule", "noise levels are not those of this teacher"),
-    ],
-)
-def test_a_curve_that_does_not_fit_is_refused_before_loading(how, message, flux, images, tmp_path):
-    file = tmp_path / "xi.json"
-    file.write_text(_damage(json.loads((flux / "xi.json").read_text()), how))
-    config = load_config(
-        CONFIGS["flux_senseflow"],
-        [f"paths.dataset={images}", "isg.midpoint=error", f"isg.error_curve={file}"],
-    )
-    with pytest.raises(ValueError, match=f"isg.error_curve .*{message}"):
-        check(config, RECIPES["flux_senseflow"].family)
-
-
-def test_the_law_needs_a_curve_and_a_file(images):
-    with pytest.raises(ValueError, match=r"isg.midpoint error needs isg.error_curve"):
-        load_config(CONFIGS["flux_senseflow"], ["isg.midpoint=error"])
-    family = RECIPES["flux_senseflow"].family
-    law = ["isg.midpoint=error", "isg.error_curve=no/xi.json", f"paths.dataset={images}"]
-    with pytest.raises(ValueError, match=r"isg.error_curve no/xi.json: there is no such file"):
-        check(load_config(CONFIGS["flux_senseflow"], law), family)
-    for unused in ("isg.weight=0", "isg.midpoint=uniform"):
-        config = load_config(CONFIGS["flux_senseflow"], [*law, unused])
-        assert read_error_curve(config, family) is None
-
-
-def _mid_points(curve: ErrorCurve | None, iteration: int) -> torch.Tensor:
-    """The times at which the student is asked in L_ISG."""
-    d = toy_distillation(toy_config(isg=dict(weight=1.0, guidance=(1.0, 1.0), margin=20.0)))
-    d = type(d)(**{**vars(d), "error_curve": curve})
-    turn = draw_turn(d, iteration)
-    sample = generate(d, turn, toy_batch())
-    asked = []
-    d.generator.network.register_forward_pre_hook(lambda network, args: asked.append(args[1]))
-    isg(d, turn, sample, {})
-    low, high = d.anchors.segment(turn.anchor)
-    (t_mid,) = asked
-    assert ((t_mid >= low + 20) & (t_mid <= high - 20)).all()
-    return t_mid
-
-
-def test_isg_draws_its_midpoints_by_the_curve_and_from_the_same_u():
-    anchors = Anchors(toy_config().anchors.times)
-    rising = ErrorCurve((0.0, 1000.0), (0.0, 1.0))
-    plain, drawn = _mid_points(None, 2), _mid_points(rising, 2)
-    turn = draw_turn(toy_distillation(toy_config()), 2)
-    low, high = anchors.segment(turn.anchor)
-    low, high = low + 20, high - 20
-    u = (plain - low) / (high - low)
-    exact = (low**2 + u * (high**2 - low**2)).sqrt()  # the inverse of (t^2 - low^2) / ...
-    torch.testing.assert_close(drawn, exact, atol=1e-2, rtol=0)
-    assert torch.equal(_mid_points(rising, 2), drawn)  # a function of seed and iteration alone
-    assert not torch.equal(_mid_points(rising, 4), drawn)
 
 
 # ------------------------------------------------------------------------------ wrong input

@@ -11,8 +11,6 @@ import yaml
 from PIL import Image
 
 from senseflow.common.signals import StopRequest
-from senseflow.config.recipes import RECIPES
-from senseflow.engine.inputs import check
 from senseflow.tiny.ablate import __main__ as ablate
 from senseflow.tiny.ablate import run as ablation
 from senseflow.tiny.ablate import trial
@@ -299,12 +297,3 @@ def test_quick_takes_less_than_three_minutes(tmp_path):
     for table in load_study(STUDY).tables.values():
         assert table.title in report
         assert all(f"| {row} |" in report for row in table.cells)
-
-
-def test_the_kept_error_curves_are_of_the_embedded_teachers(done):
-    study = load_study(STUDY)
-    places = places_of(study)
-    for teacher in study.tables["midpoint"].teachers:
-        config = places["midpoint", teacher, "by error", 0].config(done[1] / "data" / "data.json")
-        check(config, RECIPES[config.recipe].family)
-        assert config.isg.midpoint == "error"
