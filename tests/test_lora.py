@@ -22,7 +22,7 @@ from senseflow.engine.loop import Run
 from senseflow.export import __main__ as export_command
 from senseflow.extract_lora import __main__ as extract_lora
 from senseflow.weights.card import read_card
-from senseflow.weights.student import load_student
+from senseflow.weights.student import load_network
 
 SHORT = ("train.iter_num=4", "train.log_interval=1", "fake_score.ttur=2", "ida.lam=0.9")
 LORA = ("lora.rank=4", "lora.alpha=8")
@@ -187,7 +187,7 @@ def test_a_stock_pipeline_draws_the_students_images(trained):
     torch.testing.assert_close(draw(by_hand, 3.5), images, rtol=0, atol=2e-4)
     # and by this package's own way to load a student
     own = DiffusionPipeline.from_pretrained(BASE)
-    own.transformer = load_student(trained.folder, base=BASE / "transformer")
+    own.transformer = load_network(trained.folder, base=BASE / "transformer")
     assert torch.equal(draw(own, 3.5), images)
     card = read_card(folder)
     assert card.guidance == 3.5 and card.family == "flux"
@@ -216,9 +216,9 @@ def test_extraction_at_full_rank_is_the_student(data, tmp_path, caplog):
     kept = [float(r.message.split(" keeps ")[1].split(" %")[0]) for r in caplog.records
             if " keeps " in r.message]  # fmt: skip
     assert kept[0] > 60 > kept[1] > 0  # biases and norms are the rest of the first
-    network = load_student(tmp_path / "whole", base=base / "transformer")
-    wanted = load_student(student)
-    before = load_student(base / "transformer")
+    network = load_network(tmp_path / "whole", base=base / "transformer")
+    wanted = load_network(student)
+    before = load_network(base / "transformer")
     layers = dict(network.named_modules())
     for name, module in wanted.named_modules():
         if isinstance(module, torch.nn.Linear):

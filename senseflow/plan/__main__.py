@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 from senseflow.common.commands import Parser, exit_status, module_parser
-from senseflow.common.files import require_writable, write_whole
+from senseflow.common.fields import check_range
+from senseflow.common.files import ROOT, require_writable, write_whole
+from senseflow.config.recipes import RECIPES
 
 DESCRIPTION = """\
 Trace the training iteration of a configuration at full size, without a GPU and without weights:
@@ -40,9 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         check(args)
         logging.basicConfig(level=logging.ERROR, format="%(message)s")
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a plan is the same with a GPU and without
-        from senseflow.plan.command import run  # torch and diffusers, seconds
-
-        text = run(args)
+        text = make_text(args)
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             write_whole(args.output, text)
@@ -50,6 +50,21 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.write(text)
 
     return exit_status(work, "nothing was written")
+
+
+def make_text(args: argparse.Namespace) -> str:
+    """The plan, or with --table that of all recipes."""
+    from senseflow.plan.command import whole_plan, whole_table  # torch and diffusers, seconds
+    from senseflow.plan.costs import Gpu
+    from senseflow.plan.plan import Wanted
+
+    gpu = Gpu(args.memory, args.reserve, args.mfu)
+    files = [args.config] if args.config else [ROOT / r.config for r in RECIPES.values()]
+    overrides = tuple(args.overrides)
+    wanted = [Wanted(file, overrides, args.nodes, args.gpus, args.data) for file in files]
+    if args.table:
+        return whole_table(wanted, gpu)
+    return whole_plan(wanted[0], gpu, bool(args.output and args.output.suffix == ".json"))
 
 
 def build_parser() -> Parser:
@@ -89,9 +104,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--config is missing: the YAML file of a recipe (or --table)")
     if args.config and not args.config.is_file():
         raise ValueError(f"config file not found: {args.config}")
-    for name in ("nodes", "gpus"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
+    check_range("nodes", args.nodes, 1)
+    check_range("gpus", args.gpus, 1)
     if not 0 < args.mfu <= 1:
         raise ValueError(f"--mfu {args.mfu} must be above 0 and at most 1")
     if not 0 <= args.reserve < args.memory:

@@ -16,7 +16,22 @@ from senseflow.plan.tracker import PhaseCost
 Phases = dict[str, PhaseCost]
 Quantity = Callable[[PhaseCost], float]
 
+GIB = 2**30
 DENSE_TFLOPS = {"A100": 312, "H100": 989, "H200": 989}  # bfloat16, NVIDIA's data sheets
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What is assumed of each GPU."""
+
+    memory: float  # GiB
+    reserve: float  # of that, what no tensor gets: CUDA context, NCCL, fragmentation
+    mfu: float  # share of its dense bfloat16 peak that training reaches
+
+    @property
+    def room(self) -> float:
+        """Bytes for tensors."""
+        return (self.memory - self.reserve) * GIB
 
 
 def kinds_of(config: Config) -> list[Kind]:

@@ -2,12 +2,21 @@
 
 from typing import Any
 
-from senseflow.plan.costs import DENSE_TFLOPS, Phases, flops, peak, seconds, sent, work_of
+from senseflow.plan.costs import (
+    DENSE_TFLOPS,
+    GIB,
+    Gpu,
+    Phases,
+    flops,
+    peak,
+    seconds,
+    sent,
+    work_of,
+)
 from senseflow.plan.plan import Plan
 from senseflow.plan.remedies import Remedy
 from senseflow.plan.tracker import COLLECTIVES, KINDS
 
-GIB = 2**30
 ORDER = ("generate", "generator", "fake_score", "discriminator", "optimizer")
 
 
@@ -22,10 +31,8 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines] + [""]
 
 
-def as_markdown(
-    plan: Plan, memory: float, reserve: float, mfu: float, remedies: list[Remedy]
-) -> str:
-    """All of a plan. memory, reserve: GiB of a GPU, and of it what no tensor gets."""
+def as_markdown(plan: Plan, gpu: Gpu, remedies: list[Remedy]) -> str:
+    """All of a plan."""
     train, wanted = plan.config.train, plan.wanted
     micro = train.batch_size // (wanted.world_size * train.grad_accumulation)
     lines = [
@@ -35,33 +42,33 @@ def as_markdown(
         f"{train.resolution[1]} pixels, global batch {train.batch_size}: {micro} per GPU, "
         f"{train.grad_accumulation} times an iteration. Sizes are GiB on each GPU.",
         "",
-        *verdict(plan, memory, reserve, remedies),
+        *verdict(plan, gpu, remedies),
         "## What stays",
         "",
         *networks_table(plan),
         *phases_section(plan),
         *kinds_section(plan),
         *work_section(plan),
-        *time_section(plan, mfu),
+        *time_section(plan, gpu.mfu),
     ]
     return "\n".join(lines)
 
 
-def verdict(plan: Plan, memory: float, reserve: float, remedies: list[Remedy]) -> list[str]:
+def verdict(plan: Plan, gpu: Gpu, remedies: list[Remedy]) -> list[str]:
     """Whether it fits, and if not, what helps by how much."""
-    room = memory - reserve
-    over = plan.peak / GIB - room
+    over = (plan.peak - gpu.room) / GIB
     worst = plan.costs.worst()
     said = f"**It fits**, with {-over:.1f} to spare" if over <= 0 else f"**{over:.1f} too much**"
     lines = [
-        f"{said}: the worst iteration ({worst}) needs {gib(plan.peak)}; {room:.1f} of {memory:g} "
-        f"are for tensors, {reserve:g} are kept for the CUDA context, NCCL and fragmentation.",
+        f"{said}: the worst iteration ({worst}) needs {gib(plan.peak)}; {gpu.room / GIB:.1f} of "
+        f"{gpu.memory:g} are for tensors, {gpu.reserve:g} are kept for the CUDA context, NCCL and "
+        "fragmentation.",
         "",
     ]
     if remedies:
         rows = []
         for remedy in remedies:
-            fits = "yes" if remedy.peak <= room * GIB else "no"
+            fits = "yes" if remedy.peak <= gpu.room else "no"
             rows.append([remedy.words, f"`{' '.join(remedy.overrides)}`", gib(remedy.peak), fits])
         lines += ["What changes it, each traced again:", ""]
         lines += table(["change", "override", "peak", "fits"], rows)
@@ -166,10 +173,8 @@ def time_section(plan: Plan, mfu: float) -> list[str]:
     ]
 
 
-def as_tree(
-    plan: Plan, memory: float, reserve: float, mfu: float, remedies: list[Remedy]
-) -> dict[str, Any]:
-    """The same for programs; sizes are bytes."""
+def as_tree(plan: Plan, gpu: Gpu, remedies: list[Remedy]) -> dict[str, Any]:
+    """All of a plan for programs; sizes are bytes."""
     mean = plan.costs.mean(flops)
     return {
         "recipe": plan.config.recipe,
@@ -178,7 +183,7 @@ def as_tree(
         "overrides": list(plan.wanted.overrides),
         "teacher": plan.teacher,
         "data": plan.data,
-        "fits": plan.peak <= (memory - reserve) * GIB,
+        "fits": plan.peak <= gpu.room,
         "peak": plan.peak,
         "worst": str(plan.costs.worst()),
         "networks": {name: vars(held) for name, held in plan.networks.items()},
@@ -189,6 +194,6 @@ def as_tree(
         "mean_flop": mean,
         "mean_work": mean_work(plan),
         "mean_sent": {c: plan.costs.mean(sent(c)) for c in COLLECTIVES},
-        "time_s": {gpu: seconds(mean, gpu, mfu) for gpu in DENSE_TFLOPS},
+        "time_s": {name: seconds(mean, name, gpu.mfu) for name in DENSE_TFLOPS},
         "remedies": [vars(remedy) for remedy in remedies],
     }

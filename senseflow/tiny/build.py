@@ -236,8 +236,8 @@ def assemble(target: Target, work: Path, output: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line; what does not fit together ends with an error."""
+def build_parser() -> argparse.ArgumentParser:
+    """The flags."""
     parser = argparse.ArgumentParser(
         description="Rebuild an embedded teacher, or what all of them share, from random weights.",
         epilog="example: python -m senseflow.tiny.build flux --quick --output quick/flux "
@@ -252,27 +252,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few iterations of everything")
     parser.add_argument("--stages", nargs="+", help="only these (default: all)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    arguments = parser.parse_args()
-    known = list(TARGETS[arguments.target].stages)
-    arguments.stages = arguments.stages or known
-    if unknown := [name for name in arguments.stages if name not in known]:
-        parser.error(f"{arguments.target} has no stage {unknown[0]!r}, but {', '.join(known)}")
-    output = arguments.output.resolve()
-    arguments.work = arguments.work or output.with_name(output.name + ".building")
-    arguments.common = arguments.common or output.with_name("common")
-    if arguments.target != "common" and not (arguments.common / "vae" / "config.json").exists():
-        parser.error(f"no vae/ in {arguments.common}: name it with --common, or build it first")
-    return arguments
+    return parser
 
 
 def main() -> None:
-    """The command line."""
-    arguments = parse_arguments()
+    """Build the stages asked for that are not there; all of them together are the teacher."""
+    parser = build_parser()
+    arguments = parser.parse_args()
+    target, output = TARGETS[arguments.target], arguments.output.resolve()
+    stages = arguments.stages or list(target.stages)
+    if unknown := [name for name in stages if name not in target.stages]:
+        known = ", ".join(target.stages)
+        parser.error(f"{arguments.target} has no stage {unknown[0]!r}, but {known}")
+    work = arguments.work or output.with_name(output.name + ".building")
+    common = arguments.common or output.with_name("common")
+    if arguments.target != "common" and not (common / "vae" / "config.json").exists():
+        parser.error(f"no vae/ in {common}: name it with --common, or build it first")
     torch.set_num_threads(arguments.threads)
-    target = TARGETS[arguments.target]
-    site = Site(arguments.work, arguments.common, arguments.quick)
+    site = Site(work, common, arguments.quick)
     for name, stage in target.stages.items():
-        if name in arguments.stages:
+        if name in stages:
             run_stage(name, stage, site)
     if all((site.work / name / _STAGE_FILE).exists() for name in target.stages):
         assemble(target, site.work, arguments.output)

@@ -26,7 +26,7 @@ from senseflow.tiny.measure import (
     mixed_prompts,
     write_report,
 )
-from senseflow.weights.student import load_student
+from senseflow.weights.student import load_network
 
 NUM_STEPS = 4
 MEASURES = {"fid_t": "FID-T", "all": "all attributes", "mean": "mean attribute"}
@@ -49,7 +49,7 @@ def compare(
 ) -> tuple[Rows, Rows, dict[str, torch.Tensor]]:
     """A teacher and its students: all rows, one line of figures per student, and pictures."""
     family = sampler.family
-    networks = {name: load_student(path, base=sampler.base) for name, path in students.items()}
+    networks = {name: load_network(path, base=sampler.base) for name, path in students.items()}
     sampler.networks.update(networks)
     many = Method("teacher", TEACHER_STEPS, family.teacher_samplers[0])
     few = [Method("teacher", NUM_STEPS, name) for name in family.teacher_samplers]
@@ -94,8 +94,8 @@ def format_summary(figures: Rows) -> str:
     return "\n".join(lines) + "\n"
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """The flags."""
     parser = argparse.ArgumentParser(
         description="Measure students of several embedded teachers: one table, one picture.",
         epilog="example: python -m senseflow.tiny.compare --common assets/tiny/common "
@@ -110,12 +110,12 @@ def parse_arguments() -> argparse.Namespace:
         help="a line: teacher's pipeline folder, student's run folder or checkpoint; repeat it",
     )
     add_common_arguments(parser)
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
     """Measure, print the summary, and write table.md, results.json and comparison.png."""
-    arguments = parse_arguments()
+    arguments = build_parser().parse_args()
     torch.set_num_threads(arguments.threads)
     teachers = by_teacher([(name, Path(p), Path(c)) for name, p, c in arguments.pair])
     prompts, judge = mixed_prompts(arguments.num_prompts), Judge.load(arguments.common / "judge")

@@ -31,7 +31,7 @@ from senseflow.tiny.families import (
 )
 from senseflow.tiny.judge import Judge, diversity
 from senseflow.tiny.pictures import SIZE, evaluation_prompts, render
-from senseflow.weights.student import load_student
+from senseflow.weights.student import load_network
 
 REAL_SEED = 20_000
 Row = dict[str, Any]  # figures by name; one per seed in a list
@@ -146,13 +146,13 @@ def load_students(sampler: Sampler, students: list[str]) -> list[Method]:
         name, _, checkpoint = student.partition("=")
         if not checkpoint or name in sampler.networks:
             raise ValueError(f"--student wants NAME=CKPT with a name of its own, got {student!r}")
-        sampler.networks[name] = load_student(Path(checkpoint), base=sampler.base)
+        sampler.networks[name] = load_network(Path(checkpoint), base=sampler.base)
         methods += few_step_methods(name, sampler.family.student_samplers)
     return methods
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """The flags."""
     parser = argparse.ArgumentParser(
         description="Measure an embedded teacher (FLUX, SD3.5 or SDXL) and its students.",
         epilog="example: python -m senseflow.tiny.measure --pipeline assets/tiny/flux/pipeline "
@@ -172,7 +172,7 @@ def parse_arguments() -> argparse.Namespace:
         help="the teacher's (default: 3.5 embedded for FLUX, CFG 4.5 for SD3.5, 5 for SDXL)",
     )
     add_common_arguments(parser)
-    return parser.parse_args()
+    return parser
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -187,7 +187,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     """Measure, print the table, and write table.md, results.json and comparison.png."""
-    arguments = parse_arguments()
+    arguments = build_parser().parse_args()
     torch.set_num_threads(arguments.threads)
     prompts = mixed_prompts(arguments.num_prompts)
     sampler = Sampler(arguments.pipeline, prompts, arguments.guidance)

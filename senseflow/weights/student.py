@@ -55,7 +55,7 @@ class StudentFiles:
         return [self.weights, *(self.weights.parent / name for name in sorted(shards))]
 
 
-def load_student(
+def load_network(
     checkpoint: Path,
     config: Path | None = None,
     dtype: torch.dtype = torch.float32,

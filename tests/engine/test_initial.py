@@ -14,7 +14,7 @@ from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import export
 from senseflow.engine.inputs import check
 from senseflow.engine.loop import Run
-from senseflow.weights.student import load_student
+from senseflow.weights.student import load_network
 
 SHORT = ("train.iter_num=2", "fake_score.ttur=1")
 FLUX_ANCHORS = {  # mu 1.15 through sigma = s u / (1 + (s - 1) u), s = e^1.15
@@ -90,7 +90,7 @@ def test_a_student_alone_is_the_generator(data, trained, tmp_path):
     step = trained.folder / "student" / "step_0000002"
     plain = begin(configure(data), tmp_path / "plain")
     run = begin(configure(data, f"paths.initial={step}"), tmp_path / "run")
-    student = load_student(step).state_dict()
+    student = load_network(step).state_dict()
     assert equal(state(run, "generator"), student)
     assert equal(state(run, "fake_score"), state(plain, "fake_score"))
     assert equal(state(run, "discriminator"), state(plain, "discriminator"))

@@ -20,7 +20,7 @@ from senseflow.config.recipes import RECIPES
 from senseflow.engine.export import Layout
 from senseflow.weights.safetensors_writer import header
 from senseflow.weights.stored import Weights, component_weights
-from senseflow.weights.student import build_student, find_student, load_student, read_config
+from senseflow.weights.student import build_student, find_student, load_network, read_config
 
 BOTH = "(weight|bias)"
 MLP = r"(ff|ff_context)\.net\.(0\.proj|2)"
@@ -75,7 +75,7 @@ def test_one_file_that_diffusers_class_reads(name, tmp_path):
         "senseflow.json",
     }
     state = load_file(out / "four_steps.safetensors")
-    network = load_student(shipped.folder)
+    network = load_network(shipped.folder)
     wanted = network.state_dict()
     assert state.keys() == wanted.keys()
     assert all(torch.equal(state[key], wanted[key].bfloat16()) for key in wanted)

@@ -24,7 +24,7 @@ from senseflow.distill.state import Turn
 from senseflow.engine.build import prepare
 from senseflow.engine.inputs import teacher_settings
 from senseflow.plan import remedies as planning_remedies
-from senseflow.plan.costs import Costs, kinds_of, peak
+from senseflow.plan.costs import Costs, Gpu, kinds_of, peak
 from senseflow.plan.plan import Plan, Wanted, configure
 from senseflow.plan.rehearsal import Kind, NetworkBytes, Rehearsal, rehearse
 from senseflow.plan.remedies import Remedy, candidates, remedies, twice
@@ -258,6 +258,9 @@ def test_the_worst_kind_is_the_one_with_the_highest_moment():
     assert costs.worst() == PLAIN and peak(high) == 7
 
 
+GPU = Gpu(memory=80, reserve=6, mfu=0.4)
+
+
 def made_up_plan(size_gib: float) -> Plan:
     costs = made_up_costs(0.5, 4)
     for phases in costs.traced.values():
@@ -269,15 +272,15 @@ def made_up_plan(size_gib: float) -> Plan:
 
 
 def test_words_say_whether_it_fits_and_what_helps():
-    text = as_markdown(made_up_plan(50), 80, 6, 0.4, [])
+    text = as_markdown(made_up_plan(50), GPU, [])
     assert "**It fits**, with 24.0 to spare" in text and "| generator | 10 | 1.00 float32 |" in text
     helps = [Remedy("less of it", ("a.b=1",), 60 * 2**30)]
-    text = as_markdown(made_up_plan(78.5), 80, 6, 0.4, helps)
+    text = as_markdown(made_up_plan(78.5), GPU, helps)
     assert "**4.5 too much**" in text and "| less of it | `a.b=1` | 60.00 | yes |" in text
 
 
 def test_the_tree_is_json():
-    tree = json.loads(json.dumps(as_tree(made_up_plan(50), 80, 6, 0.4, [])))
+    tree = json.loads(json.dumps(as_tree(made_up_plan(50), GPU, [])))
     assert tree["fits"] and tree["peak"] == 50 * 2**30
     assert tree["time_s"]["H100"] == pytest.approx(tree["mean_flop"] / (0.4 * 989e12))
 

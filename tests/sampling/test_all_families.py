@@ -29,7 +29,7 @@ from torch import nn
 
 from senseflow.config.recipes import FAMILIES
 from senseflow.teachers.family import Family
-from senseflow.weights.student import find_student, load_student
+from senseflow.weights.student import find_student, load_network
 
 SIZE = ("--height", 16, "--width", 16)
 
@@ -108,7 +108,7 @@ def test_every_form_of_a_checkpoint_is_the_same_network(given, tmp_path):
     given.network.save_config(tmp_path / "config")
     wanted = given.network.state_dict()
     for name, path in forms(given, tmp_path).items():
-        network = load_student(path, tmp_path / "config" / "config.json")
+        network = load_network(path, tmp_path / "config" / "config.json")
         state = network.state_dict()
         assert type(network) is type(given.network) and state.keys() == wanted.keys(), name
         assert all(torch.equal(state[key], wanted[key]) for key in wanted), name

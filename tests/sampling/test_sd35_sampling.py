@@ -21,7 +21,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from sd35_pipeline import MAX_SIDE, UNIT, transformer
 
 from senseflow.teachers.sd35.family import SD35, SD35_LARGE
-from senseflow.weights.student import load_student
+from senseflow.weights.student import load_network
 
 
 @pytest.fixture(scope="module", params=["sd35", "sd35_large"])
@@ -99,12 +99,12 @@ def test_the_files_own_positions_are_kept(given, tmp_path):
     state = {**network.state_dict()}
     state["pos_embed.pos_embed"] = state["pos_embed.pos_embed"] + 1
     torch.save(state, tmp_path / "moved.pth")
-    student = load_student(tmp_path / "moved.pth", given[3] / "config.json")
+    student = load_network(tmp_path / "moved.pth", given[3] / "config.json")
     assert torch.equal(student.pos_embed.pos_embed, state["pos_embed.pos_embed"])
     del state["pos_embed.pos_embed"]
     torch.save(state, tmp_path / "without.pth")
     with pytest.raises(ValueError, match=r"1 missing \(pos_embed\.pos_embed\)"):
-        load_student(tmp_path / "without.pth", given[3] / "config.json")
+        load_network(tmp_path / "without.pth", given[3] / "config.json")
 
 
 def test_sizes(given, tmp_path, capsys):

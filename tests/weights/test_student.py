@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from senseflow.weights.card import StudentCard, read_card, write_card
 from senseflow.weights.fingerprint import base_fingerprint
-from senseflow.weights.student import find_student, load_student
+from senseflow.weights.student import find_student, load_network
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CARD = StudentCard(
@@ -75,7 +75,7 @@ def test_run_folder_and_its_parts(part, network, component, tmp_path):
     run = run_folder(component, tmp_path)
     assert find_student(run / part).weights == run / "student" / "step_0000020" / WEIGHTS
     assert find_student(run / part).card == CARD
-    assert_same(load_student(run / part), network)
+    assert_same(load_network(run / part), network)
 
 
 def test_a_checkpoint_without_its_student_says_what_to_name(component, tmp_path):
@@ -89,7 +89,7 @@ def test_component_folder_pipeline_folder_and_single_file(network, component, tm
     pipeline = tmp_path / "pipeline"
     shutil.copytree(component, pipeline / "transformer")
     for path in (component, pipeline, component / WEIGHTS):
-        assert_same(load_student(path), network)
+        assert_same(load_network(path), network)
         assert find_student(path).card == CARD
 
 
@@ -98,10 +98,10 @@ def test_shards(network, tmp_path):
     indices = list((tmp_path / "sharded").glob("*.index.json"))
     assert len(indices) == 1 and len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
     for path in (tmp_path / "sharded", indices[0]):
-        assert_same(load_student(path), network)
+        assert_same(load_network(path), network)
     next((tmp_path / "sharded").glob("*-00002-of-*")).unlink()
     with pytest.raises(ValueError, match=r"00002-of-.* is missing"):
-        load_student(tmp_path / "sharded")
+        load_network(tmp_path / "sharded")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
@@ -113,7 +113,7 @@ def test_pickles(suffix, inner, prefix, network, tmp_path):
     state = {prefix + key: value for key, value in network.state_dict().items()}
     file = tmp_path / f"student{suffix}"
     torch.save({inner: state, "iteration": 3} if inner else state, file)
-    assert_same(load_student(file, config_of(network, tmp_path)), network)
+    assert_same(load_network(file, config_of(network, tmp_path)), network)
 
 
 def test_keys_of_compiled_blocks_and_the_old_pickle_format(network, tmp_path):
@@ -121,11 +121,11 @@ def test_keys_of_compiled_blocks_and_the_old_pickle_format(network, tmp_path):
         k.replace("blocks.0.", "blocks.0._orig_mod."): v for k, v in network.state_dict().items()
     }
     torch.save(state, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
-    assert_same(load_student(tmp_path / "a.pth", config_of(network, tmp_path)), network)
+    assert_same(load_network(tmp_path / "a.pth", config_of(network, tmp_path)), network)
 
 
 def test_dtype_and_mode(component):
-    student = load_student(component, dtype=torch.bfloat16)
+    student = load_network(component, dtype=torch.bfloat16)
     assert {p.dtype for p in student.parameters()} == {torch.bfloat16}
     assert not student.training and not any(p.requires_grad for p in student.parameters())
     assert not any(tensor.is_meta for tensor in (*student.parameters(), *student.buffers()))
@@ -136,7 +136,7 @@ def test_weights_without_a_config_ask_for_one(network, tmp_path):
     (tmp_path / "config.json").write_text('{"train": {}}')  # not a network's
     assert find_student(tmp_path / "alone.safetensors").config is None
     with pytest.raises(ValueError, match=r"has no config\.json of its own"):
-        load_student(tmp_path / "alone.safetensors")
+        load_network(tmp_path / "alone.safetensors")
 
 
 def change(component: Path, change) -> None:
@@ -157,7 +157,7 @@ def test_missing_unknown_and_misshapen_keys_are_named_and_counted(component):
 
     change(component, spoil)
     with pytest.raises(ValueError) as error:
-        load_student(component)
+        load_network(component)
     text = str(error.value)
     assert str(component / WEIGHTS) in text and str(component / "config.json") in text
     assert f"{len(lost)} missing (transformer_blocks.0.attn" in text and ", ...)" in text
@@ -167,7 +167,7 @@ def test_missing_unknown_and_misshapen_keys_are_named_and_counted(component):
 
 def test_teacher_weights_do_not_fit_a_config_without_guidance(flux_folder, network, tmp_path):
     with pytest.raises(ValueError, match=r"4 not part of the network .*guidance_embedder"):
-        load_student(flux_folder / "transformer", config_of(network, tmp_path))
+        load_network(flux_folder / "transformer", config_of(network, tmp_path))
 
 
 @pytest.mark.parametrize("kept", [0, 4, 1000, -1])
@@ -175,7 +175,7 @@ def test_a_truncated_safetensors_file_is_named(kept, component):
     data = (component / WEIGHTS).read_bytes()
     (component / WEIGHTS).write_bytes(data[:kept])
     with pytest.raises(ValueError, match=rf"{WEIGHTS} is damaged"):
-        load_student(component)
+        load_network(component)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 1000, -1])
@@ -185,7 +185,7 @@ def test_a_truncated_pickle_is_named(kept, zipped, network, tmp_path):
     torch.save(network.state_dict(), file, _use_new_zipfile_serialization=zipped)
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"cut\.pth is damaged"):
-        load_student(file, config_of(network, tmp_path))
+        load_network(file, config_of(network, tmp_path))
 
 
 class Bomb:
@@ -199,7 +199,7 @@ def test_a_pickle_with_code_is_not_run(network, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"model": network.state_dict(), "bomb": Bomb()}, tmp_path / "bomb.pth")
     with pytest.raises(ValueError, match=r"bomb\.pth is damaged or holds more than tensors"):
-        load_student(tmp_path / "bomb.pth", config_of(network, tmp_path))
+        load_network(tmp_path / "bomb.pth", config_of(network, tmp_path))
     assert not (tmp_path / "exploded").exists()
 
 
@@ -207,7 +207,7 @@ def test_a_pickle_with_code_is_not_run(network, tmp_path, monkeypatch):
 def test_a_pickle_without_weights(content, network, tmp_path):
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match=r"odd\.pth holds no weights"):
-        load_student(tmp_path / "odd.pth", config_of(network, tmp_path))
+        load_network(tmp_path / "odd.pth", config_of(network, tmp_path))
 
 
 def test_wrong_paths_name_the_accepted_forms(tmp_path):
@@ -242,7 +242,7 @@ def test_several_weights_files_are_not_guessed_between(component):
 def test_bad_configs(text, said, component, tmp_path):
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(ValueError, match=rf"bad\.json.*{said}"):
-        load_student(component, tmp_path / "bad.json")
+        load_network(component, tmp_path / "bad.json")
 
 
 def test_card_round_trip(tmp_path):

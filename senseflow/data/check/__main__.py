@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.fields import check_range
 from senseflow.common.files import require_writable
 
 DESCRIPTION = """\
@@ -42,9 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         nonlocal outcome
         check(args)
-        from senseflow.data.check.command import run  # matplotlib; with a teacher transformers
+        # matplotlib; with a teacher transformers
+        from senseflow.data.check.command import read_setting, run
 
-        outcome = STOPPED if run(args) else FINE
+        setting = read_setting(args.config, args.overrides, args.resolution, args.teacher)
+        stops = run(args.dataset, setting, args.output, args.workers)
+        outcome = STOPPED if stops else FINE
 
     return exit_status(work, "nothing was written") or outcome
 
@@ -101,8 +105,7 @@ def check(args: argparse.Namespace) -> None:
     require_writable("--output", args.output)
     if args.workers is None:
         args.workers = len(os.sched_getaffinity(0))
-    if args.workers < 1:
-        raise ValueError(f"--workers {args.workers}: at least 1")
+    check_range("workers", args.workers, 1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What `python -m senseflow.data.check` does, behind its flags."""
 
-import argparse
 import json
 import logging
 import time
@@ -42,45 +41,54 @@ class Setting:
     samples: int = 0  # that the run draws; 0: not known
 
 
-def run(args: argparse.Namespace) -> bool:
-    """Check, say, write; whether something would stop the run. args: see `senseflow.data.check`.
+def run(dataset: Path, setting: Setting, output: Path, num_workers: int) -> bool:
+    """Check, say, write to the folder `output`; whether something would stop the run.
 
-    Raises ValueError for a data set that cannot be opened at all.
+    dataset: a JSON file, or the folder of an LMDB of latents. num_workers: processes that open
+    images. Raises ValueError for a data set that cannot be opened at all.
     """
-    setting = read_setting(args)
     start = time.monotonic()
-    if args.dataset.is_dir():
-        checked, names, pictures = check_latents(args.dataset, setting)
+    if dataset.is_dir():
+        checked, names, pictures = check_latents(dataset, setting)
     else:
-        checked, names, pictures = check_images(args.dataset, setting, args.workers)
+        checked, names, pictures = check_images(dataset, setting, num_workers)
     time_s = time.monotonic() - start
-    args.output.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
-        save_whole(picture, args.output / name)
-    tree = as_tree(checked, names, str(args.dataset), time_s)
-    write_whole(args.output / "check.json", json.dumps(tree, indent=1) + "\n")
-    say(args, checked, names, setting, time_s)
+        save_whole(picture, output / name)
+    tree = as_tree(checked, names, str(dataset), time_s)
+    write_whole(output / "check.json", json.dumps(tree, indent=1) + "\n")
+    logger.info("%s: %s samples, %.1f s, %.0f per second", dataset, f"{checked.num:,}", time_s,
+                checked.num / max(time_s, 1e-3))  # fmt: skip
+    say(checked, names, setting)
+    outcome = "a run would be stopped" if checked.stops else "nothing would stop a run"
+    logger.info("%s. All of it: %s, pictures beside it", outcome, output / "check.json")
     return checked.stops
 
 
-def read_setting(args: argparse.Namespace) -> Setting:
-    """Limits and tokenizers of the run."""
-    resolution = args.resolution or [1, 1]  # an LMDB without a configuration has its own
-    sides = (resolution[0], resolution[-1])
-    if args.config is None:
-        readers = read_tokenizers(args.teacher, None) if args.teacher else []
-        return Setting(Limits(sides), readers, args.teacher)
+def read_setting(
+    file: Path | None, overrides: list[str], resolution: list[int] | None, teacher: Path | None
+) -> Setting:
+    """Limits and tokenizers of the run with this YAML, where there is one.
+
+    resolution: one side in pixels, or height and width; None: the run's. teacher: its diffusers
+    folder; None: the run's.
+    """
+    pixels = resolution or [1, 1]  # an LMDB without a configuration has its own
+    sides = (pixels[0], pixels[-1])
+    if file is None:
+        return Setting(Limits(sides), read_tokenizers(teacher, None) if teacher else [], teacher)
     from senseflow.config.config import load_config  # torch, seconds
 
-    config = load_config(args.config, args.overrides)
-    teacher = args.teacher or Path(config.paths.pretrained_model)
+    config = load_config(file, overrides)
+    teacher = teacher or Path(config.paths.pretrained_model)
     if not (teacher / "model_index.json").is_file():
         logger.warning("teacher %s is not there: caption lengths are in words", teacher)
         teacher = None
     length = config.data.max_sequence_length
     return Setting(
         Limits(
-            sides if args.resolution else config.train.resolution,
+            sides if resolution else config.train.resolution,
             config.data.max_unreadable,
             config.data.crop == "random",
         ),
@@ -172,19 +180,14 @@ def as_tree(checked: Checked, names: list[str], dataset: str, time_s: float) -> 
     }
 
 
-def say(
-    args: argparse.Namespace, checked: Checked, names: list[str], setting: Setting, time_s: float
-) -> None:
-    """The report on the terminal."""
-    num = checked.num
-    logger.info("%s: %s samples, %.1f s, %.0f per second", args.dataset, f"{num:,}", time_s,
-                num / max(time_s, 1e-3))  # fmt: skip
+def say(checked: Checked, names: list[str], setting: Setting) -> None:
+    """The findings on the terminal, the gravest first."""
     if images := checked.numbers.get("images"):
         sides = ", ".join(f"{name} {value:.0f}" for name, value in images["short_side"].items())
         logger.info("short side: %s; %.1f MiB on disk", sides, images["bytes"] / 2**20)
     if setting.samples:
         logger.info("the run draws %s samples: each %.3g times", f"{setting.samples:,}",
-                    setting.samples / num)  # fmt: skip
+                    setting.samples / checked.num)  # fmt: skip
     for finding in sorted(checked.findings, key=lambda found: list(MARKS).index(found.level)):
         logger.info("%s: %s. %s", MARKS[finding.level], finding.name, finding.words)
         for number, place in enumerate(finding.places[:NUM_SAID]):
@@ -194,5 +197,3 @@ def say(
             logger.info("    %s%s%s", named, " = ..." * (len(group) > NUM_SAID), reason)
         if len(finding.places) > NUM_SAID:
             logger.info("    and %d more", len(finding.places) - NUM_SAID)
-    outcome = "a run would be stopped" if checked.stops else "nothing would stop a run"
-    logger.info("%s. All of it: %s, pictures beside it", outcome, args.output / "check.json")
