@@ -1,12 +1,8 @@
 """What a model card says of one student's sampling: its call, its guidance, ComfyUI's node."""
 
-import math
 from typing import Any
 
-from senseflow.core.levels import one_shift
 from senseflow.export.source import Source
-
-SD35_SHIFT = 3.0  # that ComfyUI gives every SD3
 
 
 def call_of(source: Source) -> dict[str, Any]:
@@ -35,7 +31,7 @@ def guidance_of(source: Source) -> str:
     """Which guidance the student draws with."""
     if source.guidance is not None:
         return f"{source.guidance:g}, fed to the network's guidance embedding"
-    if source.family.name == "flux":
+    if source.family.embeds_guidance:
         return "none: the network has no guidance embedding, so `guidance_scale` changes nothing"
     off = source.stock.guidance
     return f"none: `guidance_scale={off:g}` leaves out the unconditional half"
@@ -43,34 +39,8 @@ def guidance_of(source: Source) -> str:
 
 def shift_node(source: Source) -> str:
     """The node between ComfyUI's loader and sampler by which it draws at the trained levels."""
-    anchors = source.card.anchors
-    if source.family.name == "sdxl":
-        if "timesteps" in source.stock.levels:
-            return _by_hand([f"{t:g}" for t in anchors], "timesteps")
-        return "That samples at the trained timesteps; no other node is needed."
-    shift = one_shift(anchors)
-    if shift is None:
-        return _by_hand([f"{sigma:.4g}" for sigma in anchors], "sigmas")
-    if source.family.name == "sd35":
-        if math.isclose(shift, SD35_SHIFT, abs_tol=1e-3):
-            return "ComfyUI's own shift for SD3.5, 3, is the trained one: no other node is needed."
-        return f"Between loader and sampler the node ModelSamplingSD3 with shift {shift:.4g}."
-    mu = f"{math.log(shift):.4g}"
-    node = (
-        f"the node ModelSamplingFlux with max_shift and base_shift both {mu} (the shift e^{mu} = "
-        f"{shift:.4g} at every size)"
-    )
-    if source.guidance is not None:
-        return f"The node FluxGuidance with {source.guidance:g}, and {node}."
-    return (
-        "A FLUX without guidance embedding is taken for Schnell, whose shift is 1: between loader "
-        f"and sampler put {node}, or ModelSamplingAuraFlow with shift {shift:.4g}. Not "
-        "ModelSamplingSD3: it feeds the network 1000 sigma in place of sigma."
-    )
-
-
-def _by_hand(levels: list[str], name: str) -> str:
-    return (
-        f"No scheduler of ComfyUI gives the trained {name}, {', '.join(levels)}: hand them to a "
-        "custom sampler."
+    family, anchors = source.family, source.card.anchors
+    return family.comfyui(anchors, source.guidance) or (
+        f"No scheduler of ComfyUI gives the trained {family.levels.name}, "
+        f"{', '.join(f'{a:.4g}' for a in anchors)}: hand them to a custom sampler."
     )

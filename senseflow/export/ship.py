@@ -16,8 +16,8 @@ from senseflow.export.card import CardFacts, read_evaluation, write_model_card
 from senseflow.export.folders import fill
 from senseflow.export.samples import copy_samples, read_samples
 from senseflow.export.source import Source, find_source
+from senseflow.export.terms import terms_of
 from senseflow.teachers.published import Terms
-from senseflow.teachers.terms import terms_of
 
 logger = logging.getLogger("senseflow")
 

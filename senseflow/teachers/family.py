@@ -84,7 +84,9 @@ class Family(ABC):
     teacher_guidance: float  # the pipeline's own number, as dmd.guidance and isg.guidance are
     published: Published
     levels: Levels = SIGMAS
+    embeds_guidance: bool = False  # guidance is an input of the network, not a second forward
     no_guidance: float = 1.0  # the pipeline's number that leaves out its unconditional half
+    seeds_every_step: bool = False  # the pipeline hands `generator=` on to its scheduler
     tokenizer: str | None = None  # whose tokens data.max_sequence_length counts; None: all fixed
     longest_prompt: int = 512  # of its tokens, where the folder states more, or nothing
     null_prompt: str | None = None  # whose encoding is that of no prompt; None: none is encoded
@@ -154,6 +156,13 @@ class Family(ABC):
     def rounded(self, anchors: tuple[float, ...], levels: list[float]) -> list[float]:
         """The levels of a student with a card's anchors, as stock_sampling's scheduler rounds."""
         return levels
+
+    def comfyui(self, anchors: tuple[float, ...], guidance: float | None) -> str | None:
+        """The sentence on the node by which ComfyUI draws at a card's anchors; None: by none.
+
+        guidance: what a student that takes one is fed.
+        """
+        return None
 
     # -------------------------------------------------------------------------- a student's config
 

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from students import SHIFT, Shipped, ours, run_script, save_student, script_of, shifted
 
 from senseflow.config.config import load_config, save_config
+from senseflow.export.terms import terms_of
 from senseflow.teachers.flux.family import FLUX
 from senseflow.teachers.published import Terms
 from senseflow.teachers.sd35.family import SD35_LARGE
 from senseflow.teachers.sdxl.family import SDXL
-from senseflow.teachers.terms import terms_of
 from senseflow.weights.card import read_card
 
 CONFIG = "configs/FLUX/flux_senseflow_tiny.yaml"
@@ -121,13 +121,13 @@ def test_without_results_and_config_it_says_so(tmp_path):
 def test_the_public_teachers_licences_and_no_others(tmp_path, monkeypatch):
     """By the number of parameters: another network of the kind is not under them."""
     flags = (None, None, None, None)
-    monkeypatch.setattr("senseflow.teachers.terms.num_parameters", lambda _: 11_901_408_320)
+    monkeypatch.setattr("senseflow.export.terms.num_parameters", lambda _: 11_901_408_320)
     found = terms_of(FLUX, tmp_path, *flags)
     assert found.base_model == "black-forest-labs/FLUX.1-dev"
     assert found.license_name == "flux-1-dev-non-commercial-license"
     assert terms_of(FLUX, tmp_path, "me/fine", *flags[1:]).license == "other"
     assert terms_of(FLUX, tmp_path, None, "mit", None, None) == Terms(found.base_model, "mit")
-    monkeypatch.setattr("senseflow.teachers.terms.num_parameters", lambda _: 600_000)
+    monkeypatch.setattr("senseflow.export.terms.num_parameters", lambda _: 600_000)
     assert terms_of(FLUX, tmp_path, *flags) == Terms(None, None)
     assert SDXL.published.terms.license == "openrail++"
     assert "community" in (SD35_LARGE.published.terms.license_name or "")

@@ -3,6 +3,7 @@
 Its clock is sigma. The student drops the guidance embedding, unless it is a LoRA.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,24 @@ class Flux(FlowFamily):
         times = [shifted(sigma, 1 / shift) for sigma in levels]
         return as_made(levels, stock_sigmas({"shift": shift}, times))
 
+    def comfyui(self, anchors: tuple[float, ...], guidance: float | None) -> str | None:
+        """ComfyUI tells the kinds of FLUX by their guidance embedding."""
+        shift = one_shift(anchors)
+        if shift is None:
+            return None
+        mu = f"{math.log(shift):.4g}"
+        node = (
+            f"the node ModelSamplingFlux with max_shift and base_shift both {mu} (the shift e^{mu} "
+            f"= {shift:.4g} at every size)"
+        )
+        if guidance is not None:
+            return f"The node FluxGuidance with {guidance:g}, and {node}."
+        return (
+            "A FLUX without guidance embedding is taken for Schnell, whose shift is 1: between "
+            f"loader and sampler put {node}, or ModelSamplingAuraFlow with shift {shift:.4g}. Not "
+            "ModelSamplingSD3: it feeds the network 1000 sigma in place of sigma."
+        )
+
     def networks(self) -> "Networks":
         """Of `senseflow.teachers.flux.adapter`."""
         from senseflow.teachers.flux.adapter import NETWORKS
@@ -119,6 +138,7 @@ FLUX = Flux(
     config_flag="--dit_config",
     teacher_steps=50,
     teacher_guidance=3.5,
+    embeds_guidance=True,
     tokenizer="tokenizer_2",
     published=Published(
         Terms.of_hub("black-forest-labs/FLUX.1-dev", "flux-1-dev-non-commercial-license"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senseflow.core.levels import SAME_SIGMA, even_times, shifted
+from senseflow.core.levels import SAME_SIGMA, even_times, one_shift, shifted
 from senseflow.teachers.family import Sides, StockSampling
 from senseflow.teachers.flow import SIDE, FlowFamily, flow_config
 from senseflow.teachers.folder import TeacherSettings, base_config, vae_factor
@@ -113,6 +113,15 @@ class SD35Family(FlowFamily):
             return levels
         made = dict(zip(anchors, stock_sigmas(stock.changes, len(anchors)), strict=True))
         return as_made(levels, [made.get(level, level) for level in levels])
+
+    def comfyui(self, anchors: tuple[float, ...], guidance: float | None) -> str | None:
+        """ComfyUI gives every SD3 the published shift."""
+        shift = one_shift(anchors)
+        if shift is None:
+            return None
+        if math.isclose(shift, SHIFT, abs_tol=1e-3):
+            return "ComfyUI's own shift for SD3.5, 3, is the trained one: no other node is needed."
+        return f"Between loader and sampler the node ModelSamplingSD3 with shift {shift:.4g}."
 
     def networks(self) -> "Networks":
         """Of `senseflow.teachers.sd35.adapter`."""

@@ -124,6 +124,12 @@ class SDXLFamily(Family):
         changes = {"original_inference_steps": num if on_grid else NUM_TIMES}
         return StockSampling("LCMScheduler", changes, levels, self.no_guidance)
 
+    def comfyui(self, anchors: tuple[float, ...], guidance: float | None) -> str | None:
+        """ComfyUI's sampler `lcm` takes LCM's steps."""
+        if "timesteps" in self.stock_sampling(anchors).levels:
+            return None
+        return "That samples at the trained timesteps; no other node is needed."
+
     def networks(self) -> "Networks":
         """Of `senseflow.teachers.sdxl.adapter`."""
         from senseflow.teachers.sdxl.adapter import NETWORKS
@@ -280,4 +286,5 @@ SDXL = SDXLFamily(
     levels=TIMESTEPS,
     data="latents",
     no_guidance=0.0,
+    seeds_every_step=True,
 )
