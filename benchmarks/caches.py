@@ -62,11 +62,11 @@ def row_of(recipe: Recipe, folder: Path) -> str:
     with mode, torch.no_grad():
         cond = adapter.encode_prompts(["a"])
         image = torch.empty(1, 3, *config.train.resolution)
-        eps = torch.empty(1, *adapter.latent_shape())
+        std = torch.empty(recipe.family.posterior_shape(teacher_settings(config)))
     prompt = count(mode, partial(adapter.encode_prompts, ["a"]))
-    encode = count(mode, partial(adapter.encode_images, image, eps))
+    encode = count(mode, partial(adapter.encode_images, image))
     encoders = [v for k, v in adapter.pipeline.components.items() if k.startswith("text_encoder")]
-    stored, clip = num_bytes(cond.prompt_embeds, cond.pooled), 0.0
+    stored, clip = num_bytes(*cond.tensors.values()), 0.0
     if config.adversarial.in_use == "vfm":
         with torch.device("meta"):
             encoder = PromptEncoder(config.paths.clip, None, random_seed=0)
@@ -78,7 +78,7 @@ def row_of(recipe: Recipe, folder: Path) -> str:
     saved += clip * discriminator_share(recipe, config)
     weights = sum(num_bytes(*encoder.parameters()) for encoder in encoders if encoder) / 2**30
     return (
-        f"| {recipe.name} | {stored:,} | {2 * eps.nbytes:,} | {prompt + clip:.2f} | {encode:.2f} | "
+        f"| {recipe.name} | {stored:,} | {2 * std.nbytes:,} | {prompt + clip:.2f} | {encode:.2f} | "
         f"{saved:.2f} | {weights:.2f} |"
     )
 

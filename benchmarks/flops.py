@@ -109,7 +109,7 @@ def count_pieces(d: Distillation, batch: Batch) -> Pieces:
         student = count(lambda: d.adapter.predict(d.generator.network, x_t, t, cond))
         teacher = count(lambda: d.adapter.predict_guided(d.teacher, x_t, t, cond, t / 500))
         prompts = count(lambda: d.adapter.encode_prompts(batch.prompts))
-        encode = count(lambda: d.adapter.encode_images(batch.images, x_t))
+        encode = count(lambda: d.adapter.encode_images(batch.images))
     adversary = None
     if isinstance(d.discriminator, VFMDiscriminator):
         adversary = count_vfm(d, d.discriminator, batch, x_t)

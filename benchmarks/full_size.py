@@ -122,7 +122,7 @@ def fake_adapter(recipe: Recipe, settings: TeacherSettings, mode: FakeTensorMode
     pipeline_class = getattr(diffusers, family.pipeline_class)
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(read_json(folder / "vae" / "config.json"))
-    kinds = family.networks().text_encoders
+    kinds = family.networks().adapter.text_encoders
     rest: dict[str, Any] = {
         f"tokenizer{suffix}": kind_of(folder, encoder.name, kinds).tokenizer(encoder.length)
         for suffix, encoder in around.numbered()
@@ -349,7 +349,7 @@ def costs(instance: Instance) -> Costs:
         forward = count(instance, predict)
         encode = 0
         if batch.images is not None:
-            encode = count(instance, partial(d.adapter.encode_images, batch.images, eps))
+            encode = count(instance, partial(d.adapter.encode_images, batch.images))
     turns = {
         (generator, top): count(
             instance, partial(trace, instance, generator, 0 if top else 1, False)

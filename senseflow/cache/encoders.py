@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import ModelMixin
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -24,9 +24,9 @@ from senseflow.distill.vfm_heads import PromptEncoder
 from senseflow.engine.adversary import load_clip
 from senseflow.engine.inputs import teacher_settings
 from senseflow.engine.parallel import fill_shards
+from senseflow.teachers.encoded import Posterior
 from senseflow.teachers.family import Family
-from senseflow.teachers.folder import TeacherSettings, latent_shape
-from senseflow.teachers.pipeline import posterior_of
+from senseflow.teachers.folder import TeacherSettings
 from senseflow.weights.meta import NetworkSource
 
 S = TypeVar("S")
@@ -44,10 +44,10 @@ def fields_of(name: str, config: Config, family: Family) -> dict[str, Field]:
     if name == "prompts":
         adapter = family.load_adapter(settings, torch.device("meta"), lambda source: source.network)
         cond = adapter.encode_prompts([""])
-        return {key: Field.of(value[0]) for key, value in vars(cond).items()}
+        return {key: Field.of(value[0]) for key, value in cond.tensors.items()}
     if name == "clip":
         return {"text": Field((clip_dim(config.paths),), "float32")}
-    latent = Field(latent_shape(settings), "float32")
+    latent = Field(family.posterior_shape(settings), "float32")
     return {"mean": latent, "std": latent, "readable": Field((), "float32")}
 
 
@@ -67,16 +67,22 @@ def open_encoder(
     settings = teacher_settings(config)
     if name == "latents":
         assert isinstance(data, JsonImages)
-        vae = load_vae(settings, device)
+        kind = family.networks().adapter
+        vae = load_vae(kind.vae_class, settings, device)
         items = {key_of(*pair): i for i, pair in reversed([*enumerate(pairs(data))])}
-        return partial(encode_images, vae, data, items, max(1, config.data.num_workers))
+
+        def posterior(image: Tensor) -> Posterior:
+            return kind.posterior_of(vae, image.to(device))
+
+        threads = max(1, config.data.num_workers)
+        return partial(encode_images, posterior, data, items, threads)
     null = [] if family.null_prompt is None else [family.null_prompt]
     prompts = {key_of(prompt): prompt for prompt in [*null, *data.all_prompts()]}
     if name == "clip":
         clip = load_clip(config.paths).to(device)
         return partial(encode_prompts, lambda prompt: {"text": clip([prompt])}, prompts)
     adapter = family.load_adapter(settings, device, partial(load_whole, device))
-    return partial(encode_prompts, lambda p: vars(adapter.encode_prompts([p])), prompts)
+    return partial(encode_prompts, lambda p: adapter.encode_prompts([p]).tensors, prompts)
 
 
 def pairs(data: JsonImages) -> Iterator[tuple[str, str]]:
@@ -90,11 +96,11 @@ def load_whole(device: torch.device, source: NetworkSource) -> nn.Module:
     return source.network
 
 
-def load_vae(settings: TeacherSettings, device: torch.device) -> Any:
+def load_vae(kind: type[ModelMixin], settings: TeacherSettings, device: torch.device) -> Any:
     """The VAE of a pipeline folder."""
     folder = settings.folder / "vae"
     try:
-        vae = AutoencoderKL.from_pretrained(
+        vae: Any = kind.from_pretrained(
             folder, torch_dtype=settings.vae_dtype, local_files_only=True
         )
     except (SafetensorError, RuntimeError) as error:
@@ -112,7 +118,11 @@ def encode_prompts(
 
 
 def encode_images(
-    vae: Any, data: JsonImages, items: dict[str, int], num_threads: int, keys: list[str]
+    encode: Callable[[Tensor], Posterior],
+    data: JsonImages,
+    items: dict[str, int],
+    num_threads: int,
+    keys: list[str],
 ) -> Iterator[Row]:
     """Rows of images, which threads read while the VAE computes; one that cannot be read is marked.
 
@@ -131,7 +141,7 @@ def encode_images(
                 yield {"readable": torch.zeros(())}
                 continue
             assert item.image is not None and item.path is not None
-            posterior = posterior_of(vae, item.image[None].to(vae.device))
+            posterior = encode(item.image[None])
             row = {name: value[0].cpu() for name, value in vars(posterior).items()}
             finite(row, f"the VAE's posterior of {item.path}", "precision.vae=float32")
             yield {**row, "readable": torch.ones(())}

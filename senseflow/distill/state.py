@@ -162,11 +162,12 @@ def clean_latents(d: HasTeacher, batch: Batch, draws: Draws, purpose: str) -> Te
     its images, which a cache knows or the VAE gives now."""
     if batch.latents is not None:
         return batch.latents
-    eps = on_device(d, draws.normal(purpose, d.adapter.latent_shape()))
-    if batch.encoded.posterior is not None:
-        return d.adapter.draw_latents(batch.encoded.posterior, eps)
-    assert batch.images is not None
-    return d.adapter.encode_images(batch.images, eps)
+    posterior = batch.encoded.posterior
+    if posterior is None:
+        assert batch.images is not None
+        posterior = d.adapter.encode_images(batch.images)
+    eps = on_device(d, draws.normal(purpose, tuple(posterior.mean.shape[1:])))
+    return d.adapter.draw_latents(posterior, eps)
 
 
 @torch.no_grad()

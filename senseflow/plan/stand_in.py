@@ -38,7 +38,7 @@ def write_teacher(folder: Path, family: Family) -> None:
     for name, tree in family.published.files(family.pipeline_class, family.component).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(tree, indent=2))
-    fill(folder, family.networks().text_encoders)
+    fill(folder, family.networks().adapter.text_encoders)
 
 
 def copy_teacher(source: Path, folder: Path, family: Family) -> None:
@@ -52,7 +52,7 @@ def copy_teacher(source: Path, folder: Path, family: Family) -> None:
     for name, entry in index.items():
         if isinstance(entry, list) and (source / name).is_dir():
             shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns(*WEIGHTS))
-    fill(folder, family.networks().text_encoders)
+    fill(folder, family.networks().adapter.text_encoders)
 
 
 def fill(folder: Path, kinds: Kinds) -> None:

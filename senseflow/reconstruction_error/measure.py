@@ -35,8 +35,6 @@ from senseflow.distill.state import (
 from senseflow.engine.build import Teacher
 from senseflow.engine.disk import write_whole
 from senseflow.teachers.encoded import Conditioning
-from senseflow.teachers.pipeline import CfgAdapter
-from senseflow.teachers.teacher import Adapter
 
 logger = logging.getLogger("senseflow")
 
@@ -182,8 +180,8 @@ def predict(
     teacher: Teacher, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float
 ) -> Denoised:
     """The teacher's prediction; with classifier-free guidance at 1 its conditional half alone."""
-    adapter: Adapter = teacher.adapter
-    if guidance == 1 and isinstance(adapter, CfgAdapter):
+    adapter = teacher.adapter
+    if guidance == adapter.unguided:
         return adapter.path.read(adapter.predict(teacher.teacher, x_t, t, cond), x_t, t)
     return denoise_guided(teacher, x_t, t, cond, torch.full_like(t, guidance))
 

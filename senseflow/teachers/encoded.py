@@ -12,26 +12,36 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts: prompt_embeds (B, L, D) and pooled (B, P)."""
+    """Encoded prompts; a family has the same tensors for all, of one length L in a run.
 
-    prompt_embeds: Tensor
-    pooled: Tensor
+    A shorter prompt is padded to L. Where the network must not see that, `mask` says so, and the
+    family's `predict` hands on a mask, or lists of tokens without padding.
+    """
+
+    prompt_embeds: Tensor  # (B, L, D)
+    pooled: Tensor | None = None  # (B, P)
+    mask: Tensor | None = None  # (B, L) bool, False at padding that is not to be seen
+
+    def __len__(self) -> int:
+        return len(self.prompt_embeds)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those there are, by name."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
     def expand(self, num: int) -> "Conditioning":
         """One encoded prompt (B = 1) for `num` samples."""
-        return Conditioning(self.prompt_embeds.expand(num, -1, -1), self.pooled.expand(num, -1))
+        return self.map(lambda tensor: tensor.expand(num, *tensor.shape[1:]))
 
     def cat(self, *others: "Conditioning") -> "Conditioning":
         """All batches, one after the other."""
-        every = (self, *others)
-        return Conditioning(
-            torch.cat([cond.prompt_embeds for cond in every]),
-            torch.cat([cond.pooled for cond in every]),
-        )
+        every = [cond.tensors for cond in (self, *others)]
+        return Conditioning(**{key: torch.cat([t[key] for t in every]) for key in every[0]})
 
     def map(self, change: Change) -> "Conditioning":
-        """The same with both tensors changed alike."""
-        return Conditioning(change(self.prompt_embeds), change(self.pooled))
+        """Every tensor changed alike."""
+        return Conditioning(**{name: change(tensor) for name, tensor in self.tensors.items()})
 
 
 @dataclass(frozen=True)

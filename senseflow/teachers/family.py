@@ -127,6 +127,14 @@ class Family(ABC):
         """Raise ValueError for what the settings say of a student that there is none of."""
         folder.require_plain_student(settings)
 
+    def latent_shape(self, settings: TeacherSettings) -> tuple[int, int, int]:
+        """(C, h, w) of one sample, as the network sees it, at the run's resolution."""
+        return self.posterior_shape(settings)
+
+    def posterior_shape(self, settings: TeacherSettings) -> tuple[int, int, int]:
+        """(C, h, w) of what the VAE says of one image, before it is normalised."""
+        return folder.latent_shape(settings)
+
     def bottleneck(self, settings: TeacherSettings) -> tuple[int, int, int] | None:
         """(C, h, w) of the mid-block's output at the run's resolution; None: it has none."""
         return None
@@ -192,7 +200,7 @@ class Family(ABC):
         """The frozen text encoders of a folder, by component; raises ValueError."""
         from senseflow.teachers.text_encoders import text_encoders
 
-        kinds = self.networks().text_encoders
+        kinds = self.networks().adapter.text_encoders
         return text_encoders(settings.folder, kinds, settings.compute_dtype)
 
     def load_adapter(
@@ -203,8 +211,8 @@ class Family(ABC):
         known: "KnownPrompts | None" = None,
     ) -> "Adapter":
         """The frozen encoders; with `known` no text encoder is read, `encode_prompts` has none."""
-        path = self.path(settings)
-        return self.networks().load_adapter(settings, path, device, build, known)
+        path, shape = self.path(settings), self.latent_shape(settings)
+        return self.networks().adapter.load(settings, path, shape, device, build, known)
 
     def open_pipeline(
         self, base: Path, network: "nn.Module | None", dtype: "torch.dtype"

@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -16,7 +16,6 @@ from senseflow.core.guidance import guide
 from senseflow.core.path import Path as NoisePath
 from senseflow.teachers.encoded import Conditioning, KnownPrompts, Posterior
 from senseflow.teachers.folder import TeacherSettings, encoder_classes
-from senseflow.teachers.teacher import Adapter
 from senseflow.teachers.text_encoders import Kinds, keep_recording, text_encoders
 from senseflow.weights.meta import Blocks, Build, NetworkSource, frozen_network, open_network
 
@@ -27,126 +26,186 @@ def device_of(pipeline: Any) -> torch.device:
     return device
 
 
-class LoadAdapter(Protocol):
-    """Reads the adapter of a family."""
+@dataclass(frozen=True)
+class PipelineAdapter(ABC):
+    """A teacher without its denoiser: the pipeline's encoders, and its VAE both ways."""
 
-    def __call__(
-        self,
+    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    component: ClassVar[str]  # its denoiser's
+    text_encoders: ClassVar[Kinds]  # that its folders hold
+    vae_class: ClassVar[type[ModelMixin]] = AutoencoderKL
+
+    pipeline: Any  # a diffusers pipeline without its denoiser
+    path: NoisePath
+    shape: tuple[int, int, int]  # (C, h, w) of one sample
+    settings: TeacherSettings
+
+    @classmethod
+    def load(
+        cls,
         settings: TeacherSettings,
         path: NoisePath,
+        shape: tuple[int, int, int],
         device: torch.device,
         build: Build,
         known: KnownPrompts | None,
-    ) -> Adapter:
-        """With `known` no text encoder is read, and `encode_prompts` is not to be called."""
-        ...
+    ) -> Self:
+        """Read the frozen encoders, VAE and scheduler of a pipeline folder, not its denoiser.
+
+        `build` loads the text encoders, one after the other; diffusers loads the rest. With `known`
+        there are none, and `encode_prompts` is not to be called.
+        """
+        folder, dtype = settings.folder, settings.compute_dtype
+        encoders: dict[str, Any] = dict.fromkeys(encoder_classes(folder))
+        if known is None:
+            sources = text_encoders(folder, cls.text_encoders, dtype)
+            encoders |= {name: keep_recording(build(source)) for name, source in sources.items()}
+        try:
+            pipeline: Any = cls.pipeline_class.from_pretrained(
+                folder,
+                **{cls.component: None, **encoders},
+                dtype={"vae": settings.vae_dtype, "default": dtype},
+                local_files_only=True,
+            )
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{folder} is damaged: {error}") from error
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.to(device)
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.eval().requires_grad_(False)
+        return cls(pipeline, path, shape, settings)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """In which networks are called."""
+        return self.settings.compute_dtype
+
+    @property
+    def unguided(self) -> float | None:
+        """At no scale: guidance is an input of the network."""
+        return None
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one sample at the run's resolution."""
+        return self.shape
+
+    def encode_images(self, images: Tensor) -> Posterior:
+        """What the VAE says of images (B, 3, H, W) in [-1, 1]."""
+        return self.posterior_of(self.pipeline.vae, images)
+
+    @staticmethod
+    @torch.no_grad()
+    def posterior_of(vae: Any, images: Tensor) -> Posterior:
+        """What a VAE of this family says of images (B, 3, H, W) in [-1, 1]."""
+        found = vae.encode(images.to(vae.dtype)).latent_dist
+        return Posterior(found.mean.float(), found.std.float())
+
+    def draw_latents(self, posterior: Posterior, eps: Tensor) -> Tensor:
+        """Latents drawn from what the VAE says of images, normalised, (B, C, h, w)."""
+        return self.normalise(posterior.mean + posterior.std * eps)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) float32, about [-1, 1], of latents (B, C, h, w); differentiable."""
+        vae = self.pipeline.vae
+        images: Tensor = vae.decode(self.denormalise(latents).to(vae.dtype), return_dict=False)[0]
+        return images.float()
+
+    def normalise(self, encoded: Tensor) -> Tensor:
+        """The VAE's own latents as the network sees them: (z - shift) scale."""
+        config = self.pipeline.vae.config
+        latents: Tensor = (encoded - (config.shift_factor or 0)) * config.scaling_factor
+        return latents
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
+        config = self.pipeline.vae.config
+        encoded: Tensor = latents / config.scaling_factor + (config.shift_factor or 0)
+        return encoded
+
+    @abstractmethod
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """The pipeline's own encoding of prompts, without gradient."""
+
+    @abstractmethod
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The network's output at (x_t, t) without guidance, (B, C, h, w), as `path` reads it."""
+
+    @abstractmethod
+    def predict_guided(
+        self, teacher: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning, scale: Tensor
+    ) -> Tensor:
+        """The teacher's output with the pipeline's own guidance at its number `scale` (B,)."""
+
+
+class CfgAdapter(PipelineAdapter):
+    """A teacher guided by classifier-free guidance."""
+
+    @property
+    def unguided(self) -> float | None:
+        """The scale at which `guide` leaves the prompt's own prediction."""
+        return 1.0
+
+    @abstractmethod
+    def null(self, cond: Conditioning) -> Conditioning:
+        """The conditioning of no prompt, for as many samples as `cond`."""
+
+    def guide(self, uncond: Tensor, cond: Tensor, scale: Tensor) -> Tensor:
+        """The pipeline's own guidance: uncond + scale (cond - uncond).
+
+        A family whose pipeline counts from 0 (cond + w (cond - uncond)), or rescales what comes
+        out, says so here, and where it is off in `unguided`.
+        """
+        return guide(uncond, cond, scale)
+
+    def predict_guided(
+        self, teacher: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning, scale: Tensor
+    ) -> Tensor:
+        """`guide` of the predictions without and with the prompt, both in one forward."""
+        both = self.null(cond).cat(cond)
+        output = self.predict(teacher, torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        uncond, with_prompt = output.chunk(2)
+        return self.guide(uncond, with_prompt, scale)
+
+
+@dataclass(frozen=True)
+class NullPromptAdapter(CfgAdapter):
+    """A teacher guided against a prompt of its own, `null_prompt` of its `Family`."""
+
+    null_prompt: ClassVar[str] = ""
+
+    empty: Conditioning | None = None  # its encoding, B = 1
+
+    @classmethod
+    def load(
+        cls,
+        settings: TeacherSettings,
+        path: NoisePath,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        build: Build,
+        known: KnownPrompts | None,
+    ) -> Self:
+        """As for every adapter; and the null prompt is encoded once, or known."""
+        adapter = super().load(settings, path, shape, device, build, known)
+        if known is None:
+            return replace(adapter, empty=adapter.encode_prompts([cls.null_prompt]))
+        empty = known.conditioning(cls.null_prompt).map(lambda tensor: tensor.to(device))
+        return replace(adapter, empty=empty)
+
+    def null(self, cond: Conditioning) -> Conditioning:
+        """The null prompt's encoding, as the teacher was trained."""
+        assert self.empty is not None
+        return self.empty.expand(len(cond))
 
 
 @dataclass(frozen=True)
 class Networks:
     """What the `adapter` module of a family gives its `Family`, which says what each is."""
 
-    load_adapter: LoadAdapter
+    adapter: type[PipelineAdapter]
     teacher: Callable[[TeacherSettings], NetworkSource]
     student: Callable[[TeacherSettings], NetworkSource]
-    text_encoders: Kinds  # that its folders hold
-
-
-@dataclass(frozen=True)
-class PipelineAdapter(ABC):
-    """A teacher without its denoiser: the pipeline's encoders, and its VAE both ways."""
-
-    pipeline: Any  # a diffusers pipeline without its denoiser
-    path: NoisePath
-    resolution: tuple[int, int]  # height, width in pixels
-    compute_dtype: torch.dtype
-
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of one sample at the run's resolution."""
-        factor = self.pipeline.vae_scale_factor
-        height, width = self.resolution
-        return self.pipeline.vae.config.latent_channels, height // factor, width // factor
-
-    @torch.no_grad()
-    def encode_images(self, images: Tensor, eps: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w), drawn from the VAE's posterior of images (B, 3, H, W)."""
-        return self.draw_latents(posterior_of(self.pipeline.vae, images), eps)
-
-    def draw_latents(self, posterior: Posterior, eps: Tensor) -> Tensor:
-        """(mean + std eps - shift) scale, (B, C, h, w)."""
-        config, sample = self.pipeline.vae.config, posterior.mean + posterior.std * eps
-        latents: Tensor = (sample - (config.shift_factor or 0)) * config.scaling_factor
-        return latents
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) float32, about [-1, 1], of scaled latents; differentiable."""
-        vae = self.pipeline.vae
-        scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)
-        images: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
-        return images.float()
-
-    @abstractmethod
-    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """See `senseflow.teachers.teacher.Adapter`."""
-
-
-class CfgAdapter(PipelineAdapter):
-    """A teacher guided by classifier-free guidance."""
-
-    @abstractmethod
-    def null(self, cond: Conditioning) -> Conditioning:
-        """The conditioning of no prompt, for as many samples as `cond`."""
-
-    def predict_guided(
-        self, teacher: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning, scale: Tensor
-    ) -> Tensor:
-        """uncond + scale (cond - uncond); both halves in one forward."""
-        both = self.null(cond).cat(cond)
-        output = self.predict(teacher, torch.cat([x_t, x_t]), torch.cat([t, t]), both)
-        uncond, with_prompt = output.chunk(2)
-        return guide(uncond, with_prompt, scale)
-
-
-@torch.no_grad()
-def posterior_of(vae: Any, images: Tensor) -> Posterior:
-    """What a VAE says of images (B, 3, H, W) in [-1, 1]."""
-    found = vae.encode(images.to(vae.dtype)).latent_dist
-    return Posterior(found.mean.float(), found.std.float())
-
-
-def load_encoders(
-    pipeline_class: type[DiffusionPipeline],
-    component: str,
-    kinds: Kinds,
-    settings: TeacherSettings,
-    device: torch.device,
-    build: Build,
-    known: KnownPrompts | None,
-) -> Any:
-    """The frozen encoders, VAE and scheduler of a pipeline folder, without its denoiser.
-
-    `build` loads the text encoders, of these kinds, one after the other; diffusers loads the rest.
-    With `known` there are none.
-    """
-    encoders: dict[str, Any] = dict.fromkeys(encoder_classes(settings.folder))
-    if known is None:
-        sources = text_encoders(settings.folder, kinds, settings.compute_dtype)
-        encoders |= {name: keep_recording(build(source)) for name, source in sources.items()}
-    try:
-        pipeline = pipeline_class.from_pretrained(
-            settings.folder,
-            **{component: None, **encoders},
-            dtype={"vae": settings.vae_dtype, "default": settings.compute_dtype},
-            local_files_only=True,
-        )
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{settings.folder} is damaged: {error}") from error
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
-    for part in pipeline.components.values():
-        if isinstance(part, nn.Module):
-            part.eval().requires_grad_(False)
-    return pipeline
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from senseflow.teachers.encoded import Conditioning, Posterior
 
 
 class Adapter(Protocol):
-    """One teacher family in the iteration; latents are (B, C, h, w) float32."""
+    """One teacher family in the iteration; latents are (B, C, h, w) float32, normalised."""
 
     @property
     def pipeline(self) -> Any:
@@ -26,6 +26,11 @@ class Adapter(Protocol):
         """The noise path, with the clock that all times of the iteration are read on."""
         ...
 
+    @property
+    def unguided(self) -> float | None:
+        """The scale at which guidance leaves the prompt's own prediction; None: at no scale."""
+        ...
+
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one sample at the run's resolution."""
         ...
@@ -34,24 +39,32 @@ class Adapter(Protocol):
         """Prompts to conditioning; no gradient."""
         ...
 
-    def encode_images(self, images: Tensor, eps: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to scaled latents, with unit noise eps; no gradient."""
+    def encode_images(self, images: Tensor) -> Posterior:
+        """What the VAE says of images (B, 3, H, W) in [-1, 1]; no gradient."""
         ...
 
     def draw_latents(self, posterior: Posterior, eps: Tensor) -> Tensor:
-        """The scaled latents of encoded images, with unit noise eps (0: the mean)."""
+        """The latents of encoded images, with unit noise eps as large as the mean (0: the mean)."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents to images (B, 3, H, W), about [-1, 1]; differentiable."""
+        """Latents to images (B, 3, H, W), about [-1, 1]; differentiable."""
         ...
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """The network's output at (x_t, t) without guidance (student, fake score), (B, C, h, w)."""
+        """The network's output at (x_t, t) without guidance (student, fake score), (B, C, h, w).
+
+        It is what `path` reads: a network that counts time backwards, or predicts with the other
+        sign, is turned round here.
+        """
         ...
 
     def predict_guided(
         self, teacher: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning, scale: Tensor
     ) -> Tensor:
-        """The teacher's output with guidance scale (B,), the way this family is guided."""
+        """The teacher's output, guided as the family's pipeline does it.
+
+        scale (B,): the pipeline's own number, its `guidance_scale`; so are dmd.guidance and
+        isg.guidance in a configuration, and --guidance of a script.
+        """
         ...

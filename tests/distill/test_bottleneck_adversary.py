@@ -206,9 +206,8 @@ def test_real_images_are_encoded_and_real_latents_are_not(sdxl_folder):
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(4)) * 2 - 1
     pictures = Batch(batch.prompts, batch.indices, images=images)
     sample = sample_of(d, pictures).detach()
-    latents = d.adapter.encode_images(
-        images, sample.draws.normal("posterior real", d.adapter.latent_shape())
-    )
+    eps = sample.draws.normal("posterior real", d.adapter.latent_shape())
+    latents = d.adapter.draw_latents(d.adapter.encode_images(images), eps)
     stored = replace(sample, batch=replace(pictures, images=None, latents=latents))
     one, other = (d.discriminator.loss(d, s, True, Measures()) for s in (sample, stored))
     torch.testing.assert_close(one, other)

@@ -70,7 +70,7 @@ def config_of(compute: str = "float32", recomputed: int = 0) -> Any:
 
 def predict(network: nn.Module, dtype: torch.dtype, samples: list[int]) -> Tensor:
     """FLUX's output for these samples of a batch whose numbers are drawn one by one."""
-    adapter = FluxAdapter(None, FlowPath(), (32, 32), dtype, 4)
+    adapter = FluxAdapter(None, FlowPath(), (4, 8, 8), settings_of(Path(), dtype))
     draws = [torch.Generator().manual_seed(sample) for sample in samples]
     x_t = torch.stack([torch.randn(4, 8, 8, generator=g) for g in draws])
     embeds = torch.stack([torch.randn(4, 8, generator=g) for g in draws])
@@ -232,7 +232,7 @@ def check_record(ranks: Ranks, folder: Path) -> None:
     """What FSDP2 notes of forwards does not grow with a run."""
     teacher = build_network(FLUX.teacher(settings_of(folder)), config_of(), ranks)
     student = build_network(FLUX.student(settings_of(folder)), config_of(), ranks)
-    adapter = FluxAdapter(None, FlowPath(), (32, 32), torch.float32, 4)
+    adapter = FluxAdapter(None, FlowPath(), (4, 8, 8), settings_of(folder))
     cond, one = Conditioning(torch.ones(1, 4, 8), torch.ones(1, 8)), torch.ones(1)
     for _ in range(3):
         with torch.no_grad():

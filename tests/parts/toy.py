@@ -26,7 +26,7 @@ from senseflow.distill.adversaries import VFMDiscriminator
 from senseflow.distill.state import Distillation
 from senseflow.distill.vfm_heads import FrozenBackbone, Heads
 from senseflow.optim.trained import Trained
-from senseflow.teachers.teacher import Conditioning
+from senseflow.teachers.encoded import Conditioning, Posterior
 
 ANCHORS = (1000.0, 904.5, 759.5, 512.8)
 
@@ -90,6 +90,7 @@ class ToyAdapter:
 
     path: FlowPath
     shape: tuple[int, int, int] = (4, 4, 4)
+    unguided: float | None = None
     encoded: int = 0
     decoded: int = 0
 
@@ -100,10 +101,14 @@ class ToyAdapter:
         pooled = torch.tensor([[len(p) / 10] for p in prompts])
         return Conditioning(pooled[:, None], pooled)
 
-    def encode_images(self, images, eps):
+    def encode_images(self, images):
         self.encoded += 1
         small = nn.functional.avg_pool2d(images, 4)
-        return torch.cat([small, small.mean(1, keepdim=True)], 1) + 0.01 * eps
+        mean = torch.cat([small, small.mean(1, keepdim=True)], 1)
+        return Posterior(mean, torch.full_like(mean, 0.01))
+
+    def draw_latents(self, posterior, eps):
+        return posterior.mean + posterior.std * eps
 
     def decode(self, latents):
         self.decoded += 1

@@ -70,7 +70,9 @@ def direct_errors(name: str, data: Path, times: list[float], scale: float) -> to
               for f in files]  # fmt: skip
     x = torch.stack(levels).view(NUM, 32, 32, 3).movedim(3, 1) / 127.5 - 1
     draws = Draws(0, 0, tuple(range(NUM)))
-    x_0 = adapter.encode_images(x, draws.normal("posterior", adapter.latent_shape()))
+    x_0 = adapter.draw_latents(
+        adapter.encode_images(x), draws.normal("posterior", adapter.latent_shape())
+    )
     eps = draws.normal("eps", adapter.latent_shape())
     cond = adapter.encode_prompts([pictures["prompts"][i] for i in order])
     errors = []

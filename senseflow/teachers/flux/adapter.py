@@ -4,7 +4,7 @@ Its guidance is an embedding: the teacher has one, student and fake score do not
 packed: 2 x 2 patches become tokens of 4 C channels.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,61 +13,38 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 from senseflow.common.files import read_json
-from senseflow.core.path import Path as NoisePath
-from senseflow.teachers.encoded import Conditioning, KnownPrompts
+from senseflow.teachers.encoded import Conditioning
 from senseflow.teachers.folder import TeacherSettings
-from senseflow.teachers.pipeline import Networks, PipelineAdapter, device_of, load_encoders
+from senseflow.teachers.pipeline import Networks, PipelineAdapter, device_of
 from senseflow.teachers.text_encoders import CLIP, T5
-from senseflow.weights.meta import Build, NetworkSource, frozen_network, open_network
+from senseflow.weights.meta import NetworkSource, frozen_network, open_network
 from senseflow.weights.stored import Stored, Weights
 
 GUIDANCE_EMBEDDER = "time_text_embed.guidance_embedder."
 TIME_BIAS = "time_text_embed.timestep_embedder.linear_2.bias"
 
-TEXT_ENCODERS = (CLIP, T5)
 
-
-@dataclass(frozen=True)
 class FluxAdapter(PipelineAdapter):
     """A FLUX teacher without its transformer: prompts, images, packing, time and guidance."""
 
-    max_sequence_length: int  # T5 tokens
-    guidance: float | None = None  # fed to student and fake score that keep the embedding (LoRA)
-
-    @classmethod
-    def load(
-        cls,
-        settings: TeacherSettings,
-        path: NoisePath,
-        device: torch.device,
-        build: Build,
-        known: KnownPrompts | None,
-    ) -> "FluxAdapter":
-        """Read encoders and VAE."""
-        pipeline = load_encoders(
-            FluxPipeline, "transformer", TEXT_ENCODERS, settings, device, build, known
-        )
-        assert settings.max_sequence_length, "checked by require"
-        return cls(
-            pipeline,
-            path,
-            settings.resolution,
-            settings.compute_dtype,
-            settings.max_sequence_length,
-            settings.guidance if settings.lora else None,
-        )
+    pipeline_class = FluxPipeline
+    component = "transformer"
+    text_encoders = (CLIP, T5)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """T5's states and CLIP's pooled vector."""
         prompt_embeds, pooled, _ = self.pipeline.encode_prompt(
-            prompts, device=device_of(self.pipeline), max_sequence_length=self.max_sequence_length
+            prompts,
+            device=device_of(self.pipeline),
+            max_sequence_length=self.settings.max_sequence_length,
         )
         return Conditioning(prompt_embeds, pooled)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Without guidance, or at the constant that a LoRA student's embedding is fed."""
-        guidance = None if self.guidance is None else torch.full_like(t, self.guidance)
+        fed = self.settings.guidance if self.settings.lora else None
+        guidance = None if fed is None else torch.full_like(t, fed)
         return self._call(network, x_t, t, cond, guidance)
 
     def predict_guided(
@@ -85,6 +62,7 @@ class FluxAdapter(PipelineAdapter):
         guidance: Tensor | None,
     ) -> Tensor:
         """v at (x_t, t), float32; time goes through the pipeline's own dtype, step for step."""
+        assert cond.pooled is not None
         dtype = self.compute_dtype
         output = network(
             hidden_states=pack(x_t).to(dtype),
@@ -193,4 +171,4 @@ def guidance_offset(weights: Weights, guidance: float) -> Tensor:
     return offset
 
 
-NETWORKS = Networks(FluxAdapter.load, teacher_source, student_source, TEXT_ENCODERS)
+NETWORKS = Networks(FluxAdapter, teacher_source, student_source)

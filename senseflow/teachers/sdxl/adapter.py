@@ -6,7 +6,6 @@ are the run's resolution as original and target size, uncropped: what the pipeli
 where a student is sampled.
 """
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -15,40 +14,17 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from senseflow.core.path import Path as NoisePath
-from senseflow.teachers.encoded import Conditioning, KnownPrompts
-from senseflow.teachers.folder import TeacherSettings
-from senseflow.teachers.pipeline import (
-    CfgAdapter,
-    Networks,
-    PlainNetwork,
-    device_of,
-    load_encoders,
-)
+from senseflow.teachers.encoded import Conditioning
+from senseflow.teachers.pipeline import CfgAdapter, Networks, PlainNetwork, device_of
 from senseflow.teachers.text_encoders import CLIP, PROJECTED_CLIP
-from senseflow.weights.meta import Build
-
-TEXT_ENCODERS = (CLIP, PROJECTED_CLIP)
 
 
-@dataclass(frozen=True)
 class SDXLAdapter(CfgAdapter):
     """An SDXL teacher without its UNet."""
 
-    @classmethod
-    def load(
-        cls,
-        settings: TeacherSettings,
-        path: NoisePath,
-        device: torch.device,
-        build: Build,
-        known: KnownPrompts | None,
-    ) -> "SDXLAdapter":
-        """Read encoders and VAE."""
-        pipeline = load_encoders(
-            StableDiffusionXLPipeline, "unet", TEXT_ENCODERS, settings, device, build, known
-        )
-        return cls(pipeline, path, settings.resolution, settings.compute_dtype)
+    pipeline_class = StableDiffusionXLPipeline
+    component = "unet"
+    text_encoders = (CLIP, PROJECTED_CLIP)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
@@ -60,7 +36,7 @@ class SDXLAdapter(CfgAdapter):
 
     def null(self, cond: Conditioning) -> Conditioning:
         """Zeros, as SDXL has for an empty prompt."""
-        return Conditioning(torch.zeros_like(cond.prompt_embeds), torch.zeros_like(cond.pooled))
+        return cond.map(torch.zeros_like)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """eps at (x_t, t), float32; the size conditions are those of an uncropped image."""
@@ -77,8 +53,9 @@ class SDXLAdapter(CfgAdapter):
 
     def _inputs(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> tuple[Any, ...]:
         """A UNet's sample, timestep, encoder_hidden_states and added_cond_kwargs."""
+        assert cond.pooled is not None
         dtype = self.compute_dtype
-        height, width = self.resolution
+        height, width = self.settings.resolution
         time_ids = torch.zeros(
             len(x_t), 6, dtype=dtype, device=x_t.device
         )  # no host copy to wait for
@@ -109,4 +86,4 @@ def modules_of(network: nn.Module, *kinds: type[nn.Module]) -> list[nn.Module]:
 
 
 NETWORK = PlainNetwork(UNet2DConditionModel, "unet", blocks_of, repeated_of)
-NETWORKS = Networks(SDXLAdapter.load, NETWORK.teacher, NETWORK.student, TEXT_ENCODERS)
+NETWORKS = Networks(SDXLAdapter, NETWORK.teacher, NETWORK.student)

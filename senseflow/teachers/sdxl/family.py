@@ -15,7 +15,6 @@ from senseflow.teachers.family import Family, Plan, Sides, StockSampling
 from senseflow.teachers.folder import (
     TeacherSettings,
     base_config,
-    latent_shape,
     scheduler_config,
     vae_factor,
 )
@@ -65,7 +64,7 @@ class SDXLFamily(Family):
     def bottleneck(self, settings: TeacherSettings) -> tuple[int, int, int]:
         """(C, h, w) of the mid-block's output; each level but the first halves the latents."""
         widths = read_json(settings.folder / "unet" / "config.json")["block_out_channels"]
-        _, height, width = latent_shape(settings)
+        _, height, width = self.latent_shape(settings)
         halved = 2 ** (len(widths) - 1)
         return widths[-1], -(-height // halved), -(-width // halved)
 
