@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from senseflow.common.templates import markdown_table
 from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
 from senseflow.data.sampler import Batch
@@ -201,9 +202,10 @@ def table(run: Run, pieces: Pieces | None = None) -> list[tuple[str, int, int]]:
 
 def as_markdown(rows: list[tuple[str, int, int]]) -> str:
     """The table, with the worst ratio below it."""
-    lines = ["| iteration | counted GFLOP | least GFLOP | ratio |", "|---|---|---|---|"]
-    lines += [f"| {k} | {c / 1e9:.3f} | {m / 1e9:.3f} | {c / m:.3f} |" for k, c, m in rows]
-    return "\n".join([*lines, "", f"Worst ratio: {max(c / m for _, c, m in rows):.3f}", ""])
+    heads = ["iteration", "counted GFLOP", "least GFLOP", "ratio"]
+    cells = [[k, f"{c / 1e9:.3f}", f"{m / 1e9:.3f}", f"{c / m:.3f}"] for k, c, m in rows]
+    worst = max(c / m for _, c, m in rows)
+    return f"{markdown_table(heads, cells)}\nWorst ratio: {worst:.3f}\n"
 
 
 def main() -> None:

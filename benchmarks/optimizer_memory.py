@@ -18,6 +18,7 @@ from diffusers import ModelMixin
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.full_size import fake
+from senseflow.common.templates import markdown_table
 from senseflow.config.config import OptimizerConfig
 from senseflow.config.recipes import FAMILIES
 from senseflow.engine.parallel import keep_parameters_in
@@ -63,14 +64,14 @@ def report(names: list[str]) -> str:
     """A row per kind: bytes per parameter (of the first network), GB of two networks of each."""
     heads = ["masters", "moments", "parameters", "gradients", "moments", "sum"]
     heads += [f"{name}, GB" for name in names]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for masters, states in KINDS:
         counted = [held(name, masters, states) for name in names]
         num, *parts = counted[0]
         row = [masters, states, *(f"{part / num:.2f}" for part in (*parts, sum(parts)))]
         row += [f"{2 * sum(bytes_of) / 1e9:.1f}" for _, *bytes_of in counted]
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(row)
+    return markdown_table(heads, rows)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.ranks import Ranks, join_group, start_ranks
+from senseflow.common.templates import markdown_table
 from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
 from senseflow.data.sampler import Batch, batches
@@ -39,7 +40,6 @@ from senseflow.plan.blank import Blank, BlankPrompts
 from senseflow.plan.costs import DENSE_TFLOPS, Costs, kinds_of
 from senseflow.plan.plan import Wanted, configure
 from senseflow.plan.rehearsal import Kind
-from senseflow.plan.text import table
 from senseflow.weights.lora import Role
 
 GIB = 2**30
@@ -149,7 +149,7 @@ def report(d: Distillation, measured: dict[Kind, dict[str, Phase]], world_size: 
     if peak := next((v for k, v in DENSE_TFLOPS.items() if k in card), None):
         lines[0] += f", MFU {flops / seconds / 1e12 / peak:.1%} of {peak}"
     head = ["iteration", "phase", "seconds", "TFLOP", "peak GiB"]
-    return "\n".join([*lines, "", *table(head, rows), ""])
+    return "\n".join([*lines, "", markdown_table(head, rows)])
 
 
 def main() -> None:

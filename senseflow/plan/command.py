@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from senseflow.common.quiet import quiet_libraries
+from senseflow.common.templates import markdown_table
 from senseflow.plan.costs import Gpu, flops, seconds
 from senseflow.plan.plan import Plan, Wanted, make_plan
 from senseflow.plan.rehearsal import Kind
 from senseflow.plan.remedies import remedies
-from senseflow.plan.text import as_markdown, as_tree, gib, table
+from senseflow.plan.text import as_markdown, as_tree, gib
 
 GPU_COUNTS = (1, 2, 4, 8, 16)
 
@@ -34,9 +35,9 @@ def whole_table(wanted: list[Wanted], gpu: Gpu) -> str:
         rows.append(row(first, mean, gpu))
         worst = [first.costs.worst()]  # a generator turn: sharded or not, it has every phase
         rows += [row(one_sample_each(one, n, worst), mean, gpu) for n in GPU_COUNTS[1:]]
-    head = ["recipe", "GPUs", "peak, GiB per GPU", f"fits {gpu.memory:g}", "worst iteration"]
-    head += ["TFLOP per iteration and GPU", f"seconds on H100 at {gpu.mfu:.0%}"]
-    return "\n".join(table(head, rows))
+    heads = ["recipe", "GPUs", "peak, GiB per GPU", f"fits {gpu.memory:g}", "worst iteration"]
+    heads += ["TFLOP per iteration and GPU", f"seconds on H100 at {gpu.mfu:.0%}"]
+    return markdown_table(heads, rows)
 
 
 def one_sample_each(wanted: Wanted, count: int, kinds: Sequence[Kind] | None = None) -> Plan:

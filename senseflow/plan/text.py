@@ -1,23 +1,16 @@
-"""A plan in words: markdown for people, a tree for programs."""
+"""A plan in words: Markdown for people (`plan.md.j2`), a tree for programs."""
 
+from pathlib import Path
 from typing import Any
 
-from senseflow.plan.costs import (
-    DENSE_TFLOPS,
-    GIB,
-    Gpu,
-    Phases,
-    flops,
-    peak,
-    seconds,
-    sent,
-    work_of,
-)
+from senseflow.common.templates import templates
+from senseflow.plan.costs import DENSE_TFLOPS, GIB, Gpu, flops, peak, seconds, sent, work_of
 from senseflow.plan.plan import Plan
 from senseflow.plan.remedies import Remedy
 from senseflow.plan.tracker import COLLECTIVES, KINDS
 
 ORDER = ("generate", "generator", "fake_score", "discriminator", "optimizer")
+Rows = list[list[str]]
 
 
 def gib(num_bytes: float) -> str:
@@ -25,156 +18,101 @@ def gib(num_bytes: float) -> str:
     return f"{num_bytes / GIB:.2f}" if num_bytes else "-"
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A table of markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines] + [""]
+def tera(num_flops: float) -> str:
+    """TFLOP with two digits."""
+    return f"{num_flops / 1e12:.2f}"
 
 
 def as_markdown(plan: Plan, gpu: Gpu, remedies: list[Remedy]) -> str:
     """All of a plan."""
-    train, wanted = plan.config.train, plan.wanted
-    micro = train.batch_size // (wanted.world_size * train.grad_accumulation)
-    lines = [
-        f"# Plan of {plan.config.recipe} on {wanted.nodes} x {wanted.gpus} GPUs",
-        "",
-        f"Teacher: {plan.teacher}. Data: {plan.data}. {train.resolution[0]} x "
-        f"{train.resolution[1]} pixels, global batch {train.batch_size}: {micro} per GPU, "
-        f"{train.grad_accumulation} times an iteration. Sizes are GiB on each GPU.",
-        "",
-        *verdict(plan, gpu, remedies),
-        "## What stays",
-        "",
-        *networks_table(plan),
-        *phases_section(plan),
-        *kinds_section(plan),
-        *work_section(plan),
-        *time_section(plan, gpu.mfu),
-    ]
-    return "\n".join(lines)
+    train, wanted, costs = plan.config.train, plan.wanted, plan.costs
+    worst, mean = costs.worst(), costs.mean(flops)
+    phases = {name: costs.traced[worst][name] for name in (*ORDER, "between")
+              if name in costs.traced[worst]}  # fmt: skip
+    kinds = [kind for kind in KINDS if any(cost.parts.get(kind) for cost in phases.values())]
+    return (
+        templates(Path(__file__).parent)
+        .get_template("plan.md.j2")
+        .render(
+            plan=plan,
+            gpu=gpu,
+            gib=gib,
+            train=train,
+            micro=train.batch_size // (wanted.world_size * train.grad_accumulation),
+            samples=train.batch_size / wanted.world_size,
+            spare=(gpu.room - plan.peak) / GIB,
+            remedies=[
+                [each.words, f"`{' '.join(each.overrides)}`", gib(each.peak),
+                 "yes" if each.peak <= gpu.room else "no"]
+                for each in remedies
+            ],
+            networks=networks(plan),
+            worst=worst,
+            kinds=kinds,
+            peaks=[
+                [name, gib(cost.peak), *(gib(cost.parts.get(kind, 0)) for kind in kinds)]
+                for name, cost in phases.items()
+            ],
+            collectives=list(COLLECTIVES),
+            work=[
+                [name, tera(cost.flops),
+                 *(f"{gib(cost.sent[c])} in {cost.calls[c]}" for c in COLLECTIVES)]
+                for name, cost in phases.items()
+            ],
+            iterations=iterations(plan),
+            shares=shares(plan),
+            mean=mean,
+            moved=[f"{costs.mean(sent(c)) / GIB:.1f} GiB {c}" for c in COLLECTIVES],
+            times=times(mean, gpu.mfu, train.iter_num),
+        )
+    )  # fmt: skip
 
 
-def verdict(plan: Plan, gpu: Gpu, remedies: list[Remedy]) -> list[str]:
-    """Whether it fits, and if not, what helps by how much."""
-    over = (plan.peak - gpu.room) / GIB
-    worst = plan.costs.worst()
-    said = f"**It fits**, with {-over:.1f} to spare" if over <= 0 else f"**{over:.1f} too much**"
-    lines = [
-        f"{said}: the worst iteration ({worst}) needs {gib(plan.peak)}; {gpu.room / GIB:.1f} of "
-        f"{gpu.memory:g} are for tensors, {gpu.reserve:g} are kept for the CUDA context, NCCL and "
-        "fragmentation.",
-        "",
-    ]
-    if remedies:
-        rows = []
-        for remedy in remedies:
-            fits = "yes" if remedy.peak <= gpu.room else "no"
-            rows.append([remedy.words, f"`{' '.join(remedy.overrides)}`", gib(remedy.peak), fits])
-        lines += ["What changes it, each traced again:", ""]
-        lines += table(["change", "override", "peak", "fits"], rows)
-    return lines
-
-
-def networks_table(plan: Plan) -> list[str]:
+def networks(plan: Plan) -> Rows:
     """Parameters, gradients, optimizer states and average of each network."""
     rows = []
     for name, held in plan.networks.items():
         dtypes = ", ".join(f"{gib(size)} {dtype}" for dtype, size in held.parameters.items())
         own = [gib(held.gradients), gib(held.states), gib(held.average)]
         rows.append([name, f"{held.numel:,}", dtypes or "shared", *own])
-    head = ["network", "parameters", "held here", "gradients", "optimizer states", "EMA"]
-    return table(head, rows)
+    return rows
 
 
-def phases_section(plan: Plan) -> list[str]:
-    """The worst iteration, phase by phase."""
-    worst = plan.costs.worst()
-    phases = plan.costs.traced[worst]
-    names = [name for name in (*ORDER, "between") if name in phases]
-    kinds = [kind for kind in KINDS if any(phases[n].parts.get(kind) for n in names)]
-    peaks, work = [], []
-    for name in names:
-        cost = phases[name]
-        parts = [gib(cost.parts.get(kind, 0)) for kind in kinds]
-        peaks.append([name, gib(cost.peak), *parts])
-        talk = [f"{gib(cost.sent[c])} in {cost.calls[c]}" for c in COLLECTIVES]
-        work.append([name, f"{cost.flops / 1e12:.2f}", *talk])
-    return [
-        f"## The worst iteration: {worst}",
-        "",
-        "The highest moment of each phase, and what it consists of:",
-        "",
-        *table(["phase", "peak", *kinds], peaks),
-        "Work and communication; the bytes are those of the whole tensors gathered or reduced, "
-        "in so many calls:",
-        "",
-        *table(["phase", "TFLOP", *COLLECTIVES], work),
-    ]
-
-
-def kinds_section(plan: Plan) -> list[str]:
-    """Every iteration that was traced."""
+def iterations(plan: Plan) -> Rows:
+    """Every kind of iteration that was traced: its peak, the phase in which it lies, its work."""
     rows = []
     for kind, phases in plan.costs.traced.items():
+        highest = max(phases, key=lambda name: phases[name].peak)
         whole = sum(cost.flops for cost in phases.values())
-        rows.append([str(kind), gib(peak(phases)), highest(phases), f"{whole / 1e12:.2f}"])
-    return ["## All kinds", "", *table(["iteration", "peak", "in", "TFLOP per GPU"], rows)]
+        rows.append([str(kind), gib(peak(phases)), highest, tera(whole)])
+    return rows
 
 
-def highest(phases: Phases) -> str:
-    """The phase in which the peak lies."""
-    return max(phases, key=lambda name: phases[name].peak)
-
-
-def work_section(plan: Plan) -> list[str]:
-    """TFLOP of the mean iteration by network, the most first."""
+def shares(plan: Plan) -> Rows:
+    """What each network and each backward adds to the mean iteration, the most first."""
     mean = mean_work(plan)
-    rows = [
-        [name, f"{done / 1e12:.2f}", f"{done / sum(mean.values()):.1%}"]
-        for name, done in sorted(mean.items(), key=lambda pair: -pair[1])
-    ]
-    return [
-        "## Where the work is",
-        "",
-        "TFLOP of the mean iteration: the forwards of each network, and the backward of each phase "
-        "with what is recomputed in it:",
-        "",
-        *table(["", "TFLOP", "share"], rows),
-    ]
+    most_first = sorted(mean.items(), key=lambda pair: -pair[1])
+    return [[name, tera(done), f"{done / sum(mean.values()):.1%}"] for name, done in most_first]
 
 
 def mean_work(plan: Plan) -> dict[str, float]:
     """FLOPs of the mean iteration by what does them."""
-    iterations = plan.costs.traced.values()
-    names = {name for phases in iterations for cost in phases.values() for name in cost.work}
+    traced = plan.costs.traced.values()
+    names = {name for phases in traced for cost in phases.values() for name in cost.work}
     return {name: plan.costs.mean(work_of(name)) for name in sorted(names)}
 
 
-def time_section(plan: Plan, mfu: float) -> list[str]:
-    """TFLOP and seconds of the mean iteration, hours of the run."""
-    mean, train = plan.costs.mean(flops), plan.config.train
-    samples = train.batch_size / plan.wanted.world_size
-    talk = ", ".join(f"{plan.costs.mean(sent(c)) / GIB:.1f} GiB {c}" for c in COLLECTIVES)
+def times(mean: float, mfu: float, iter_num: int) -> Rows:
+    """Seconds of an iteration of so many FLOPs and hours of the run, by GPU."""
     rows = []
     for gpu, tflops in DENSE_TFLOPS.items():
         each = seconds(mean, gpu, mfu)
-        rows.append([gpu, str(tflops), f"{each:.2f}", f"{each * train.iter_num / 3600:.1f}"])
-    return [
-        "## Time",
-        "",
-        "The mean iteration (generator turns, anchors and simulation as the recipe draws them) "
-        f"takes {mean / 1e12:.1f} TFLOP per GPU, {mean / samples / 1e12:.1f} per sample, and moves "
-        f"{talk}. "
-        f"At {mfu:.0%} of the dense bfloat16 peak, without waiting for communication or data:",
-        "",
-        *table(
-            ["GPU", "peak TFLOP/s", "seconds per iteration", f"hours for {train.iter_num:,}"], rows
-        ),
-    ]
+        rows.append([gpu, str(tflops), f"{each:.2f}", f"{each * iter_num / 3600:.1f}"])
+    return rows
 
 
 def as_tree(plan: Plan, gpu: Gpu, remedies: list[Remedy]) -> dict[str, Any]:
-    """All of a plan for programs; sizes are bytes."""
+    """What programs read of a plan; sizes are bytes."""
     mean = plan.costs.mean(flops)
     return {
         "recipe": plan.config.recipe,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from senseflow.common.templates import markdown_table
 from senseflow.tiny.families import TEACHER_STEPS, Method, Sampler
 from senseflow.tiny.judge import Judge
 from senseflow.tiny.measure import (
@@ -24,6 +25,7 @@ from senseflow.tiny.measure import (
     format_table,
     measure_all,
     mixed_prompts,
+    said,
     write_report,
 )
 from senseflow.weights.student import load_network
@@ -87,11 +89,8 @@ def format_summary(figures: Rows) -> str:
         "student": f"student, {NUM_STEPS} steps",
     }
     heads = [f"{who}: {what}" for who in groups.values() for what in MEASURES.values()]
-    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for name, line in figures.items():
-        cells = [f"{value:z.2f}" if "fid" in key else f"{value:.3f}" for key, value in line.items()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    rows = [[name, *(said(*figure) for figure in line.items())] for name, line in figures.items()]
+    return markdown_table(["", *heads], rows)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from senseflow.common.pictures import to_pil
+from senseflow.common.templates import markdown_table
 from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
 from senseflow.tiny.captions import attributes_of, is_held_out
 from senseflow.tiny.families import (
@@ -99,14 +100,16 @@ def measure_all(
 
 def format_table(rows: dict[str, Row]) -> str:
     """A Markdown table of the measures."""
-    lines = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for label, row in rows.items():
-        cells = [
-            "-" if key not in row else f"{row[key]:z.2f}" if "fid" in key else f"{row[key]:.3f}"
-            for key in COLUMNS
-        ]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    cells = [
+        [label, *("-" if key not in row else said(key, row[key]) for key in COLUMNS)]
+        for label, row in rows.items()
+    ]
+    return markdown_table(["", *COLUMNS.values()], cells)
+
+
+def said(measure: str, value: float) -> str:
+    """A distance with two digits, a share with three."""
+    return f"{value:z.2f}" if "fid" in measure else f"{value:.3f}"
 
 
 def draw_comparison(

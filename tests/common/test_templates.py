@@ -3,7 +3,7 @@
 import jinja2
 import pytest
 
-from senseflow.common.templates import templates
+from senseflow.common.templates import markdown_table, templates
 
 
 def test_html_is_escaped_and_markdown_is_not(tmp_path):
@@ -19,3 +19,8 @@ def test_a_name_nobody_gave_is_an_error(tmp_path):
     (tmp_path / "page.html").write_text("{{ misspelt }}")
     with pytest.raises(jinja2.UndefinedError, match="misspelt"):
         templates(tmp_path).get_template("page.html").render({})
+
+
+def test_a_markdown_table_is_one_that_a_reader_of_markdown_sees():
+    text = markdown_table(["", "FID"], [["teacher", "4.9"], ["student", ""]])
+    assert text == "| | FID |\n|---|---|\n| teacher | 4.9 |\n| student | |\n"

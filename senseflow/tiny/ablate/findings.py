@@ -15,6 +15,7 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from PIL import Image, ImageDraw
 
 from senseflow.common.pictures import save_whole
+from senseflow.common.templates import markdown_table
 from senseflow.engine.disk import write_whole
 from senseflow.tiny.ablate.study import Place, Study, Trial
 from senseflow.tiny.ablate.trial import CURVE_STEPS, NUM_STEPS, STRIP, teacher_rows
@@ -93,13 +94,11 @@ def table_of(findings: Findings, name: str, teacher: str) -> str:
     """A Markdown table: a line per row, the teacher above them."""
     heads = ["", *(f"{n} step{'s' if n > 1 else ''}" for n in NUM_STEPS), "4 steps, other sampler"]
     heads += ["IDA gap, %", "updates", "core minutes"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for label, cells in teacher_lines(findings.teachers.get(teacher, {})):
-        lines.append("| " + " | ".join([f"*{label}*", *cells, "", "", ""]) + " |")
+    own = findings.teachers.get(teacher, {})
+    rows = [[f"*{label}*", *cells, "", "", ""] for label, cells in teacher_lines(own)]
     for row in findings.study.tables[name].cells:
-        results = findings.of_row(name, teacher, row)
-        lines.append("| " + " | ".join([row, *row_cells(results)]) + " |")
-    return "\n".join(lines) + "\n" + floor_of(findings.teachers.get(teacher, {}))
+        rows.append([row, *row_cells(findings.of_row(name, teacher, row))])
+    return markdown_table(heads, rows) + floor_of(own)
 
 
 def teacher_lines(rows: dict[str, dict[str, float]]) -> list[tuple[str, list[str]]]:
