@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from senseflow.common.fields import FieldError
+from senseflow.common.files import read_json
 from senseflow.config.families import check_card_family, check_config, check_keys
 from senseflow.sampling.drawing import Drawing, Paths
 from senseflow.teachers.family import Family, Plan
@@ -26,7 +27,6 @@ from senseflow.weights.student import (
     find_student,
     is_lora,
     open_weights,
-    read_config,
 )
 
 logger = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ def _find(family: Family, paths: Paths, checkpoint: Path) -> Student:
             raise FieldError("config", f"{paths.config}: a LoRA is for the base's own network")
         own = paths.base / family.component / "config.json"
         logger.info("LoRA: %s\nbase: %s", files.weights, own.parent)
-        return Student(files, None, read_config(own), str(own))
+        return Student(files, None, read_json(own), str(own))
     config, config_name = _choose_config(family, paths, files, weights)
     logger.info("weights: %s\nconfig: %s", files.weights, config_name)
     return Student(files, weights, config, config_name)
@@ -268,7 +268,7 @@ def _choose_config(
             f"is missing: neither the checkpoint nor {in_base} says of what network the weights "
             "are",
         )
-    config = read_config(file)
+    config = read_json(file)
     check_config(family, file, config)
     if own or file != in_base:
         return config, str(file)

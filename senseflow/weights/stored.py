@@ -52,28 +52,37 @@ class Weights:
     keys: list[str]
     read: Callable[[str], Stored]
 
-    def require(self, wanted: Mapping[str, Stored], spare: str | None = None) -> None:
+    def require(
+        self,
+        wanted: Mapping[str, Stored],
+        config: str = "their config.json",
+        spare: str | None = None,
+    ) -> None:
         """Raise ValueError unless the files hold exactly the keys of `wanted`, in its shapes, and
         any that begin with `spare`.
 
-        The message names the first few keys that do not fit.
+        config: whose keys those are. The message names the first few keys that do not fit.
         """
-        held = set(self.keys)
-        problems = {
-            "are missing": wanted.keys() - held,
-            "are not part of the network": {
-                k for k in held - wanted.keys() if not (spare and k.startswith(spare))
-            },
-            "have another shape": {
-                k for k in held & wanted.keys() if self.read(k).shape != wanted[k].shape
-            },
+        held, strange = set(self.keys), set(self.keys) - wanted.keys()
+        other = [
+            f"{key} {list(shape)}, not {list(wanted[key].shape)}"
+            for key in wanted
+            if key in held and (shape := self.read(key).shape) != wanted[key].shape
+        ]
+        found = {
+            "missing": [key for key in wanted if key not in held],
+            "not part of the network": sorted(
+                key for key in strange if not (spare and key.startswith(spare))
+            ),
+            "of another shape": other,
         }
-        for kind, keys in problems.items():
-            if names := sorted(keys):
-                raise ValueError(
-                    f"the weights in {self.source} do not fit their config.json: {len(names)} keys "
-                    f"{kind}, such as {', '.join(names[:5])}"
-                )
+        if any(found.values()):
+            said = "; ".join(
+                f"{len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
+                for kind, keys in found.items()
+                if keys
+            )
+            raise ValueError(f"the weights in {self.source} do not fit {config}: {said}")
 
 
 def component_weights(folder: Path) -> Weights:

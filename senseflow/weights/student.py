@@ -18,8 +18,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from senseflow.common.files import read_json
 from senseflow.weights.card import StudentCard, read_card
-from senseflow.weights.stored import Weights, component_weights, open_index, open_safetensors
+from senseflow.weights.meta import meta_network
+from senseflow.weights.stored import (
+    NAMES,
+    SUFFIXES,
+    Weights,
+    component_weights,
+    open_index,
+    open_safetensors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +86,7 @@ def load_network(
     config = config or files.config
     if config is None:
         raise ValueError(f"{checkpoint} has no config.json of its own: name one")
-    return build_student(open_weights(files.weights, ema), read_config(config), dtype, str(config))
+    return build_student(open_weights(files.weights, ema), read_json(config), dtype, str(config))
 
 
 def find_student(checkpoint: Path, ema: bool = False) -> StudentFiles:
@@ -97,7 +106,7 @@ def find_student(checkpoint: Path, ema: bool = False) -> StudentFiles:
 def _with_neighbours(weights: Path, ema: bool) -> StudentFiles:
     """config.json counts as the weights' own when it is a diffusers network's."""
     config = weights.parent / "config.json"
-    own = config.is_file() and "_class_name" in read_config(config)
+    own = config.is_file() and "_class_name" in read_json(config)
     card = read_card(weights.parent)
     if ema and weights.suffix not in PICKLES and not (card and card.ema):
         raise ValueError(
@@ -141,8 +150,8 @@ def newest_step(folder: Path) -> Path | None:
 
 def _weights_file(folder: Path) -> Path:
     """The one set of weights in a component folder."""
-    for name in ("diffusion_pytorch_model", "model", "*"):
-        for suffix in (".safetensors.index.json", ".safetensors"):
+    for name in (*NAMES, "*"):
+        for suffix in SUFFIXES:
             found = sorted(folder.glob(name + suffix))
             if len(found) == 1:
                 return found[0]
@@ -213,17 +222,6 @@ def _stripped(weights: Weights) -> Weights:
     return Weights(weights.source, list(names), lambda key: weights.read(names[key]))
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """A config.json."""
-    try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a readable config.json: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} is not a config.json: it holds no object")
-    return config
-
-
 def build_student(
     weights: Weights, config: dict[str, Any], dtype: torch.dtype, config_name: str
 ) -> nn.Module:
@@ -235,12 +233,10 @@ def build_student(
     network_class = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not isinstance(network_class, type) or not issubclass(network_class, diffusers.ModelMixin):
         raise ValueError(f"{config_name}: _class_name {name!r} is not a network of diffusers")
-    with torch.device("meta"):  # SD3.5's table of positions too: 0.9 GB that the weights bring
-        network: nn.Module = getattr(diffusers, str(name)).from_config(config)
+    # SD3.5's table of positions too: 0.9 GB that the weights bring
+    network: nn.Module = meta_network(network_class, config)
     wanted = network.state_dict()
-    problems = _misfits(weights, {key: value.shape for key, value in wanted.items()})
-    if problems:
-        raise ValueError(f"the weights in {weights.source} do not fit {config_name}: {problems}")
+    weights.require(wanted, config_name)
     try:
         # In memory of torch's own: matrix products round by how theirs is aligned.
         state = {key: weights.read(key)[...].to(dtype, copy=True) for key in wanted}
@@ -264,7 +260,7 @@ def build_lora_student(file: Path, base: Path, dtype: torch.dtype) -> nn.Module:
     Raises ValueError when the file holds anything that is not for this network.
     """
     config = base / "config.json"
-    network = build_student(component_weights(base), read_config(config), dtype, str(config))
+    network = build_student(component_weights(base), read_json(config), dtype, str(config))
     layers = {f"{base.name}.{name}" for name, _ in network.named_modules()}
     lost = [k for k in open_safetensors(file).keys if k.rpartition(".lora_")[0] not in layers]
     if lost:
@@ -279,24 +275,3 @@ def build_lora_student(file: Path, base: Path, dtype: torch.dtype) -> nn.Module:
     except (ValueError, RuntimeError, TypeError) as error:
         raise ValueError(f"the LoRA {file} does not fit {config}: {error}") from error
     return network.eval().requires_grad_(False)
-
-
-def _misfits(weights: Weights, wanted: dict[str, torch.Size]) -> str:
-    """What does not fit, in words; empty when all does."""
-    held = set(weights.keys)
-    shapes = {key: weights.read(key).shape for key in wanted if key in held}
-    other = [
-        f"{key} {list(shape)}, not {list(wanted[key])}"
-        for key, shape in shapes.items()
-        if shape != wanted[key]
-    ]
-    found = {
-        "missing": [key for key in wanted if key not in held],
-        "not part of the network": sorted(held - set(wanted)),
-        "of another shape": other,
-    }
-    return "; ".join(
-        f"{len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
-        for kind, keys in found.items()
-        if keys
-    )

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 from students import ANCHORS, save_student
 
-from senseflow.common.files import ROOT
+from senseflow.common.files import ROOT, read_json
 from senseflow.config.recipes import RECIPES
 from senseflow.engine.export import Layout
 from senseflow.weights.safetensors_writer import header
 from senseflow.weights.stored import Weights, component_weights
-from senseflow.weights.student import build_student, find_student, load_network, read_config
+from senseflow.weights.student import build_student, find_student, load_network
 
 BOTH = "(weight|bias)"
 MLP = r"(ff|ff_context)\.net\.(0\.proj|2)"
@@ -120,7 +120,7 @@ def test_our_loader_aligns_what_lies_elsewhere():
         place = torch.empty(value.numel() + 1)[1:].view(value.shape)
         return place.copy_(value)
 
-    config = read_config(folder / "config.json")
+    config = read_json(folder / "config.json")
     moved = Weights(weights.source, weights.keys, off_by_one)
     network = build_student(moved, config, torch.float32, "config.json")
     assert all(value.data_ptr() % 64 == 0 for value in network.parameters())

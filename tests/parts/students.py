@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from senseflow.common.files import ROOT
+from senseflow.common.files import ROOT, read_json
 from senseflow.config.families import family_of
 from senseflow.export import __main__ as export
 from senseflow.sampling.cli import main
@@ -19,7 +19,7 @@ from senseflow.teachers.family import Family
 from senseflow.weights.card import StudentCard, write_card
 from senseflow.weights.fingerprint import base_fingerprint
 from senseflow.weights.stored import Weights, component_weights
-from senseflow.weights.student import build_student, read_config
+from senseflow.weights.student import build_student
 
 PROMPT = "a red fox in the snow"  # the card's
 SHIFT = 3.1582  # of the embedded FLUX's scheduler
@@ -77,7 +77,7 @@ def save_student(name: str, folder: Path, **card: object) -> Shipped:
 
 def moved(component: Path, guided: bool) -> nn.Module:
     """A component's network with some noise on its weights."""
-    config, weights = read_config(component / "config.json"), component_weights(component)
+    config, weights = read_json(component / "config.json"), component_weights(component)
     if not guided and config.get("guidance_embeds"):
         config = {**config, "guidance_embeds": False}
         keys = [key for key in weights.keys if "guidance_embedder" not in key]

@@ -232,8 +232,8 @@ def test_several_weights_files_are_not_guessed_between(component):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "not a readable config.json"),
-        ("[]", "holds no object"),
+        ("{", "is not valid JSON"),
+        ("[]", "holds no JSON object"),
         ('{"_class_name": "Nonsense"}', "'Nonsense' is not a network of diffusers"),
         ('{"_class_name": "FluxPipeline"}', "'FluxPipeline' is not a network of diffusers"),
         ("{}", "None is not a network of diffusers"),
