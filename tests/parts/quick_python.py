@@ -35,7 +35,9 @@ LOADED = (
     "senseflow.launch.launch",
     "senseflow.launch.worker",
     "senseflow.sampling.cli",
-    "senseflow.teachers.families",
+    "diffusers.pipelines.flux.pipeline_flux",
+    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
+    "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl",
     "torch.utils.tensorboard",
 )
 OUT_OF_THE_WAY = 512  # descriptors from here on are nobody's
@@ -63,6 +65,7 @@ def kept_server() -> Iterator[None]:
             pass_fds=[listener.fileno()],
             start_new_session=True,  # Ctrl-C is pytest's
         ) as process:
+            listener.close()  # requests fail if the server has
             os.environ[VARIABLE] = str(program)
             yield
             process.stdin.close()
