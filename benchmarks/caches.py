@@ -26,7 +26,7 @@ from senseflow.config.config import Config
 from senseflow.config.load import load_recipe
 from senseflow.config.recipes import RECIPES, Recipe
 from senseflow.core.adversarial import omega
-from senseflow.distill.vfm_heads import PromptEncoder
+from senseflow.distill.vfm_features import PromptEncoder
 from senseflow.engine.inputs import teacher_settings
 from senseflow.teachers import text_encoders
 

@@ -37,10 +37,10 @@ from senseflow.data.sampler import Batch
 from senseflow.distill import algorithm as distill
 from senseflow.distill.adversaries import BottleneckDiscriminator, VFMDiscriminator
 from senseflow.distill.bottleneck import ClassifierHead, add_encoder_pass
-from senseflow.distill.head_layers import no_power_iterations
 from senseflow.distill.measures import Measures
 from senseflow.distill.state import Discriminator, Distillation, Turn
-from senseflow.distill.vfm_heads import FrozenBackbone, Heads, PromptEncoder
+from senseflow.distill.vfm_features import FrozenBackbone, PromptEncoder
+from senseflow.distill.vfm_heads import Heads, no_power_iterations
 from senseflow.engine.inputs import check_times, teacher_settings, torch_dtype
 from senseflow.engine.parallel import recompute
 from senseflow.optim.trained import Trained

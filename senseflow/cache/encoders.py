@@ -20,7 +20,7 @@ from senseflow.config.config import Config, PathsConfig
 from senseflow.data.cache_index import Field, key_of
 from senseflow.data.items import Item, Position, Samples, UnreadableItem
 from senseflow.data.json_images import JsonImages
-from senseflow.distill.vfm_heads import PromptEncoder
+from senseflow.distill.vfm_features import PromptEncoder
 from senseflow.engine.adversary import load_clip
 from senseflow.engine.inputs import teacher_settings
 from senseflow.engine.parallel import fill_shards

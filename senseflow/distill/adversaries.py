@@ -35,7 +35,8 @@ from senseflow.distill.state import (
     real_images,
     times,
 )
-from senseflow.distill.vfm_heads import FrozenBackbone, Heads, PromptEncoder
+from senseflow.distill.vfm_features import FrozenBackbone, PromptEncoder
+from senseflow.distill.vfm_heads import Heads
 from senseflow.optim.trained import Trained
 from senseflow.teachers.encoded import Conditioning
 from senseflow.teachers.teacher import Adapter

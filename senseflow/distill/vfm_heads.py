@@ -1,208 +1,104 @@
-"""The adversary of SenseFlow: trainable heads on a frozen vision foundation model.
+"""The heads h of SenseFlow's discriminator D(x, c, r) = h(f_VFM(x), c, r) (Eq. 15), one per tap.
 
-D(x, c, r) = h(f_VFM(x), c, r), the discriminator of the paper's adversarial objective (Eq. 15):
-f_VFM is a frozen DINOv2 tapped at several depths (`FrozenBackbone`), c the CLIP feature of the
-prompt (`PromptEncoder`), r the DINOv2 features of a real image, and h one head per tap (`Heads`),
-the only trained part. Losses and weights live elsewhere; this module ends at the logits.
+They are all that the discriminator trains, on the frozen features of
+`senseflow.distill.vfm_features`, and end at the logits: losses are in `senseflow.core.adversarial`.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any, cast
+from unittest.mock import patch
 
-import open_clip
-import timm
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 
-from senseflow.distill.head_layers import LocalBatchNorm, Residual, SpectralConv
 from senseflow.weights.meta import seeded
 
 COMMON_DIM = 64
 """Channels in which class map, text and reference meet; the logit is their product's sum."""
 
 
-class FrozenBackbone(nn.Module):
-    """A frozen DINOv2-shaped ViT that turns images into feature maps at several depths.
+class LocalBatchNorm(nn.Module):
+    """Batch norm over virtual batches of the given number of samples, in train and eval alike.
 
-    The parameters never get gradients and the mode is always eval, so gradients flow to the images
-    alone (wrap the call in `torch.no_grad` where none are wanted).
-
-    Args:
-        name: a timm name such as `vit_large_patch14_dinov2.lvd142m`, or `local-dir:PATH`, a folder
-            with timm's config.json and the weights.
-        taps: blocks whose outputs are features, ascending. The input of block 0 always comes first.
-        checkpoint: a local .safetensors or .pth for `name`; without it timm finds the weights.
-        random_seed: random weights from this seed, and nothing is loaded (for tests and planning).
-        dtype: of the weights, the computation and the features.
-
-    Raises:
-        ValueError: the model is no ViT with a CLS token, a tap does not exist, or the arguments
-            name two sources of weights.
+    Statistics are always those of the samples at hand, so there are no running ones. A last
+    virtual batch may be smaller. With 1 (instance norm) a sample's output depends on no other
+    sample: ranks, batch sizes and accumulation all agree.
     """
 
-    mean: Tensor  # (3, 1, 1), of the images it was trained on; std likewise
-    std: Tensor
-
-    def __init__(
-        self,
-        name: str,
-        taps: Sequence[int],
-        checkpoint: str | Path | None = None,
-        random_seed: int | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, width: int, virtual_batch: int = 1, eps: float = 1e-5) -> None:
         super().__init__()
-        vit = create_vit(name, checkpoint, random_seed, dtype)
-        if list(taps) != sorted(set(taps)) or not 0 <= min(taps) <= max(taps) < len(vit.blocks):
-            raise ValueError(
-                f"taps must ascend within 0..{len(vit.blocks) - 1} for {name}, got {list(taps)}"
-            )
-        # an identity in front makes the input of block 0 one more intermediate; what lies behind
-        # the last tap is never run
-        vit.blocks = nn.Sequential(nn.Identity(), *vit.blocks[: max(taps) + 1])
-        vit.norm = nn.Identity()
-        self.vit = vit.requires_grad_(False)
-        self.indices = [0] + [tap + 1 for tap in taps]
-        self.width: int = vit.embed_dim
-        self.dtype = dtype
-        config = cast(dict[str, Any], vit.pretrained_cfg)
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
-        self.eval()
+        if virtual_batch < 1:
+            raise ValueError(f"virtual_batch must be at least 1, got {virtual_batch}")
+        self.virtual_batch = virtual_batch
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
 
-    @property
-    def num_features(self) -> int:
-        """How many feature maps a call returns: the taps and the embedding."""
-        return len(self.indices)
-
-    def train(self, mode: bool = True) -> "FrozenBackbone":
-        """Stay in eval mode whatever the parent module asks for."""
-        return super().train(False)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Extract the features of images (B, 3, H, W) in [-1, 1] at their native size.
-
-        Height and width are cropped at the centre to multiples of the patch (1024 -> 1022 for 14),
-        and the position table is resized to that grid.
-
-        Returns:
-            `num_features` maps (B, width, h, w), shallow to deep; the CLS token is added to every
-            patch token.
-        """
-        images = (_crop_to_multiple(images.float(), self.vit.patch_embed.patch_size) + 1) / 2
-        images = ((images - self.mean) / self.std).to(self.dtype)
-        outputs = self.vit.forward_intermediates(
-            images, indices=self.indices, return_prefix_tokens=True, intermediates_only=True
-        )
-        pairs = cast(list[tuple[Tensor, Tensor]], outputs)
-        # the CLS token is the first of the prefix; registers, if any, follow it and are left out
-        return [patches + prefix[:, 0, :, None, None] for patches, prefix in pairs]
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, H, W) of any dtype; statistics are taken in float32."""
+        weight, bias = self.weight.float(), self.bias.float()
+        # the operators, not those of F, which refuse a single 1x1 map; it becomes the bias
+        rest = (weight, bias, None, None, True, 0.0, self.eps, torch.backends.cudnn.enabled)
+        if self.virtual_batch == 1:
+            return torch.instance_norm(x, *rest)
+        return torch.cat([torch.batch_norm(group, *rest) for group in x.split(self.virtual_batch)])
 
 
-def create_vit(
-    name: str, checkpoint: str | Path | None, random_seed: int | None, dtype: torch.dtype
-) -> VisionTransformer:
-    """Build the ViT through timm, with exactly one source of weights."""
-    if checkpoint is not None and (random_seed is not None or ":" in name):
-        raise ValueError(f"{name}: checkpoint {checkpoint} is a second source of weights")
-    overlay = None if checkpoint is None else {"file": str(checkpoint)}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(random_seed or 0)
-        vit = timm.create_model(
-            name,
-            pretrained=random_seed is None,
-            pretrained_cfg_overlay=overlay,
-            num_classes=0,
-            dynamic_img_size=True,
-            dtype=dtype,
-        )
-    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
-        raise ValueError(f"{name} is not a vision transformer with a CLS token")
-    return vit
+class _Float32(nn.Module):
+    """Weights in float32, whatever dtype FSDP gathered them in."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.float()
 
 
-def _crop_to_multiple(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """Crop (..., H, W) at the centre to the largest multiple of the patch in each direction."""
-    (height, width), (patch_height, patch_width) = images.shape[-2:], patch_size
-    top, left = height % patch_height, width % patch_width
-    if height < patch_height or width < patch_width:
-        raise ValueError(f"images of {height}x{width} are smaller than a patch {patch_size}")
-    rows = slice(top // 2, top // 2 + height - top)
-    return images[..., rows, left // 2 : left // 2 + width - left]
+class SpectralConv(nn.Conv2d):
+    """Convolution of odd kernel size with spectral norm, circular padding and a bias.
 
-
-class PromptEncoder(nn.Module):
-    """A frozen CLIP text tower that turns prompts into unit vectors.
-
-    Args:
-        name: an open_clip name such as `ViT-L-14`, or `local-dir:PATH`, a folder with
-            open_clip_config.json and the weights.
-        checkpoint: for a name, one of open_clip's tags (`openai`) or a local weights file.
-        quick_gelu: the activation the weights were trained with. None follows the tag or the
-            folder's config; for a file it must be said where the name exists with both.
-        random_seed: random weights from this seed, and nothing is loaded (for tests and planning).
-
-    Raises:
-        ValueError: no or two sources of weights, or the activation of a file is not known.
-        RuntimeError: from open_clip, the weights could not be loaded.
+    The norm is taken in float32 whatever the compute dtype: bfloat16 has too few digits for the
+    power iteration. The convolution runs in the dtype of its input. The power iteration moves its
+    buffers at each forward in train mode, and a forward in eval mode changes nothing. Not for use
+    under autocast, which would override both dtypes.
     """
 
-    def __init__(
-        self,
-        name: str = "ViT-L-14",
-        checkpoint: str | None = "openai",
-        quick_gelu: bool | None = None,
-        random_seed: int | None = None,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride)
+        self.margin = kernel // 2
+        parametrize.register_parametrization(self, "weight", _Float32())
+        spectral_norm(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (B, C, H, W); a stride of 2 halves the map, rounding up."""
+        assert not torch.is_autocast_enabled()
+        if self.margin:
+            x = F.pad(x, [self.margin] * 4, mode="circular")
+        assert self.bias is not None
+        return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride)
+
+
+@contextmanager
+def no_power_iterations() -> Iterator[None]:
+    """Build without the 15 power iterations that start a spectral norm: on the meta device there
+    are no numbers to iterate on, and the operations of all heads take seconds."""
+    with patch.object(_SpectralNorm, "_power_method", lambda *_: None):
+        yield
+
+
+class Residual(nn.Module):
+    """(x + block(x)) / sqrt 2, which keeps the variance of two equal and independent terms."""
+
+    def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        needs_checkpoint = ":" not in name and random_seed is None
-        if (checkpoint is not None) != needs_checkpoint:
-            raise ValueError(
-                f"{name}: need one source of weights, got {checkpoint=} {random_seed=}"
-            )
-        if quick_gelu is None:
-            quick_gelu = checkpoint is not None and _trained_with_quick_gelu(name, checkpoint)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(random_seed or 0)
-            clip = open_clip.create_model(
-                name,
-                pretrained=checkpoint,
-                load_weights=random_seed is None,
-                require_pretrained=random_seed is None,
-                device=torch.get_default_device(),
-                force_quick_gelu=quick_gelu,
-                force_custom_text=True,  # the text tower as a module of its own
-            )
-        self.text = clip.text.requires_grad_(False)
-        self.tokenizer = open_clip.get_tokenizer(name)
-        self.dim: int = self.text.output_dim
-        self.eval()
+        self.block = block
 
-    def train(self, mode: bool = True) -> "PromptEncoder":
-        """Stay in eval mode whatever the parent module asks for."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, prompts: list[str]) -> Tensor:
-        """Encode prompts to (B, dim) float32 of unit length, without gradient."""
-        tokens = self.tokenizer(prompts).to(self.text.positional_embedding.device)
-        return F.normalize(self.text(tokens).float(), dim=-1)
-
-
-def _trained_with_quick_gelu(name: str, checkpoint: str) -> bool:
-    """Look up the activation of a tag; open_clip only warns where name and tag disagree."""
-    tag = open_clip.get_pretrained_cfg(name, checkpoint)
-    if not tag and f"{name}-quickgelu" in open_clip.list_models():
-        raise ValueError(f"{name} from {checkpoint}: say quick_gelu, true for OpenAI's weights")
-    return bool(tag.get("quick_gelu", False))
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the block's output; shapes are kept."""
+        both: Tensor = x + self.block(x)
+        return both / math.sqrt(2)
 
 
 def _activated(width: int, kernel: int, virtual_batch: int) -> nn.Sequential:

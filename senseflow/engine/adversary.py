@@ -14,9 +14,9 @@ from senseflow.distill.adversaries import (
     VFMDiscriminator,
 )
 from senseflow.distill.bottleneck import ClassifierHead, add_encoder_pass
-from senseflow.distill.head_layers import no_power_iterations
 from senseflow.distill.state import Discriminator
-from senseflow.distill.vfm_heads import FrozenBackbone, Heads, PromptEncoder
+from senseflow.distill.vfm_features import FrozenBackbone, PromptEncoder
+from senseflow.distill.vfm_heads import Heads, no_power_iterations
 from senseflow.engine.initial import (
     Initial,
     reader,

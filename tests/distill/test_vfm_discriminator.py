@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from senseflow.distill.head_layers import LocalBatchNorm, SpectralConv
-from senseflow.distill.vfm_heads import FrozenBackbone, Head, Heads, PromptEncoder
+from senseflow.distill.vfm_features import FrozenBackbone, PromptEncoder
+from senseflow.distill.vfm_heads import Head, Heads, LocalBatchNorm, SpectralConv
 
 torch.set_num_threads(1)
 

@@ -24,7 +24,8 @@ from senseflow.core.path import FlowPath, over_sample
 from senseflow.data.sampler import Batch
 from senseflow.distill.adversaries import VFMDiscriminator
 from senseflow.distill.state import Distillation
-from senseflow.distill.vfm_heads import FrozenBackbone, Heads
+from senseflow.distill.vfm_features import FrozenBackbone
+from senseflow.distill.vfm_heads import Heads
 from senseflow.optim.trained import Trained
 from senseflow.teachers.encoded import Conditioning, Posterior
 

@@ -34,7 +34,7 @@ def open_dinov2(name: str, file: Path, side: int, machine: metric.Machine) -> me
     """Raises ValueError for another model's file, or a size that its patches do not metric.fill."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    from senseflow.distill.vfm_heads import create_vit
+    from senseflow.distill.vfm_features import create_vit
     from senseflow.evaluate.metrics.open_clips import in_words
 
     with metric.reading(file):

@@ -1,0 +1,193 @@
+"""What SenseFlow's discriminator sees, frozen: DINOv2's features of images, CLIP's of prompts.
+
+In D(x, c, r) = h(f_VFM(x), c, r), the discriminator of the paper's adversarial objective (Eq. 15),
+f_VFM is a frozen DINOv2 tapped at several depths (`FrozenBackbone`), c the CLIP feature of the
+prompt (`PromptEncoder`) and r f_VFM of a real image. h learns: `senseflow.distill.vfm_heads`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import open_clip
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+
+class FrozenBackbone(nn.Module):
+    """A frozen DINOv2-shaped ViT that turns images into feature maps at several depths.
+
+    The parameters never get gradients and the mode is always eval, so gradients flow to the images
+    alone (wrap the call in `torch.no_grad` where none are wanted).
+
+    Args:
+        name: a timm name such as `vit_large_patch14_dinov2.lvd142m`, or `local-dir:PATH`, a folder
+            with timm's config.json and the weights.
+        taps: blocks whose outputs are features, ascending. The input of block 0 always comes first.
+        checkpoint: a local .safetensors or .pth for `name`; without it timm finds the weights.
+        random_seed: random weights from this seed, and nothing is loaded (for tests and planning).
+        dtype: of the weights, the computation and the features.
+
+    Raises:
+        ValueError: the model is no ViT with a CLS token, a tap does not exist, or the arguments
+            name two sources of weights.
+    """
+
+    mean: Tensor  # (3, 1, 1), of the images it was trained on; std likewise
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        taps: Sequence[int],
+        checkpoint: str | Path | None = None,
+        random_seed: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        vit = create_vit(name, checkpoint, random_seed, dtype)
+        if list(taps) != sorted(set(taps)) or not 0 <= min(taps) <= max(taps) < len(vit.blocks):
+            raise ValueError(
+                f"taps must ascend within 0..{len(vit.blocks) - 1} for {name}, got {list(taps)}"
+            )
+        # an identity in front makes the input of block 0 one more intermediate; what lies behind
+        # the last tap is never run
+        vit.blocks = nn.Sequential(nn.Identity(), *vit.blocks[: max(taps) + 1])
+        vit.norm = nn.Identity()
+        self.vit = vit.requires_grad_(False)
+        self.indices = [0] + [tap + 1 for tap in taps]
+        self.width: int = vit.embed_dim
+        self.dtype = dtype
+        config = cast(dict[str, Any], vit.pretrained_cfg)
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
+        self.eval()
+
+    @property
+    def num_features(self) -> int:
+        """How many feature maps a call returns: the taps and the embedding."""
+        return len(self.indices)
+
+    def train(self, mode: bool = True) -> "FrozenBackbone":
+        """Stay in eval mode whatever the parent module asks for."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Extract the features of images (B, 3, H, W) in [-1, 1] at their native size.
+
+        Height and width are cropped at the centre to multiples of the patch (1024 -> 1022 for 14),
+        and the position table is resized to that grid.
+
+        Returns:
+            `num_features` maps (B, width, h, w), shallow to deep; the CLS token is added to every
+            patch token.
+        """
+        images = (_crop_to_multiple(images.float(), self.vit.patch_embed.patch_size) + 1) / 2
+        images = ((images - self.mean) / self.std).to(self.dtype)
+        outputs = self.vit.forward_intermediates(
+            images, indices=self.indices, return_prefix_tokens=True, intermediates_only=True
+        )
+        pairs = cast(list[tuple[Tensor, Tensor]], outputs)
+        # the CLS token is the first of the prefix; registers, if any, follow it and are left out
+        return [patches + prefix[:, 0, :, None, None] for patches, prefix in pairs]
+
+
+def create_vit(
+    name: str, checkpoint: str | Path | None, random_seed: int | None, dtype: torch.dtype
+) -> VisionTransformer:
+    """Build the ViT through timm, with exactly one source of weights."""
+    if checkpoint is not None and (random_seed is not None or ":" in name):
+        raise ValueError(f"{name}: checkpoint {checkpoint} is a second source of weights")
+    overlay = None if checkpoint is None else {"file": str(checkpoint)}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(random_seed or 0)
+        vit = timm.create_model(
+            name,
+            pretrained=random_seed is None,
+            pretrained_cfg_overlay=overlay,
+            num_classes=0,
+            dynamic_img_size=True,
+            dtype=dtype,
+        )
+    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
+        raise ValueError(f"{name} is not a vision transformer with a CLS token")
+    return vit
+
+
+def _crop_to_multiple(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Crop (..., H, W) at the centre to the largest multiple of the patch in each direction."""
+    (height, width), (patch_height, patch_width) = images.shape[-2:], patch_size
+    top, left = height % patch_height, width % patch_width
+    if height < patch_height or width < patch_width:
+        raise ValueError(f"images of {height}x{width} are smaller than a patch {patch_size}")
+    rows = slice(top // 2, top // 2 + height - top)
+    return images[..., rows, left // 2 : left // 2 + width - left]
+
+
+class PromptEncoder(nn.Module):
+    """A frozen CLIP text tower that turns prompts into unit vectors.
+
+    Args:
+        name: an open_clip name such as `ViT-L-14`, or `local-dir:PATH`, a folder with
+            open_clip_config.json and the weights.
+        checkpoint: for a name, one of open_clip's tags (`openai`) or a local weights file.
+        quick_gelu: the activation the weights were trained with. None follows the tag or the
+            folder's config; for a file it must be said where the name exists with both.
+        random_seed: random weights from this seed, and nothing is loaded (for tests and planning).
+
+    Raises:
+        ValueError: no or two sources of weights, or the activation of a file is not known.
+        RuntimeError: from open_clip, the weights could not be loaded.
+    """
+
+    def __init__(
+        self,
+        name: str = "ViT-L-14",
+        checkpoint: str | None = "openai",
+        quick_gelu: bool | None = None,
+        random_seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        needs_checkpoint = ":" not in name and random_seed is None
+        if (checkpoint is not None) != needs_checkpoint:
+            raise ValueError(
+                f"{name}: need one source of weights, got {checkpoint=} {random_seed=}"
+            )
+        if quick_gelu is None:
+            quick_gelu = checkpoint is not None and _trained_with_quick_gelu(name, checkpoint)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(random_seed or 0)
+            clip = open_clip.create_model(
+                name,
+                pretrained=checkpoint,
+                load_weights=random_seed is None,
+                require_pretrained=random_seed is None,
+                device=torch.get_default_device(),
+                force_quick_gelu=quick_gelu,
+                force_custom_text=True,  # the text tower as a module of its own
+            )
+        self.text = clip.text.requires_grad_(False)
+        self.tokenizer = open_clip.get_tokenizer(name)
+        self.dim: int = self.text.output_dim
+        self.eval()
+
+    def train(self, mode: bool = True) -> "PromptEncoder":
+        """Stay in eval mode whatever the parent module asks for."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, prompts: list[str]) -> Tensor:
+        """Encode prompts to (B, dim) float32 of unit length, without gradient."""
+        tokens = self.tokenizer(prompts).to(self.text.positional_embedding.device)
+        return F.normalize(self.text(tokens).float(), dim=-1)
+
+
+def _trained_with_quick_gelu(name: str, checkpoint: str) -> bool:
+    """Look up the activation of a tag; open_clip only warns where name and tag disagree."""
+    tag = open_clip.get_pretrained_cfg(name, checkpoint)
+    if not tag and f"{name}-quickgelu" in open_clip.list_models():
+        raise ValueError(f"{name} from {checkpoint}: say quick_gelu, true for OpenAI's weights")
+    return bool(tag.get("quick_gelu", False))
