@@ -15,6 +15,7 @@ from tqdm import tqdm
 from senseflow.cache.encoders import Encode, Row, fields_of, open_encoder
 from senseflow.cache.index import Job, plan_cache, size
 from senseflow.common.devices import find_device
+from senseflow.common.files import PARTIAL
 from senseflow.common.quiet import quiet_libraries
 from senseflow.config.config import Config, load_config
 from senseflow.config.recipes import RECIPES
@@ -22,7 +23,7 @@ from senseflow.data.cache_index import Part, Shard
 from senseflow.data.items import Samples
 from senseflow.data.json_images import JsonImages
 from senseflow.engine.caches import facts_of, versions, wanted_keys
-from senseflow.engine.disk import PARTIAL, sync
+from senseflow.engine.disk import sync
 from senseflow.engine.inputs import check_teacher, check_vfm_paths, read_data, teacher_settings
 from senseflow.engine.share import Share
 from senseflow.teachers.family import Family

@@ -17,7 +17,7 @@ from senseflow.distill.state import Distillation
 from senseflow.engine.adversary import build_discriminator
 from senseflow.engine.agreement import require_equal
 from senseflow.engine.caches import read_cache
-from senseflow.engine.checkpoint import complete_checkpoints
+from senseflow.engine.checkpoint_folders import complete_checkpoints
 from senseflow.engine.disk import HostGroup, share_folder
 from senseflow.engine.export import Layout, StudentExport
 from senseflow.engine.initial import (

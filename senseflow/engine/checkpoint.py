@@ -28,17 +28,22 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.storage import WriteResult
 
-from senseflow.common.files import sha256_of
+from senseflow.common.files import PARTIAL, sha256_of, write_whole
 from senseflow.common.ranks import Ranks
+from senseflow.engine.checkpoint_folders import (
+    MANIFEST,
+    complete_checkpoints,
+    damage_in,
+    read_manifest,
+    step_name,
+)
 from senseflow.engine.disk import (
-    PARTIAL,
     HostGroup,
     cause,
     empty_folder,
     publish,
     remove,
     remove_partials,
-    write_whole,
     writing,
 )
 from senseflow.optim.ema import Ema
@@ -46,16 +51,10 @@ from senseflow.optim.trained import Trained
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 NETWORK = "generator.network."  # how the keys of the student begin in a checkpoint
 EMA = "ema."
 
 State = dict[str, Any]  # nested, of sharded tensors
-
-
-def step_name(iteration: int) -> str:
-    """The name of an iteration's folder; names sort by iteration."""
-    return f"step_{iteration:07d}"
 
 
 @dataclass
@@ -257,72 +256,6 @@ class Checkpoints:
             ema.restart()
             if self.ranks.is_main:
                 logger.info("%s holds no EMA: it starts from the student as it is", folder)
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """The finished ones in a `checkpoints` folder, oldest first."""
-    return sorted(p for p in folder.glob("step_*") if (p / MANIFEST).is_file())
-
-
-Damage = Callable[[Path, dict[str, Any]], str | None]  # of a folder with its manifest
-
-
-def find_checkpoint(path: Path, damage: Damage | None = None) -> tuple[Path, int]:
-    """Folder and iteration of a checkpoint, or of the newest undamaged one of a run.
-
-    damage: what is wrong with one; by default every file is read.
-    """
-    found, is_step = checkpoints_of(path), path.parent.name == "checkpoints"
-    for folder in reversed(found):
-        manifest = read_manifest(folder)
-        wrong = (damage or damage_in)(folder, manifest)
-        if wrong is None:
-            return folder, manifest["iteration"]
-        if is_step:
-            raise ValueError(f"checkpoint {folder} is damaged or not complete: {wrong}")
-        logger.warning("checkpoint %s is damaged (%s): using the one before", folder, wrong)
-    raise ValueError(f"{path} holds no complete checkpoint in {path / 'checkpoints'}")
-
-
-def checkpoints_of(path: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, oldest first, or the one that `path` is."""
-    if not path.is_dir():
-        raise ValueError(f"{path} is not a run folder or checkpoint: there is no such folder")
-    return (
-        [path] if path.parent.name == "checkpoints" else complete_checkpoints(path / "checkpoints")
-    )
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Iteration and digests of the files; {"damage": why} when it cannot be read."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        return {"iteration": int(manifest["iteration"]), "files": dict(manifest["files"])}
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        return {"damage": f"{MANIFEST} cannot be read: {error!r}"}
-
-
-def unreadable(folder: Path, manifest: dict[str, Any]) -> str | None:
-    """What is wrong with a checkpoint's manifest and list of tensors, without its other files."""
-    names = [name for name in manifest.get("files", []) if name.startswith(".")]
-    return damage_in(folder, manifest, lambda _: names)
-
-
-def damage_in(
-    folder: Path, manifest: dict[str, Any], share: Callable[[list[str]], list[str]] = list
-) -> str | None:
-    """What is wrong with a share of a checkpoint's files; None when nothing is."""
-    if "damage" in manifest:
-        return str(manifest["damage"])
-    for name in share(sorted(manifest["files"])):
-        try:
-            if sha256_of(folder / name) != manifest["files"][name]:
-                return f"{name} has changed since it was written"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read: {error}"
-    return None
 
 
 def full_state(trained: dict[str, Trained], ema: Ema | None) -> State:

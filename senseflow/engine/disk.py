@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.tensor import DTensor, Shard
 
-from senseflow.common.files import PARTIAL as PARTIAL  # for those who have torch anyway
-from senseflow.common.files import write_whole as write_whole
+from senseflow.common.files import PARTIAL
 from senseflow.common.ranks import AgreedOSError, Ranks
 
 T = TypeVar("T")

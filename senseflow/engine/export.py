@@ -13,7 +13,8 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
 
-from senseflow.engine.disk import PARTIAL, HostGroup, empty_folder, publish, sync, writing
+from senseflow.common.files import PARTIAL
+from senseflow.engine.disk import HostGroup, empty_folder, publish, sync, writing
 from senseflow.weights.card import StudentCard, write_card
 from senseflow.weights.safetensors_writer import ALIGNMENT, write_safetensors
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from senseflow.engine.checkpoint import (
+from senseflow.engine.checkpoint import OpenCheckpoint
+from senseflow.engine.checkpoint_folders import (
     MANIFEST,
-    OpenCheckpoint,
     damage_in,
     find_checkpoint,
     unreadable,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from senseflow.engine.disk import write_whole, writing
+from senseflow.common.files import write_whole
+from senseflow.engine.disk import writing
 
 
 class Log:

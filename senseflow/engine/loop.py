@@ -25,7 +25,8 @@ from senseflow.distill.algorithm import draw_turn, train_iteration
 from senseflow.distill.measures import STOPWATCH, Measures, image_drift
 from senseflow.distill.state import Distillation, first_samples, real_images
 from senseflow.engine.agreement import Agreement, require_equal
-from senseflow.engine.checkpoint import Checkpoints, State, full_state, step_name, students
+from senseflow.engine.checkpoint import Checkpoints, State, full_state, students
+from senseflow.engine.checkpoint_folders import step_name
 from senseflow.engine.disk import remove_partials, writing
 from senseflow.engine.export import StudentExport, export_student
 from senseflow.engine.log import Log

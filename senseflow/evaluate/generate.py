@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from senseflow.engine.disk import write_whole
+from senseflow.common.files import write_whole
 from senseflow.evaluate.layouts import TEACHER, Layout, Selection
 from senseflow.sampling.drawing import Drawing, Machine, Paths
 from senseflow.sampling.generate import Job, draw_all, make_job, quiet_pipeline

@@ -18,6 +18,7 @@ from senseflow.common.signals import STARTED, Forwarder
 from senseflow.config.config import Config
 from senseflow.config.load import check_split, load_recipe
 from senseflow.config.recipes import Recipe
+from senseflow.engine.checkpoint_folders import require_known_layout
 
 
 def main(module: str, recipe: Recipe) -> None:
@@ -78,6 +79,7 @@ def check_arguments(args: argparse.Namespace, recipe: Recipe) -> Config:
         raise ValueError(f"--max-restarts {args.max_restarts} must not be negative")
     if Path(args.save_dir).exists() and not Path(args.save_dir).is_dir():
         raise ValueError(f"SAVE_DIR {args.save_dir} is a file")
+    require_known_layout(Path(args.save_dir))
     config = load_recipe(recipe, Path(args.config), args.overrides)
     check_split(config, args.nodes * args.gpus)
     return config

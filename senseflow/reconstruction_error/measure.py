@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from senseflow.common.files import write_whole
 from senseflow.core.anchors import Anchors
 from senseflow.core.draws import Draws
 from senseflow.core.isg import reconstruction_error
@@ -33,7 +34,6 @@ from senseflow.distill.state import (
     times,
 )
 from senseflow.engine.build import Teacher
-from senseflow.engine.disk import write_whole
 from senseflow.teachers.encoded import Conditioning
 
 logger = logging.getLogger("senseflow")

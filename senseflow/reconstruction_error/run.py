@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from senseflow.common.files import write_whole
 from senseflow.common.pictures import save_whole
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.ranks import AgreedError
@@ -20,7 +21,6 @@ from senseflow.core.anchors import Anchors
 from senseflow.data.items import UnreadableImagesError
 from senseflow.engine.agreement import require_equal
 from senseflow.engine.build import Teacher, prepare_teacher
-from senseflow.engine.disk import write_whole
 from senseflow.engine.inputs import check_teacher, read_data, teacher_settings
 from senseflow.reconstruction_error.measure import (
     Measurement,

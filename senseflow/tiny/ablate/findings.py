@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from PIL import Image, ImageDraw
 
+from senseflow.common.files import write_whole
 from senseflow.common.pictures import save_whole
 from senseflow.common.templates import markdown_table
-from senseflow.engine.disk import write_whole
 from senseflow.tiny.ablate.study import Place, Study, Trial
 from senseflow.tiny.ablate.trial import CURVE_STEPS, NUM_STEPS, STRIP, teacher_rows
 from senseflow.tiny.families import TEACHER_STEPS

@@ -18,11 +18,11 @@ from types import FrameType
 import torch
 from tqdm import tqdm
 
+from senseflow.common.files import write_whole
 from senseflow.common.pictures import save_whole
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.signals import StopRequest
 from senseflow.config.recipes import RECIPES
-from senseflow.engine.disk import write_whole
 from senseflow.engine.inputs import check
 from senseflow.tiny.ablate.findings import write_report
 from senseflow.tiny.ablate.study import Place, Study, Trial, load_study, places_of, quick

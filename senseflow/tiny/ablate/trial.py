@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from PIL import Image
 
+from senseflow.common.files import write_whole
 from senseflow.common.pictures import save_whole, to_pil
 from senseflow.common.signals import StopRequest
 from senseflow.config.config import Config
 from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import prepare
-from senseflow.engine.disk import write_whole
 from senseflow.engine.loop import NonFiniteError
 from senseflow.evaluate.metrics.frechet import FeatureStatistics
 from senseflow.tiny.ablate.study import Trial
