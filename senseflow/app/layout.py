@@ -1,4 +1,4 @@
-"""The parts of the page, from top to bottom."""
+"""The parts of the page, from top to bottom, and its theme; `page.css` has its few rules."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,9 @@ import gradio as gr
 
 from senseflow.app import words
 from senseflow.app.studio import STUDENT, TEACHER, Studio
-from senseflow.app.style import SMALL
 
 MOST_LETTERS = 4000  # of a prompt
+SMALL = 256  # pixels: images up to this size are shown with their pixels
 
 
 @dataclass(frozen=True)
@@ -124,3 +124,13 @@ def _gallery() -> gr.Gallery:
         height="auto", allow_preview=False, object_fit="contain", format="png", interactive=False,
         buttons=[], visible=False, elem_id="earlier",
     )  # fmt: skip
+
+
+def theme() -> gr.themes.Base:
+    """System fonts: the page asks nothing of any other server."""
+    return gr.themes.Default(
+        primary_hue="blue",
+        neutral_hue="slate",
+        font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"),
+        font_mono=("ui-monospace", "SFMono-Regular", "Menlo", "monospace"),
+    )

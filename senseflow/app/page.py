@@ -4,6 +4,7 @@ import logging
 import random
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -11,9 +12,8 @@ import torch
 from PIL import Image
 
 from senseflow.app import words
-from senseflow.app.layout import lay_out
+from senseflow.app.layout import lay_out, theme
 from senseflow.app.studio import STUDENT, TEACHER, Drawn, Stopped, Stops, Studio, Wanted
-from senseflow.app.style import CSS, theme
 from senseflow.sampling.drawing import Drawing
 from senseflow.teachers.family import Plan
 
@@ -64,7 +64,7 @@ class Page:
             run_history=False,
             footer_links=["settings", "api"],
             theme=theme(),
-            css=CSS,
+            css_paths=Path(__file__).with_name("page.css"),
         )
         return address, public
 

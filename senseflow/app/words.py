@@ -1,11 +1,12 @@
 """What the page says of students and images, and the thumbnails of its history."""
 
-import html
-
+from markupsafe import Markup
 from PIL import Image
 
 from senseflow.app.studio import STUDENT, TEACHER, Drawn, Studio, Wanted
 
+BOLD = Markup("{}<b>{}</b>{}")  # what Markup's format is given is escaped
+FACT = Markup("<span>{}</span>")
 THUMB_SIDE = 192  # pixels of a thumbnail's height
 THUMB_GAP = 4
 PROMPT_LETTERS = 40  # of a caption in the history
@@ -14,25 +15,29 @@ NO_MEMORY = (
 )
 
 
-def heading(studio: Studio) -> str:
-    """Whose student this is, from which iteration, and on what it runs; HTML."""
+def heading(studio: Studio) -> Markup:
+    """Whose student this is, from which iteration, and on what it runs."""
     model, family = studio.student, studio.family
     card, name = model.card, studio.weights.parent.resolve()
-    said = [f"student <b>{_escape('/'.join(name.parts[-3:]))}</b>"]
+    said: list[str] = [BOLD.format("student ", "/".join(name.parts[-3:]), "")]
     if card and card.iteration:
         said.append(f"iteration {card.iteration:,}")
     if model.paths.ema:
         said.append("averaged weights")
     if studio.has_teacher:
-        said.append(f"teacher <b>{_escape(model.paths.base.resolve().name)}</b>")
+        said.append(BOLD.format("teacher ", model.paths.base.resolve().name, ""))
     said.append(f"{studio.pipeline.device}, {str(studio.pipeline.dtype).removeprefix('torch.')}")
-    parts = "".join(f"<span>{part}</span>" for part in said)
-    title = f"A {len(model.anchors)}-step student of {_escape(family.title)}"
-    return f"<h1>{title}</h1><p class='facts'>{parts}</p>"
+    title = f"A {len(model.anchors)}-step student of {family.title}"
+    return Markup("<h1>{}</h1>").format(title) + facts(said)
 
 
-def caption(side: str, drawn: Drawn, levels: str) -> str:
-    """The time in front, then all that the image depends on; HTML.
+def facts(said: list[str]) -> Markup:
+    """Small facts in a row."""
+    return Markup("<p class='facts'>{}</p>").format(Markup().join(map(FACT.format, said)))
+
+
+def caption(side: str, drawn: Drawn, levels: str) -> Markup:
+    """The time in front, then all that the image depends on.
 
     levels: what the family calls its noise levels.
     """
@@ -43,14 +48,13 @@ def caption(side: str, drawn: Drawn, levels: str) -> str:
     said += [f"seed {drawn.wanted.drawing.seed}", f"{plan.height} × {plan.width}"]
     if side == STUDENT:
         said.append(f"{levels} {', '.join(f'{level:.4g}' for level in drawn.levels)}")
-    facts = "".join(f"<span>{part}</span>" for part in said)
-    first = " <small>first image, with warm-up</small>" if drawn.first else ""
-    return named(side, seconds(drawn.time_s) + first) + f"<p class='facts'>{facts}</p>"
+    first = Markup(" <small>first image, with warm-up</small>") if drawn.first else ""
+    return named(side, seconds(drawn.time_s) + first) + facts(said)
 
 
-def named(side: str, time: str = "") -> str:
-    """The first line under an image: whose it is, and its time; HTML."""
-    return f"<p class='time'><span>{side.capitalize()}</span> {time}</p>"
+def named(side: str, time: str = "") -> Markup:
+    """The first line under an image: whose it is, and its time."""
+    return Markup("<p class='time'><span>{}</span> {}</p>").format(side.capitalize(), time)
 
 
 def remembered(wanted: Wanted) -> str:
@@ -60,29 +64,32 @@ def remembered(wanted: Wanted) -> str:
     return f"{short} · seed {drawing.seed} · {drawing.steps} {drawing.sampler}"
 
 
-def summary(drawn: dict[str, Drawn]) -> str:
-    """The line under the button when all is drawn; HTML."""
+def summary(drawn: dict[str, Drawn]) -> Markup:
+    """The line under the button when all is drawn."""
     if TEACHER not in drawn:
-        return f"<p>Drawn in {seconds(drawn[STUDENT].time_s)}.</p>"
+        return note(f"Drawn in {seconds(drawn[STUDENT].time_s)}.")
     student, teacher = drawn[STUDENT], drawn[TEACHER]
     times = f"{seconds(student.time_s)} and {seconds(teacher.time_s)}"
     if student.first or teacher.first:
-        return f"<p>Drawn in {times}; the next images tell the speed.</p>"
+        return note(f"Drawn in {times}; the next images tell the speed.")
     ratio = teacher.time_s / student.time_s
     if ratio < 1:
-        return f"<p>Drawn in {times}: the student took {1 / ratio:.1f} times as long.</p>"
-    return f"<p>Drawn in {times}: the student is <b>{ratio:.1f} times</b> as fast.</p>"
+        return note(f"Drawn in {times}: the student took {1 / ratio:.1f} times as long.")
+    return note(
+        BOLD.format(f"Drawn in {times}: the student is ", f"{ratio:.1f} times", " as fast.")
+    )
 
 
-def problem(text: str) -> str:
-    """An error, without the dashes of the flag that it begins with; HTML."""
+def problem(text: str) -> Markup:
+    """An error, without the dashes of the flag that it begins with."""
     text = " ".join(text.split()).removeprefix("--")
-    return f"<p class='problem' role='alert'>{_escape(text[:1].upper() + text[1:])}</p>"
+    said = text[:1].upper() + text[1:]
+    return Markup("<p class='problem' role='alert'>{}</p>").format(said)
 
 
-def note(text: str) -> str:
-    """A plain line under the button; HTML."""
-    return f"<p>{_escape(text)}</p>"
+def note(text: str) -> Markup:
+    """A plain line under the button."""
+    return Markup("<p>{}</p>").format(text)
 
 
 def seconds(time_s: float) -> str:
@@ -107,7 +114,3 @@ def _resized(image: Image.Image) -> Image.Image:
     smaller = image.height > THUMB_SIDE
     kind = Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST
     return image.convert("RGB").resize((width, THUMB_SIDE), kind)
-
-
-def _escape(text: str) -> str:
-    return html.escape(text, quote=True)
