@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from python import PYTHON
 from torture_worker import write_python
 from training_runs import SCRIPTS, full_state, interrupted, timeless_rows, train
 
@@ -94,7 +95,7 @@ def resumed(pictures, whole, tmp_path_factory) -> Runs:
         folder = tmp_path_factory.mktemp(recipe) / "run"
         interrupted(whole(recipe, before), HALF, folder)
         words = (f"paths.dataset={pictures}", *SETTINGS)
-        result = train(recipe, folder, *words, ranks=after, **write_python(folder.parent))
+        result = train(recipe, folder, *words, ranks=after, **write_python(folder.parent, PYTHON))
         assert f"going on from {folder}/checkpoints/step_{HALF:07d}" in result.stderr
         return folder
 
@@ -238,7 +239,7 @@ def test_every_sample_once_per_epoch_over_ranks_workers_and_a_change_of_ranks(pi
         watched = tmp_path / str(ranks)
         watched.mkdir()
         whole = f"train.iter_num={iterations}"
-        train("flux_senseflow", folder, *words, whole, ranks=ranks, **write_python(watched))
+        train("flux_senseflow", folder, *words, whole, ranks=ranks, **write_python(watched, PYTHON))
         assert len(list(watched.glob("samples_*.jsonl"))) == ranks
         seen += samples(watched)
     assert [(s[0], s[1]) for s in seen] == [(i + 1, k) for i in range(WHOLE) for k in range(4)]

@@ -62,10 +62,10 @@ class Post:
             time.sleep(HOLD_S)
 
 
-def write_python(folder: Path) -> dict[str, str]:
+def write_python(folder: Path, python: str = sys.executable) -> dict[str, str]:
     """A script for PYTHON, and the environment in which it writes its files to `folder`."""
     script = folder / "python"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" "$@"\n')
+    script.write_text(f'#!/bin/sh\nexec "{python}" "{__file__}" "$@"\n')
     script.chmod(0o755)
     return {"PYTHON": str(script), WATCHED: str(folder)}
 
