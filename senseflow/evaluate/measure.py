@@ -93,7 +93,7 @@ class Folder:
 
     @property
     def digest(self) -> str:
-        """Of all images and prompts."""
+        """One hash of all images and prompts."""
         return digest(self.images.pictures, self.inspected)
 
 
@@ -270,7 +270,7 @@ class Measured:
     notes: list[str] = field(default_factory=list)
 
     def entry(self) -> dict[str, Any]:
-        """Its fields in the file of results."""
+        """What is measured, as fields of an entry of results."""
         return {"value": self.value, "preprocessing": self.preprocessing, **self.extra}
 
 
@@ -304,7 +304,7 @@ def measure_distance(
 def feature_statistics(
     title: str, extractor: Extractor, images: ImageSet, reader: Reader, share: Share
 ) -> FeatureStatistics:
-    """Of all images of a folder, on every rank."""
+    """Count, mean and covariance of the features of all images of a folder, on every rank."""
 
     def work() -> FeatureStatistics | None:
         pictures = share.mine(images.pictures)

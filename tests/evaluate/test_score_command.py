@@ -41,6 +41,11 @@ def test_an_entry_says_all_that_a_value_depends_on(images, tmp_path, inception):
         assert entry["versions"].keys() >= {"torch", "senseflow", "open_clip_torch"}
         assert len(entry["weights"][0]["sha256"]) == 64
     assert entries[0]["reference"] == str(reference) and entries[1]["reference"] is None
+    # with these names a file of an older version is known again, and its values are kept
+    assert entries[0]["settings"] == {"resize": 512}
+    told = {"prefix": "A photo depicts ", "resize": 256, "dtype": "float32"}
+    assert entries[1]["settings"].items() > told.items() and "config" in entries[1]["settings"]
+    assert entries[1]["model"] == "open_clip local-dir:clip"
     assert not list((tmp_path / "new").glob("*.partial"))
 
 

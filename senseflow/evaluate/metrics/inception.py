@@ -40,7 +40,7 @@ class Inception(nn.Module):
 
 
 def load_inception(file: Path) -> Inception:
-    """From torch-fidelity's weights or a TorchScript module with `layers`; told by the content.
+    """The network in torch-fidelity's weights or in TorchScript with `layers`, told by the content.
 
     Raises ValueError naming the file for anything else.
     """

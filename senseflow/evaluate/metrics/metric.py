@@ -141,7 +141,7 @@ class Spec:
 
     @property
     def name(self) -> str:
-        """As `--metrics` and results call it."""
+        """What `--metrics` and results call it."""
         return self.column.metric
 
 
