@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 from short_runs import write_pictures
+from student_networks import load_network
 from training_runs import full_state, interrupted, timeless_rows, train
 
 from senseflow.config.config import Config, load_config
@@ -22,7 +23,6 @@ from senseflow.engine.loop import Run
 from senseflow.export import __main__ as export_command
 from senseflow.extract_lora import __main__ as extract_lora
 from senseflow.weights.card import read_card
-from senseflow.weights.student import load_network
 
 SHORT = ("train.iter_num=4", "train.log_interval=1", "fake_score.ttur=2", "ida.lam=0.9")
 LORA = ("lora.rank=4", "lora.alpha=8")

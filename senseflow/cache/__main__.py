@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.fields import check_range
 from senseflow.common.files import require_writable
 
 DESCRIPTION = """\
@@ -67,13 +68,10 @@ def check(args: argparse.Namespace) -> None:
     """What needs no torch; raises ValueError."""
     if not args.config.is_file():
         raise ValueError(f"config file not found: {args.config}")
-    if args.output.exists() and not args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a file")
     require_writable("--output", args.output)
     if args.prompts and args.latents:
         raise ValueError("--prompts and --latents: one of them, or neither for both")
-    if args.shard_rows is not None and args.shard_rows < 1:
-        raise ValueError(f"--shard_rows {args.shard_rows} must be at least 1")
+    check_range("shard_rows", args.shard_rows, 1)
 
 
 if __name__ == "__main__":

@@ -54,8 +54,11 @@ def require_writable(flag: str, folder: Path) -> None:
 
     flag: what the folder was given as.
     """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        under = "" if there == folder else f" is under {there}, which"
+        raise ValueError(f"{flag} {folder}{under} is a file: name a folder")
     try:
-        there = next(place for place in (folder, *folder.parents) if place.exists())
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise ValueError(

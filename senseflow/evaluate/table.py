@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from senseflow.common.files import write_whole
+from senseflow.common.files import require_writable, write_whole
 from senseflow.common.templates import templates
 from senseflow.evaluate import official
 from senseflow.evaluate.metrics import specs
 from senseflow.evaluate.metrics.metric import Column
 from senseflow.evaluate.results import Result, check_result, merge, protocol, read_results
-from senseflow.sampling.cli import check_output
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("no results: name files of `score`, --geneval or --t2i_compbench")
     if "none" in args.published and len(args.published) > 1:
         raise ValueError("--published none excludes the others")
-    check_output(args.output_dir)
+    require_writable("--output_dir", args.output_dir)
     results = [entry for file in args.results for entry in read_results(file)]
     for name, file in args.geneval:
         results += official.read_geneval(name, Path(file))

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.fields import check_range
 from senseflow.common.files import require_writable
 from senseflow.config.families import family_of
 
@@ -57,8 +58,7 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace) -> None:
     """Raises ValueError for what cannot be extracted, OSError for what cannot be written."""
-    if args.rank < 1:
-        raise ValueError(f"--rank {args.rank} is not 1 or more")
+    check_range("rank", args.rank, 1)
     if args.output.exists():
         raise ValueError(f"--output {args.output} is there already: name another, or remove it")
     require_writable("--output", args.output.parent)

@@ -7,11 +7,12 @@ SenseFlow motivates intra-segment guidance with it. Results: xi.json, xi.csv, xi
 
 import argparse
 import logging
-import math
 import sys
 from pathlib import Path
 
 from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.fields import check_finite, check_range
+from senseflow.common.files import require_writable
 
 DESCRIPTION = """\
 Measure the error of a teacher's one-step prediction of x_0 from x_t, over t: mean of
@@ -72,17 +73,12 @@ def check(args: argparse.Namespace) -> None:
     args.output = args.output or Path("runs/xi") / args.config.stem
     if not args.config.is_file():
         raise ValueError(f"config file not found: {args.config}")
-    if args.output.exists() and not args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a file")
-    if args.num_samples < 2:
-        raise ValueError(f"--num_samples {args.num_samples} must be at least 2")
-    if not 2 <= args.num_times <= 1000:
-        raise ValueError(f"--num_times {args.num_times} must be from 2 to 1000")
-    if args.batch_size < 1:
-        raise ValueError(f"--batch_size {args.batch_size} must be at least 1")
+    require_writable("--output", args.output)
+    check_range("num_samples", args.num_samples, 2)
+    check_range("num_times", args.num_times, 2, 1000)
+    check_range("batch_size", args.batch_size, 1)
     for guidance in args.guidance:
-        if not math.isfinite(guidance):
-            raise ValueError(f"--guidance {guidance} is not a finite number")
+        check_finite("guidance", guidance)
     if len(set(args.guidance)) < len(args.guidance):
         raise ValueError(f"--guidance {args.guidance}: the same number twice")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.fields import check_range
 
 if TYPE_CHECKING:
     from senseflow.report.pairs import Pairs
@@ -79,9 +80,8 @@ def run(args: argparse.Namespace) -> None:
     from senseflow.report.run_folder import read_run
     from senseflow.report.settings import compare
 
-    for flag in ("num_strips", "num_samples"):
-        if getattr(args, flag) < 1:
-            raise ValueError(f"--{flag} {getattr(args, flag)} must be at least 1")
+    check_range("num_strips", args.num_strips, 1)
+    check_range("num_samples", args.num_samples, 1)
     folder = read_run(args.run)
     output = args.output or args.run / "report.html"
     if output.is_dir():

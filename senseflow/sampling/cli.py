@@ -10,7 +10,7 @@ from pathlib import Path
 
 from senseflow.common.commands import Parser, exit_status
 from senseflow.common.fields import check_range, flag_names
-from senseflow.common.files import ROOT
+from senseflow.common.files import ROOT, require_writable
 from senseflow.config.families import check_base
 from senseflow.sampling.drawing import (
     DTYPES,
@@ -196,20 +196,10 @@ def read_machine(args: argparse.Namespace) -> Machine:
 def read_output(args: argparse.Namespace) -> Output:
     """Where images go; raises ValueError for a folder that cannot be written, or no share."""
     check_range("batch_size", args.batch_size, 1)
-    check_output(args.output_dir)
+    require_writable("--output_dir", args.output_dir)
     silent = not args.shard and os.environ.get("RANK", "0") != "0"  # one bar of all ranks
     shard = shard_of(args.shard)
     return Output(args.output_dir, args.overwrite, args.batch_size, shard, silent)
-
-
-def check_output(folder: Path) -> None:
-    """Raise ValueError unless the folder can be written, or made; nothing is left behind."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        under = "" if there == folder else f" is under {there}, which"
-        raise ValueError(f"--output_dir {folder}{under} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"--output_dir {folder}: {there} cannot be written")
 
 
 def read_prompts(args: argparse.Namespace) -> list[Prompt]:

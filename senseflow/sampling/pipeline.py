@@ -1,5 +1,6 @@
 """The one way images are drawn: a base's pipeline with the network of one model at a time in it."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -117,27 +118,17 @@ class Pipeline:
         self.stock.scheduler = family.make_scheduler(self._own_scheduler, plan)
         # on the CPU: the same numbers on every device
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        hook = self.network.register_forward_hook(_Counter(on_step)) if on_step else None
+        numbers = itertools.count(1)
+        hook = self.network.register_forward_hook(
+            lambda *forward: on_step(next(numbers)) if on_step else None
+        )
         try:
             images = family.sample(self.stock, prompts, generators, plan)
         finally:
-            if hook:
-                hook.remove()
-                self.stock.maybe_free_model_hooks()  # offloading begins anew after a stop
+            hook.remove()
+            self.stock.maybe_free_model_hooks()  # offloading begins anew after a stop
         used = getattr(self.stock.scheduler, family.levels.name)[: plan.steps].tolist()
         return Images(images, plan.levels or used)
-
-
-class _Counter:
-    """A forward hook that tells how many forwards there have been."""
-
-    def __init__(self, on_step: Callable[[int], None]) -> None:
-        self._on_step = on_step
-        self._num = 0
-
-    def __call__(self, *forward: object) -> None:
-        self._num += 1
-        self._on_step(self._num)
 
 
 def add_lora(stock: DiffusionPipeline, family: Family, path: Path) -> None:

@@ -28,7 +28,6 @@ from senseflow.tiny.measure import (
     said,
     write_report,
 )
-from senseflow.weights.student import load_network
 
 NUM_STEPS = 4
 MEASURES = {"fid_t": "FID-T", "all": "all attributes", "mean": "mean attribute"}
@@ -51,8 +50,8 @@ def compare(
 ) -> tuple[Rows, Rows, dict[str, torch.Tensor]]:
     """A teacher and its students: all rows, one line of figures per student, and pictures."""
     family = sampler.family
-    networks = {name: load_network(path, base=sampler.base) for name, path in students.items()}
-    sampler.networks.update(networks)
+    for name, checkpoint in students.items():
+        sampler.add_student(name, checkpoint)
     many = Method("teacher", TEACHER_STEPS, family.teacher_samplers[0])
     few = [Method("teacher", NUM_STEPS, name) for name in family.teacher_samplers]
     own = {name: Method(name, NUM_STEPS, family.recipe_sampler) for name in students}

@@ -1,6 +1,7 @@
 """Drawing with the stock pipelines of diffusers: how each family is called, and its samplers.
 
-Nothing here comes from senseflow.sampling, so that what is measured is what an outsider gets.
+Students are read by senseflow.sampling, but not drawn by it, so that what is measured is what an
+outsider gets.
 """
 
 import json
@@ -24,6 +25,9 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
+from senseflow.config import families
+from senseflow.sampling.drawing import Paths
+from senseflow.sampling.model import find_model
 from senseflow.tiny.pictures import SIZE
 from senseflow.tiny.text import T5_LENGTH
 
@@ -180,7 +184,7 @@ class Sampler:
 
     def __init__(self, folder: Path, prompts: list[str], guidance: float | None = None) -> None:
         self.family, self.prompts = family_of(folder), prompts
-        self.base = folder / self.family.network  # the teacher's, that LoRA students are for
+        self.folder = folder
         self.guidance = self.family.guidance if guidance is None else guidance
         self.pipeline = self.family.pipeline.from_pretrained(folder)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -188,6 +192,12 @@ class Sampler:
         self.networks: dict[str, ModelMixin] = {
             "teacher": getattr(self.pipeline, self.family.network)
         }
+
+    def add_student(self, name: str, checkpoint: Path) -> None:
+        """A network by its name, from any checkpoint that the sampling scripts take."""
+        teacher = families.family_of(self.folder, "--pipeline")
+        student = find_model(teacher, Paths(self.folder, checkpoint))
+        self.networks[name] = student.build(torch.float32)
 
     def guidance_of(self, network: str) -> float:
         """The teacher's guidance for the teacher and for whatever embeds one, none for others."""

@@ -32,7 +32,6 @@ from senseflow.tiny.families import (
 )
 from senseflow.tiny.judge import Judge, diversity
 from senseflow.tiny.pictures import SIZE, evaluation_prompts, render
-from senseflow.weights.student import load_network
 
 REAL_SEED = 20_000
 Row = dict[str, Any]  # figures by name; one per seed in a list
@@ -149,7 +148,7 @@ def load_students(sampler: Sampler, students: list[str]) -> list[Method]:
         name, _, checkpoint = student.partition("=")
         if not checkpoint or name in sampler.networks:
             raise ValueError(f"--student wants NAME=CKPT with a name of its own, got {student!r}")
-        sampler.networks[name] = load_network(Path(checkpoint), base=sampler.base)
+        sampler.add_student(name, Path(checkpoint))
         methods += few_step_methods(name, sampler.family.student_samplers)
     return methods
 

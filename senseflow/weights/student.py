@@ -64,31 +64,6 @@ class StudentFiles:
         return [self.weights, *(self.weights.parent / name for name in sorted(shards))]
 
 
-def load_network(
-    checkpoint: Path,
-    config: Path | None = None,
-    dtype: torch.dtype = torch.float32,
-    ema: bool = False,
-    base: Path | None = None,
-) -> nn.Module:
-    """The network of a checkpoint in any form (`FORMS`), in eval mode on the CPU.
-
-    config: its config.json; None takes the checkpoint's own. ema: see find_student. base: the
-    component folder of the teacher that a LoRA is for.
-    Raises ValueError when the path is none of the forms, a file is damaged, or the weights do not
-    fit the config.
-    """
-    files = find_student(checkpoint, ema)
-    if is_lora(files.weights):
-        if base is None:
-            raise ValueError(f"{checkpoint} is a LoRA: it needs the teacher it is for")
-        return build_lora_student(files.weights, base, dtype)
-    config = config or files.config
-    if config is None:
-        raise ValueError(f"{checkpoint} has no config.json of its own: name one")
-    return build_student(open_weights(files.weights, ema), read_json(config), dtype, str(config))
-
-
 def find_student(checkpoint: Path, ema: bool = False) -> StudentFiles:
     """Which files a checkpoint's path stands for; nothing is read but the card.
 

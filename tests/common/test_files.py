@@ -48,10 +48,10 @@ def test_one_that_cannot_is_said_before_any_work(tmp_path, capsys):
     file = tmp_path / "data.json"
     file.write_text("{")  # which is not read either
     assert plan.main(["--table", "--output", str(file / "plan.md")]) == 2
-    assert f"--output {file} cannot be written: Not a directory" in capsys.readouterr().err
+    assert f"--output {file} is a file: name a folder" in capsys.readouterr().err
     words = [str(file), "--resolution", "8", "--output", str(file / "a" / "b")]
     assert check.main(words) == 2
-    assert "b cannot be written: Not a directory; name another" in capsys.readouterr().err
+    assert f"b is under {file}, which is a file: name a folder" in capsys.readouterr().err
     read = "new cannot be written: Read-only file system"
     with read_only(tmp_path / "disk") as disk, pytest.raises(ValueError, match=read):
         require_writable("--output", disk / "new")

@@ -444,7 +444,7 @@ def test_an_output_that_is_something_else_is_left_alone(tmp_path, teacher, capsy
     assert run_images(source, tmp_path / "noise", teacher) == 2
     assert "noise/data.mdb is not an LMDB" in capsys.readouterr().err
     assert run_images(source, source, teacher) == 2
-    assert "is a file; it names a folder" in capsys.readouterr().err
+    assert "is a file: name a folder" in capsys.readouterr().err
 
 
 def test_a_second_writer_is_noticed(tmp_path):
@@ -478,8 +478,8 @@ def test_wrong_arguments_are_one_line(tmp_path, teacher, capsys):
         ((source, "--resolution", SIZE), "--teacher is needed to encode images"),
         ((source, *ready[:2], "--resolution", 15), "both sides must be multiples of 2"),
         ((source, *ready[:2], "--resolution", 1, 2, 3), "one side, or height and width"),
-        ((source, *ready, "--batch_size", 0), "--batch_size 0: at least 1"),
-        ((source, *ready, "--max_unreadable", -1), "--max_unreadable -1: 0 or more"),
+        ((source, *ready, "--batch_size", 0), "--batch_size 0 must be at least 1"),
+        ((source, *ready, "--max_unreadable", -1), "--max_unreadable -1 must be at least 0"),
         ((source, *ready, "--unscaled"), "--unscaled is of shards"),
         ((source, *ready[2:], "--teacher", tmp_path / "bare"), "is not a diffusers folder"),
         ((source, *ready[2:], "--teacher", tmp_path / "unet"), "is not the config of a VAE"),

@@ -8,13 +8,13 @@ import short_runs
 import torch
 from safetensors.torch import load_file, save_file
 from short_runs import YAMLS, begin, finish, write_pictures
+from student_networks import load_network
 
 from senseflow.config.config import Config
 from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import export
 from senseflow.engine.inputs import check
 from senseflow.engine.loop import Run
-from senseflow.weights.student import load_network
 
 SHORT = ("train.iter_num=2", "fake_score.ttur=1")
 FLUX_ANCHORS = {  # mu 1.15 through sigma = s u / (1 + (s - 1) u), s = e^1.15

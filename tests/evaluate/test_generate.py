@@ -284,7 +284,7 @@ def test_an_output_that_cannot_be_is_said_before_loading(run, prompts, tmp_path,
     assert f"is under {prompts}, which is a file" in text
     with read_only(tmp_path / "disk") as folder:
         text = error_of(capsys, prompts, folder / "out", *flags)
-    assert text.endswith("disk cannot be written")
+    assert "out cannot be written: Read-only" in text
 
 
 @pytest.mark.parametrize(

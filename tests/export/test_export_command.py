@@ -159,7 +159,7 @@ def test_errors_are_one_line(finished, tmp_path, capsys):
     assert "name its folder with --pretrained_model" in error_of(moved, "--output", out)
     nowhere = tmp_path / "there" / "file"
     nowhere.write_text("")
-    assert "cannot be written: Not a directory" in error_of(run, "--output", nowhere / "out")
+    assert f"--output {nowhere} is a file" in error_of(run, "--output", nowhere / "out")
     assert not out.exists()
     assert export.main([str(moved), "--pretrained_model", BASE, "--output", str(out)]) == 0
     assert read_card(out).iteration == 2  # the newest that is whole

@@ -13,6 +13,7 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file
+from student_networks import load_network
 from students import ANCHORS, save_student
 
 from senseflow.common.files import ROOT, read_json
@@ -20,7 +21,7 @@ from senseflow.config.recipes import RECIPES
 from senseflow.engine.export import Layout
 from senseflow.weights.safetensors_writer import header
 from senseflow.weights.stored import Weights, component_weights
-from senseflow.weights.student import build_student, find_student, load_network
+from senseflow.weights.student import build_student, find_student
 
 BOTH = "(weight|bias)"
 MLP = r"(ff|ff_context)\.net\.(0\.proj|2)"

@@ -25,11 +25,12 @@ from command_line import (
 )
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
+from student_networks import load_network
 from torch import nn
 
 from senseflow.config.recipes import FAMILIES
 from senseflow.teachers.family import Family
-from senseflow.weights.student import find_student, load_network
+from senseflow.weights.student import find_student
 
 SIZE = ("--height", 16, "--width", 16)
 

@@ -19,9 +19,9 @@ from command_line import (
 )
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from sd35_pipeline import MAX_SIDE, UNIT, transformer
+from student_networks import load_network
 
 from senseflow.teachers.sd35.family import SD35, SD35_LARGE
-from senseflow.weights.student import load_network
 
 
 @pytest.fixture(scope="module", params=["sd35", "sd35_large"])

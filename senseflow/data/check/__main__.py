@@ -100,8 +100,6 @@ def check(args: argparse.Namespace) -> None:
     if args.teacher and not (args.teacher / "model_index.json").is_file():
         raise ValueError(f"--teacher {args.teacher} is no diffusers folder: no model_index.json")
     args.output = args.output or Path("runs/check") / args.dataset.stem
-    if args.output.exists() and not args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a file; it names a folder")
     require_writable("--output", args.output)
     if args.workers is None:
         args.workers = len(os.sched_getaffinity(0))

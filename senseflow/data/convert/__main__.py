@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.fields import check_range
+from senseflow.common.files import require_writable
 
 if TYPE_CHECKING:
     from senseflow.data.convert.conversion import Posterior, Source
@@ -125,10 +127,8 @@ def find_images(folder: Path) -> Iterator[Path]:
 
 def check(args: argparse.Namespace, kind: str) -> None:
     """What needs no network to be read, and defaults; raises ValueError."""
-    if args.max_unreadable < 0:
-        raise ValueError(f"--max_unreadable {args.max_unreadable}: 0 or more")
-    if args.output.exists() and not args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a file; it names a folder")
+    check_range("max_unreadable", args.max_unreadable, 0)
+    require_writable("--output", args.output)
     given = [f"--{name}" for name in IMAGE_FLAGS if getattr(args, name) is not None]
     if kind == SHARDS and given:
         raise ValueError(f"{', '.join(given)}: {args.input} holds latents already, not images")
@@ -150,9 +150,8 @@ def _check_images(args: argparse.Namespace) -> None:
     for name, default in DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    for name in ("batch_size", "num_workers"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} {getattr(args, name)}: at least 1")
+    check_range("batch_size", args.batch_size, 1)
+    check_range("num_workers", args.num_workers, 1)
 
 
 def _check_vae(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.fields import check_range
 from senseflow.common.files import require_writable, write_whole
 from senseflow.data.image_lists import read_lists, write_lists
 from senseflow.data.make.captioned import (
@@ -93,9 +94,8 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """The flags and the output; raises ValueError."""
-    for name in ("max_left_out", "max_damaged"):
-        if getattr(args, name) < 0:
-            raise ValueError(f"--{name} {getattr(args, name)}: 0 or more")
+    check_range("max_left_out", args.max_left_out, 0)
+    check_range("max_damaged", args.max_damaged, 0)
     if args.output.suffix != ".json" or args.output.is_dir():
         raise ValueError(f"--output {args.output}: name a file that ends in .json")
     require_writable("--output", args.output.parent)

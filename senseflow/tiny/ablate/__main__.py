@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.fields import check_range
 
 logger = logging.getLogger("senseflow")
 
@@ -60,8 +61,7 @@ def run(args: argparse.Namespace) -> None:
     """Raises ValueError for a study that cannot be run."""
     from senseflow.tiny.ablate.run import Ablation  # torch and diffusers, seconds
 
-    if args.workers < 1:
-        raise ValueError(f"--workers {args.workers} must be at least 1")
+    check_range("workers", args.workers, 1)
     ablation = Ablation.open(args.study, args.output, args.quick, args.tables)
     if not args.report:
         ablation.run(args.workers)

@@ -18,7 +18,7 @@ from types import FrameType
 import torch
 from tqdm import tqdm
 
-from senseflow.common.files import write_whole
+from senseflow.common.files import require_writable, write_whole
 from senseflow.common.pictures import save_whole
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.signals import StopRequest
@@ -57,8 +57,7 @@ class Ablation:
         if unknown:
             known = ", ".join(study.tables)
             raise ValueError(f"--tables {unknown[0]}: {file} has {known}")
-        if output.exists() and not output.is_dir():
-            raise ValueError(f"--output {output} is a file")
+        require_writable("--output", output)
         places = places_of(study, is_quick)
         wanted = {p: t for p, t in places.items() if tables is None or p[0] in tables}
         return cls(study, wanted, output)

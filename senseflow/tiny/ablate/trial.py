@@ -30,7 +30,6 @@ from senseflow.tiny.families import REFERENCE_SEED, TEACHER_STEPS, Method, Sampl
 from senseflow.tiny.judge import Judge
 from senseflow.tiny.measure import mixed_prompts
 from senseflow.tiny.pictures import SIZE
-from senseflow.weights.student import load_network
 
 NUM_STEPS = (8, 4, 2, 1)
 CURVE_STEPS = 4  # of the measurements on the way
@@ -97,7 +96,7 @@ def measure_teacher(ruler: Ruler) -> dict[str, Row]:
 def measure_student(ruler: Ruler, student: Path) -> dict[str, Row]:
     """A student at every number of steps with its recipe's sampler, and at 4 with the other."""
     family = ruler.sampler.family
-    ruler.sampler.networks["student"] = load_network(student, base=ruler.sampler.base)
+    ruler.sampler.add_student("student", student)
     rows = {
         f"{num} steps": ruler.measure(Method("student", num, family.recipe_sampler))
         for num in NUM_STEPS
@@ -193,7 +192,7 @@ def curve(ruler: Ruler, students: dict[int, Path]) -> list[Row]:
     """The measures at 4 steps of every student of a run, by iteration."""
     rows = []
     for iteration, student in students.items():
-        ruler.sampler.networks["student"] = load_network(student, base=ruler.sampler.base)
+        ruler.sampler.add_student("student", student)
         row = ruler.measure(Method("student", CURVE_STEPS, ruler.sampler.family.recipe_sampler))
         rows.append({"iteration": iteration, **row})
     return rows
