@@ -6,7 +6,7 @@ that happened to be drawn can trigger it, and says nothing about curves of fewer
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,11 +77,12 @@ class Signal:
 
 @dataclass(frozen=True)
 class Rule:
-    """A name, what is looked for and why, and the function that looks."""
+    """A name, what is looked for and why, the function that looks at a curve, and at which."""
 
     name: str
     meaning: str
-    look: Callable[[Curves, Facts], list[tuple[str, str]]] = field(repr=False)
+    look: Callable[[str, Curves, Facts], str | None]
+    watches: tuple[str, ...] = ("",)  # measures, or how their names begin
 
 
 def curves_of(rows: list[dict[str, float]]) -> Curves:
@@ -97,7 +98,13 @@ def curves_of(rows: list[dict[str, float]]) -> Curves:
 
 def find_signals(curves: Curves, facts: Facts) -> list[Signal]:
     """What each of RULES finds, in their order."""
-    return [Signal(rule.name, *found) for rule in RULES for found in rule.look(curves, facts)]
+    return [
+        Signal(rule.name, name, words)
+        for rule in RULES
+        for watched in rule.watches
+        for name in curves
+        if name.startswith(watched) and (words := rule.look(name, curves, facts))
+    ]
 
 
 # ------------------------------------------------------------------------------------ arithmetic
@@ -119,6 +126,12 @@ class Quarters:
         """Whether the last three quarters rise, surely, and do not level out."""
         _, b, c, d = self.medians
         return b < c < d and self.surely(1, 3) and d - c >= GOES_ON * (c - b)
+
+    @property
+    def rise(self) -> str:
+        """From where to where, in words."""
+        early, late = self.medians[1], self.medians[3]
+        return f"from {early:.3g} in the second quarter to {late:.3g} in the last"
 
 
 def quarters_of(curve: Curve | None) -> Quarters | None:
@@ -142,183 +155,152 @@ def _last(curve: Curve | None) -> Floats:
     return values[-LAST_ROWS:] if len(values) >= LAST_ROWS else np.empty(0)
 
 
-def _named(curves: Curves, prefix: str) -> list[str]:
-    return [name for name in curves if name.startswith(prefix)]
-
-
 # ----------------------------------------------------------------------------------------- rules
 
 
-def not_finite(curves: Curves, facts: Facts) -> list[tuple[str, str]]:
-    """Infinite values and NaN."""
-    found = []
-    for name, curve in curves.items():
-        bad = curve.iterations[~np.isfinite(curve.values)]
-        if len(bad):
-            rows = f"{len(bad)} row{'s' if len(bad) > 1 else ''}"
-            found.append((name, f"{name} is not finite in {rows}, first at {bad[0]:.0f}."))
-    return found
+def _not_finite(name: str, curves: Curves, facts: Facts) -> str | None:
+    bad = curves[name].iterations[~np.isfinite(curves[name].values)]
+    rows = f"{len(bad)} row{'s' if len(bad) > 1 else ''}"
+    return f"{name} is not finite in {rows}, first at {bad[0]:.0f}." if len(bad) else None
 
 
-def growing_loss(curves: Curves, facts: Facts) -> list[tuple[str, str]]:
-    """Losses that keep rising, or have just blown up."""
-    found = []
-    for name in LOSSES:
-        q, curve = quarters_of(curves.get(name)), curves.get(name)
-        if q and q.keeps_rising() and 0 < LOSS_GROWTH * q.medians[1] < q.medians[3]:
-            grown = f"from {q.medians[1]:.3g} in the second quarter to {q.medians[3]:.3g} in the"
-            found.append((name, f"{name} grows without levelling out, {grown} last."))
-        elif curve and len(curve.values) >= MIN_ROWS:
-            before = float(np.median(curve.values[:-LAST_ROWS]))
-            if 0 < BLOWN_UP * before < float(_last(curve).min()):
-                found.append((name, f"{name} has blown up: {curve.values[-1]:.3g} after a median "
-                                    f"of {before:.3g}."))  # fmt: skip
-    return found
+def _growing_loss(name: str, curves: Curves, facts: Facts) -> str | None:
+    q, values = quarters_of(curves[name]), curves[name].values
+    if q and q.keeps_rising() and 0 < LOSS_GROWTH * q.medians[1] < q.medians[3]:
+        return f"{name} grows without levelling out, {q.rise}."
+    if len(values) >= MIN_ROWS:
+        before = float(np.median(values[:-LAST_ROWS]))
+        if 0 < BLOWN_UP * before < float(values[-LAST_ROWS:].min()):
+            return f"{name} has blown up: {values[-1]:.3g} after a median of {before:.3g}."
+    return None
 
 
-def no_gradient(curves: Curves, facts: Facts) -> list[tuple[str, str]]:
-    """Gradient norms that are zero, or nearly so beside what they were."""
-    found = []
-    for name in _named(curves, "grad_norm/"):
-        last, q = _last(curves[name]), quarters_of(curves[name])
-        part = name.removeprefix("grad_norm/")
-        if len(last) and last.max() <= NO_GRADIENT:
-            found.append((name, f"The {part} gets no gradient: its norm is 0 in the last "
-                                f"{LAST_ROWS} rows."))  # fmt: skip
-        elif q and q.medians[3] < VANISHED * min(q.medians[:2]):
-            found.append((name, f"The {part}'s gradient has vanished: {q.medians[3]:.2g} after "
-                                f"{min(q.medians[:2]):.2g}."))  # fmt: skip
-    return found
+def _no_gradient(name: str, curves: Curves, facts: Facts) -> str | None:
+    last, q = _last(curves[name]), quarters_of(curves[name])
+    part = name.removeprefix("grad_norm/")
+    if len(last) and last.max() <= NO_GRADIENT:
+        return f"The {part} gets no gradient: its norm is 0 in the last {LAST_ROWS} rows."
+    if q and q.medians[3] < VANISHED * (first := min(q.medians[:2])):
+        return f"The {part}'s gradient has vanished: {q.medians[3]:.2g} after {first:.2g}."
+    return None
 
 
-def always_clipped(curves: Curves, facts: Facts) -> list[tuple[str, str]]:
-    """Gradient norms far above the limit in every row of the second half."""
-    limit, found = facts.max_grad_norm, []
-    for name in _named(curves, "grad_norm/"):
-        values = curves[name].finite.values
-        late = values[len(values) // 2 :]
-        if limit and len(values) >= MIN_ROWS and late.min() > FAR_CLIPPED * limit:
-            found.append((name, f"{name} is at least {late.min():.3g} in every row of the second "
-                                f"half, optimizer.max_grad_norm is {limit:g}: the step's length "
-                                "says nothing any more."))  # fmt: skip
-    return found
+def _always_clipped(name: str, curves: Curves, facts: Facts) -> str | None:
+    limit, values = facts.max_grad_norm, curves[name].finite.values
+    late = values[len(values) // 2 :]
+    if not limit or len(values) < MIN_ROWS or late.min() <= FAR_CLIPPED * limit:
+        return None
+    return (
+        f"{name} is at least {late.min():.3g} in every row of the second half, "
+        f"optimizer.max_grad_norm is {limit:g}: the step's length says nothing any more."
+    )
 
 
-def growing_gap(curves: Curves, facts: Facts) -> list[tuple[str, str]]:
-    """Fake score and student moving apart."""
-    name = "ida/gap"
-    q, last = quarters_of(curves.get(name)), _last(curves.get(name))
+def _growing_gap(name: str, curves: Curves, facts: Facts) -> str | None:
+    q, last = quarters_of(curves[name]), _last(curves[name])
     advice = "" if facts.ida else " IDA is off (ida.lam: null)."
     if q and q.keeps_rising() and GAP_GROWTH * q.medians[1] < q.medians[3]:
-        grown = f"from {q.medians[1]:.3g} in the second quarter to {q.medians[3]:.3g} in the last"
-        return [(name, f"The gap between fake score and student grows steadily, {grown}: the fake "
-                       f"score no longer follows.{advice}")]  # fmt: skip
+        return (
+            f"The gap between fake score and student grows steadily, {q.rise}: the fake score no "
+            f"longer follows.{advice}"
+        )
     if len(last) and last.min() > LARGE_GAP:
-        return [(name, f"The fake score is {last[-1]:.2g} of the student's size away from it: it "
-                       f"is another network by now.{advice}")]  # fmt: skip
-    return []
+        return (
+            f"The fake score is {last[-1]:.2g} of the student's size away from it: it is another "
+            f"network by now.{advice}"
+        )
+    return None
 
 
-def margin_off(curves: Curves, facts: Facts) -> list[tuple[str, str]]:
-    """A discriminator that has won for good, or that tells nothing apart."""
-    name = "discriminator/margin"
-    q = quarters_of(curves.get(name))
+def _margin_off(name: str, curves: Curves, facts: Facts) -> str | None:
+    q = quarters_of(curves[name])
     most = LOGISTIC_SATURATED if facts.adversary == "bottleneck" else HINGE_SATURATED
     if q and q.medians[3] > most:
-        return [(name, f"The discriminator's margin is {q.medians[3]:.3g} (saturated above "
-                       f"{most:g}): it tells every image apart and the student learns nothing "
-                       "from it.")]  # fmt: skip
+        return (
+            f"The discriminator's margin is {q.medians[3]:.3g} (saturated above {most:g}): it "
+            "tells every image apart and the student learns nothing from it."
+        )
     if q and q.medians[3] < NO_MARGIN:
-        return [(name, f"The discriminator's margin is {q.medians[3]:.2g}: it does not tell real "
-                       "images from generated ones.")]  # fmt: skip
-    return []
+        return (
+            f"The discriminator's margin is {q.medians[3]:.2g}: it does not tell real images from "
+            "generated ones."
+        )
+    return None
 
 
-def steady_drift(curves: Curves, facts: Facts) -> list[tuple[str, str]]:
-    """Images that move away from the real ones: the first sign of collapse."""
-    found = []
-    for name in DRIFTS:
-        curve = curves.get(name)
-        q = quarters_of(curve)
-        if not q or curve is None:
-            continue
-        sign, what = np.sign(q.medians[3]), name.removeprefix("drift/")
-        away = quarters_of(Curve(curve.iterations, curve.values * sign))
-        assert away
-        moved = away.medians[3] - away.medians[1]
-        if away.keeps_rising() and away.medians[3] > DRIFT and moved > DRIFT / 2:
-            found.append((name, f"The images' {what} drifts steadily away from that of real ones, "
-                                f"by {q.medians[3]:+.2f} on a scale of 0 to 1 by now: the first "
-                                "sign of collapse."))  # fmt: skip
-        elif away.medians[3] > FAR_DRIFT:
-            found.append((name, f"The images' {what} is {q.medians[3]:+.2f} from that of real ones "
-                                "on a scale of 0 to 1: look at the strips."))  # fmt: skip
-    return found
+def _steady_drift(name: str, curves: Curves, facts: Facts) -> str | None:
+    curve, what = curves[name], name.removeprefix("drift/")
+    q = quarters_of(curve)
+    away = q and quarters_of(Curve(curve.iterations, curve.values * np.sign(q.medians[3])))
+    if not q or not away:
+        return None
+    moved, by = away.medians[3] - away.medians[1], f"{q.medians[3]:+.2f}"
+    if away.keeps_rising() and away.medians[3] > DRIFT and moved > DRIFT / 2:
+        return (
+            f"The images' {what} drifts steadily away from that of real ones, by {by} on a scale "
+            "of 0 to 1 by now: the first sign of collapse."
+        )
+    if away.medians[3] > FAR_DRIFT:
+        return (
+            f"The images' {what} is {by} from that of real ones on a scale of 0 to 1: look at the "
+            "strips."
+        )
+    return None
 
 
-def step_at_resume(curves: Curves, facts: Facts) -> list[tuple[str, str]]:
-    """A step in a curve where the run was resumed."""
-    found = []
-    watched = [*LOSSES, *_named(curves, "grad_norm/"), "ida/gap", "discriminator/margin"]
+def _step_at_resume(name: str, curves: Curves, facts: Facts) -> str | None:
+    curve, steps = curves[name].finite, []
     for start in facts.resumed:
-        for name in (name for name in watched if name in curves):
-            curve = curves[name].finite
-            before = curve.values[curve.iterations < start][-STEP_ROWS:]
-            after = curve.values[curve.iterations >= start][:STEP_ROWS]
-            if min(len(before), len(after)) < STEP_ROWS:
-                continue
-            step, level = np.median(after) - np.median(before), abs(float(np.median(before)))
-            spread = max(_spread(before), _spread(after), STEP_LEAST * level / STEP)
-            apart = after.min() > before.max() or after.max() < before.min()
-            if apart and abs(step) > STEP * spread:
-                found.append((name, f"{name} steps from {np.median(before):.3g} to "
-                                    f"{np.median(after):.3g} at iteration {start}, where the run "
-                                    "was resumed: was the configuration, the data or the number "
-                                    "of samples changed?"))  # fmt: skip
-    return found
+        before = curve.values[curve.iterations < start][-STEP_ROWS:]
+        after = curve.values[curve.iterations >= start][:STEP_ROWS]
+        if min(len(before), len(after)) < STEP_ROWS:
+            continue
+        low, high = float(np.median(before)), float(np.median(after))
+        spread = max(_spread(before), _spread(after), STEP_LEAST * abs(low) / STEP)
+        apart = after.min() > before.max() or after.max() < before.min()
+        if apart and abs(high - low) > STEP * spread:
+            steps.append(
+                f"{name} steps from {low:.3g} to {high:.3g} at iteration {start}, where the run "
+                "was resumed: was the configuration, the data or the number of samples changed?"
+            )
+    return " ".join(steps) or None
 
 
-def fake_score_left_behind(curves: Curves, facts: Facts) -> list[tuple[str, str]]:
-    """The fake score's loss grows while DMD's falls."""
-    fake, dmd = quarters_of(curves.get("loss/fake")), quarters_of(curves.get("loss/dmd"))
+def _fake_score_left_behind(name: str, curves: Curves, facts: Facts) -> str | None:
+    fake, dmd = quarters_of(curves[name]), quarters_of(curves.get("loss/dmd"))
     if not fake or not dmd:
-        return []
+        return None
     grows = fake.keeps_rising() and CROSSING * fake.medians[1] < fake.medians[3]
     falls = dmd.medians[1] > dmd.medians[2] > dmd.medians[3] and dmd.surely(1, 3)
-    if grows and falls and CROSSING * dmd.medians[3] < dmd.medians[1]:
-        return [("loss/fake", f"loss/fake grows ({fake.medians[1]:.3g} to {fake.medians[3]:.3g}) "
-                              f"while loss/dmd falls ({dmd.medians[1]:.3g} to "
-                              f"{dmd.medians[3]:.3g}): the student runs from a fake score that "
-                              "does not know it.")]  # fmt: skip
-    return []
+    if not grows or not falls or CROSSING * dmd.medians[3] >= dmd.medians[1]:
+        return None
+    rise, fall = (f"{q.medians[1]:.3g} to {q.medians[3]:.3g}" for q in (fake, dmd))
+    return (
+        f"loss/fake grows ({rise}) while loss/dmd falls ({fall}): the student runs from a fake "
+        "score that does not know it."
+    )
 
 
-def standstill(curves: Curves, facts: Facts) -> list[tuple[str, str]]:
-    """Learning rates of zero and losses that are the same number in row after row."""
-    found = []
-    for name in _named(curves, "lr/"):
-        last = _last(curves[name])
-        if len(last) and not last.any():
-            found.append((name, f"{name} is 0 in the last {LAST_ROWS} rows: nothing is learnt."))
-    for name in LOSSES:
-        q = quarters_of(curves.get(name))
-        if q and np.ptp(curves[name].finite.values[-MIN_ROWS // 2 :]) == 0:
-            found.append((name, f"{name} is the same number in the last {MIN_ROWS // 2} rows."))
-    return found
+def _standstill(name: str, curves: Curves, facts: Facts) -> str | None:
+    last, values = _last(curves[name]), curves[name].finite.values
+    if name.startswith("lr/"):
+        still = len(last) and not last.any()
+        return f"{name} is 0 in the last {LAST_ROWS} rows: nothing is learnt." if still else None
+    if len(values) >= MIN_ROWS and np.ptp(values[-MIN_ROWS // 2 :]) == 0:
+        return f"{name} is the same number in the last {MIN_ROWS // 2} rows."
+    return None
 
 
-def growing_memory(curves: Curves, facts: Facts) -> list[tuple[str, str]]:
-    """A peak that still rises late in the run."""
-    name = "mem_gib"
-    q = quarters_of(curves.get(name))
-    if (
-        q
-        and q.medians[3] > q.medians[2] > MEMORY_GROWTH**0.5 * q.medians[1]
-        and (q.medians[3] > MEMORY_GROWTH * q.medians[1])
-    ):
-        return [(name, f"The peak of device memory still rises, to {q.medians[3]:.1f} GiB: "
-                       "something is kept from iteration to iteration.")]  # fmt: skip
-    return []
+def _growing_memory(name: str, curves: Curves, facts: Facts) -> str | None:
+    q = quarters_of(curves[name])
+    if not q or not q.medians[3] > q.medians[2] > MEMORY_GROWTH**0.5 * q.medians[1]:
+        return None
+    if q.medians[3] <= MEMORY_GROWTH * q.medians[1]:
+        return None
+    return (
+        f"The peak of device memory still rises, to {q.medians[3]:.1f} GiB: something is kept "
+        "from iteration to iteration."
+    )
 
 
 RULES = (
@@ -326,69 +308,79 @@ RULES = (
         "non-finite values",
         "Any infinite value or NaN. The run itself stops at one, so a row that holds one was "
         "written by something else.",
-        not_finite,
+        _not_finite,
     ),
     Rule(
         "growing loss",
         f"A loss (dmd, isg, fake, discriminator) whose quarters rise, do not level out, and grow "
         f"{LOSS_GROWTH:g} times from the second to the last; or whose last {LAST_ROWS} rows are "
         f"{BLOWN_UP:g} times the median of all before.",
-        growing_loss,
+        _growing_loss,
+        LOSSES,
     ),
     Rule(
         "no gradient",
         f"A gradient norm of 0 in the last {LAST_ROWS} rows, or fallen to {VANISHED:g} of its "
         "first half: a part that is frozen, cut off, or saturated.",
-        no_gradient,
+        _no_gradient,
+        ("grad_norm/",),
     ),
     Rule(
         "always clipped",
         f"A gradient norm more than {FAR_CLIPPED:g} times optimizer.max_grad_norm in every row of "
         "the second half. Norms a few times the limit are usual: AdamW does not mind the scale.",
-        always_clipped,
+        _always_clipped,
+        ("grad_norm/",),
     ),
     Rule(
         "IDA gap",
         f"The distance of fake score and student over the student's size, growing {GAP_GROWTH:g} "
         f"times from the second quarter to the last without levelling out, or above {LARGE_GAP:g}: "
         "DMD's gradient is right only while the fake score follows the student.",
-        growing_gap,
+        _growing_gap,
+        ("ida/gap",),
     ),
     Rule(
         "discriminator margin",
         f"The mean of D(real) - D(generated) above {HINGE_SATURATED:g} (hinge) or "
         f"{LOGISTIC_SATURATED:g} (logistic, DMD2), or below {NO_MARGIN:g}, in the last quarter.",
-        margin_off,
+        _margin_off,
+        ("discriminator/margin",),
     ),
     Rule(
         "image drift",
         f"Mean, contrast or saturation of generated images moving away from the real ones', "
         f"quarter by quarter, past {DRIFT:g} of the range; or {FAR_DRIFT:g} away, whatever the "
         "trend.",
-        steady_drift,
+        _steady_drift,
+        DRIFTS,
     ),
     Rule(
         "step at a resume",
         f"The {STEP_ROWS} rows after a resume lie all above or all below the {STEP_ROWS} before, "
         f"by {STEP:g} standard deviations and {STEP_LEAST:.0%} of their level.",
-        step_at_resume,
+        _step_at_resume,
+        (*LOSSES, "grad_norm/", "ida/gap", "discriminator/margin"),
     ),
     Rule(
         "fake score left behind",
         f"loss/fake grows {CROSSING:g} times from the second quarter to the last while loss/dmd "
         "falls as much.",
-        fake_score_left_behind,
+        _fake_score_left_behind,
+        ("loss/fake",),
     ),
     Rule(
         "standstill",
         f"A learning rate of 0 in the last {LAST_ROWS} rows, or a loss that is the same number in "
         f"the last {MIN_ROWS // 2}.",
-        standstill,
+        _standstill,
+        ("lr/", *LOSSES),
     ),
     Rule(
         "growing memory",
         f"The peak of device memory still rises, by {MEMORY_GROWTH - 1:.0%} from the second "
         "quarter to the last.",
-        growing_memory,
+        _growing_memory,
+        ("mem_gib",),
     ),
 )
