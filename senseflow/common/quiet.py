@@ -11,7 +11,7 @@ def set_up_notes(level: int) -> None:
 
 
 def quiet_libraries() -> None:
-    """Those of the networks, without their loading bars and notes."""
+    """The networks' libraries lose their loading bars and notes."""
     import diffusers  # seconds
     import transformers
 

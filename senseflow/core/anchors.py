@@ -75,6 +75,7 @@ def draw_time(law: TimeLaw, u: Tensor, low: float, high: float) -> Tensor:
     """
     if law == "uniform":
         return low + u * (high - low)
+    # In float64, whose neighbours of 0 and 1 are far nearer: ndtri is infinite at both.
     normal = torch.special.ndtri(u.double().clamp(1e-9, 1 - 1e-9))
     return (1000 * torch.sigmoid(normal)).float().clamp(low, high)
 

@@ -22,6 +22,7 @@ def dmd_gradient(x: Tensor, x_0_fake: Tensor, x_0_real: Tensor, floor: float = 1
     not depend on t (DMD, Eq. 8). The mean is clamped from below by `floor`, so that a sample that
     equals the teacher's prediction has a finite gradient.
     """
+    # Per sample: of the whole batch, a sample far from the teacher would shrink the others' steps.
     size = (x.float() - x_0_real).abs().flatten(1).mean(1).clamp_min(floor)
     return (x_0_fake - x_0_real) / over_sample(size, x)
 
@@ -29,6 +30,7 @@ def dmd_gradient(x: Tensor, x_0_fake: Tensor, x_0_real: Tensor, floor: float = 1
 def dmd_loss(x: Tensor, gradient: Tensor) -> Tensor:
     """0.5 mean (x - sg(x - g))^2: a loss whose gradient with respect to x is g / numel."""
     x = x.float()
+    # The target is a constant, so that autograd finds x - (x - g) = g and nothing behind g.
     target = (x - gradient).detach()
     return 0.5 * (x - target).square().mean()
 

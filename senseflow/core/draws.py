@@ -24,6 +24,7 @@ def seed_of(seed: int, iteration: int, purpose: str, index: int | None = None) -
     `index` is the global sample index, or None for a draw that all samples and ranks share. Any
     change of any argument gives an unrelated seed.
     """
+    # JSON keeps the parts apart: (1, 12) and (11, 2) must not be one stream.
     name = json.dumps([seed, iteration, purpose, index])
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big")
 

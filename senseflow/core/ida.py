@@ -16,6 +16,7 @@ def align_(phi: Iterable[Tensor], theta: Iterable[Tensor], lam: float) -> None:
     """
     phi, theta = list(phi), list(theta)
     require_alike(phi, theta)
+    # lerp's weight is the share of theta. phi's moments in AdamW are left as they are.
     torch._foreach_lerp_(phi, theta, 1 - lam)
 
 

@@ -17,6 +17,7 @@ def isg_loss(x_direct: Tensor, x_target: Tensor, kind: IsgLoss) -> Tensor:
     x_target: (B, ...) at tau_{i-1}, teacher's step to t_mid and student's step from there; no
     gradient. l2 is the paper's mean d^2; charbonnier the release's mean sqrt(d^2 + e^2) - e.
     """
+    # sg: both ways hold the student, and only the direct one is to move.
     d = x_direct.float() - x_target.detach().float()
     if kind == "l2":
         return d.square().mean()

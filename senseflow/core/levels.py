@@ -120,7 +120,7 @@ def shifted(u: float, shift: float) -> float:
 
 
 def _shifts(anchors: Sequence[float]) -> list[float]:
-    """Of every anchor below 1, the shift that makes it of its equally spaced u."""
+    """The shift by which each anchor below 1 comes from its equally spaced u."""
     pairs = zip(anchors, even_times(len(anchors)), strict=True)
     return [sigma * (1 - u) / (u * (1 - sigma)) for sigma, u in pairs if sigma < 1 and u < 1]
 

@@ -100,7 +100,9 @@ class VPPath:
         """alpha_t and sigma_t (B,) at t (B,), from the table's nearest whole step, float32."""
         if t.device not in self.tables:  # moved once: a copy from the host waits for the device
             self.tables[t.device] = next(iter(self.tables.values())).to(t.device)
+        # One on: the table begins at no noise, which the clock calls -1.
         abar = self.tables[t.device][t.round().long() + 1]
+        # In float64 up to here: of the first steps 1 - abar would lose digits in float32.
         return abar.sqrt().float(), (1 - abar).sqrt().float()
 
     def target(self, x_0: Tensor, eps: Tensor) -> Tensor:
@@ -111,6 +113,7 @@ class VPPath:
         """eps as predicted, and x_0 = (x_t - sigma eps) / alpha, float32."""
         alpha, sigma = (over_sample(a, x_t) for a in self.alpha_sigma(t))
         eps = output.float()
+        # alpha is .07 at step 999: an error in eps is 14 times as large in x_0.
         return Denoised(x_0=(x_t.float() - sigma * eps) / alpha, eps=eps)
 
 

@@ -49,11 +49,11 @@ class Field:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Field":
-        """That of a row like this one."""
+        """The field whose rows are like this tensor."""
         return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
     def rows(self, num: int) -> Tensor:
-        """As many of them, on the meta device."""
+        """A tensor of `num` rows, on the meta device."""
         return torch.empty(num, *self.shape, dtype=DTYPES[self.dtype], device="meta")
 
 
@@ -90,7 +90,7 @@ class Part:
 
     @property
     def row_bytes(self) -> int:
-        """Of one row, without the header of its file."""
+        """The bytes of one row, without the header of its file."""
         return sum(field.rows(1).nbytes for field in self.fields.values())
 
     def fault(self, folder: Path, shard: Shard) -> str | None:

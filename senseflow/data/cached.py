@@ -115,7 +115,7 @@ class CachedSamples(Dataset[Item]):
         return len(self.dataset)
 
     def all_prompts(self) -> Iterator[str]:
-        """Of all samples, in their order."""
+        """The prompts of all samples, in their order."""
         return self.dataset.all_prompts()
 
     def __getitem__(self, position: Position) -> Item:

@@ -51,7 +51,7 @@ class Samples(Protocol):
     def __getitem__(self, position: Position) -> Item: ...
 
     def all_prompts(self) -> Iterator[str]:
-        """Of all samples, in their order; those that cannot be read are left out."""
+        """The prompts of all samples, in their order; those that cannot be read are left out."""
         ...
 
 

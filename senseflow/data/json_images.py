@@ -42,7 +42,7 @@ class JsonImages(Dataset[Item]):
         self.folder = file.parent
 
     def fingerprint(self) -> str:
-        """Of all prompts, and the names of the files."""
+        """A digest of all prompts and of the names of the files."""
         names = [Path(path).name for path in self.paths]
         return sha256(repr((self.prompts, names)).encode()).hexdigest()
 
@@ -54,7 +54,7 @@ class JsonImages(Dataset[Item]):
         return first_readable(read, position.item, len(self), self.max_unreadable)
 
     def all_prompts(self) -> Iterator[str]:
-        """Of all samples, in their order."""
+        """The prompts of all samples, in their order."""
         return iter(self.prompts)
 
     def sample(self, position: Position, item: int) -> Item:
@@ -64,7 +64,7 @@ class JsonImages(Dataset[Item]):
         return replace(self.listed(position, item), image=image)
 
     def listed(self, position: Position, item: int) -> Item:
-        """The same without its image, of which nothing is read."""
+        """One sample without its image, of which nothing is read."""
         return Item(self.prompts[item], position.index, path=self.paths[item])
 
     def resolve(self, path: str) -> Path:

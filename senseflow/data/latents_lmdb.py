@@ -137,7 +137,7 @@ class LatentsLmdb(Dataset[Item]):
         return {**self.__dict__, "_environment": None}
 
     def fingerprint(self) -> str:
-        """Of the number of rows and 32 of them."""
+        """A digest of the number of rows and of 32 of them."""
         digest = hashlib.sha256(repr((self.num, self.shape, self.scaled)).encode())
         with self._reading() as txn:
             for row in range(0, self.num, -(-self.num // 32)):
@@ -153,7 +153,7 @@ class LatentsLmdb(Dataset[Item]):
         return first_readable(read, position.item, len(self), self.max_unreadable)
 
     def all_prompts(self) -> Iterator[str]:
-        """Of all samples, in their order; those that are no UTF-8 are left out."""
+        """The prompts of all samples, in their order; those that are no UTF-8 are left out."""
         with self._reading() as txn:
             for row in range(self.num):
                 text = get(txn, prompt_key(row))

@@ -46,11 +46,11 @@ class Batch:
         return self.other or self
 
     def pin_memory(self) -> "Batch":
-        """The same in pinned memory; DataLoader calls it."""
+        """A copy in pinned memory; DataLoader calls it."""
         return self.map(Tensor.pin_memory)
 
     def map(self, change: Change) -> "Batch":
-        """The same with all tensors changed alike."""
+        """A batch with all tensors changed alike."""
         return replace(
             self,
             images=None if self.images is None else change(self.images),
@@ -147,6 +147,7 @@ def batches(
         collate_fn=partial(collate, separate_real=share.separate_real),
         num_workers=num_workers,
         pin_memory=pin_memory,
+        # A fork would take over CUDA's state and locks that other threads hold.
         multiprocessing_context="spawn" if num_workers else None,
         worker_init_fn=ignore_stop_signals,
     )

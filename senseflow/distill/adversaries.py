@@ -88,6 +88,7 @@ class VFMDiscriminator:
         views, heads = sample.views, cast(Heads, self.heads.network)
         with torch.no_grad():
             real = self.backbone(augment(d, sample, views.real, "augment real"))
+        # One pass over fake and real: the reference and the text are worked on once for both.
         both = [torch.cat(pair) for pair in zip(views.fake, real, strict=True)]
         with heads.power_iteration(first):
             logits_fake, logits_real = heads(both, views.text, views.reference).chunk(2)
@@ -107,6 +108,8 @@ class VFMDiscriminator:
         mode = d.config.adversarial.reference
         if mode == "none":
             return None
+        # Never augmented: it says what belongs to the prompt, and is not judged. "shuffled" keeps
+        # heads from winning by seeing that a real image is its own reference.
         features: list[Tensor] = self.backbone(real.roll(1, 0) if mode == "shuffled" else real)
         return features
 
@@ -149,6 +152,7 @@ class BottleneckDiscriminator:
             x_t, t = self._diffuse(d, sample, x, "classifier generated")
             loss = softplus_generator_loss(self._logits(d, x_t, t, sample.cond))
             (gradient,) = torch.autograd.grad(loss, x)
+        # The loss's value, with that gradient at x.
         return loss.detach() + (gradient * (sample.x - x.detach())).sum()
 
     def loss(self, d: Distillation, sample: Sample, first: bool, measures: Measures) -> Tensor:

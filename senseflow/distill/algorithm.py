@@ -67,19 +67,22 @@ def take_turn(
             sample = d.discriminator.view(d, turn, sample, measures)
         if turn.generator:
             sample = generator_backward(d, turn, sample, len(batches), measures)
+        # sg(x) as it was before theta moves: phi and the heads learn from this x, not a new one.
         samples.append(sample.detach())
 
     if turn.generator:
         update(d.generator, "generator", measures, rounding_seed(d, turn, "generator"))
         if d.ema:
             d.ema.update()
-        align(d, turn)
+        align(d, turn)  # before phi's own step, which then starts from where theta is now
 
+    # Every iteration, not on theta's turn alone: phi has N steps to follow each of theta's (TTUR).
     for i, sample in enumerate(samples):
         if d.config.dmd.weight > 0:
             fake_score_backward(d, sample, len(batches), measures)
         if turn.adversarial:
             discriminator_backward(d, sample, len(batches), i == 0, measures)
+    # After both: the loss of DMD2's classifier leaves gradients in phi as well.
     if d.config.dmd.weight > 0:
         update(d.fake_score, "fake_score", measures, rounding_seed(d, turn, "fake_score"))
     if turn.adversarial and d.discriminator:
@@ -94,6 +97,8 @@ def take_turn(
 def draw_turn(d: Distillation, iteration: int) -> Turn:
     """ONE anchor and ONE simulate-or-not for the iteration, equal on all ranks."""
     draws = Draws(d.config.train.seed, iteration, ())
+    # How often the sharded student is called hangs on the anchor: a rank with another one would
+    # wait for gathers that never come.
     anchor = int(torch.randint(len(d.anchors), (), generator=draws.shared("anchor")))
     u = float(torch.rand((), generator=draws.shared("simulate")))
     adversarial = d.discriminator is not None and d.discriminator.plays(d, anchor)
@@ -102,6 +107,7 @@ def draw_turn(d: Distillation, iteration: int) -> Turn:
         iteration=iteration,
         anchor=anchor,
         simulate=u < d.config.backward_simulation.probability,
+        # The first is iteration N: phi has then seen N - 1 batches of what theta makes.
         generator=iteration % d.config.fake_score.ttur == 0 and has_loss,
         adversarial=adversarial,
     )
@@ -131,7 +137,7 @@ def student_input(
     """
     shape = d.adapter.latent_shape()
     eps = on_device(d, draws.normal("eps", shape))
-    if turn.anchor == 0:
+    if turn.anchor == 0:  # sampling begins with noise alone, even where alpha is not quite 0
         return eps, {}
     if turn.simulate:
         x_clean = backward_simulation(d, turn, draws, cond)
@@ -177,6 +183,7 @@ def generator_backward(
     if config.isg.weight > 0:
         losses["loss/isg"] = isg(d, turn, sample, pictures)
         total = total + config.isg.weight * losses["loss/isg"]
+    # One backward: the three losses share the graph of one forward of the student.
     (total / num_micro).backward()
     measures.add({**losses, "loss/generator": total})
     return replace(sample, pictures=pictures)
@@ -191,6 +198,7 @@ def dmd(d: Distillation, sample: Sample, pictures: dict[str, Tensor]) -> Tensor:
         x_t = add_noise(path, sample.x, eps, t)
         scale = draw_scale(d, sample, "dmd", config.guidance)
         real = denoise_guided(d, x_t, t, sample.cond, scale)
+        # Without guidance: phi models what the student makes, and guidance is in that already.
         fake = denoise(d, d.fake_score.network, x_t, t, sample.cond)
         gradient = dmd_gradient(sample.x, fake.x_0, real.x_0, config.floor)
     pictures.update({"teacher x0": real.x_0, "fake x0": fake.x_0})
@@ -206,10 +214,12 @@ def isg(d: Distillation, turn: Turn, sample: Sample, pictures: dict[str, Tensor]
         u = sample.draws.uniform("isg t_mid")[:, 0]
         t_mid = on_device(d, d.anchors.midpoint(turn.anchor, config.margin, u))
         scale = draw_scale(d, sample, "isg", config.guidance)
+        # From the student's own x_tau, so that both ways begin at one point.
         teacher = denoise_guided(d, sample.x_tau, sample.tau, sample.cond, scale)
         x_mid = ode_step(path, teacher, t_mid)
         student = denoise(d, d.generator.network, x_mid, t_mid, sample.cond)
         x_target = ode_step(path, student, tau_low)
+    # Step 3's prediction once more: the direct way costs no forward of its own.
     x_direct = ode_step(path, sample.denoised, tau_low)
     pictures.update({"ISG target": x_target, "ISG direct": x_direct.detach()})
     return isg_loss(x_direct, x_target, config.loss)

@@ -65,7 +65,7 @@ class Sample:
         return self.denoised.x_0
 
     def detach(self) -> "Sample":
-        """The same without the generator's graph; x is from before theta's step."""
+        """This sample without the generator's graph: sg(x), from before theta's step."""
         views = self.views and replace(self.views, fake=[f.detach() for f in self.views.fake])
         denoised = Denoised(self.denoised.x_0.detach(), self.denoised.eps.detach())
         return replace(self, denoised=denoised, views=views)
@@ -206,12 +206,13 @@ def draw_scale(d: Distillation, sample: Sample, purpose: str, span: tuple[float,
 def on_device(d: HasTeacher, tensor: Tensor) -> Tensor:
     """A host tensor on the run's device, without waiting for it."""
     if d.device.type == "cuda":
+        # A copy from memory that may be paged out makes the host wait for the device.
         return tensor.pin_memory().to(d.device, non_blocking=True)
     return tensor
 
 
 def batch_on_device(d: HasTeacher, batch: Batch) -> Batch:
-    """The same with its tensors on the run's device."""
+    """A batch whose tensors are on the run's device."""
     return batch.map(partial(on_device, d))
 
 
@@ -224,9 +225,9 @@ def times(t: float, num: int, device: torch.device | None = None) -> Tensor:
 def frozen(*networks: nn.Module) -> Iterator[None]:
     """Neither gradients for the weights nor changes of the buffers; gradients flow through."""
     training = [network for network in networks if network.training]
-    for network in networks:
+    for network in networks:  # or L_adv's gradient would stay and join the heads' next step
         network.requires_grad_(False)
-    for network in training:
+    for network in training:  # spectral norm moves its vectors at every forward in train mode
         network.eval()
     try:
         yield

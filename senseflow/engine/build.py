@@ -126,6 +126,7 @@ def assemble(
     build = partial(build_network, config=config, ranks=ranks)
     adapter = family.load_adapter(settings, ranks.device, build, known)
     if config.parallel.activation_checkpointing:
+        # On theta's turn L_adv goes back through the decoder, often the worst moment for memory.
         adapter.pipeline.vae.enable_gradient_checkpointing()
     anchors = family.anchors(settings, config.anchors.times)
     check_times(config, adapter.path, anchors)
@@ -208,7 +209,7 @@ def share(config: Config, ranks: Ranks) -> Share:
 
 
 def choose_initial(config: Config, folder: Path, host: HostGroup) -> Initial:
-    """The same, checked for damage unless the run goes on from a checkpoint of its own."""
+    """What the run begins with, checked for damage unless it has a checkpoint of its own."""
     begins = not host.on_main(lambda: complete_checkpoints(folder / "checkpoints"))
     initial = initial_of(config, partial(newest_undamaged, host=host) if begins else newest)
     if initial and begins and host.is_main:

@@ -28,7 +28,7 @@ COMMAND = "`python -m senseflow.cache CONFIG --output {}` with this run's CONFIG
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that encode."""
+    """The versions of the libraries that encode."""
     return {name: version(name) for name in LIBRARIES}
 
 
@@ -51,7 +51,7 @@ def facts_of(name: str, config: Config, family: Family) -> dict[str, Any]:
 
 
 def prompt_facts(config: Config, family: Family, folder: Path) -> dict[str, Any]:
-    """Of prompt_embeds and pooled."""
+    """What prompt_embeds and pooled depend on: text encoders, tokenizers, length, type."""
     names = [name for name, kind in encoder_classes(folder).items() if kind]
     facts: dict[str, Any] = {"family": family.name}
     for name in names:
@@ -67,7 +67,7 @@ def prompt_facts(config: Config, family: Family, folder: Path) -> dict[str, Any]
 
 
 def clip_facts(paths: PathsConfig) -> dict[str, Any]:
-    """Of the discriminator's text tower."""
+    """What the discriminator's features of prompts depend on: its text tower."""
     facts: dict[str, Any] = {"paths.clip_quick_gelu": str(paths.clip_quick_gelu)}
     local = paths.clip.removeprefix("local-dir:")
     if local != paths.clip:

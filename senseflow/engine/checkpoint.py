@@ -155,6 +155,7 @@ class Checkpoints:
                 self.host.on_main(lambda: self._begin(partial))
                 self.host.on_all(lambda: self._write_state(partial, state))
                 manifest = {"iteration": iteration, "files": self._digests(partial)}
+                # The manifest last: a folder that has one is whole.
                 self.host.on_main(lambda: self._finish(partial, final, manifest))
             except OSError:
                 if self.ranks.is_main:
@@ -173,7 +174,7 @@ class Checkpoints:
         dcp.save(state, storage_writer=_Writer(str(folder)), process_group=self.host.group)
 
     def _digests(self, folder: Path) -> dict[str, str]:
-        """Of every file, each rank its share."""
+        """The sha256 of every file by name; each rank reads a share of them."""
         names = self.host.on_main(lambda: sorted(file.name for file in folder.iterdir()))
         mine: dict[str, str] = {}
 

@@ -71,7 +71,7 @@ class HostGroup:
         return next((words for words in self.gather(mine) if words), None)
 
     def share(self, names: list[str]) -> list[str]:
-        """Those this rank looks after."""
+        """Every world_size-th name, from this rank's own on: the files it looks after."""
         return names[self.rank :: self.world_size]
 
     def gather(self, mine: T) -> list[T]:
@@ -170,6 +170,7 @@ def empty_folder(folder: Path) -> None:
 
 def publish(partial: Path, final: Path) -> None:
     """Give a finished folder its name, durably, in place of an earlier one of that name."""
+    # In this order a power cut leaves a whole folder under this name, or none.
     sync(partial)
     remove(final)
     partial.rename(final)

@@ -100,7 +100,7 @@ def identity(path: Path) -> str:
 
 
 def begun_with(initial: Initial, name: str, source: NetworkSource) -> NetworkSource:
-    """The same network with its initial weights, if there are any.
+    """A network with its initial weights in place of the teacher's, if there are any.
 
     Raises ValueError naming the keys when they are another network's.
     """

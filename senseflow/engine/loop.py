@@ -1,6 +1,7 @@
 """The training loop: iterations, measures, strips, checkpoints, and how a run stops."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -89,6 +90,7 @@ class Run:
             for iteration in range(done + 1, config.iter_num + 1):
                 pictures, batch = self.iterate(data, iteration)
                 strip_due |= is_due(iteration, self.config.log.sample_interval)
+                # Due in any iteration, shown on theta's turn: only there is all of it computed.
                 if strip_due and {"teacher x0", "ISG target"} & pictures.keys():
                     self.show(iteration, pictures, batch)
                     strip_due = False
@@ -102,7 +104,7 @@ class Run:
                 bar.update()
                 if save:
                     self.save(iteration)
-                if since == iteration:
+                if since == iteration:  # after the save, whose time is no iteration's
                     began = time.perf_counter()
                 if last:
                     break
@@ -151,7 +153,7 @@ class Run:
         """Read the measures (here alone the loop waits for the device), check them, write a row."""
         phases = STOPWATCH.read()
         values = self.measures.read(self.ranks)
-        bad = [name for name, value in values.items() if value - value != 0]
+        bad = [name for name, v in values.items() if not math.isfinite(v)]
         if bad:
             raise NonFiniteError(
                 f"{', '.join(bad)} not finite in iterations {since + 1} to {iteration}; no "

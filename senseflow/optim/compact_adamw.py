@@ -63,11 +63,13 @@ class CompactAdamW(torch.optim.AdamW):
             steps = [of["step"] for of in shards if of]
             if steps:
                 torch._foreach_add_(steps, 1)
+            # A step that moved nothing does not count: the bias correction goes by this number.
             if steps and self.found_inf is not None:
                 torch._foreach_sub_(steps, [self.found_inf.to(steps[0].device)] * len(steps))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which would bring the states to the type of the parameters."""
+        """Take over moments in the types they were saved in; torch's own method would bring them to
+        that of the parameters."""
         super().load_state_dict({**state_dict, "state": {}})
         numbers = [n for settings in state_dict["param_groups"] for n in settings["params"]]
         parameters = [p for settings in self.param_groups for p in settings["params"]]
@@ -115,6 +117,7 @@ class CompactAdamW(torch.optim.AdamW):
         weights, gradients, first, second = (
             list(flat[name].split(sizes)) for name in ("weight", "grad", *MOMENTS)
         )
+        # Counts are copied: every call adds one, and a weight may lie in several groups.
         adamw(
             weights,
             gradients,

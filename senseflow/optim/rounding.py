@@ -55,6 +55,6 @@ def _shifted(words: Tensor, places: int) -> Tensor:
 
 
 def _signed(word: int) -> int:
-    """The same 64 bits as a signed number, which is all that torch takes."""
+    """The 64 low bits of a word as a signed number, the only kind that torch takes."""
     word &= (1 << 64) - 1
     return word - (1 << 64) if word >> 63 else word

@@ -68,12 +68,14 @@ class Trained:
         parameters = list(gradients)
         norm = total_norm(list(gradients.values()))
         kernel = cast(Any, self.optimizer)  # what the fused one reads stands in no signature
+        # As a GradScaler does: 1 leaves weights, moments and the count of steps alone.
         kernel.found_inf = (~torch.isfinite(norm)).float()
         if isinstance(self.optimizer, CompactAdamW):
             assert seed is not None, "stochastic rounding needs a seed"
             self.optimizer.seed = seed
             self.optimizer.grad_scale = ((norm + 1e-6) / self.max_grad_norm).clamp(min=1)
         else:
+            # Not clip_grad_norm_, which would take the norm over all shards once more.
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
             kernel.grad_scale = None
         self.optimizer.step()

@@ -89,7 +89,8 @@ class Role(nn.Module):
             return self.base.network(*args, **kwargs)
 
     def encode(self, *args: Any) -> Tensor:
-        """Of a base with `bottleneck_classifier.add_encoder_pass`."""
+        """The bottleneck's features, with this role's adapter active; the base needs the pass that
+        `senseflow.distill.bottleneck.add_encoder_pass` gives it."""
         with self.base.acting_as(self.adapters):
             features: Tensor = cast(Any, self.base.network).encode(*args)
             return features
@@ -138,7 +139,7 @@ def share(source: NetworkSource, settings: LoraSettings) -> tuple[NetworkSource,
 def with_adapters_of(
     initial: dict[str, Weights], source: NetworkSource, train: str
 ) -> NetworkSource:
-    """The same with the adapters of another run's roles, those there are, in place of new ones."""
+    """A base whose adapters begin as those of another run's roles, where it had them, not anew."""
 
     def read(key: str) -> Stored:
         if found := FACTOR.fullmatch(key):
@@ -199,7 +200,7 @@ def stated_scale(file: Path) -> float:
 
 
 def scale_in(header: Mapping[str, str]) -> float:
-    """The same by the header's metadata."""
+    """alpha / rank by a header's metadata; 1 where it says nothing."""
     facts = {
         key.split(".")[-1]: value for key, value in json.loads(header.get(METADATA, "{}")).items()
     }

@@ -50,7 +50,7 @@ def open_network(
 
 
 def frozen_network(source: NetworkSource, dtype: torch.dtype) -> NetworkSource:
-    """The same as a teacher: in its own dtype, eval mode, without gradients."""
+    """A teacher's network: in its own dtype, eval mode, without gradients."""
     source.network.to(dtype).eval().requires_grad_(False)
     return source
 

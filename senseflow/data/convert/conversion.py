@@ -49,7 +49,7 @@ class Source(Protocol):
 
     @property
     def scaling(self) -> LatentsScaling | None:
-        """Of the VAE the latents are of, where it is known."""
+        """The scaling of the VAE that made the latents, where it is known."""
         ...
 
     def settings(self) -> dict[str, Any]:
