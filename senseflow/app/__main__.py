@@ -15,7 +15,7 @@ from pathlib import Path
 from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.config.families import family_of
 from senseflow.config.recipes import FAMILIES
-from senseflow.sampling.cli import add_device_flags, messages
+from senseflow.sampling.cli import add_device_flags, add_student_flags, messages
 from senseflow.sampling.drawing import Machine, Paths
 from senseflow.teachers.family import Family
 from senseflow.weights.card import CARD
@@ -47,10 +47,8 @@ def build_parser() -> Parser:
         "--pipeline", type=Path, required=True, metavar="DIR",
         help="the teacher's diffusers folder, with --checkpoint; or an exported student pipeline",
     )  # fmt: skip
-    group.add_argument(
-        "--checkpoint", type=Path, metavar="CKPT",
-        help="the student, in any form that the scripts take: run, component folder, file, LoRA",
-    )  # fmt: skip
+    configs = sorted({family.config_flag for family in FAMILIES})
+    add_student_flags(group, ["--config", *configs], "the checkpoint's own, else the base's")
     group.add_argument(
         "--teacher", type=Path, metavar="DIR",
         help="the teacher's diffusers folder, beside an exported student pipeline",
@@ -58,13 +56,6 @@ def build_parser() -> Parser:
     group.add_argument(
         "--student_only", action="store_true", help="do not read the teacher's network"
     )
-    group.add_argument(
-        "--ema", action="store_true", help="the average of the student's weights (see the scripts)"
-    )
-    group.add_argument(
-        "--config", *sorted({f.config_flag for f in FAMILIES}), type=Path, metavar="JSON",
-        help="config.json of the student's network, for weights without one",
-    )  # fmt: skip
     group.add_argument(
         "--prompt", default="", metavar="TEXT", help="what the page begins with (nothing)"
     )

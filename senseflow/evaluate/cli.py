@@ -2,13 +2,21 @@
 
 import argparse
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 from senseflow.common.fields import check_range, flag_names
 from senseflow.config.families import family_of
 from senseflow.evaluate.layouts import LAYOUTS, TEACHER, Selection
-from senseflow.sampling.cli import add_machine_flags, read_machine, read_output
-from senseflow.sampling.drawing import SAMPLERS, TWO_STEPS, Drawing, Paths
+from senseflow.sampling.cli import (
+    add_machine_flags,
+    add_size_flags,
+    add_student_flags,
+    add_work_flags,
+    read_machine,
+    read_output,
+)
+from senseflow.sampling.drawing import SAMPLERS, Drawing, Paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,14 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base", type=Path, required=True, metavar="DIR",
         help="the teacher's diffusers folder; its model_index.json tells the family",
     )  # fmt: skip
-    what.add_argument(
-        "--checkpoint", type=Path, metavar="CKPT",
-        help="the student, in any form that the scripts_* take; without one, the teacher alone",
-    )  # fmt: skip
-    what.add_argument("--ema", action="store_true", help="the average of the student's weights")
-    what.add_argument(
-        "--config", type=Path, metavar="JSON", help="config.json of the student's network"
-    )
+    add_student_flags(what, ["--config"], "the checkpoint's own, else the base's")
     what.add_argument("--lora", type=Path, metavar="PATH", help="LoRA to add to the student")
     what.add_argument("--no_teacher", action="store_true", help="draw the student alone")
     what.add_argument(
@@ -47,7 +48,6 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         help="one prompt per line, or .json, .jsonl, .tsv with ids; t2i_compbench: the files of "
         "its categories, such as color_val.txt",
     )  # fmt: skip
-    group.add_argument("--start_idx", type=int, default=0, help="first prompt of the file (0)")
     group.add_argument("--num_prompts", type=int, help="at most this many (all)")
     group.add_argument(
         "--layout", choices=tuple(LAYOUTS), default="seeds",
@@ -55,7 +55,7 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         "benchmark",
     )  # fmt: skip
     group.add_argument("--output_dir", type=Path, required=True, metavar="DIR")
-    group.add_argument("--overwrite", action="store_true", help="make existing images again")
+    add_work_flags(group)
 
 
 def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -65,10 +65,7 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         "--steps", nargs="+", type=int, metavar="N",
         help="of the student: 1, 2, 4 or 8 (as many as it was trained for)",
     )  # fmt: skip
-    group.add_argument(
-        "--two_steps", choices=TWO_STEPS, default="spread",
-        help="2 steps: anchors 1 and 3, or the first two",
-    )  # fmt: skip
+    add_size_flags(group)
     group.add_argument("--teacher_steps", type=int, help="(the family's: FLUX 50, SDXL 40, ...)")
     group.add_argument("--teacher_guidance", type=float, help="(the family's)")
     group.add_argument(
@@ -82,9 +79,6 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--teacher_seed", type=int, help="in place of --seed for the teacher (the same)"
     )
-    group.add_argument("--height", type=int, help="pixels (the student's trained size)")
-    group.add_argument("--width", type=int)
-    group.add_argument("--batch_size", type=int, default=1)
     group.add_argument("--max_sequence_length", type=int, help="T5 tokens")
 
 
@@ -98,47 +92,25 @@ def run(args: argparse.Namespace) -> None:
     if args.name == TEACHER or Path(args.name).name != args.name or args.name.startswith("."):
         raise ValueError(f"--name {args.name} does not name a folder of a student")
     paths = Paths(args.base, args.checkpoint, args.ema, args.config, args.lora)
-    drawings, teacher = read_drawings(args), read_teacher(args)
+    drawings, teacher = read_drawings(args)
     machine, output, selection = read_machine(args), read_output(args), read_selection(args)
     from senseflow.evaluate.generate import draw_folders  # torch and diffusers, seconds
 
     draw_folders(family, paths, args.name, drawings, teacher, selection, machine, output)
 
 
-def read_drawings(args: argparse.Namespace) -> list[Drawing]:
-    """The student's: one for each number of steps and sampler."""
+def read_drawings(args: argparse.Namespace) -> tuple[list[Drawing], Drawing | None]:
+    """The student's, one for each number of steps and sampler; the teacher's, if it is drawn."""
+    length = args.max_sequence_length
+    both = Drawing(height=args.height, width=args.width, max_sequence_length=length, seed=args.seed)
+    student = replace(both, two_steps=args.two_steps, guidance=args.guidance)
     ways = itertools.product(dict.fromkeys(args.steps or [None]), dict.fromkeys(args.samplers))
-    drawings = [
-        Drawing(
-            steps=steps,
-            sampler=sampler,
-            two_steps=args.two_steps,
-            guidance=args.guidance,
-            height=args.height,
-            width=args.width,
-            max_sequence_length=args.max_sequence_length,
-            seed=args.seed,
-        )
-        for steps, sampler in ways
-    ]
-    return drawings if args.checkpoint else []
-
-
-def read_teacher(args: argparse.Namespace) -> Drawing | None:
-    """The teacher's, None for the student alone."""
-    if args.no_teacher:
-        return None
-    seed = args.seed if args.teacher_seed is None else args.teacher_seed
+    drawings = [replace(student, steps=steps, sampler=sampler) for steps, sampler in ways]
     flags = {"steps": "--teacher_steps", "guidance": "--teacher_guidance"}
-    with flag_names(**flags, seed="--seed" if args.teacher_seed is None else "--teacher_seed"):
-        return Drawing(
-            steps=args.teacher_steps,
-            guidance=args.teacher_guidance,
-            height=args.height,
-            width=args.width,
-            max_sequence_length=args.max_sequence_length,
-            seed=seed,
-        )
+    with flag_names(**flags, seed="--teacher_seed"):
+        seed = args.seed if args.teacher_seed is None else args.teacher_seed
+        teacher = replace(both, steps=args.teacher_steps, guidance=args.teacher_guidance, seed=seed)
+    return drawings if args.checkpoint else [], None if args.no_teacher else teacher
 
 
 def read_selection(args: argparse.Namespace) -> Selection:

@@ -62,20 +62,7 @@ def build_parser(family: Family) -> Parser:
         family.base_flag, dest="base", type=Path, required=True, metavar="DIR",
         help=f"diffusers folder of {family.title}: text encoders, VAE, scheduler",
     )  # fmt: skip
-    paths.add_argument(
-        "--checkpoint", type=Path, metavar="CKPT",
-        help="the student: run folder, student or checkpoint step, diffusers component or "
-        "pipeline folder, LoRA folder, .safetensors (one, or an index of shards), or .pth with "
-        "weights, bare or under 'model' or 'ema_model'",
-    )  # fmt: skip
-    paths.add_argument(
-        "--ema", action="store_true",
-        help="the average of the student's weights (runs with ema.decay, .pth with 'ema_model')",
-    )  # fmt: skip
-    paths.add_argument(
-        family.config_flag, dest="config", type=Path, metavar="JSON",
-        help=f"config.json of the student's network (default: {_default_config(family)})",
-    )  # fmt: skip
+    add_student_flags(paths, [family.config_flag], _default_config(family))
     paths.add_argument("--lora", type=Path, metavar="PATH", help="LoRA folder or file to add")
     paths.add_argument(
         "--teacher", action="store_true",
@@ -94,12 +81,46 @@ def _add_prompt_flags(parser: Parser) -> None:
         "--prompts_file", type=Path, metavar="FILE",
         help=f"one per line, or .json, .jsonl, .tsv with ids (default: {PROMPTS_FILE})",
     )  # fmt: skip
-    group.add_argument("--start_idx", type=int, default=0, help="first prompt of the file (0)")
     group.add_argument(
         "--num_prompts", type=int, default=NUM_PROMPTS, help=f"at most this many ({NUM_PROMPTS})"
     )
     group.add_argument("--output_dir", type=Path, default=Path("outputs"), help="(./outputs)")
+    add_work_flags(group)
+
+
+def add_student_flags(group: argparse._ArgumentGroup, config: list[str], default: str) -> None:
+    """Which student; config: the flags of its config.json, and what is taken without one."""
+    group.add_argument(
+        "--checkpoint", type=Path, metavar="CKPT",
+        help="the student: run folder, student or checkpoint step, diffusers component or "
+        "pipeline folder, LoRA folder, .safetensors (one, or an index of shards), or .pth with "
+        "weights, bare or under 'model' or 'ema_model'",
+    )  # fmt: skip
+    group.add_argument(
+        "--ema", action="store_true",
+        help="the average of the student's weights (runs with ema.decay, .pth with 'ema_model')",
+    )  # fmt: skip
+    group.add_argument(
+        *config, dest="config", type=Path, metavar="JSON",
+        help=f"config.json of the student's network (default: {default})",
+    )  # fmt: skip
+
+
+def add_work_flags(group: argparse._ArgumentGroup) -> None:
+    """Where the prompts begin, and what is drawn at once and again."""
+    group.add_argument("--start_idx", type=int, default=0, help="first prompt of the file (0)")
     group.add_argument("--overwrite", action="store_true", help="make existing images again")
+    group.add_argument("--batch_size", type=int, default=1, help="images drawn at once (1)")
+
+
+def add_size_flags(group: argparse._ArgumentGroup) -> None:
+    """What the scripts and `evaluate generate` say of a drawing in the same words."""
+    group.add_argument(
+        "--two_steps", choices=TWO_STEPS, default="spread",
+        help="2 steps: anchors 1 and 3, or the first two",
+    )  # fmt: skip
+    group.add_argument("--height", type=int, help="pixels (default: trained size, or the base's)")
+    group.add_argument("--width", type=int)
 
 
 def _default_config(family: Family) -> str:
@@ -112,23 +133,17 @@ def _default_config(family: Family) -> str:
 
 def _add_sampling_flags(parser: Parser, family: Family) -> None:
     group = parser.add_argument_group("sampling")
-    group.add_argument("--batch_size", type=int, default=1)
     group.add_argument(
         "--steps", type=int,
         help="1, 2, 4 or 8 (default: 4, the trained anchors; teacher: any, "
         f"{family.teacher_steps})",
     )  # fmt: skip
-    group.add_argument(
-        "--two_steps", choices=TWO_STEPS, default="spread",
-        help="with --steps 2: anchors 1 and 3, or the first two",
-    )  # fmt: skip
+    add_size_flags(group)
     group.add_argument(
         family.levels.flag, dest="levels", nargs="+", type=family.levels.number, metavar="X",
         help="in place of --steps: which of the trained anchors, falling from the first",
     )  # fmt: skip
     group.add_argument("--sampler", choices=SAMPLERS, help="(default: x0; with --teacher: euler)")
-    group.add_argument("--height", type=int, help="pixels (default: trained size, or the base's)")
-    group.add_argument("--width", type=int)
     group.add_argument(
         "--guidance", type=float, help=f"guidance of the teacher ({family.teacher_guidance:g})"
     )
