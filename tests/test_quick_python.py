@@ -57,6 +57,12 @@ def test_it_ends_as_python_ends(code):
     assert own.stderr.splitlines()[-1:] == other.stderr.splitlines()[-1:]
 
 
+def test_options_that_change_nothing_cost_no_start():
+    code = "import sys; print('senseflow.launch.worker' in sys.modules)"
+    assert run(PYTHON, "-B", "-u", "-c", code).stdout == "True\n"
+    assert run(PYTHON, "-O", "-c", code).stdout == "False\n"  # Python itself
+
+
 def sleeper() -> tuple[subprocess.Popen[str], int]:
     """A process that sleeps and says which signal woke it, and its own id."""
     code = (

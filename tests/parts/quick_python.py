@@ -1,7 +1,7 @@
 """A Python whose libraries are loaded: a process of the tests costs a fork, not seconds of imports.
 
 conftest.py keeps one server for all tests. At the first request it imports LOADED, and it forks for
-each. PYTHON is a program with Python's own command line, [-u] -m MODULE, -c CODE or FILE: it asks
+each. PYTHON is a program with Python's own command line, -m MODULE, -c CODE or FILE: it asks
 for a process and stands in for it (stand_in.py). The process does all that Python would do but
 start: tests of what is imported, of memory and of trees of processes take sys.executable.
 """
@@ -27,6 +27,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
+
+from stand_in import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = sys.executable
@@ -184,10 +186,11 @@ def end(code: object) -> NoReturn:
 
 def run(words: list[str], program: str, base: list[str]) -> None:
     """As Python runs a command line; base: its path without what the line and PYTHONPATH add."""
+    start = next(i for i, word in enumerate(words) if word not in OPTIONS)
+    options, (kind, *rest) = words[:start], words[start:]
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
-        stream.reconfigure(write_through=words[0] == "-u")
-    kind, *rest = words[words[0] == "-u" :]
+        stream.reconfigure(write_through="-u" in options)
     sys.executable = program
     multiprocessing.spawn.set_executable(program)
     places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]

@@ -1,4 +1,4 @@
-"""A program in Python's place (see quick_python.py): `stand_in.py SOCKET [-u] -m MODULE ...`.
+"""A program in Python's place (see quick_python.py): `stand_in.py SOCKET -m MODULE ...`.
 
 The server forks a process for it. This one lends it descriptors, environment and folder, passes
 signals on, and ends as it does; the server kills a process whose stand-in is gone. It imports
@@ -13,6 +13,7 @@ import socket
 import sys
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+OPTIONS = ("-u", "-B")  # with any other, Python itself is started
 LOST = 1 << 8  # the status of a process whose server is gone: exit code 1
 
 
@@ -47,8 +48,8 @@ def main(address: str, words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    options = [word for word in sys.argv[2:4] if word.startswith("-")]
-    if not set(options[: 1 + options.count("-u")]) <= {"-u", "-m", "-c"}:
+    first = next((word for word in sys.argv[2:] if word not in OPTIONS), "-i")
+    if first.startswith("-") and first not in ("-c", "-m"):
         os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
     code = os.waitstatus_to_exitcode(main(sys.argv[1], sys.argv[2:]))
     if code < 0:
