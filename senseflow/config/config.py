@@ -7,12 +7,14 @@ docs/configuration.md, which `python docs/configuration.py` writes.
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from senseflow.common.fields import check_range
 from senseflow.common.files import write_whole
 from senseflow.config.recipes import require_recipe
 from senseflow.config.strict_yaml import Removed, read_strictly
@@ -65,17 +67,12 @@ class TrainConfig:
     time_limit: float | None = None  # hours since the launch, after which the run saves and stops
 
     def __post_init__(self) -> None:
-        for name in (
-            "iter_num",
-            "batch_size",
-            "save_interval",
-            "log_interval",
-            "grad_accumulation",
-        ):
-            _require(getattr(self, name) >= 1, f"train.{name} must be at least 1")
-        _require(self.keep_last >= 0, "train.keep_last must be 0 (all) or more")
+        counts = ("iter_num", "batch_size", "save_interval", "log_interval", "grad_accumulation")
+        for name in counts:
+            check_range(f"train.{name}", getattr(self, name), 1)
+        check_range("train.keep_last", self.keep_last, 0)
         _require(self.time_limit is None or self.time_limit > 0, "train.time_limit: 0 or less")
-        _require(min(self.resolution) >= 1, f"train.resolution: {list(self.resolution)}")
+        check_range("train.resolution", min(self.resolution), 1)
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ class LoraConfig:
     targets: tuple[str, ...] = ()  # ends of the names of linear layers and convolutions
 
     def __post_init__(self) -> None:
-        _require(self.rank is None or self.rank >= 1, f"lora.rank: {self.rank} is not 1 or more")
+        check_range("lora.rank", self.rank, 1)
         _require(self.alpha is None or self.alpha > 0, f"lora.alpha: {self.alpha} is not positive")
         _require(
             self.rank is None or len(self.targets) > 0,
@@ -151,7 +148,7 @@ class DmdConfig:
     floor: float = 1e-4  # of mean |x - x_0_real|, by which the gradient is divided
 
     def __post_init__(self) -> None:
-        _require(self.weight >= 0, "dmd.weight must not be negative")
+        check_range("dmd.weight", self.weight, 0)
         _require_range("dmd.guidance", self.guidance)
         _require_range("dmd.time_range", self.time_range)
 
@@ -165,7 +162,7 @@ class FakeScoreConfig:
     time_range: Range = (0.0, 1000.0)  # of t, in thousandths of the teacher's clock
 
     def __post_init__(self) -> None:
-        _require(self.ttur >= 1, "fake_score.ttur must be at least 1")
+        check_range("fake_score.ttur", self.ttur, 1)
         _require_range("fake_score.time_range", self.time_range)
 
 
@@ -176,7 +173,7 @@ class IdaConfig:
     lam: float | None  # phi <- lam phi + (1 - lam) theta; None: off
 
     def __post_init__(self) -> None:
-        _require(self.lam is None or 0 <= self.lam <= 1, f"ida.lam: {self.lam} is not in [0, 1]")
+        check_range("ida.lam", self.lam, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -202,7 +199,7 @@ class IsgConfig:
     loss: IsgLoss = "charbonnier"  # l2: the paper's mean square
 
     def __post_init__(self) -> None:
-        _require(self.weight >= 0, "isg.weight must not be negative")
+        check_range("isg.weight", self.weight, 0)
         _require_range("isg.guidance", self.guidance)
 
 
@@ -225,12 +222,12 @@ class AdversarialConfig:
     norm_groups: int = 32  # bottleneck: of the head's group norms
 
     def __post_init__(self) -> None:
-        _require(self.weight >= 0, "adversarial.weight must not be negative")
+        check_range("adversarial.weight", self.weight, 0)
         _require(self.discriminator_weight > 0, "adversarial.discriminator_weight must be positive")
-        _require(self.least_omega >= 0, "adversarial.least_omega must not be negative")
-        _require(self.virtual_batch >= 1, "adversarial.virtual_batch must be at least 1")
-        _require(self.downsamplings >= 0, "adversarial.downsamplings must not be negative")
-        _require(self.norm_groups >= 1, "adversarial.norm_groups must be at least 1")
+        check_range("adversarial.least_omega", self.least_omega, 0)
+        check_range("adversarial.virtual_batch", self.virtual_batch, 1)
+        check_range("adversarial.downsamplings", self.downsamplings, 0)
+        check_range("adversarial.norm_groups", self.norm_groups, 1)
         _require_range("adversarial.time_range", self.time_range)
 
     @property
@@ -246,10 +243,7 @@ class BackwardSimulationConfig:
     probability: float  # 0: always from data; 1: never
 
     def __post_init__(self) -> None:
-        _require(
-            0 <= self.probability <= 1,
-            f"backward_simulation.probability: {self.probability} is not in [0, 1]",
-        )
+        check_range("backward_simulation.probability", self.probability, 0, 1)
 
 
 Dtype = Literal["float32", "bfloat16"]
@@ -276,8 +270,7 @@ class ParallelConfig:
     offload: Literal["none", "trained"] = "none"  # trained: what learns lives in host memory
 
     def __post_init__(self) -> None:
-        every = self.activation_checkpointing
-        _require(every >= 0, f"parallel.activation_checkpointing: {every} is negative")
+        check_range("parallel.activation_checkpointing", self.activation_checkpointing, 0)
 
 
 @dataclass(frozen=True)
@@ -385,7 +378,8 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> Config:
 
 def save_config(config: Config, file: Path) -> None:
     """Write the resolved configuration so that `load_config` reads the same one back."""
-    write_whole(file, yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+    tree = json.loads(json.dumps(dataclasses.asdict(config)))  # lists for tuples
+    write_whole(file, yaml.safe_dump(tree, sort_keys=False))
 
 
 def differences(config: Config, other: Config) -> list[str]:
@@ -402,9 +396,3 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[prefix + key] = value
     return leaves
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

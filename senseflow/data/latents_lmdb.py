@@ -9,7 +9,6 @@ that `senseflow.data.convert` wrote says so itself, and which VAE it was, under 
 """
 
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from senseflow.common.files import read_json
 from senseflow.data.items import Item, Position, UnreadableItem, first_readable
 
 logger = logging.getLogger(__name__)
@@ -80,11 +80,8 @@ class LatentsScaling:
 def read_vae_config(folder: Path) -> dict[str, Any]:
     """The config.json of a diffusers VAE folder."""
     file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a readable VAE config: {error}") from error
-    if not isinstance(config, dict) or "latent_channels" not in config:
+    config = read_json(file)
+    if "latent_channels" not in config:
         raise ValueError(f"{file} is not the config of a VAE: it has no latent_channels")
     return config
 
@@ -98,8 +95,7 @@ def vae_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
 
 

@@ -14,10 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from senseflow.common.pictures import save_whole
+from senseflow.common.pictures import labelled_grid, save_whole
 from senseflow.common.ranks import AgreedError, Ranks, any_rank, sum_over_ranks
 from senseflow.common.signals import StopRequest
-from senseflow.common.strips import labelled_grid
 from senseflow.config.config import Config, differences, load_config, save_config
 from senseflow.core.ida import squared_gap
 from senseflow.data.items import Unreadable

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from senseflow.common.pictures import save_whole
+from senseflow.common.pictures import labelled_grid, save_whole
 from senseflow.common.ranks import Ranks
-from senseflow.common.strips import labelled_grid
 from senseflow.distill.measures import STOPWATCH, Measures, image_drift, phase
 from senseflow.engine.log import Log
 
