@@ -20,10 +20,15 @@ class Recipe:
     name: str  # that its YAMLs say under `recipe`
     family: Family  # of its teacher
     adversary: Literal["vfm", "bottleneck"]  # besides none
-    config: str  # its published YAML
+    configs: str  # the folder of its published YAML, which has its name
     script: str  # sh SCRIPT trains
     sampler: str | None = None  # draws with its students; None: the family's script
     lends_paths: str | None = None  # the recipe whose YAML only lends its paths to this one
+
+    @property
+    def config(self) -> str:
+        """Its published YAML."""
+        return f"{self.configs}/{self.name}.yaml"
 
     @property
     def draws(self) -> str:
@@ -32,44 +37,14 @@ class Recipe:
 
 
 _TABLE = (
-    Recipe(
-        "flux_senseflow",
-        FLUX,
-        "vfm",
-        "configs/FLUX/flux_senseflow.yaml",
-        "exp_flux/train_flux_senseflow.sh",
-    ),
-    Recipe(
-        "sdxl_senseflow",
-        SDXL,
-        "vfm",
-        "configs/sdxl/sdxl_senseflow.yaml",
-        "exp_sdxl/train_sdxl_senseflow.sh",
-    ),
-    Recipe(
-        "sdxl_dmd2",
-        SDXL,
-        "bottleneck",
-        "configs/sdxl/sdxl_dmd2.yaml",
-        "exp_sdxl/train_sdxl_dmd2.sh",
-        sampler="scripts_sdxl/test_sdxl_dmd2.py",
-    ),
-    Recipe(
-        "sd35_senseflow",
-        SD35,
-        "vfm",
-        "configs/SD35/sd35_senseflow.yaml",
-        "exp_sd35/train_SD35_senseflow.sh",
-    ),
-    Recipe(
-        "sd35_large_senseflow",
-        SD35_LARGE,
-        "vfm",
-        "configs/SD35/sd35_large_senseflow.yaml",
-        "exp_sd35/train_SD35_large_senseflow.sh",
-        lends_paths="sd35_senseflow",
-    ),
-)
+    Recipe("flux_senseflow", FLUX, "vfm", "configs/FLUX", "exp_flux/train_flux_senseflow.sh"),
+    Recipe("sdxl_senseflow", SDXL, "vfm", "configs/sdxl", "exp_sdxl/train_sdxl_senseflow.sh"),
+    Recipe("sdxl_dmd2", SDXL, "bottleneck", "configs/sdxl", "exp_sdxl/train_sdxl_dmd2.sh",
+           sampler="scripts_sdxl/test_sdxl_dmd2.py"),
+    Recipe("sd35_senseflow", SD35, "vfm", "configs/SD35", "exp_sd35/train_SD35_senseflow.sh"),
+    Recipe("sd35_large_senseflow", SD35_LARGE, "vfm", "configs/SD35",
+           "exp_sd35/train_SD35_large_senseflow.sh", lends_paths="sd35_senseflow"),
+)  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in _TABLE}
 FAMILIES = tuple(dict.fromkeys(recipe.family for recipe in _TABLE))
 

@@ -125,7 +125,10 @@ class PipelineAdapter(ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
-        """The pipeline's own encoding of prompts, without gradient."""
+        """The pipeline's own encoding of prompts, without gradient.
+
+        Encoders on the meta device are asked for its shapes: no number, as of a mask, is there.
+        """
 
     @abstractmethod
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
