@@ -1,7 +1,4 @@
-"""Folders of images to measure: ours with sidecars, one per prompt and seed, or any others.
-
-`Reader` makes batches of them: threads decode and preprocess while the model works.
-"""
+"""Folders of images to measure: ours with sidecars, one per prompt and seed, or any others."""
 
 import hashlib
 import io
@@ -10,7 +7,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +36,7 @@ class Picture:
     file: Path
     key: str  # which prompt: the index of our sidecars; for other folders the name or number
     prompt: str | None
+    made: dict[str, Any] = field(default_factory=dict)  # the settings that a sidecar tells
 
 
 @dataclass(frozen=True)
@@ -73,50 +71,42 @@ def read_folder(folder: Path, prompts_file: Path | None = None) -> ImageSet:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of images")
-    seeds, first = seed_folders(folder), FirstSidecar()
+    seeds = seed_folders(folder)
     if not seeds and prompts_file is None and any(folder.glob(f"*/{SIDECARS}/*.json")):
-        return ImageSet(folder, _read_benchmark(folder, first))
-    sets = [_read_set(place, prompts_file, first) for place in seeds or [folder]]
-    for place, one in zip(seeds[1:], sets[1:], strict=True):
-        difference = _difference(sets[0], one)
-        if difference:
+        images = ImageSet(folder, _read_benchmark(folder))
+    else:
+        images = ImageSet(folder, [_read_set(one, prompts_file) for one in seeds or [folder]])
+    for place, one in zip(seeds, images.sets, strict=False):  # a benchmark's folder has no seeds
+        if difference := _difference(images.sets[0], one):
             raise ValueError(f"{seeds[0]} and {place} are of different prompts: {difference}")
-    return ImageSet(folder, sets)
+    _check_made_alike(images.pictures)
+    return images
 
 
 def _difference(first: list[Picture], second: list[Picture]) -> str | None:
-    """The first prompt that is not the same at the same place."""
-    told = [{p.key: p.prompt for p in one} for one in (first, second)]
-    for key in [*told[0], *told[1]]:
-        if key not in told[0] or key not in told[1]:
-            return f"prompt {key} is in {'the second' if key in told[1] else 'the first'} alone"
-        if told[0][key] != told[1][key]:
-            return f"prompt {key} is {told[0][key]!r} and {told[1][key]!r}"
+    """The first prompt that is not the same at the same place, in words."""
+    told = [{picture.key: picture.prompt for picture in one} for one in (first, second)]
+    for key in {**told[0], **told[1]}:
+        one, other = (repr(of[key]) if key in of else "missing" for of in told)
+        if one != other:
+            return f"{key} is {one} in the first and {other} in the second"
     return None
 
 
-class FirstSidecar:
-    """The settings of a folder's first image, which all others must have been made with."""
-
-    def __init__(self) -> None:
-        self.first: tuple[Path, dict[str, Any]] | None = None
-
-    def check(self, sidecar: Path, told: dict[str, Any]) -> None:
-        """Raises ValueError naming the sidecar, and what differs from the first one."""
-        settings = {key: value for key, value in told.items() if key not in OWN}
-        self.first = self.first or (sidecar, settings)
-        file, wanted = self.first
-        if settings == wanted:
-            return
-        differing = [k for k in {**wanted, **settings} if settings.get(k) != wanted.get(k)]
-        said = ", ".join(f"{k} {settings.get(k)}, not {wanted.get(k)}" for k in differing[:4])
-        raise ValueError(
-            f"{sidecar} is of an image made with other settings than that of {file} ({said}): make "
-            "them all again, or remove the old ones"
-        )
+def _check_made_alike(pictures: list[Picture]) -> None:
+    """Raise ValueError for images whose sidecars tell of other settings than the first one's."""
+    for picture in pictures:
+        made, wanted = picture.made, pictures[0].made
+        if made != wanted:
+            differing = [k for k in {**wanted, **made} if made.get(k) != wanted.get(k)]
+            said = ", ".join(f"{k} {made.get(k)}, not {wanted.get(k)}" for k in differing[:4])
+            raise ValueError(
+                f"{picture.file} was made with other settings than {pictures[0].file} ({said}): "
+                "make them all again, or remove the old ones"
+            )
 
 
-def _read_benchmark(folder: Path, first: FirstSidecar) -> list[list[Picture]]:
+def _read_benchmark(folder: Path) -> list[list[Picture]]:
     """PLACE/samples with PLACE/sidecars, a place for each prompt or category; a set per seed.
 
     The names of a prompt's images are in the order of their seeds.
@@ -125,9 +115,8 @@ def _read_benchmark(folder: Path, first: FirstSidecar) -> list[list[Picture]]:
     for file in sorted(folder.glob(f"*/{SAMPLES}/*.png")):
         place = file.parents[1]
         if not file.name.startswith("."):
-            index, prompt = _told(file, place / SIDECARS / f"{file.stem}.json", first)
-            key = f"{place.name}/{index:05d}"
-            found.setdefault(key, []).append(Picture(file, key, prompt))
+            told = _told(file, place / SIDECARS / f"{file.stem}.json", f"{place.name}/")
+            found.setdefault(told.key, []).append(told)
     rows = [found[key] for key in sorted(found)]
     if not rows:
         raise ValueError(f"{folder} holds sidecars without their images: draw them again")
@@ -140,7 +129,7 @@ def _read_benchmark(folder: Path, first: FirstSidecar) -> list[list[Picture]]:
     return [list(one) for one in zip(*rows, strict=True)]
 
 
-def _read_set(folder: Path, prompts_file: Path | None, first: FirstSidecar) -> list[Picture]:
+def _read_set(folder: Path, prompts_file: Path | None) -> list[Picture]:
     files = [
         file
         for file in folder.iterdir()
@@ -154,7 +143,7 @@ def _read_set(folder: Path, prompts_file: Path | None, first: FirstSidecar) -> l
         return _with_prompts_of(files, prompts_file)
     if not any(file.with_suffix(".json").exists() for file in files):
         return [Picture(file, file.name, None) for file in files]
-    return _with_sidecars(files, first)
+    return _with_sidecars(files)
 
 
 def _natural(file: Path) -> list[tuple[int, str]]:
@@ -163,8 +152,11 @@ def _natural(file: Path) -> list[tuple[int, str]]:
     return [(int(part), part) if part.isdecimal() else (-1, part) for part in parts]
 
 
-def _told(file: Path, sidecar: Path, first: FirstSidecar) -> tuple[int, str]:
-    """Index and prompt; raises ValueError for a sidecar that is missing, damaged, or not alike."""
+def _told(file: Path, sidecar: Path, prefix: str = "") -> Picture:
+    """What a sidecar tells of an image; raises ValueError for one that is missing or damaged.
+
+    prefix: of the key, before the index.
+    """
     try:
         tree = json.loads(sidecar.read_text(encoding="utf-8"))
         index, prompt = int(tree["index"]), str(tree["prompt"])
@@ -175,21 +167,21 @@ def _told(file: Path, sidecar: Path, first: FirstSidecar) -> tuple[int, str]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{sidecar} is not a sidecar with prompt and index: {error!r}") from error
-    first.check(sidecar, tree)
-    return index, prompt
+    made = {name: value for name, value in tree.items() if name not in OWN}
+    return Picture(file, f"{prefix}{index:05d}", prompt, made)
 
 
-def _with_sidecars(files: list[Path], first: FirstSidecar) -> list[Picture]:
-    found: dict[int, Picture] = {}
+def _with_sidecars(files: list[Path]) -> list[Picture]:
+    found: dict[str, Picture] = {}
     for file in files:
-        index, prompt = _told(file, file.with_suffix(".json"), first)
-        if index in found:
+        told = _told(file, file.with_suffix(".json"))
+        other = found.setdefault(told.key, told)
+        if other is not told:
             raise ValueError(
-                f"{found[index].file} and {file} are both of prompt {index}: keep one image per "
+                f"{other.file} and {file} are both of prompt {int(told.key)}: keep one image per "
                 "prompt in a folder; several seeds lie in seed_0/, seed_1/, ..."
             )
-        found[index] = Picture(file, f"{index:05d}", prompt)
-    return [found[index] for index in sorted(found)]
+    return [found[key] for key in sorted(found, key=int)]
 
 
 def _with_prompts_of(files: list[Path], prompts_file: Path) -> list[Picture]:
@@ -228,17 +220,11 @@ def check_same_prompts(images: ImageSet, reference: ImageSet) -> bool:
     """
     if None in images.prompts or None in reference.prompts:
         return False
-    for one, other in ((images, reference), (reference, images)):
-        surplus = Counter(one.prompts) - Counter(other.prompts)
-        places = {p.key: p.prompt for p in other.sets[0]}
-        for picture in one.sets[0]:
-            place = places.get(picture.key)
-            if picture.prompt in surplus and picture.prompt != place:
-                raise ValueError(
-                    f"{one.folder} and {other.folder} are of different prompts: {picture.key} is "
-                    f"{picture.prompt!r} in the first and "
-                    + (f"{place!r} in the second" if place is not None else "not in the second")
-                )
+    if Counter(images.prompts) != Counter(reference.prompts):
+        raise ValueError(
+            f"{images.folder} and {reference.folder} are of different prompts: "
+            f"{_difference(images.sets[0], reference.sets[0])}"
+        )
     return True
 
 
@@ -253,10 +239,11 @@ def require_prompts(images: ImageSet) -> None:
 
 @dataclass(frozen=True)
 class Inspected:
-    """What a file holds, without decoding it."""
+    """What an image's file holds, without decoding it."""
 
+    picture: Picture
     sha256: str
-    size: tuple[int, int]  # width, height
+    size: str  # width x height
 
 
 def inspect(picture: Picture) -> Inspected:
@@ -264,62 +251,47 @@ def inspect(picture: Picture) -> Inspected:
     data = picture.file.read_bytes()
     try:
         with Image.open(io.BytesIO(data)) as opened:
-            size = opened.size
+            width, height = opened.size
             opened.verify()
     except UNREADABLE as error:
         raise ValueError(f"{picture.file} cannot be read as an image: {error}") from error
-    return Inspected(hashlib.sha256(data).hexdigest(), size)
+    return Inspected(picture, hashlib.sha256(data).hexdigest(), f"{width}x{height}")
 
 
-def digest(pictures: Sequence[Picture], inspected: Sequence[Inspected]) -> str:
+def digest(images: Sequence[Inspected]) -> str:
     """One hash of all images and their prompts; the folder's place does not matter."""
-    told = [(p.key, p.prompt, i.sha256) for p, i in zip(pictures, inspected, strict=True)]
+    told = [(one.picture.key, one.picture.prompt, one.sha256) for one in images]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def check_sizes(pictures: Sequence[Picture], inspected: Sequence[Inspected]) -> None:
+def check_sizes(images: Sequence[Inspected]) -> None:
     """Raise ValueError, naming the first, for images that are not all of one size."""
-    for picture, found in zip(pictures, inspected, strict=True):
-        if found.size != inspected[0].size:
-            first, other = ("x".join(map(str, i.size)) for i in (inspected[0], found))
+    for one in images:
+        if one.size != images[0].size:
             raise ValueError(
-                f"{picture.file} is {other} where {pictures[0].file} is {first}: say "
-                "--mixed_sizes to compare images of different sizes"
+                f"{one.picture.file} is {one.size} where {images[0].picture.file} is "
+                f"{images[0].size}: say --mixed_sizes to compare images of different sizes"
             )
 
 
-@dataclass(frozen=True)
-class Reader:
-    """How many images at a time, and how many threads prepare them."""
+def read_groups(
+    groups: Sequence[Sequence[Picture]], load: Load, threads: int
+) -> Iterator[tuple[Sequence[Picture], Tensor]]:
+    """Each group and its images (B, ...), in order: threads decode and preprocess those that come.
 
-    batch_size: int
-    threads: int
-
-    def batches(
-        self, pictures: Sequence[Picture], load: Load
-    ) -> Iterator[tuple[Sequence[Picture], Tensor]]:
-        """Batches of `batch_size`, in order."""
-        starts = range(0, len(pictures), self.batch_size)
-        return self.groups([pictures[i : i + self.batch_size] for i in starts], load)
-
-    def groups(
-        self, groups: Sequence[Sequence[Picture]], load: Load
-    ) -> Iterator[tuple[Sequence[Picture], Tensor]]:
-        """Each group and its images (B, ...), in order.
-
-        Raises ValueError naming the file of an image that cannot be read or used.
-        """
-        pool = ThreadPoolExecutor(self.threads)
-        waiting: deque[tuple[Sequence[Picture], list[Future[Tensor]]]] = deque()
-        try:
-            for group in groups:
-                waiting.append((group, [pool.submit(read, p, load) for p in group]))
-                if len(waiting) > AHEAD:
-                    yield _finish(*waiting.popleft())
-            while waiting:
+    Raises ValueError naming the file of an image that cannot be read or used.
+    """
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[tuple[Sequence[Picture], list[Future[Tensor]]]] = deque()
+    try:
+        for group in groups:
+            waiting.append((group, [pool.submit(read, p, load) for p in group]))
+            if len(waiting) > AHEAD:
                 yield _finish(*waiting.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield _finish(*waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def read(picture: Picture, load: Load) -> Tensor:

@@ -4,13 +4,13 @@ There are three kinds of metric, by what a model makes of images: a distance bet
 two folders, a mean of a score per image, a diversity of the images of one prompt.
 """
 
+import functools
 import logging
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from senseflow.engine.share import Share
 from senseflow.evaluate.folders import (
     ImageSet,
     Inspected,
+    Load,
     Picture,
-    Reader,
     check_same_prompts,
     check_sizes,
     digest,
     inspect,
     read_folder,
+    read_groups,
     require_prompts,
 )
 from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
@@ -61,8 +62,6 @@ PACKAGES = (  # whose models and resizing the metrics use
     "torch-fidelity", "torchmetrics",
 )  # fmt: skip
 
-Batches = Iterable[tuple[Sequence[Picture], Tensor]]
-
 
 @dataclass(frozen=True)
 class Scoring:
@@ -85,16 +84,26 @@ class Scoring:
 
 
 @dataclass(frozen=True)
+class Desk:
+    """How this process reads its share of the images."""
+
+    share: Share
+    batch_size: int
+    threads: int
+
+    def batches(self, pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
+        """This process's pictures in groups of `batch_size`, in order."""
+        mine = self.share.mine(pictures)
+        return [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
+
+
+@dataclass(frozen=True)
 class Folder:
-    """A folder's images, and what their files hold."""
+    """A folder's images, one hash of all that they and their prompts are, and their size."""
 
     images: ImageSet
-    inspected: list[Inspected]
-
-    @property
-    def digest(self) -> str:
-        """One hash of all images and prompts."""
-        return digest(self.images.pictures, self.inspected)
+    digest: str
+    size: str  # width x height, or "mixed"
 
 
 def score(scoring: Scoring) -> None:
@@ -107,18 +116,19 @@ def score(scoring: Scoring) -> None:
     specs = list(dict.fromkeys(scoring.metrics))
     prepared = share.agreed(lambda: [spec.prepare(scoring.given) for spec in specs])
     share.of_main(lambda: check_output(scoring.output))
+    desk = Desk(share, scoring.batch_size, scoring.threads)
     images, reference, notes = look(scoring, share)
     if reference and reference.digest == images.digest:
         notes.append("images and reference are the same files")
     for spec, metric in zip(specs, prepared, strict=True):
         against = reference if spec.needs == "reference" else None
         wanted = describe(scoring, spec, metric, images, against, share)
-        known = share.of_main(partial(find_held, scoring.output, wanted))
+        known = share.of_main(functools.partial(find_held, scoring.output, wanted))
         if known and not scoring.again:
             if share.is_main:
                 logger.info("%s, as measured before", in_words(known))
             continue
-        measured = measure(scoring, spec.name, metric, images.images, against, machine, share)
+        measured = measure(spec.name, metric, images.images, against, machine, desk)
         entry = wanted | measured.entry() | {"versions": told}
         entry["notes"] = [*(notes if against else []), *measured.notes]
         write(scoring.output, entry, share)
@@ -132,11 +142,14 @@ def versions() -> dict[str, str]:
 def look(scoring: Scoring, share: Share) -> tuple[Folder, Folder | None, list[str]]:
     """The images, the reference where a metric needs one, and what is to be said about both."""
     images, reference, notes = share.agreed(lambda: find_images(scoring))
-    folders = [inspect_all(found, scoring.threads, share) for found in (images, reference) if found]
+    sets = [found for found in (images, reference) if found]
+    inspected = [inspect_all(found.pictures, scoring.threads, share) for found in sets]
     if not scoring.mixed_sizes:
-        pictures = [picture for folder in folders for picture in folder.images.pictures]
-        found = [one for folder in folders for one in folder.inspected]
-        share.agreed(lambda: check_sizes(pictures, found))
+        share.agreed(lambda: check_sizes([file for files in inspected for file in files]))
+    folders = []
+    for found, files in zip(sets, inspected, strict=True):
+        sizes = {file.size for file in files}
+        folders.append(Folder(found, digest(files), sizes.pop() if len(sizes) == 1 else "mixed"))
     return folders[0], folders[1] if reference else None, notes
 
 
@@ -163,18 +176,16 @@ def find_images(scoring: Scoring) -> tuple[ImageSet, ImageSet | None, list[str]]
     return images, reference, ["the prompts of images and reference were not compared"]
 
 
-def inspect_all(images: ImageSet, threads: int, share: Share) -> Folder:
+def inspect_all(pictures: list[Picture], threads: int, share: Share) -> list[Inspected]:
     """Hash and measure all files; raises ValueError naming one that is damaged."""
 
     def work() -> list[Inspected]:
-        pictures = share.mine(images.pictures)
+        mine = share.mine(pictures)
         with ThreadPoolExecutor(threads) as pool:
-            found = pool.map(inspect, pictures)
-            return list(
-                tqdm(found, "check", len(pictures), unit="image", disable=not share.is_main)
-            )
+            found = pool.map(inspect, mine)
+            return list(tqdm(found, "check", len(mine), unit="image", disable=not share.is_main))
 
-    return Folder(images, share.put_together(share.agreed(work)))
+    return share.put_together(share.agreed(work))
 
 
 def describe(
@@ -186,7 +197,6 @@ def describe(
     share: Share,
 ) -> Result:
     """What a result depends on: its entry without what is measured."""
-    sizes = {found.size for found in images.inspected}
     dtype = {} if spec.float32 else {"dtype": scoring.dtype}
     return {
         "name": scoring.name,
@@ -196,7 +206,7 @@ def describe(
         "num_prompts": len(images.images.prompts),
         "images": str(images.images.folder.resolve()),
         "images_digest": images.digest,
-        "image_size": "x".join(map(str, sizes.pop())) if len(sizes) == 1 else "mixed",
+        "image_size": images.size,
         "reference": str(reference.images.folder.resolve()) if reference else None,
         "reference_digest": reference.digest if reference else None,
         "weights": share.of_main(
@@ -232,31 +242,29 @@ def in_words(entry: Result) -> str:
 
 
 def measure(
-    scoring: Scoring,
     name: str,
     metric: Prepared,
     images: ImageSet,
     reference: Folder | None,
     machine: Machine,
-    share: Share,
+    desk: Desk,
 ) -> "Measured":
     """Load the metric's model and judge the images."""
-    reader = Reader(scoring.batch_size, scoring.threads)
     try:
         # TF32 would round the features of convolutions to 10 bits
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            opened = share.agreed(lambda: metric.open(machine))
+            opened = desk.share.agreed(lambda: metric.open(machine))
             match opened:
                 case Extractor():
                     assert reference is not None
-                    return measure_distance(name, opened, images, reference.images, reader, share)
+                    return measure_distance(name, opened, images, reference.images, desk)
                 case Scorer():
-                    return measure_mean(name, opened, images, reader, share)
+                    return measure_mean(name, opened, images, desk)
                 case Comparer():
-                    return measure_diversity(name, opened, images, reader, share)
+                    return measure_diversity(name, opened, images, desk)
     except torch.OutOfMemoryError as error:
         raise ValueError(
-            f"{name}: the GPU's memory is full; say less than --batch_size {scoring.batch_size}"
+            f"{name}: the GPU's memory is full; say less than --batch_size {desk.batch_size}"
         ) from error
 
 
@@ -275,16 +283,11 @@ class Measured:
 
 
 def measure_distance(
-    name: str,
-    extractor: Extractor,
-    images: ImageSet,
-    reference: ImageSet,
-    reader: Reader,
-    share: Share,
+    name: str, extractor: Extractor, images: ImageSet, reference: ImageSet, desk: Desk
 ) -> Measured:
     """The Frechet distance between the features of two folders."""
-    first = feature_statistics(name, extractor, images, reader, share)
-    second = feature_statistics(f"{name}, reference", extractor, reference, reader, share)
+    first = feature_statistics(name, extractor, images, desk)
+    second = feature_statistics(f"{name}, reference", extractor, reference, desk)
     width = len(first.total)
     notes = []
     for folder, found in ((images.folder, first), (reference.folder, second)):
@@ -302,44 +305,35 @@ def measure_distance(
 
 
 def feature_statistics(
-    title: str, extractor: Extractor, images: ImageSet, reader: Reader, share: Share
+    title: str, extractor: Extractor, images: ImageSet, desk: Desk
 ) -> FeatureStatistics:
     """Count, mean and covariance of the features of all images of a folder, on every rank."""
 
     def work() -> FeatureStatistics | None:
-        pictures = share.mine(images.pictures)
         found: FeatureStatistics | None = None
-        for batch, pixels in progress(
-            reader.batches(pictures, extractor.load), pictures, title, share
-        ):
-            features = extractor.features(pixels)
-            check_finite(batch, features.flatten(1).sum(1), title)
+        groups = desk.batches(images.pictures)
+        judge = extractor.features
+        for features in judged(title, groups, extractor.load, lambda _, p: judge(p), desk):
             found = found or FeatureStatistics.empty(features.shape[1])
             found.update(features)
         return found
 
-    parts = [part for part in share.gather(share.agreed(work)) if part]  # a rank may have no image
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole.merge(part)
-    return whole
+    # a rank may have no image
+    parts = [part for part in desk.share.gather(desk.share.agreed(work)) if part]
+    return functools.reduce(FeatureStatistics.merge, parts)
 
 
-def measure_mean(
-    name: str, scorer: Scorer, images: ImageSet, reader: Reader, share: Share
-) -> Measured:
+def measure_mean(name: str, scorer: Scorer, images: ImageSet, desk: Desk) -> Measured:
     """The mean score of a folder's images, and the standard error of the mean over prompts."""
 
-    def work() -> list[float]:
-        pictures = share.mine(images.pictures)
-        found: list[float] = []
-        for batch, pixels in progress(reader.batches(pictures, scorer.load), pictures, name, share):
-            scores = scorer.score(pixels, [str(picture.prompt) for picture in batch])
-            check_finite(batch, scores, name)
-            found += scores.tolist()
-        return found
+    def judge(group: Sequence[Picture], pixels: Tensor) -> Tensor:
+        return scorer.score(pixels, [str(picture.prompt) for picture in group])
 
-    scores = share.put_together(share.agreed(work))
+    def work() -> list[float]:
+        found = judged(name, desk.batches(images.pictures), scorer.load, judge, desk)
+        return [score for scores in found for score in scores.tolist()]
+
+    scores = desk.share.put_together(desk.share.agreed(work))
     num = len(images.prompts)
     per_prompt = [statistics.fmean(scores[i::num]) for i in range(num)]  # seed after seed
     return Measured(
@@ -347,43 +341,45 @@ def measure_mean(
     )
 
 
-def measure_diversity(
-    name: str, comparer: Comparer, images: ImageSet, reader: Reader, share: Share
-) -> Measured:
+def measure_diversity(name: str, comparer: Comparer, images: ImageSet, desk: Desk) -> Measured:
     """The mean distance between two images of one prompt, over all pairs, then over prompts."""
 
-    def work() -> list[float]:
-        groups = share.mine(list(zip(*images.sets, strict=True)))
-        found = []
-        for group, pixels in progress(reader.groups(groups, comparer.load), groups, name, share):
-            distance = comparer.distances(pixels).double().mean()
-            check_finite(group, distance[None], name)
-            found.append(distance.item())
-        return found
+    def judge(_: Sequence[Picture], pixels: Tensor) -> Tensor:
+        return comparer.distances(pixels).double().mean()[None]
 
-    distances = share.put_together(share.agreed(work))
+    def work() -> list[float]:
+        groups = desk.share.mine(list(zip(*images.sets, strict=True)))
+        return [one.item() for one in judged(name, groups, comparer.load, judge, desk)]
+
+    distances = desk.share.put_together(desk.share.agreed(work))
     extra = {"num_seeds": len(images.sets), **spread_over_prompts(distances)}
     return Measured(math.fsum(distances) / len(distances), comparer.preprocessing, extra)
+
+
+def judged(
+    title: str,
+    groups: Sequence[Sequence[Picture]],
+    load: Load,
+    judge: Callable[[Sequence[Picture], Tensor], Tensor],
+    desk: Desk,
+) -> Iterator[Tensor]:
+    """What a model makes of each group of images, with a bar on rank 0.
+
+    Raises ValueError naming the first image whose value is not finite.
+    """
+    total = sum(map(len, groups))
+    with tqdm(total=total, desc=title, unit="image", disable=not desk.share.is_main) as bar:
+        for group, pixels in read_groups(groups, load, desk.threads):
+            values = judge(group, pixels)
+            finite = values.reshape(len(values), -1).isfinite().all(1).tolist()
+            if not all(finite):
+                file = group[finite.index(False)].file
+                raise ValueError(f"{title} of {file} is not finite: try --dtype float32")
+            yield values
+            bar.update(len(group))
 
 
 def spread_over_prompts(values: list[float]) -> dict[str, float | None]:
     """The standard error of a mean over prompts; none for a single prompt."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return {"standard_error": error}
-
-
-def check_finite(batch: Sequence[Picture], values: Tensor, name: str) -> None:
-    """Raise ValueError naming the first image whose value is not a number."""
-    finite = values.isfinite().tolist()
-    if not all(finite):
-        file = batch[finite.index(False)].file
-        raise ValueError(f"{name} of {file} is not finite: try --dtype float32")
-
-
-def progress(batches: Batches, items: Sequence[Any], title: str, share: Share) -> Batches:
-    """A bar on rank 0, which counts images, or prompts for a diversity."""
-    unit = "image" if items and isinstance(items[0], Picture) else "prompt"
-    with tqdm(total=len(items), desc=title, unit=unit, disable=not share.is_main) as bar:
-        for batch, pixels in batches:
-            yield batch, pixels
-            bar.update(len(batch) if unit == "image" else 1)

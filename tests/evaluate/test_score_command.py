@@ -141,7 +141,7 @@ def bad_folders(tmp_path):
     seeds = write_seeds(tmp_path / "seeds", 2)
     (seeds / "seed_1" / "00004_a-black-fox.png").unlink()
     (seeds / "seed_1" / "00004_a-black-fox.json").unlink()
-    yield seeds, CLIP, "prompt 00004 is in the first alone"
+    yield seeds, CLIP, "00004 is 'a black fox' in the first and missing in the second"
     yield odd, (*CLIP, "--prompts_file", tmp_path / "one.txt"), "has 1 prompts for the 5 images"
 
 
@@ -186,7 +186,7 @@ def test_images_made_in_two_ways_are_not_one_set(tmp_path, capsys):
         settings = {"steps": 4, "checkpoint_weights": "b" if seed < 2 else "a"}
         tell(seeds / f"seed_{seed}", **settings, versions={"torch": str(seed)})
     said = error_of(capsys, seeds, tmp_path / "r.json", *CLIP)
-    assert f"{seeds}/seed_2/00000_a-red-fox.json" in said and "seed_0/00000_a-red-fox.json" in said
+    assert f"{seeds}/seed_2/00000_a-red-fox.png" in said and "seed_0/00000_a-red-fox.png" in said
     assert "(checkpoint_weights a, not b)" in said
     for seed in (2, 3):
         tell(seeds / f"seed_{seed}", checkpoint_weights="b")
@@ -195,7 +195,10 @@ def test_images_made_in_two_ways_are_not_one_set(tmp_path, capsys):
     file = one / "00003_a-white-fox.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "steps": 1}))
     said = error_of(capsys, one, tmp_path / "r.json", *CLIP)
-    assert "00003_a-white-fox.json is of an image made" in said and "(steps 1, not None)" in said
+    assert (
+        "00003_a-white-fox.png was made with other settings" in said
+        and "(steps 1, not None)" in said
+    )
 
 
 def test_folders_of_benchmarks_are_read_as_they_are(tmp_path, capsys):

@@ -15,8 +15,8 @@ from ranks import on_ranks
 from torch import nn
 
 from senseflow.engine.share import Share
-from senseflow.evaluate.folders import Reader, read_folder
-from senseflow.evaluate.measure import measure_distance, measure_diversity, measure_mean
+from senseflow.evaluate.folders import read_folder
+from senseflow.evaluate.measure import Desk, measure_distance, measure_diversity, measure_mean
 from senseflow.evaluate.metrics.metric import Comparer, Extractor, Scorer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,23 +33,13 @@ def score_of(batch: torch.Tensor, prompts: list[str]) -> torch.Tensor:
 
 def measure_all(student, teacher, share) -> list[float]:
     """A metric of each kind, on features that need no model."""
-    reader = Reader(batch_size=2, threads=1)
+    desk = Desk(share, batch_size=2, threads=1)
     images, reference = read_folder(student), read_folder(teacher)
-    distance = measure_distance(
-        "fid_t",
-        Extractor("", pixels, lambda p: p.flatten(1)[:, :3]),
-        images,
-        reference,
-        reader,
-        share,
-    )
-    mean = measure_mean(
-        "clip", Scorer("", pixels, score_of),
-        images, reader, share,
-    )  # fmt: skip
-    diversity = measure_diversity(
-        "diversity", Comparer("", pixels, lambda p: p.std(0).flatten()), images, reader, share
-    )
+    extractor = Extractor("", pixels, lambda p: p.flatten(1)[:, :3])
+    distance = measure_distance("fid_t", extractor, images, reference, desk)
+    mean = measure_mean("clip", Scorer("", pixels, score_of), images, desk)
+    comparer = Comparer("", pixels, lambda p: p.std(0).flatten())
+    diversity = measure_diversity("diversity", comparer, images, desk)
     return [m.value for m in (distance, mean, diversity)] + [mean.extra["standard_error"]]
 
 
