@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 from senseflow.common.fields import check_range
+from senseflow.common.quiet import quiet_libraries
 from senseflow.sampling.drawing import Drawing, Machine, Paths
-from senseflow.sampling.generate import quiet_pipeline
 from senseflow.sampling.model import Model, find_model
 from senseflow.sampling.pipeline import Pipeline
 from senseflow.teachers.family import Family, Plan
@@ -102,7 +102,8 @@ class Studio:
 
 def open_studio(family: Family, paths: Paths, with_teacher: bool, machine: Machine) -> Studio:
     """Read the networks; raises ValueError when the student does not fit the base."""
-    pipeline = quiet_pipeline(machine)
+    quiet_libraries()
+    pipeline = Pipeline(machine)
     student = find_model(family, paths)
     networks = {STUDENT: student.build(pipeline.dtype)}
     models = {STUDENT: student}

@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 
 from senseflow.common.files import write_whole
+from senseflow.common.quiet import quiet_libraries
 from senseflow.evaluate.layouts import TEACHER, Layout, Selection
 from senseflow.sampling.drawing import Drawing, Machine, Paths
-from senseflow.sampling.generate import Job, draw_all, make_job, quiet_pipeline
+from senseflow.sampling.generate import Job, draw_all, make_job
 from senseflow.sampling.job import Output, Shot
 from senseflow.sampling.model import Model, find_model
+from senseflow.sampling.pipeline import Pipeline
 from senseflow.teachers.family import Family
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,8 @@ def draw_folders(
     name: begins those of the student's folders, one for each of its drawings. The teacher is drawn
     at the student's size, as what it is compared with.
     """
-    pipeline = quiet_pipeline(machine)
+    quiet_libraries()
+    pipeline = Pipeline(machine)
     jobs = []
     if drawings:
         student = find_model(family, paths)

@@ -234,8 +234,6 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
 @contextmanager
 def messages() -> Iterator[None]:
     """Our own messages on stderr; no warnings of the libraries' imports, no loading bars."""
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import senseflow
 from senseflow.common.pictures import save_whole
+from senseflow.common.quiet import quiet_libraries
 from senseflow.sampling.drawing import Drawing, Machine, Paths
 from senseflow.sampling.job import Output, Prompt, Shot, missing_shots, prompt_shot
 from senseflow.sampling.model import Model, find_model
@@ -51,19 +52,13 @@ def generate(
 ) -> None:
     """Sample the images that are not there yet; raises ValueError for input that cannot be used."""
     shots = [prompt_shot(output.folder, prompt, drawing.seed) for prompt in prompts]
-    pipeline = quiet_pipeline(machine)
+    quiet_libraries()
+    pipeline = Pipeline(machine)
     model = find_model(family, paths)
     job = make_job(model, drawing, pipeline.dtype, shots, output.overwrite)
     draw_all([job], pipeline, output)
     logger.info("%d images in %s, %d of them new", len(shots), output.folder, len(job.todo))
     write_grid([shot.file for shot in shots], output)
-
-
-def quiet_pipeline(machine: Machine) -> Pipeline:
-    """A pipeline for a command, which has bars of its own: the libraries' are off from here on."""
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    return Pipeline(machine)
 
 
 def make_job(

@@ -482,7 +482,7 @@ def test_wrong_arguments_are_one_line(tmp_path, teacher, capsys):
         ((source, *ready, "--max_unreadable", -1), "--max_unreadable -1 must be at least 0"),
         ((source, *ready, "--unscaled"), "--unscaled is of shards"),
         ((source, *ready[2:], "--teacher", tmp_path / "bare"), "is not a diffusers folder"),
-        ((source, *ready[2:], "--teacher", tmp_path / "unet"), "is not the config of a VAE"),
+        ((source, *ready[2:], "--teacher", tmp_path / "unet"), "is not an autoencoder's"),
         ((tmp_path / "shards", *ready), "--resolution: "),
         ((source, *ready, "--device", "tpu9"), "--device tpu9 is not a device"),
     ]:

@@ -6,7 +6,6 @@ Stopped in any way, the same command goes on where it was.
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.common.fields import check_range
 from senseflow.common.files import require_writable
+from senseflow.teachers.folder import vae_factor
 
 if TYPE_CHECKING:
     from senseflow.data.convert.conversion import Posterior, Source
@@ -159,20 +159,11 @@ def _check_vae(args: argparse.Namespace) -> None:
     if not file.is_file():
         raise ValueError(f"--teacher {args.teacher} is not a diffusers folder: it has no {file}")
     if args.resolution:
-        factor = pixels_per_latent(file)
+        factor = vae_factor(args.teacher)
         if min(args.resolution) < 1 or any(side % factor for side in args.resolution):
             raise ValueError(
                 f"--resolution {list(args.resolution)}: both sides must be multiples of {factor}"
             )
-
-
-def pixels_per_latent(vae_config: Path) -> int:
-    """On each side; raises ValueError for a file that is not a VAE's config.json."""
-    try:
-        levels = len(json.loads(vae_config.read_text(encoding="utf-8"))["block_out_channels"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{vae_config} is not the config of a VAE: {error!r}") from error
-    return int(2 ** (levels - 1))
 
 
 def run(args: argparse.Namespace, kind: str) -> None:
