@@ -11,33 +11,18 @@ from torch import Tensor
 NUM_UNIFORMS = 7
 """Uniform numbers per sample: brightness, saturation, contrast, the translation's row and column,
 the cutout's row and column."""
-
-TRANSLATION = 0.125
-"""Largest translation, as a share of the height or width."""
-
-CUTOUT = 0.2
-"""Side of the cutout, as a share of the height or width."""
+TRANSLATION = 0.125  # at most, as a share of the height or width
+CUTOUT = 0.2  # its side, as a share of the height or width
 
 
 def diff_augment(images: Tensor, uniforms: Tensor) -> Tensor:
-    """Augment each image by its own colour change, translation and cutout.
+    """Each image with its own colour change, translation and cutout, not clamped.
 
-    Args:
-        images: (B, 3, H, W) in [-1, 1]; gradients flow through them.
-        uniforms: (B, NUM_UNIFORMS) in [0, 1), one row per image. 0.5 leaves a colour unchanged.
-
-    Returns:
-        (B, 3, H, W) in the images' dtype, not clamped. Pixels moved in from outside and pixels
-        cut out are 0, which is mid-grey.
-
-    Raises:
-        ValueError: `uniforms` has another shape than (B, NUM_UNIFORMS).
+    images: (B, 3, H, W) in [-1, 1]; gradients flow through them. uniforms: (B, NUM_UNIFORMS) in
+    [0, 1), one row per image; 0.5 leaves a colour unchanged. Pixels moved in from outside and
+    pixels cut out are 0, which is mid-grey.
     """
-    if uniforms.shape != (images.shape[0], NUM_UNIFORMS):
-        raise ValueError(
-            f"uniforms has shape {tuple(uniforms.shape)},"
-            f" {images.shape[0]} images need ({images.shape[0]}, {NUM_UNIFORMS})"
-        )
+    assert uniforms.shape == (images.shape[0], NUM_UNIFORMS), uniforms.shape
     brightness, saturation, contrast, *geometry = uniforms.unbind(1)  # each (B,)
     return _move_and_cut(_colour(images, brightness, saturation, contrast), *geometry)
 

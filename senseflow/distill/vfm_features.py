@@ -21,19 +21,15 @@ class FrozenBackbone(nn.Module):
     """A frozen DINOv2-shaped ViT that turns images into feature maps at several depths.
 
     The parameters never get gradients and the mode is always eval, so gradients flow to the images
-    alone (wrap the call in `torch.no_grad` where none are wanted).
+    alone.
 
-    Args:
-        name: a timm name such as `vit_large_patch14_dinov2.lvd142m`, or `local-dir:PATH`, a folder
-            with timm's config.json and the weights.
-        taps: blocks whose outputs are features, ascending. The input of block 0 always comes first.
-        checkpoint: a local .safetensors or .pth for `name`; without it timm finds the weights.
-        random_seed: random weights from this seed, and nothing is loaded (for tests and planning).
-        dtype: of the weights, the computation and the features.
-
-    Raises:
-        ValueError: the model is no ViT with a CLS token, a tap does not exist, or the arguments
-            name two sources of weights.
+    name: a timm name such as `vit_large_patch14_dinov2.lvd142m`, or `local-dir:PATH`, a folder with
+    timm's config.json and the weights. taps: blocks whose outputs are features, ascending; the
+    input of block 0 always comes first. checkpoint: a local .safetensors or .pth for `name`;
+    without it timm finds the weights. random_seed: random weights, and nothing is loaded (for tests
+    and planning). dtype: of the weights, the computation and the features.
+    Raises ValueError for a model that is no ViT with a CLS token, a tap that does not exist, and
+    two sources of weights.
     """
 
     mean: Tensor  # (3, 1, 1), of the images it was trained on; std likewise
@@ -76,14 +72,11 @@ class FrozenBackbone(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Extract the features of images (B, 3, H, W) in [-1, 1] at their native size.
+        """Features of images (B, 3, H, W) in [-1, 1]: `num_features` maps (B, width, h, w), shallow
+        to deep, the CLS token added to every patch token.
 
-        Height and width are cropped at the centre to multiples of the patch (1024 -> 1022 for 14),
-        and the position table is resized to that grid.
-
-        Returns:
-            `num_features` maps (B, width, h, w), shallow to deep; the CLS token is added to every
-            patch token.
+        At the images' own size, cropped at the centre to multiples of the patch (1024 -> 1022 for
+        14); the position table is resized to that grid.
         """
         images = (_crop_to_multiple(images.float(), self.vit.patch_embed.patch_size) + 1) / 2
         images = ((images - self.mean) / self.std).to(self.dtype)
@@ -130,17 +123,13 @@ def _crop_to_multiple(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
 class PromptEncoder(nn.Module):
     """A frozen CLIP text tower that turns prompts into unit vectors.
 
-    Args:
-        name: an open_clip name such as `ViT-L-14`, or `local-dir:PATH`, a folder with
-            open_clip_config.json and the weights.
-        checkpoint: for a name, one of open_clip's tags (`openai`) or a local weights file.
-        quick_gelu: the activation the weights were trained with. None follows the tag or the
-            folder's config; for a file it must be said where the name exists with both.
-        random_seed: random weights from this seed, and nothing is loaded (for tests and planning).
-
-    Raises:
-        ValueError: no or two sources of weights, or the activation of a file is not known.
-        RuntimeError: from open_clip, the weights could not be loaded.
+    name: an open_clip name such as `ViT-L-14`, or `local-dir:PATH`, a folder with
+    open_clip_config.json and the weights. checkpoint: for a name, one of open_clip's tags
+    (`openai`) or a local weights file. quick_gelu: the activation the weights were trained with;
+    None follows the tag or the folder's config, for a file it must be said where the name exists
+    with both. random_seed: random weights, and nothing is loaded (for tests and planning).
+    Raises ValueError for no or two sources of weights and an activation that is not known;
+    open_clip raises RuntimeError for weights that cannot be loaded.
     """
 
     def __init__(

@@ -130,11 +130,8 @@ def _common_map(width: int, virtual_batch: int) -> nn.Sequential:
 class Head(nn.Module):
     """The discriminator of one tap: class map times condition, condition = text + reference.
 
-    Args:
-        width: channels of the backbone's features.
-        text_dim: length of the prompt features.
-        reference: whether a second trunk reads the features of a reference image.
-        virtual_batch: of the local batch norms.
+    width: channels of the backbone's features. text_dim: length of the prompt's. reference: whether
+    a second trunk reads the features of a reference image. virtual_batch: of the local batch norms.
     """
 
     def __init__(self, width: int, text_dim: int, reference: bool, virtual_batch: int = 1) -> None:
@@ -145,19 +142,12 @@ class Head(nn.Module):
         self.reference = _common_map(width, virtual_batch) if reference else None
 
     def forward(self, features: Tensor, text: Tensor, reference: Tensor | None) -> Tensor:
-        """Judge every place of the features' map.
+        """Judge every place of a map: logits (B, L) float32, L = ceil(h / 8) ceil(w / 8).
 
-        Args:
-            features: (B, width, h, w).
-            text: (b, text_dim), b dividing B: conditions are repeated, so that [real, fake] of the
-                same prompts run the reference's trunk once.
-            reference: (b, width, h, w) if the head was built with one, otherwise None.
-
-        Returns:
-            (B, L) float32 logits, L = ceil(h / 8) ceil(w / 8).
-
-        Raises:
-            ValueError: a reference is missing or superfluous, or b does not divide B.
+        features: (B, width, h, w). text: (b, text_dim), b dividing B: conditions are repeated, so
+        that [real, fake] of the same prompts run the reference's trunk once. reference:
+        (b, width, h, w) if the head was built with one, otherwise None. Raises ValueError where it
+        is missing or superfluous, and where b does not divide B.
         """
         if (reference is None) != (self.reference is None):
             raise ValueError("pass a reference exactly where the head is built with one")
@@ -193,13 +183,11 @@ class Heads(nn.Module):
     moves the norms where the heads themselves are stepped; for results that do not depend on
     accumulation, with the first micro-batch of a step only.
 
-    Args:
-        num_taps: how many heads.
-        width, text_dim, reference, virtual_batch: as in `Head`.
-        seed: of the initial weights, so that all ranks start from the same heads; the global
-            generator is left as it was. Build on the CPU or the meta device; `draw` makes the heads
-            with their weights again, one after the other, to fill those of the meta device.
-        dtype: of the convolutions; the features are cast to it. Weights stay float32.
+    width, text_dim, reference, virtual_batch: of each `Head`. seed: of the initial weights, so that
+    all ranks start from the same heads; the global generator is left as it was. Build on the CPU or
+    the meta device; `draw` makes the heads with their weights again, one after the other, to fill
+    those of the meta device. dtype: of the convolutions; the features are cast to it. Weights stay
+    float32.
     """
 
     def __init__(
@@ -233,13 +221,11 @@ class Heads(nn.Module):
     def forward(
         self, features: list[Tensor], text: Tensor, references: list[Tensor] | None
     ) -> Tensor:
-        """Concatenate the logits of all heads, shallow to deep: (B, sum of L), float32.
+        """The logits of all heads, shallow to deep: (B, sum of L), float32.
 
-        Args:
-            features: one map (B, width, h, w) per head, as `FrozenBackbone` returns them.
-            text: (b, text_dim) prompt features, b dividing B (see `Head`).
-            references: one map (b, width, h, w) per head, of the image paired with each prompt or
-                of another one (the caller decides), or None for heads built without.
+        features, references: a map (B, width, h, w) and (b, width, h, w) per head, as
+        `FrozenBackbone` returns them, b dividing B; references are None for heads built without.
+        text: (b, text_dim).
         """
         features = [maps.to(self.dtype) for maps in features]
         references = references and [maps.to(self.dtype) for maps in references]
