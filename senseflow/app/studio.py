@@ -61,7 +61,7 @@ class Studio:
 
     @property
     def family(self) -> Family:
-        """Of both."""
+        """The family of the teacher, and of its student."""
         return self.student.family
 
     @property

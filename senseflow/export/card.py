@@ -93,7 +93,7 @@ def metadata(source: Source, facts: CardFacts) -> ModelCardData:
 
 
 def _teacher(source: Source, facts: CardFacts) -> str:
-    """As a link where the Hub has it."""
+    """The teacher's name, as a link where the Hub has it."""
     name = facts.terms.base_model
     if name is None:
         return f"`{source.card.base_name}` (of the kind of {source.family.title})"

@@ -161,7 +161,7 @@ def of_folder(
 
 
 def _config_of_run(step: Path, pretrained_model: Path | None) -> Config | None:
-    """That of the run a student/step_* lies in, None elsewhere."""
+    """The configuration of the run that a student/step_* lies in; None elsewhere."""
     run = step.parent.parent
     inside = step.parent.name in ("student", "ema") and STEP.match(step.name)
     return read_config(run, pretrained_model) if inside and _is_run(run) else None
@@ -172,7 +172,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _stored_type(weights: Weights) -> torch.dtype:
-    """Of the first tensor."""
+    """The type of the first tensor, which all of a student have."""
     return weights.read(weights.keys[0])[...].dtype
 
 

@@ -35,6 +35,6 @@ def terms_of(
 
 
 def num_parameters(component: Path) -> int:
-    """Of a component folder's weights, by their shapes alone."""
+    """The parameters in a component folder, counted by their shapes alone."""
     weights = component_weights(component)
     return sum(math.prod(weights.read(key).shape) for key in weights.keys if key not in BUFFERS)

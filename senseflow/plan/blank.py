@@ -53,7 +53,7 @@ class Blank:
     see_images: bool  # also where a cache knows their latents
 
     def fingerprint(self) -> str:
-        """Of no data set."""
+        """A name that no data set has."""
         return "blank"
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class Blank:
         return Item("a", position.index, image=image, encoded=self._encoded())
 
     def all_prompts(self) -> Iterator[str]:
-        """That of the one sample."""
+        """The prompt of the one sample."""
         return iter(["a"])
 
     def _encoded(self) -> Encoded:

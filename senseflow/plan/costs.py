@@ -94,7 +94,7 @@ def peak(phases: Phases) -> int:
 
 
 def flops(cost: PhaseCost) -> float:
-    """Of matrix products, convolutions and attention."""
+    """FLOPs of matrix products, convolutions and attention."""
     return cost.flops
 
 

@@ -147,7 +147,7 @@ class Scale:
         return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
 
     def at(self, value: float) -> str:
-        """The same, as SVG has it."""
+        """Where a value lies, in digits as an SVG attribute has them."""
         return f"{self(value):.1f}"
 
     def _of(self, value: float) -> float:

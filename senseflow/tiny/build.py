@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from safetensors.torch import load_model, save_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.tiny import flux, sd35, sdxl
 from senseflow.tiny.backbone import save_vit, train_clip, train_vit
 from senseflow.tiny.judge import train_judge
@@ -121,7 +123,7 @@ def build_flow(site: Site, folder: Path) -> Figures:
 
 
 def build_refine(site: Site, folder: Path) -> Figures:
-    """The same networks, with more of the dark pictures that they learn last."""
+    """FLUX without guidance, with more of the dark pictures that it learns last."""
     learner = load_flux(site.work / "flow")
     lesson = Lesson(2000, 1e-3, 20_000, dark_weight=4, seed=SEED + 1)
     learner, figures = teach(site.vae(), learner, site.lesson(lesson))
@@ -236,11 +238,18 @@ def assemble(target: Target, work: Path, output: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and build; returns the exit status: 2 for wrong input, said in one line."""
+    args = build_parser().parse_args(arguments)
+    return exit_status(lambda: run(args), "finished stages are kept, the same command goes on")
+
+
+def build_parser() -> Parser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        description="Rebuild an embedded teacher, or what all of them share, from random weights.",
-        epilog="example: python -m senseflow.tiny.build flux --quick --output quick/flux "
+    parser = module_parser(
+        "senseflow.tiny.build",
+        "Rebuild an embedded teacher, or what all of them share, from random weights.",
+        "example: python -m senseflow.tiny.build flux --quick --output quick/flux "
         "--common assets/tiny/common",
     )
     parser.add_argument("target", choices=list(TARGETS))
@@ -255,19 +264,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Build the stages asked for that are not there; all of them together are the teacher."""
-    parser = build_parser()
-    arguments = parser.parse_args()
     target, output = TARGETS[arguments.target], arguments.output.resolve()
     stages = arguments.stages or list(target.stages)
     if unknown := [name for name in stages if name not in target.stages]:
         known = ", ".join(target.stages)
-        parser.error(f"{arguments.target} has no stage {unknown[0]!r}, but {known}")
+        raise ValueError(f"{arguments.target} has no stage {unknown[0]!r}, but {known}")
     work = arguments.work or output.with_name(output.name + ".building")
     common = arguments.common or output.with_name("common")
     if arguments.target != "common" and not (common / "vae" / "config.json").exists():
-        parser.error(f"no vae/ in {common}: name it with --common, or build it first")
+        raise ValueError(f"no vae/ in {common}: name it with --common, or build it first")
     torch.set_num_threads(arguments.threads)
     site = Site(work, common, arguments.quick)
     for name, stage in target.stages.items():
@@ -278,4 +285,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,10 +12,12 @@ senseflow.tiny.measure writes it, follows below.
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
 import torch
 
+from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.common.templates import markdown_table
 from senseflow.tiny.families import TEACHER_STEPS, Method, Sampler
 from senseflow.tiny.judge import Judge
@@ -92,11 +94,18 @@ def format_summary(figures: Rows) -> str:
     return markdown_table(["", *heads], rows)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and compare; returns the exit status: 2 for wrong input, said in one line."""
+    args = build_parser().parse_args(arguments)
+    return exit_status(lambda: run(args), "nothing was written")
+
+
+def build_parser() -> Parser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        description="Measure students of several embedded teachers: one table, one picture.",
-        epilog="example: python -m senseflow.tiny.compare --common assets/tiny/common "
+    parser = module_parser(
+        "senseflow.tiny.compare",
+        "Measure students of several embedded teachers: one table, one picture.",
+        "example: python -m senseflow.tiny.compare --common assets/tiny/common "
         "--pair FLUX assets/tiny/flux/pipeline runs/flux --output report",
     )
     parser.add_argument(
@@ -111,9 +120,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Measure, print the summary, and write table.md, results.json and comparison.png."""
-    arguments = build_parser().parse_args()
     torch.set_num_threads(arguments.threads)
     teachers = by_teacher([(name, Path(p), Path(c)) for name, p, c in arguments.pair])
     prompts, judge = mixed_prompts(arguments.num_prompts), Judge.load(arguments.common / "judge")
@@ -136,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

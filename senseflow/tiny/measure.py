@@ -12,6 +12,8 @@ prompts. Half of the prompts are held out.
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.common.pictures import to_pil
 from senseflow.common.templates import markdown_table
 from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
@@ -31,9 +34,10 @@ from senseflow.tiny.families import (
     few_step_methods,
 )
 from senseflow.tiny.judge import Judge, diversity
-from senseflow.tiny.pictures import SIZE, evaluation_prompts, render
+from senseflow.tiny.pictures import evaluation_prompts, render
 
 REAL_SEED = 20_000
+ZOOM, GAP = 2, 4  # of the comparison: times, pixels
 Row = dict[str, Any]  # figures by name; one per seed in a list
 COLUMNS = {
     "fid_t": "FID-T",
@@ -111,26 +115,34 @@ def said(measure: str, value: float) -> str:
     return f"{value:z.2f}" if "fid" in measure else f"{value:.3f}"
 
 
-def draw_comparison(
-    shown: dict[str, torch.Tensor], prompts: list[str], zoom: int = 2
+def labelled_rows(
+    rows: Sequence[tuple[str, Sequence[Image.Image]]], heads: Sequence[str] = ()
 ) -> Image.Image:
-    """A picture with one row per method and one column per prompt, labelled."""
-    cell, margin, header = SIZE * zoom + 4, 16 + 6 * max(map(len, shown)), 92
-    columns = len(next(iter(shown.values())))
-    canvas = Image.new("RGB", (margin + columns * cell, header + len(shown) * cell), "white")
+    """Rows of pictures of one height, enlarged, each after its label; heads: above the columns."""
+    margin, header = 16 + 6 * max(len(label) for label, _ in rows), 92 if heads else 0
+    width, height = (ZOOM * side + GAP for side in rows[0][1][0].size)
+    columns = max(len(pictures) for _, pictures in rows)
+    canvas = Image.new("RGB", (margin + columns * width, header + len(rows) * height), "white")
     pen = ImageDraw.Draw(canvas)
-    for column, prompt in enumerate(prompts[:columns]):
+    for column, head in enumerate(heads):
+        pen.multiline_text((margin + column * width, 4), head, fill="black", font_size=9)
+    for line, (label, pictures) in enumerate(rows):
+        top = header + line * height
+        pen.text((6, top + height // 2 - 8), label, fill="black", font_size=11)
+        for column, picture in enumerate(pictures):
+            enlarged = picture.resize((width - GAP, height - GAP), Image.Resampling.NEAREST)
+            canvas.paste(enlarged, (margin + column * width, top))
+    return canvas
+
+
+def draw_comparison(shown: dict[str, torch.Tensor], prompts: list[str]) -> Image.Image:
+    """A picture with one row per method and one column per prompt, labelled."""
+    heads = []
+    for prompt in prompts[: len(next(iter(shown.values())))]:
         words = prompt.replace(" left of ", "\nleft of\n").replace(" above ", "\nabove\n")
         text = words.replace(" on ", "\non ").replace("purple", "purpl.")
-        text += "\n(held out)" if is_held_out(prompt) else ""
-        pen.multiline_text((margin + column * cell, 4), text, fill="black", font_size=9)
-    for line, (label, images) in enumerate(shown.items()):
-        top = header + line * cell
-        pen.text((6, top + cell // 2 - 8), label, fill="black", font_size=11)
-        for column, image in enumerate(to_pil(images)):
-            enlarged = image.resize((SIZE * zoom, SIZE * zoom), Image.Resampling.NEAREST)
-            canvas.paste(enlarged, (margin + column * cell, top))
-    return canvas
+        heads.append(text + ("\n(held out)" if is_held_out(prompt) else ""))
+    return labelled_rows([(label, to_pil(images)) for label, images in shown.items()], heads)
 
 
 def mixed_prompts(num: int) -> list[str]:
@@ -153,11 +165,18 @@ def load_students(sampler: Sampler, students: list[str]) -> list[Method]:
     return methods
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and measure; returns the exit status: 2 for wrong input, said in one line."""
+    args = build_parser().parse_args(arguments)
+    return exit_status(lambda: run(args), "nothing was written")
+
+
+def build_parser() -> Parser:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        description="Measure an embedded teacher (FLUX, SD3.5 or SDXL) and its students.",
-        epilog="example: python -m senseflow.tiny.measure --pipeline assets/tiny/flux/pipeline "
+    parser = module_parser(
+        "senseflow.tiny.measure",
+        "Measure an embedded teacher (FLUX, SD3.5 or SDXL) and its students.",
+        "example: python -m senseflow.tiny.measure --pipeline assets/tiny/flux/pipeline "
         "--common assets/tiny/common --student mine=student_folder --output report",
     )
     parser.add_argument("--pipeline", type=Path, required=True, help="a diffusers pipeline folder")
@@ -177,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+def add_common_arguments(parser: Parser) -> None:
     """What both commands that measure take."""
     parser.add_argument("--common", type=Path, required=True, help="folder that holds judge/")
     parser.add_argument("--num_prompts", type=int, default=1000)
@@ -187,9 +206,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
 
 
-def main() -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Measure, print the table, and write table.md, results.json and comparison.png."""
-    arguments = build_parser().parse_args()
     torch.set_num_threads(arguments.threads)
     prompts = mixed_prompts(arguments.num_prompts)
     sampler = Sampler(arguments.pipeline, prompts, arguments.guidance)
@@ -217,4 +235,4 @@ def write_report(output: Path, table: str, results: dict[str, Any], picture: Ima
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

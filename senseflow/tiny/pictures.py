@@ -8,9 +8,9 @@ format of the trainers, and evaluation prompts:
     python -m senseflow.tiny.pictures --output data/tiny --num 4000 --seed 0
 """
 
-import argparse
 import json
 import math
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
+from senseflow.common.commands import exit_status, module_parser
 from senseflow.common.pictures import to_pil
 from senseflow.tiny.captions import ATTRIBUTES, captions_of, split_scenes
 
@@ -147,11 +148,12 @@ def write_dataset(
         (output / f"prompts_{name}.txt").write_text("\n".join(prompts) + "\n")
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Write coloured-digit pictures with captions, and evaluation prompts.",
-        epilog="example: python -m senseflow.tiny.pictures --output data/tiny --num 4000 --seed 0",
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and write; returns the exit status: 2 for wrong input, said in one line."""
+    parser = module_parser(
+        "senseflow.tiny.pictures",
+        "Write coloured-digit pictures with captions, and evaluation prompts.",
+        "example: python -m senseflow.tiny.pictures --output data/tiny --num 4000 --seed 0",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--num", type=int, default=4000, help="number of training pictures")
@@ -160,15 +162,9 @@ def main() -> None:
     parser.add_argument(
         "--sidecars", action="store_true", help="captions in x.txt beside x.png too"
     )
-    arguments = parser.parse_args()
-    write_dataset(
-        arguments.output,
-        arguments.num,
-        arguments.seed,
-        arguments.num_prompts,
-        arguments.sidecars,
-    )
+    args = parser.parse_args(arguments)
+    return exit_status(lambda: write_dataset(**vars(args)), "the pictures are not all there")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -82,7 +82,7 @@ class SDXLLearner(Learner):
 
 
 def with_quant_convs(vae: AutoencoderKL) -> AutoencoderKL:
-    """The same autoencoder in SDXL's form: 1x1 convolutions about the latent, and no shift.
+    """The common autoencoder in SDXL's form: 1x1 convolutions about the latent, and no shift.
 
     SDXL scales its latents but does not shift them; the convolutions subtract the shift and add it
     again, exactly.

@@ -61,7 +61,7 @@ def new_clip_tokenizer(length: int = CLIP_LENGTH) -> CLIPTokenizer:
 
 
 def new_second_clip_tokenizer(length: int) -> CLIPTokenizer:
-    """The same, padded with "!" (id 0), as the second tokenizer of SDXL and SD3.5."""
+    """A CLIP tokenizer padded with "!" (id 0), as the second one of SDXL and SD3.5 is."""
     vocabulary, merges = byte_pair_vocabulary(CAPTION_WORDS, first=("!",))
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length, pad_token="!")
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from senseflow.common.files import only_writer
 from senseflow.common.signals import StopRequest
 from senseflow.tiny.ablate import __main__ as ablate
 from senseflow.tiny.ablate import run as ablation
@@ -266,9 +267,9 @@ def test_wrong_flags_are_said_in_one_line(tmp_path, capsys):
 
 def test_two_commands_do_not_work_in_one_folder(done, capsys):
     file, output = done
-    with ablation.alone(output / "lock"):
+    with only_writer(output):
         assert ablate.main(["--study", str(file), "--output", str(output)]) == 2
-    assert f"another command is at work in {output}" in capsys.readouterr().err
+    assert f"--output {output} is being written by another process" in capsys.readouterr().err
     assert ablate.main(["--study", str(file), "--output", str(output)]) == 0
 
 

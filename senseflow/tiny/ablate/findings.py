@@ -12,7 +12,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter, MaxNLocator
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from senseflow.common.files import write_whole
 from senseflow.common.pictures import save_whole
@@ -20,10 +20,7 @@ from senseflow.common.templates import markdown_table
 from senseflow.tiny.ablate.study import Place, Study, Trial
 from senseflow.tiny.ablate.trial import CURVE_STEPS, NUM_STEPS, STRIP, teacher_rows
 from senseflow.tiny.families import TEACHER_STEPS
-from senseflow.tiny.pictures import SIZE
-
-ZOOM = 2
-LABEL_PIXELS = 210
+from senseflow.tiny.measure import labelled_rows
 
 
 @dataclass(frozen=True)
@@ -205,19 +202,10 @@ def draw_panel(findings: Findings, name: str, teacher: str, axis: Axes) -> None:
 def draw_pictures(findings: Findings, name: str, file: Path) -> bool:
     """The first seed's students and the teacher, the same prompts and noise, a line each."""
     strips = [(label, strip) for label, strip in strips_of(findings, name) if strip.is_file()]
-    if not strips:
-        return False
-    lines = [(label, Image.open(strip).convert("RGB")) for label, strip in strips]
-    side = SIZE * ZOOM + 4
-    width = LABEL_PIXELS + max(strip.width for _, strip in lines) * ZOOM
-    canvas = Image.new("RGB", (width, side * len(lines)), "white")
-    pen = ImageDraw.Draw(canvas)
-    for number, (label, strip) in enumerate(lines):
-        pen.text((6, number * side + side // 2 - 8), label, fill="black", font_size=12)
-        enlarged = strip.resize((strip.width * ZOOM, SIZE * ZOOM), Image.Resampling.NEAREST)
-        canvas.paste(enlarged, (LABEL_PIXELS, number * side))
-    save_whole(canvas, file)
-    return True
+    if strips:
+        rows = [(label, [Image.open(strip).convert("RGB")]) for label, strip in strips]
+        save_whole(labelled_rows(rows), file)
+    return bool(strips)
 
 
 def strips_of(findings: Findings, name: str) -> list[tuple[str, Path]]:

@@ -1,6 +1,5 @@
 """Runs the trials of a study in worker processes, a thread each, and reports what they found."""
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -18,7 +17,7 @@ from types import FrameType
 import torch
 from tqdm import tqdm
 
-from senseflow.common.files import require_writable, write_whole
+from senseflow.common.files import only_writer, require_writable, write_whole
 from senseflow.common.pictures import save_whole
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.signals import StopRequest
@@ -97,12 +96,12 @@ class Ablation:
         """Everything that has no result yet; raises ValueError when a trial fails."""
         quiet_libraries()
         self.output.mkdir(parents=True, exist_ok=True)
-        with alone(self.output / "lock"):
-            self.run_alone(num_workers)
+        with only_writer(self.output):
+            self.run_pending(num_workers)
             self.tidy()
 
-    def run_alone(self, num_workers: int) -> None:
-        """The same, with the output to itself."""
+    def run_pending(self, num_workers: int) -> None:
+        """Data, teachers and trials that are not there yet, with the output to itself."""
         began = time.monotonic()
         data = self.output / "data" / "data.json"
         if not data.is_file():
@@ -179,17 +178,6 @@ def chain(trial: Trial) -> Iterator[Trial]:
     yield trial
     if trial.after:
         yield from chain(trial.after)
-
-
-@contextmanager
-def alone(file: Path) -> Iterator[None]:
-    """Raise ValueError while another process is in this block; the end of a process ends it."""
-    with file.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another command is at work in {file.parent}") from None
-        yield
 
 
 @contextmanager

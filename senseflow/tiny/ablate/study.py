@@ -122,7 +122,7 @@ def load_study(file: Path) -> Study:
 
 
 def quick(study: Study) -> Study:
-    """The same with a teacher per table, two seeds and a few pictures, to see that it runs."""
+    """A study with a teacher per table, two seeds and a few pictures, to see that it runs."""
     tables = {
         name: dataclasses.replace(table, teachers=table.teachers[:1])
         for name, table in study.tables.items()

@@ -208,7 +208,7 @@ def students_of(run: Path, config: Config) -> dict[int, Path]:
 
 
 def figures(run: Path, config: Config) -> dict[str, float]:
-    """Of the run's statistics over its last half: the IDA gap and the largest gradient norm."""
+    """The IDA gap and the largest gradient norm over the last half of a run."""
     file = run / "stats.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     late = [row for row in rows if row["iteration"] > config.train.iter_num / 2] or rows[-1:]
