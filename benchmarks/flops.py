@@ -33,6 +33,7 @@ from senseflow.distill.algorithm import draw_turn, train_iteration
 from senseflow.distill.measures import Measures
 from senseflow.distill.state import Distillation, batch_on_device, frozen
 from senseflow.engine.build import prepare
+from senseflow.engine.inputs import read_run
 from senseflow.engine.loop import Run
 from senseflow.teachers.teacher import Conditioning
 
@@ -216,7 +217,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(args.config, args.overrides)
-        run = prepare(config, Path(folder), RECIPES[config.recipe].family)
+        run = prepare(read_run(config, RECIPES[config.recipe].family), Path(folder))
         text = as_markdown(table(run))
     print(text)
     if args.output:

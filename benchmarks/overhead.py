@@ -27,6 +27,7 @@ from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
 from senseflow.distill import algorithm as distill
 from senseflow.engine.build import prepare
+from senseflow.engine.inputs import read_run
 from senseflow.engine.loop import Run
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
@@ -109,7 +110,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(args.config, args.overrides)
-        run = prepare(config, Path(folder), RECIPES[config.recipe].family)
+        run = prepare(read_run(config, RECIPES[config.recipe].family), Path(folder))
         seconds, outside = measure(run, args.cycles)
     print(
         f"{config.recipe}, batch {config.train.batch_size}: {seconds:.3f} CPU s per iteration, "

@@ -36,7 +36,7 @@ from senseflow.distill import algorithm as distill
 from senseflow.distill.measures import STOPWATCH, Measures
 from senseflow.distill.state import Distillation
 from senseflow.engine.build import assemble, share
-from senseflow.plan.blank import Blank, BlankPrompts
+from senseflow.plan.blank import blank_inputs
 from senseflow.plan.costs import DENSE_TFLOPS, Costs, kinds_of
 from senseflow.plan.plan import Wanted, configure
 from senseflow.plan.rehearsal import Kind
@@ -116,15 +116,13 @@ def parts_of(args: argparse.Namespace, ranks: Ranks) -> tuple[Distillation, list
     with tempfile.TemporaryDirectory(prefix="senseflow_step_") as folder:
         wanted = Wanted(args.config, overrides, 1, ranks.world_size, data)
         config, _ = configure(recipe, wanted, Path(folder))
-        prompts = BlankPrompts.of(config, recipe.family) if data == "cached" else None
-        dim = prompts and prompts.text_dim
-        d = assemble(config, recipe.family, ranks, {}, prompts, dim)
+        inputs = blank_inputs(config, recipe.family, data)
+        d = assemble(inputs, ranks, {})
     teacher = d.teacher.base.network if isinstance(d.teacher, Role) else d.teacher
     for network in {teacher, d.generator.network, d.fake_score.network}:
         randomise(network)
-    see = config.adversarial.in_use == "vfm"
-    blank = Blank(config.train.resolution, d.adapter.latent_shape(), data, prompts, see)
-    return d, next(batches(blank, share(config, ranks), num_workers=0, pin_memory=False, start=1))
+    loader = batches(inputs.data, share(config, ranks), num_workers=0, pin_memory=False, start=1)
+    return d, next(loader)
 
 
 def report(d: Distillation, measured: dict[Kind, dict[str, Phase]], world_size: int) -> str:

@@ -9,6 +9,7 @@ from benchmarks.flops import as_markdown, count_pieces, table
 from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import prepare
+from senseflow.engine.inputs import read_run
 from senseflow.tiny.pictures import write_dataset
 
 CONFIGS = {
@@ -28,7 +29,7 @@ def run(request, tmp_path_factory):
     write_dataset(folder, num=8, seed=0, num_prompts=2)
     overrides = [f"paths.dataset={folder / 'data.json'}", "train.batch_size=2"]
     config = load_config(CONFIGS[request.param], overrides)
-    return prepare(config, folder / "run", RECIPES[request.param].family)
+    return prepare(read_run(config, RECIPES[request.param].family), folder / "run")
 
 
 def test_every_kind_of_iteration_does_the_least_work(run):

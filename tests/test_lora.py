@@ -17,8 +17,9 @@ from senseflow.config.recipes import RECIPES
 from senseflow.distill.algorithm import train_iteration
 from senseflow.distill.measures import Measures
 from senseflow.distill.state import denoise, denoise_guided, times
+from senseflow.engine.build import check_networks
 from senseflow.engine.export import LORA_FILE
-from senseflow.engine.inputs import check
+from senseflow.engine.inputs import read_run
 from senseflow.engine.loop import Run
 from senseflow.export import __main__ as export_command
 from senseflow.extract_lora import __main__ as extract_lora
@@ -40,7 +41,7 @@ def configure(data: Path, *overrides: str, recipe: str = "flux_senseflow") -> Co
 
 
 def begin(config: Config, folder: Path) -> Run:
-    check(config, RECIPES[config.recipe].family)
+    check_networks(read_run(config, RECIPES[config.recipe].family))
     return short_runs.begin(config, folder)
 
 
@@ -245,7 +246,7 @@ def test_extraction_at_full_rank_is_the_student(data, tmp_path, caplog):
 def test_what_does_not_fit_is_said_before_anything_is_loaded(data, overrides, said):
     with pytest.raises(ValueError, match=said):
         config = configure(data, *LORA, *overrides)
-        check(config, RECIPES[config.recipe].family)
+        check_networks(read_run(config, RECIPES[config.recipe].family))
 
 
 def test_a_run_goes_on_from_another_loras_adapters(data, trained, tmp_path):
@@ -262,9 +263,9 @@ def test_a_run_goes_on_from_another_loras_adapters(data, trained, tmp_path):
     family = RECIPES["flux_senseflow"].family
     for other in ("lora.alpha=4", "lora.train=AB"):
         with pytest.raises(ValueError, match=r"its lora\.train or its scale"):
-            check(configure(data, *LORA, *ALONE, initial, other), family)
+            check_networks(read_run(configure(data, *LORA, *ALONE, initial, other), family))
     with pytest.raises(ValueError, match="of another shape"):
-        check(configure(data, *ALONE, initial, "lora.rank=8"), family)
+        check_networks(read_run(configure(data, *ALONE, initial, "lora.rank=8"), family))
 
 
 def test_the_recipe_for_one_gpu_is_the_published_one_but_for_lora():

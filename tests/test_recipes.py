@@ -14,7 +14,8 @@ from python import PYTHON
 
 from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
-from senseflow.engine.inputs import check
+from senseflow.engine.build import check_networks
+from senseflow.engine.inputs import read_run
 from senseflow.tiny.pictures import write_dataset
 
 SHORT = [
@@ -165,4 +166,4 @@ def test_bad_input_is_found_before_anything_is_loaded(name, override, message, i
     data = latents if "sdxl" in name else images
     config = load_config(f"configs/{TINY[name][1]}", [f"paths.dataset={data}", override])
     with pytest.raises(ValueError, match=message):
-        check(config, RECIPES[name].family)
+        check_networks(read_run(config, RECIPES[name].family))

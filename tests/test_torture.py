@@ -25,7 +25,6 @@ from torture_worker import (
     EXPORT,
     GENERATOR,
     IDA,
-    IMPORTS,
     LAUNCHER,
     PHASES,
     RESUME,
@@ -111,22 +110,21 @@ class Life:
             time.sleep(0.002)
         return False
 
-    def processes(self) -> Iterator[tuple[psutil.Process, str | None]]:
-        """All that live of this run, and the rank of each."""
+    def processes(self) -> Iterator[psutil.Process]:
+        """All that live of this run."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                variables = process.environ()
-                if variables.get(WATCHED) == str(self.watched):
-                    yield process, variables.get("RANK")
+                if process.environ().get(WATCHED) == str(self.watched):
+                    yield process
 
     def kill(self, aim: str | None, rank: int) -> Kill:
         """kill -9 of this rank, or of the launcher where there is none yet; waits for the end."""
-        victims = [process for process, name in self.processes() if name == str(rank)]
         post, before = self.posts[rank], newest(self.folder)
+        victims = [process for process in self.processes() if process.pid == post["pid"]]
         with contextlib.suppress(psutil.NoSuchProcess):  # it may just have finished
             (victims[0] if victims else self.launcher).kill()
         killed = time.monotonic()
-        phase = (post.phase if post["pid"] else IMPORTS) if victims else LAUNCHER
+        phase = post.phase if victims else LAUNCHER
         saved = max(post["saved"] for post in self.posts)
         kill = Kill(aim, rank if victims else None, phase, post["iteration"], saved, before)
         with contextlib.suppress(psutil.TimeoutExpired):
@@ -138,7 +136,7 @@ class Life:
 
     def clear(self) -> list[str]:
         """End what is left of the run, and tell what that was."""
-        left = [process for process, _ in self.processes()]
+        left = list(self.processes())
         names = [" ".join(process.cmdline()) for process in left]
         for process in left:
             process.kill()

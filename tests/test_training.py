@@ -19,7 +19,8 @@ from training_runs import full_state, rows, timeless_rows
 
 from senseflow.config.config import load_config
 from senseflow.config.load import check_split
-from senseflow.engine.inputs import check
+from senseflow.engine.build import check_networks
+from senseflow.engine.inputs import read_run
 from senseflow.launch.launch import check_devices
 from senseflow.teachers.flux.family import FLUX
 from senseflow.tiny.pictures import write_dataset
@@ -175,7 +176,7 @@ def test_bad_input_through_the_script_is_one_line(data, tmp_path):
 def test_bad_paths_are_found_before_anything_is_loaded(data, override, message):
     config = load_config(CONFIG, [f"paths.dataset={data}", override])
     with pytest.raises(ValueError, match=message):
-        check(config, FLUX)
+        check_networks(read_run(config, FLUX))
 
 
 def test_batch_must_divide_over_processes_and_micro_batches():

@@ -42,9 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         # first, "is initialized randomly"
         logging.basicConfig(level=logging.ERROR, format="%(message)s")
         logging.getLogger("senseflow").setLevel(logging.INFO)
-        from senseflow.cache.run import run  # torch and diffusers, seconds
+        from senseflow.cache.run import Wanted, run  # torch and diffusers, seconds
 
-        run(args)
+        run(Wanted(**vars(args)))
 
     return exit_status(work, "finished files are kept, the same command goes on from them")
 

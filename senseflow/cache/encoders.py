@@ -16,16 +16,15 @@ from diffusers import ModelMixin
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from senseflow.config.config import Config, PathsConfig
+from senseflow.config.config import PathsConfig
 from senseflow.data.cache_index import Field, key_of
-from senseflow.data.items import Item, Position, Samples, UnreadableItem
+from senseflow.data.items import Item, Position, UnreadableItem
 from senseflow.data.json_images import JsonImages
 from senseflow.distill.vfm_features import PromptEncoder
 from senseflow.engine.adversary import load_clip
-from senseflow.engine.inputs import teacher_settings
+from senseflow.engine.inputs import Inputs, Setup
 from senseflow.engine.parallel import fill_shards
 from senseflow.teachers.encoded import Posterior
-from senseflow.teachers.family import Family
 from senseflow.teachers.folder import TeacherSettings
 from senseflow.weights.meta import NetworkSource
 
@@ -38,16 +37,18 @@ Encode = Callable[[list[str]], Iterator[Row]]  # of these keys, in their order
 # ------------------------------------------------------------------- the fields, without weights
 
 
-def fields_of(name: str, config: Config, family: Family) -> dict[str, Field]:
+def fields_of(name: str, setup: Setup) -> dict[str, Field]:
     """Shapes and dtypes of a part's rows."""
-    settings = teacher_settings(config)
+    settings = setup.settings
     if name == "prompts":
-        adapter = family.load_adapter(settings, torch.device("meta"), lambda source: source.network)
+        adapter = setup.family.load_adapter(
+            settings, torch.device("meta"), lambda source: source.network
+        )
         cond = adapter.encode_prompts([""])
         return {key: Field.of(value[0]) for key, value in cond.tensors.items()}
     if name == "clip":
-        return {"text": Field((clip_dim(config.paths),), "float32")}
-    latent = Field(family.posterior_shape(settings), "float32")
+        return {"text": Field((clip_dim(setup.config.paths),), "float32")}
+    latent = Field(setup.family.posterior_shape(settings), "float32")
     return {"mean": latent, "std": latent, "readable": Field((), "float32")}
 
 
@@ -60,11 +61,9 @@ def clip_dim(paths: PathsConfig) -> int:
 # ----------------------------------------------------------------------------------- with weights
 
 
-def open_encoder(
-    name: str, config: Config, family: Family, data: Samples, device: torch.device
-) -> Encode:
+def open_encoder(name: str, inputs: Inputs, device: torch.device) -> Encode:
     """Load what a part needs; raises ValueError or OSError when it cannot be read."""
-    settings = teacher_settings(config)
+    config, family, settings, data = inputs.config, inputs.family, inputs.settings, inputs.data
     if name == "latents":
         assert isinstance(data, JsonImages)
         kind = family.networks().adapter

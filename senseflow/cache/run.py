@@ -1,10 +1,9 @@
 """The work of python -m senseflow.cache, from its arguments to its files."""
 
-import argparse
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,53 +16,63 @@ from senseflow.cache.index import Job, plan_cache, size
 from senseflow.common.devices import find_device
 from senseflow.common.files import PARTIAL
 from senseflow.common.quiet import quiet_libraries
-from senseflow.config.config import Config, load_config
+from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
 from senseflow.data.cache_index import Part, Shard
-from senseflow.data.items import Samples
 from senseflow.data.json_images import JsonImages
+from senseflow.engine.build import check_teacher
 from senseflow.engine.caches import facts_of, versions, wanted_keys
 from senseflow.engine.disk import sync
-from senseflow.engine.inputs import check_teacher, check_vfm_paths, read_data, teacher_settings
+from senseflow.engine.inputs import Inputs, check_vfm_paths, read_inputs
 from senseflow.engine.share import Share
-from senseflow.teachers.family import Family
 from senseflow.weights.safetensors_writer import write_safetensors
 
 logger = logging.getLogger("senseflow")
 
 
-def run(args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Wanted:
+    """Which cache, of what: the flags."""
+
+    config: Path
+    overrides: list[str]
+    output: Path
+    prompts: bool  # alone
+    latents: bool  # alone
+    shard_rows: int | None  # of a file; None: by its size
+
+
+def run(wanted: Wanted) -> None:
     """Raises ValueError for wrong input, OSError for what cannot be read or written."""
     quiet_libraries()
-    config = load_config(args.config, args.overrides)
+    config = load_config(wanted.config, wanted.overrides)
     config = replace(config, paths=replace(config.paths, cache=None))
-    family = RECIPES[config.recipe].family
-    known = check_teacher(config, family)
+    inputs = read_inputs(config, RECIPES[config.recipe].family)
     if config.adversarial.in_use == "vfm":
-        check_vfm_paths(config.paths, known)
-    data = read_data(config, teacher_settings(config))
-    names = parts_of(args.prompts, args.latents, config, data)
+        check_vfm_paths(config.paths, inputs.cache)
+    check_teacher(inputs)
+    names = parts_of(wanted.prompts, wanted.latents, inputs)
     share = Share.of_torchrun()
     if not share.is_main:
         logger.setLevel(logging.WARNING)
-    jobs = share.of_main(lambda: plan(args, names, config, family, data))
-    announce(jobs, args.output)
+    jobs = share.of_main(lambda: plan(wanted, names, inputs))
+    announce(jobs, wanted.output)
     unreadable = 0
     for job in jobs:
-        unreadable += make(job, args.output, config, family, data, share)
+        unreadable += make(job, wanted.output, inputs, share)
     if share.is_main:
-        report(args.output, jobs, unreadable)
+        report(wanted.output, jobs, unreadable)
 
 
-def parts_of(prompts: bool, latents: bool, config: Config, data: Samples) -> list[str]:
+def parts_of(prompts: bool, latents: bool, inputs: Inputs) -> list[str]:
     """The parts to make: those asked for, by default all there are; raises ValueError for latents
     that cannot be cached."""
-    names = []
+    config, names = inputs.config, []
     if prompts or not latents:
         names += ["prompts", "clip"] if config.adversarial.in_use == "vfm" else ["prompts"]
     if not latents and prompts:
         return names
-    if not isinstance(data, JsonImages):
+    if not isinstance(inputs.data, JsonImages):
         if latents:
             raise ValueError(
                 f"--latents: {config.paths.dataset} holds latents already, which need no cache"
@@ -78,20 +87,15 @@ def parts_of(prompts: bool, latents: bool, config: Config, data: Samples) -> lis
     return [*names, "latents"]
 
 
-def plan(
-    args: argparse.Namespace,
-    names: list[str],
-    config: Config,
-    family: Family,
-    data: Samples,
-) -> list[Job]:
+def plan(wanted: Wanted, names: list[str], inputs: Inputs) -> list[Job]:
     """What there is to do, by the index that it writes."""
+    config, family = inputs.config, inputs.family
     fresh = {
-        name: Part(facts_of(name, config, family), versions(), fields_of(name, config, family))
+        name: Part(facts_of(name, config, family), versions(), fields_of(name, inputs))
         for name in names
     }
-    wanted = {name: wanted_keys(name, config, family, data) for name in names}
-    return plan_cache(args.output, fresh, wanted, args.shard_rows)
+    keys = {name: wanted_keys(name, family, inputs.data) for name in names}
+    return plan_cache(wanted.output, fresh, keys, wanted.shard_rows)
 
 
 def announce(jobs: list[Job], folder: Path) -> None:
@@ -101,9 +105,7 @@ def announce(jobs: list[Job], folder: Path) -> None:
     logger.info("in all %s to write to %s", size(sum(job.num_bytes for job in jobs)), folder)
 
 
-def make(
-    job: Job, folder: Path, config: Config, family: Family, data: Samples, share: Share
-) -> int:
+def make(job: Job, folder: Path, inputs: Inputs, share: Share) -> int:
     """Make the files of one part, each rank its own; returns how many images cannot be read.
 
     The ranks wait for each other after every file, so that an error of one ends all at once.
@@ -111,7 +113,7 @@ def make(
     if not job.todo:
         return 0
     device = find_device(None)
-    encode = share.agreed(lambda: open_encoder(job.name, config, family, data, device))
+    encode = share.agreed(lambda: open_encoder(job.name, inputs, device))
     mine, unreadable = share.mine(job.todo), 0
     bar = tqdm(total=sum(map(len, mine)), unit=" rows", desc=job.name, disable=not share.is_main)
     with bar:
@@ -119,7 +121,7 @@ def make(
             own = mine[number : number + 1]
             found = share.agreed(partial(write_all, folder, job.part, own, encode, bar))
             unreadable += sum(share.gather(found))
-            share.agreed(partial(require_few, unreadable, config.data.max_unreadable))
+            share.agreed(partial(require_few, unreadable, inputs.config.data.max_unreadable))
     return unreadable
 
 

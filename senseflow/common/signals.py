@@ -1,8 +1,8 @@
 """How a run is asked to save and stop: by a signal or by its time limit, at any moment.
 
 The launcher blocks STOP_SIGNALS in its main thread, and what is blocked is inherited by the
-processes it starts: a signal that reaches a worker while it still imports its libraries waits until
-`StopRequest` takes it up. Nothing is lost, and nothing dies of it.
+processes it starts: a signal that reaches a worker at its very start waits until `StopRequest`
+takes it up. Nothing is lost, and nothing dies of it.
 """
 
 import atexit
@@ -41,6 +41,7 @@ class StopRequest:
         self.started = float(now) if started is None else started
         self.received: str | None = None
         self.launcher = os.getppid() if STARTED in os.environ else None
+        signal.set_wakeup_fd(-1)  # a fork of the launcher has the launcher's: see Forwarder
         for number in STOP_SIGNALS:
             signal.signal(number, self._receive)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
@@ -53,13 +54,29 @@ class StopRequest:
     def reason(self) -> str | None:
         """Such as "SIGTERM" or "time limit of 24 h"; None while the run is to go on."""
         limit = self.time_limit_s
+        if self.orphaned:  # of which torchrun's processes hear by SIGINT
+            return "the end of its launcher"
         if self.received:
             return self.received
         if limit is not None and time.monotonic() - self.started >= limit:
             return f"time limit of {limit / 3600:.4g} h"
-        if self.launcher is not None and os.getppid() != self.launcher:
-            return "the end of its launcher"
         return None
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the launcher is gone."""
+        return self.launcher is not None and os.getppid() != self.launcher
+
+    def finish(self) -> None:
+        """The work is done, and a rank waits for the others to be told so by the launcher: it ends
+        where there is none to do that."""
+
+        def hear(number: int, frame: FrameType | None) -> None:
+            if self.orphaned:
+                os._exit(0)
+
+        signal.signal(signal.SIGINT, hear)
+        hear(signal.SIGINT, None)
 
 
 class Forwarder(threading.Thread):

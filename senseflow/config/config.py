@@ -18,8 +18,7 @@ from senseflow.common.fields import check_range
 from senseflow.common.files import write_whole
 from senseflow.config.recipes import require_recipe
 from senseflow.config.strict_yaml import Removed, read_strictly
-from senseflow.core.anchors import TimeLaw
-from senseflow.core.isg import IsgLoss
+from senseflow.core.names import IsgLoss, TimeLaw
 
 Range = tuple[float, float]
 

@@ -5,12 +5,11 @@ All times are on the path's clock, in thousandths (see `senseflow.core.path`).
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-TimeLaw = Literal["uniform", "logit_normal"]
+from senseflow.core.names import TimeLaw
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
 """Intra-segment guidance (ISG): the loss between two ways down a segment (SenseFlow Eq. 12), and
 the teacher's error xi(t) with which the paper motivates it."""
 
-from typing import Literal
-
 from torch import Tensor
 
-IsgLoss = Literal["charbonnier", "l2"]
+from senseflow.core.names import IsgLoss
 
 CHARBONNIER_EPS = 1e-3  # of the released recipes
 

@@ -14,7 +14,7 @@ from senseflow.data.cache_index import KEY_DTYPE, Part, key_of
 from senseflow.data.items import Item, Position, Samples, UnreadableItem, first_readable
 from senseflow.data.json_images import JsonImages
 from senseflow.data.latents_lmdb import LatentsLmdb
-from senseflow.teachers.encoded import Conditioning, Encoded, Posterior
+from senseflow.teachers.encoded import Conditioning, Encoded, KnownPrompts, Posterior
 
 
 class Rows:
@@ -72,19 +72,16 @@ class StoredPrompts:
 class Cache:
     """What a run reads in place of its encoders' work; None: that is computed."""
 
-    prompts: StoredPrompts | None = None
+    prompts: KnownPrompts | None = None
     clip: Rows | None = None
     latents: Rows | None = None
+    text_dim: int | None = None  # the length of the discriminator's features of prompts
 
     @property
     def known(self) -> list[str]:
         """The names of its parts; equal on all ranks of a run."""
-        return [name for name, rows in vars(self).items() if rows is not None]
-
-    @property
-    def text_dim(self) -> int | None:
-        """The length of the discriminator's features of prompts."""
-        return None if self.clip is None else self.clip.fields["text"].shape[0]
+        parts = {"prompts": self.prompts, "clip": self.clip, "latents": self.latents}
+        return [name for name, part in parts.items() if part is not None]
 
     def samples(self, dataset: Samples, see_images: bool) -> Samples:
         """The data set with what is known of its samples.

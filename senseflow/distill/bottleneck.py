@@ -7,13 +7,15 @@ loss trains the encoder half of the fake score too (DMD2, Section 4.3).
 from collections.abc import Callable
 from functools import partial
 from types import MethodType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from senseflow.weights.meta import seeded
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 
 class ClassifierHead(nn.Module):
@@ -55,7 +57,7 @@ def require_head(bottleneck: tuple[int, int, int], downsamplings: int, norm_grou
         )
 
 
-def add_encoder_pass(unet: UNet2DConditionModel) -> None:
+def add_encoder_pass(unet: "UNet2DConditionModel") -> None:
     """Give a UNet, sharded or not, the method `encode`.
 
     The pass ends in the mid-block, so a sharded mid-block gathers no weights ahead: those of the up
@@ -71,7 +73,7 @@ def add_encoder_pass(unet: UNet2DConditionModel) -> None:
 
 
 def encode(
-    unet: UNet2DConditionModel,
+    unet: "UNet2DConditionModel",
     sample: Tensor,
     timestep: Tensor,
     encoder_hidden_states: Tensor,

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from senseflow.config.config import Config
-from senseflow.core.anchors import Anchors, TimeLaw, draw_range, draw_time
+from senseflow.core.anchors import Anchors, draw_range, draw_time
 from senseflow.core.draws import Draws
+from senseflow.core.names import TimeLaw
 from senseflow.core.path import Denoised
 from senseflow.data.sampler import Batch
 from senseflow.distill.measures import Measures

@@ -21,10 +21,9 @@ from senseflow.engine.initial import (
     Initial,
     reader,
 )
-from senseflow.engine.inputs import bottleneck_of, torch_dtype
+from senseflow.engine.inputs import Inputs, bottleneck_of, torch_dtype
 from senseflow.engine.parallel import fill_shards, shard
 from senseflow.optim.trained import Trained
-from senseflow.teachers.family import Family
 from senseflow.teachers.teacher import Adapter
 from senseflow.weights.lora import Role
 from senseflow.weights.meta import in_turn
@@ -32,22 +31,17 @@ from senseflow.weights.stored import Stored
 
 
 def build_discriminator(
-    config: Config,
-    family: Family,
-    adapter: Adapter,
-    fake_score: nn.Module,
-    ranks: Ranks,
-    initial: Initial,
-    text_dim: int | None = None,
+    inputs: Inputs, adapter: Adapter, fake_score: nn.Module, ranks: Ranks, initial: Initial
 ) -> Discriminator | None:
     """The adversary of the configuration, its heads sharded; None when it has none.
 
-    text_dim: of the prompts' features where a cache knows them, so that CLIP is not loaded.
+    CLIP is not loaded where a cache knows what it says of prompts.
     """
+    config = inputs.config
     if config.adversarial.in_use == "vfm":
-        return build_vfm(config, ranks, initial, text_dim)
+        return build_vfm(config, ranks, initial, inputs.cache.text_dim)
     if config.adversarial.in_use == "bottleneck":
-        shape = bottleneck_of(config, family)
+        shape = bottleneck_of(inputs)
         return build_bottleneck(config, shape, adapter, fake_score, ranks, initial)
     return None
 

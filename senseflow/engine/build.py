@@ -16,26 +16,27 @@ from senseflow.data.sampler import Share, batches
 from senseflow.distill.state import Distillation
 from senseflow.engine.adversary import build_discriminator
 from senseflow.engine.agreement import require_equal
-from senseflow.engine.caches import read_cache
 from senseflow.engine.checkpoint_folders import complete_checkpoints
 from senseflow.engine.disk import HostGroup, share_folder
 from senseflow.engine.export import Layout, StudentExport
 from senseflow.engine.initial import (
+    Choose,
     Initial,
     begun_with,
+    identity,
     newest,
     newest_undamaged,
+    open_initial,
 )
 from senseflow.engine.inputs import (
-    check_times,
-    initial_of,
-    read_data,
-    teacher_settings,
+    Inputs,
+    Setup,
+    check_offload,
     torch_dtype,
     what_is_shared,
 )
 from senseflow.engine.loop import Run
-from senseflow.engine.lora import build_roles, lora_layout
+from senseflow.engine.lora import build_roles, check_lora, lora_layout
 from senseflow.engine.parallel import (
     compile_forward,
     fill_shards,
@@ -45,11 +46,8 @@ from senseflow.engine.parallel import (
 )
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
-from senseflow.teachers.encoded import KnownPrompts
-from senseflow.teachers.family import Family
 from senseflow.teachers.teacher import Adapter
 from senseflow.weights.card import StudentCard
-from senseflow.weights.fingerprint import base_fingerprint
 from senseflow.weights.meta import NetworkSource
 
 logger = logging.getLogger(__name__)
@@ -71,87 +69,91 @@ class Teacher:
         return self.ranks.device
 
 
-def prepare_teacher(config: Config, family: Family) -> Teacher:
+def prepare_teacher(inputs: Inputs) -> Teacher:
     """The teacher of a run alone, sharded as in training."""
     join_group()
-    settings = teacher_settings(config)
-    dataset = read_data(config, settings)
-    cache = read_cache(config, family, dataset)
-    require_equal(what_is_shared(config, family, dataset, cache))
+    require_equal(what_is_shared(inputs))
+    config, family, settings = inputs.config, inputs.family, inputs.settings
     ranks = start_ranks(config.parallel.replicas)
     build = partial(build_network, config=config, ranks=ranks)
     return Teacher(
-        adapter=family.load_adapter(settings, ranks.device, build, cache.prompts),
-        anchors=family.anchors(settings, config.anchors.times),
+        adapter=family.load_adapter(settings, ranks.device, build, inputs.cache.prompts),
+        anchors=inputs.anchors,
         teacher=build(family.teacher(settings)),
-        dataset=cache.samples(dataset, see_images=False),
+        dataset=inputs.cache.samples(inputs.data, see_images=False),
         ranks=ranks,
     )
 
 
-def prepare(config: Config, folder: Path, family: Family) -> Run:
+def prepare(inputs: Inputs, folder: Path) -> Run:
     """Every part of the run, sharded and on its device."""
-    join_group()
-    settings = teacher_settings(config)
-    dataset = read_data(config, settings)
-    cache = read_cache(config, family, dataset)
-    require_equal(what_is_shared(config, family, dataset, cache))
+    config, cache = inputs.config, inputs.cache
+    device = join_group()
+    check_offload(config.parallel.offload, torch.cuda.device_count())
+    begins_with = identity(Path(config.paths.initial)) if config.paths.initial else None
+    require_equal(what_is_shared(inputs) | {"paths.initial": begins_with})
     ranks = start_ranks(config.parallel.replicas)
     host = HostGroup(ranks)
     share_folder(folder, host)
     if cache.known:
         logger.info("from paths.cache %s: %s", config.paths.cache, ", ".join(cache.known))
-    initial = choose_initial(config, folder, host)
-    parts = assemble(config, family, ranks, initial, cache.prompts, cache.text_dim)
-    on_gpu = ranks.device.type == "cuda"
-    samples = cache.samples(dataset, see_images=config.adversarial.in_use == "vfm")
+    parts = assemble(inputs, ranks, choose_initial(config, folder, host))
+    samples = cache.samples(inputs.data, see_images=config.adversarial.in_use == "vfm")
+    on_gpu = device.type == "cuda"
     data = partial(batches, samples, share(config, ranks), config.data.num_workers, on_gpu)
-    return Run(config, parts, ranks, data, export(config, family, config.precision.compute), folder)
+    return Run(config, parts, ranks, data, export(inputs, config.precision.compute), folder)
 
 
-def assemble(
-    config: Config,
-    family: Family,
-    ranks: Ranks,
-    initial: Initial,
-    known: KnownPrompts | None,
-    text_dim: int | None,
-) -> Distillation:
+def check_teacher(inputs: Inputs) -> None:
+    """Raise ValueError where the weights of the teacher or of its text encoders do not fit their
+    configs; none is loaded."""
+    settings = inputs.settings
+    inputs.family.teacher(settings)
+    if inputs.cache.prompts is None:
+        inputs.family.text_encoders(settings)
+
+
+def check_networks(inputs: Inputs) -> None:
+    """Raise ValueError where the weights a run begins with do not fit; none is loaded."""
+    check_teacher(inputs)
+    settings, initial = inputs.settings, initial_of(inputs.config)
+    if settings.lora:
+        check_lora(inputs, settings.lora, initial)
+    else:
+        begun_with(initial, "generator", inputs.family.student(settings))
+
+
+def assemble(inputs: Inputs, ranks: Ranks, initial: Initial) -> Distillation:
     """The networks of a run, sharded and on their device, with their optimizers.
 
-    known, text_dim: encoded prompts and the length of the discriminator's features of them, with
-    which no text encoder is loaded.
+    No text encoder is loaded where the inputs' cache knows what they say.
     """
-    settings = teacher_settings(config)
+    config, known = inputs.config, inputs.cache
     build = partial(build_network, config=config, ranks=ranks)
-    adapter = family.load_adapter(settings, ranks.device, build, known)
+    adapter = inputs.family.load_adapter(inputs.settings, ranks.device, build, known.prompts)
     if config.parallel.activation_checkpointing:
         # On theta's turn L_adv goes back through the decoder, often the worst moment for memory.
         adapter.pipeline.vae.enable_gradient_checkpointing()
-    anchors = family.anchors(settings, config.anchors.times)
-    check_times(config, adapter.path, anchors)
     optimizer, compiled = config.optimizer, config.parallel.compile
-    teacher, generator, fake_score = build_networks(family, config, initial, ranks)
+    teacher, generator, fake_score = build_networks(inputs, initial, ranks)
     return Distillation(
         config=config,
         adapter=adapter,
-        anchors=anchors,
+        anchors=inputs.anchors,
         teacher=teacher,
         generator=Trained.build(generator, optimizer.lr, optimizer, compiled),
         fake_score=Trained.build(fake_score, optimizer.fake_score_lr, optimizer, compiled),
-        discriminator=build_discriminator(
-            config, family, adapter, fake_score, ranks, initial, text_dim
-        ),
+        discriminator=build_discriminator(inputs, adapter, fake_score, ranks, initial),
         device=ranks.device,
         ema=Ema.start(generator, config.ema.decay) if config.ema.decay else None,
     )
 
 
 def build_networks(
-    family: Family, config: Config, initial: Initial, ranks: Ranks
+    inputs: Inputs, initial: Initial, ranks: Ranks
 ) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Teacher, generator and fake score: three networks, or three roles of one (LoRA)."""
-    settings = teacher_settings(config)
+    config, family, settings = inputs.config, inputs.family, inputs.settings
     build = partial(build_network, config=config, ranks=ranks)
     if settings.lora:
         return build_roles(family, settings, settings.lora, initial, build)
@@ -208,6 +210,11 @@ def share(config: Config, ranks: Ranks) -> Share:
     )
 
 
+def initial_of(config: Config, choose: Choose = newest) -> Initial:
+    """What the run begins with in the teacher's place."""
+    return open_initial(Path(config.paths.initial), choose) if config.paths.initial else {}
+
+
 def choose_initial(config: Config, folder: Path, host: HostGroup) -> Initial:
     """What the run begins with, checked for damage unless it has a checkpoint of its own."""
     begins = not host.on_main(lambda: complete_checkpoints(folder / "checkpoints"))
@@ -217,19 +224,18 @@ def choose_initial(config: Config, folder: Path, host: HostGroup) -> Initial:
     return initial
 
 
-def export(config: Config, family: Family, dtype: Dtype) -> StudentExport:
+def export(setup: Setup, dtype: Dtype) -> StudentExport:
     """How the student becomes a diffusers folder, with a card of how it is to be sampled."""
-    settings, base = teacher_settings(config), Path(config.paths.pretrained_model)
-    anchors = family.anchors(settings, config.anchors.times)
+    family, settings, train = setup.family, setup.settings, setup.config.train
     card = StudentCard(
         family=family.name,
-        anchors=family.sampled_at(family.path(settings), anchors),
-        height=config.train.resolution[0],
-        width=config.train.resolution[1],
+        anchors=family.sampled_at(setup.path, setup.anchors),
+        height=train.resolution[0],
+        width=train.resolution[1],
         guidance=settings.guidance if settings.lora else None,
-        max_sequence_length=config.data.max_sequence_length,
-        base_name=base.name,
-        base_fingerprint=base_fingerprint(base / family.component),
+        max_sequence_length=settings.max_sequence_length,
+        base_name=settings.folder.name,
+        base_fingerprint=setup.fingerprint,
         iteration=0,
     )
     if settings.lora:

@@ -101,7 +101,7 @@ def settings_digest(folder: Path) -> str | None:
 # ------------------------------------------------------------------------------ what a run reads
 
 
-def wanted_keys(name: str, config: Config, family: Family, data: Samples) -> np.ndarray:
+def wanted_keys(name: str, family: Family, data: Samples) -> np.ndarray:
     """The keys (N,) of the rows that a data set needs of a part, each once."""
     if name == "latents":
         assert isinstance(data, JsonImages)
@@ -133,7 +133,9 @@ def read_cache(config: Config, family: Family, data: Samples) -> Cache:
         )
     rows = {name: checked(folder, name, part, config, family, data) for name, part in used.items()}
     prompts = StoredPrompts(rows["prompts"]) if "prompts" in rows else None
-    return Cache(prompts, rows.get("clip"), rows.get("latents"))
+    clip = rows.get("clip")
+    text_dim = None if clip is None else clip.fields["text"].shape[0]
+    return Cache(prompts, clip, rows.get("latents"), text_dim)
 
 
 def _is_used(name: str, parts: dict[str, Part], config: Config, data: Samples) -> bool:
@@ -151,7 +153,7 @@ def checked(
             f"paths.cache {folder} ({name}) is of another run: {'; '.join(differing)}. Make one in "
             f"another DIR: {COMMAND.format('DIR')}"
         )
-    rows, keys = Rows(folder, part), wanted_keys(name, config, family, data)
+    rows, keys = Rows(folder, part), wanted_keys(name, family, data)
     places = rows.places(keys)
     what = "images" if name == "latents" else "prompts"
     if num := int((places < 0).sum()):

@@ -1,12 +1,17 @@
-"""What a run reads besides its configuration, checked before a network is loaded."""
+"""What a run reads besides its configuration: opened once, checked, and not loaded.
+
+Launcher, process, cache, plan and xi(t) read it by the same functions, so that what one of them
+accepts the others do. Reads JSON, lists, shapes and fingerprints: torch, no diffusers.
+"""
 
 import dataclasses
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from senseflow.config.config import Config, Dtype, ParallelConfig, PathsConfig
+from senseflow.config.config import Config, Dtype, PathsConfig
 from senseflow.core.anchors import Anchors
 from senseflow.core.path import Path as NoisePath
 from senseflow.data.cached import Cache
@@ -15,58 +20,83 @@ from senseflow.data.items import Samples
 from senseflow.data.latents_lmdb import LatentsScaling
 from senseflow.distill.bottleneck import require_head
 from senseflow.engine.caches import read_cache, warn_of_versions
-from senseflow.engine.initial import (
-    Choose,
-    Initial,
-    begun_with,
-    identity,
-    newest,
-    open_initial,
-)
-from senseflow.engine.lora import check_lora
 from senseflow.teachers.family import Family
 from senseflow.teachers.folder import TeacherSettings, latent_shape
 from senseflow.weights.fingerprint import base_fingerprint
 from senseflow.weights.lora_settings import LoraSettings
 
 
-def check(config: Config, family: Family) -> None:
-    """What can be said about the input before any network is loaded; raises ValueError."""
-    check_offload(config.parallel)
-    cache = check_teacher(config, family)
-    if config.adversarial.in_use == "bottleneck":
-        bottleneck_of(config, family)
-    if config.adversarial.in_use == "vfm":
-        check_vfm_paths(config.paths, cache)
-    settings, initial = teacher_settings(config), initial_of(config)
-    if settings.lora:
-        check_lora(config, family, settings, initial)
-    else:
-        begun_with(initial, "generator", family.student(settings))
+@dataclass(frozen=True)
+class Setup:
+    """What a configuration says of its teacher and its student."""
+
+    config: Config
+    family: Family
+    settings: TeacherSettings
+    path: NoisePath
+    anchors: Anchors
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the teacher's weights."""
+        return base_fingerprint(self.settings.folder / self.family.component)
+
+    def with_data(self, data: Samples, cache: Cache) -> "Inputs":
+        """This setup, and what it is trained on."""
+        return Inputs(self.config, self.family, self.settings, self.path, self.anchors, data, cache)
 
 
-def check_teacher(config: Config, family: Family) -> Cache:
-    """What can be said about the teacher and the data before they are loaded; raises ValueError.
+@dataclass(frozen=True)
+class Inputs(Setup):
+    """What a run reads."""
 
-    Returns what a cache knows of the data.
-    """
+    data: Samples
+    cache: Cache  # what is known of the data without running an encoder
+
+
+def read_setup(config: Config, family: Family) -> Setup:
+    """Open the teacher's folder; raises ValueError for a configuration that does not fit it."""
     settings = teacher_settings(config)
     family.require(settings)
-    check_times(config, family.path(settings), family.anchors(settings, config.anchors.times))
-    family.teacher(settings)
-    cache = read_cache(config, family, read_data(config, settings))
+    path, anchors = family.path(settings), family.anchors(settings, config.anchors.times)
+    check_times(config, path, anchors)
+    return Setup(config, family, settings, path, anchors)
+
+
+def read_inputs(config: Config, family: Family) -> Inputs:
+    """Open teacher, data and cache; raises ValueError for what does not fit together."""
+    setup = read_setup(config, family)
+    data = open_dataset(
+        Path(config.paths.dataset),
+        config.train.resolution,
+        latent_shape(setup.settings),
+        crop=config.data.crop,
+        seed=config.train.seed,
+        max_unreadable=config.data.max_unreadable,
+        latents_scaling=partial(LatentsScaling.of_vae, setup.settings.folder / "vae"),
+        latents_scaled=config.data.latents_scaled,
+    )
+    cache = read_cache(config, family, data)
     warn_of_versions(config)
-    if cache.prompts is None:
-        family.text_encoders(settings)
-    return cache
+    return setup.with_data(data, cache)
 
 
-def check_offload(parallel: ParallelConfig) -> None:
+def read_run(config: Config, family: Family) -> Inputs:
+    """The inputs of training, which asks more of them than other commands; raises ValueError."""
+    inputs = read_inputs(config, family)
+    if config.adversarial.in_use == "bottleneck":
+        bottleneck_of(inputs)
+    if config.adversarial.in_use == "vfm":
+        check_vfm_paths(config.paths, inputs.cache)
+    return inputs
+
+
+def check_offload(offload: str, num_gpus: int) -> None:
     """Raise ValueError where shards are to be kept off a device that there is not."""
-    if parallel.offload != "none" and not torch.cuda.is_available():
+    if offload != "none" and num_gpus == 0:
         raise ValueError(
-            f"parallel.offload: {parallel.offload} needs a GPU whose memory it saves, and there is "
-            "none: use none"
+            f"parallel.offload: {offload} needs a GPU whose memory it saves, and there is none: "
+            "use none"
         )
 
 
@@ -91,8 +121,10 @@ def check_times(config: Config, path: NoisePath, anchors: Anchors) -> None:
 
 def check_vfm_paths(paths: PathsConfig, cache: Cache) -> None:
     """Raise ValueError for local folders and files of the VFM adversary that are not there."""
-    for key in ("dinov2", "clip") if cache.clip is None else ("dinov2",):
-        name, weights = getattr(paths, key), getattr(paths, f"{key}_weights")
+    named = [("dinov2", paths.dinov2, paths.dinov2_weights)]
+    if cache.clip is None:
+        named.append(("clip", paths.clip, paths.clip_weights))
+    for key, name, weights in named:
         folder = name.removeprefix("local-dir:")
         if folder != name and not Path(folder).is_dir():
             raise ValueError(f"paths.{key} {name}: there is no such folder")
@@ -100,48 +132,26 @@ def check_vfm_paths(paths: PathsConfig, cache: Cache) -> None:
             raise ValueError(f"paths.{key}_weights {weights} is not a file")
 
 
-def bottleneck_of(config: Config, family: Family) -> tuple[int, int, int]:
+def bottleneck_of(setup: Setup) -> tuple[int, int, int]:
     """(C, h, w) that DMD2's head reads; raises ValueError where it cannot."""
-    shape = family.bottleneck(teacher_settings(config))
+    shape, adversary = setup.family.bottleneck(setup.settings), setup.config.adversarial
     if shape is None:
-        raise ValueError(f"adversarial.kind bottleneck: a {family.name} network has none")
-    require_head(shape, config.adversarial.downsamplings, config.adversarial.norm_groups)
+        raise ValueError(f"adversarial.kind bottleneck: a {setup.family.name} network has none")
+    require_head(shape, adversary.downsamplings, adversary.norm_groups)
     return shape
 
 
-def what_is_shared(
-    config: Config, family: Family, dataset: Samples, cache: Cache
-) -> dict[str, object]:
+def what_is_shared(inputs: Inputs) -> dict[str, object]:
     """What every rank must hold alike; where it lies may differ from node to node."""
-    tree = dataclasses.asdict(config)
+    tree = dataclasses.asdict(inputs.config)
     del tree["paths"]
     return {
         "the configuration": tree,
-        "the data set": dataset.fingerprint(),
-        "the teacher": base_fingerprint(Path(config.paths.pretrained_model) / family.component),
-        "paths.initial": identity(Path(config.paths.initial)) if config.paths.initial else None,
-        "the parts of paths.cache": cache.known,
+        "the data set": inputs.data.fingerprint(),
+        "the teacher": inputs.fingerprint,
+        "the parts of paths.cache": inputs.cache.known,
         "torch": torch.__version__,
     }
-
-
-def read_data(config: Config, settings: TeacherSettings) -> Samples:
-    """The data set of a run; raises ValueError for latents that are not this teacher's."""
-    return open_dataset(
-        Path(config.paths.dataset),
-        config.train.resolution,
-        latent_shape(settings),
-        crop=config.data.crop,
-        seed=config.train.seed,
-        max_unreadable=config.data.max_unreadable,
-        latents_scaling=partial(LatentsScaling.of_vae, settings.folder / "vae"),
-        latents_scaled=config.data.latents_scaled,
-    )
-
-
-def initial_of(config: Config, choose: Choose = newest) -> Initial:
-    """What the run begins with in the teacher's place."""
-    return open_initial(Path(config.paths.initial), choose) if config.paths.initial else {}
 
 
 def teacher_settings(config: Config) -> TeacherSettings:

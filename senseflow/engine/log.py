@@ -4,8 +4,6 @@ import json
 import threading
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 from senseflow.common.files import write_whole
 from senseflow.engine.disk import writing
 
@@ -16,8 +14,12 @@ class Log:
     def __init__(self, folder: Path, tensorboard: bool) -> None:
         self.file = folder / "stats.jsonl"
         self.events = folder / "tensorboard"
-        with writing(self.events):
-            self.writer = SummaryWriter(str(self.events)) if tensorboard else None
+        self.writer = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # that of rank 0 alone
+
+            with writing(self.events):
+                self.writer = SummaryWriter(str(self.events))
         threading.excepthook = _unless_disk
 
     def rewind(self, iteration: int) -> None:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 
-from senseflow.config.config import Config, load_config
+from senseflow.config.config import load_config
 from senseflow.engine.export import LORA_FILE, Layout
 from senseflow.engine.initial import Initial, is_run
+from senseflow.engine.inputs import Inputs
 from senseflow.teachers.family import Family
 from senseflow.teachers.folder import TeacherSettings
 from senseflow.weights.lora import (
@@ -52,14 +53,13 @@ def lora_layout(
     return Layout(None, dtype, {LORA_FILE: tensors}, prefix=prefix, metadata=header)
 
 
-def check_lora(config: Config, family: Family, settings: TeacherSettings, initial: Initial) -> None:
+def check_lora(inputs: Inputs, lora: LoraSettings, initial: Initial) -> None:
     """Raise ValueError for targets this teacher has not, and for an initial run or student that is
     no LoRA of the same rank, scale, factors trained and targets."""
-    assert settings.lora
-    _, base = share(family.teacher(settings), settings.lora)
-    if not config.paths.initial:
+    _, base = share(inputs.family.teacher(inputs.settings), lora)
+    if not inputs.config.paths.initial:
         return
-    path = Path(config.paths.initial)
+    path = Path(inputs.config.paths.initial)
     wrong = f"paths.initial {path} is no LoRA that this run can go on from"
     try:
         for name in initial.keys() & set(ADAPTERS):
@@ -69,9 +69,9 @@ def check_lora(config: Config, family: Family, settings: TeacherSettings, initia
     if is_run(path):
         run = path.parent.parent if path.parent.name == "checkpoints" else path
         other = load_config(run / "config.yaml").lora
-        same = other.train == config.lora.train
+        same = other.train == lora.train
         scale = (other.alpha or other.rank or 0) / (other.rank or 1)
     else:
         same, scale = True, stated_scale(find_student(path).weights)
-    if not same or scale != settings.lora.alpha / settings.lora.rank:
+    if not same or scale != lora.alpha / lora.rank:
         raise ValueError(f"{wrong}: its lora.train or its scale, alpha / rank = {scale:g}, differs")

@@ -20,6 +20,7 @@ from senseflow.engine.build import export
 from senseflow.engine.checkpoint import OpenCheckpoint
 from senseflow.engine.checkpoint_folders import find_checkpoint
 from senseflow.engine.export import LORA_FILE, Layout
+from senseflow.engine.inputs import read_setup
 from senseflow.sampling.model import student_guidance
 from senseflow.teachers.family import Family, StockSampling
 from senseflow.weights.card import StudentCard
@@ -101,7 +102,8 @@ def of_checkpoint(
     config = read_config(checkpoint.parent.parent, pretrained_model)
     stored = OpenCheckpoint(checkpoint)
     keys = stored.student(ema)
-    student = export(config, RECIPES[config.recipe].family, dtype or config.precision.compute)
+    setup = read_setup(config, RECIPES[config.recipe].family)
+    student = export(setup, dtype or config.precision.compute)
     layout, base = student.layout, Path(config.paths.pretrained_model)
     check_shapes(checkpoint, {key: stored.shapes[name].size for key, name in keys.items()}, layout)
     return Source(

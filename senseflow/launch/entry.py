@@ -1,9 +1,10 @@
-"""What a trainer module runs; it answers a wrong command or configuration at once.
+"""What a trainer module runs: from a command line to the processes of a run.
 
-The libraries of the networks take seconds to import, so they come after that. `main` is what
-`sh exp_*/train_*.sh NODES GPUS CONFIG SAVE_DIR [key.sub=value ...]` calls, and what each process
-runs, also under `torchrun -m senseflow.trainer.trainer_X --worker CONFIG SAVE_DIR
-[key.sub=value ...]` alone.
+`main` is what `sh exp_*/train_*.sh NODES GPUS CONFIG SAVE_DIR [key.sub=value ...]` calls. It
+answers a wrong command or configuration at once: torch takes a second to import, diffusers and
+transformers take several, so they come after that, once for all processes of this node, which are
+forks of this one. Under torchrun alone, `-m senseflow.trainer.trainer_X --worker CONFIG SAVE_DIR
+[key.sub=value ...]` is one process of the run.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from senseflow.common.quiet import set_up_notes
@@ -21,31 +23,46 @@ from senseflow.config.recipes import Recipe
 from senseflow.engine.checkpoint_folders import require_known_layout
 
 
-def main(module: str, recipe: Recipe) -> None:
+def main(recipe: Recipe) -> None:
     """Entry point of a trainer module: the launcher, or with --worker one process of the run."""
     if "--worker" in sys.argv:
-        from senseflow.launch.worker import run_worker  # diffusers, seconds
-
-        run_worker(recipe)
+        words = [a for a in sys.argv[1:] if a != "--worker"]
+        work(recipe, Path(words[0]), Path(words[1]), words[2:])
         return
     os.environ[STARTED] = str(time.monotonic())
     stop = Forwarder()
     stop.start()
     set_up_notes(logging.INFO)
-    args = read_arguments(module, recipe)
+    args = read_arguments(recipe)
+    share_cores(args.gpus)
     try:
         config = check_arguments(args, recipe)
+        from senseflow.launch.launch import launch  # torch, a second
+
+        worker = partial(work, recipe, args.config, args.save_dir, args.overrides)
+        code = launch(worker, config, recipe.family, args.nodes, args.gpus, args.max_restarts, stop)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    from senseflow.launch.launch import launch  # diffusers, seconds
-
-    launch(module, recipe, args, config, stop)
+    sys.exit(code)
 
 
-def read_arguments(module: str, recipe: Recipe) -> argparse.Namespace:
+def work(recipe: Recipe, config: Path, folder: Path, overrides: list[str]) -> None:
+    """One process of the run, to its end."""
+    from senseflow.launch.worker import run_worker  # diffusers, seconds
+
+    run_worker(recipe, config, folder, overrides)
+
+
+def share_cores(processes: int) -> None:
+    """Where the user has not said how many threads a process has: torch reads it when imported."""
+    threads = max(1, len(os.sched_getaffinity(0)) // max(1, processes))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def read_arguments(recipe: Recipe) -> argparse.Namespace:
     """The command line of the shell script; options may stand anywhere."""
     parser = argparse.ArgumentParser(
-        prog=os.environ.get("SENSEFLOW_SCRIPT", module),
+        prog=os.environ.get("SENSEFLOW_SCRIPT", f"sh {recipe.script}"),
         description="Distil a teacher. Run again with the same SAVE_DIR, it goes on from the last "
         "complete checkpoint. Several nodes: the same command on each, with NODE_RANK, MASTER_ADDR "
         "and MASTER_PORT set, or torchrun's PET_RDZV_ENDPOINT. SIGTERM, SIGINT or SIGUSR1, to any "
@@ -54,8 +71,8 @@ def read_arguments(module: str, recipe: Recipe) -> argparse.Namespace:
     )
     parser.add_argument("nodes", type=int, metavar="NODES", help="number of nodes")
     parser.add_argument("gpus", type=int, metavar="GPUS", help="processes per node")
-    parser.add_argument("config", metavar="CONFIG", help="YAML file of the recipe")
-    parser.add_argument("save_dir", metavar="SAVE_DIR", help="run folder")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the recipe")
+    parser.add_argument("save_dir", type=Path, metavar="SAVE_DIR", help="run folder")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
     parser.add_argument(
         "--max-restarts",
@@ -69,17 +86,14 @@ def read_arguments(module: str, recipe: Recipe) -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace, recipe: Recipe) -> Config:
-    """The configuration, and all that can be said without the networks' libraries.
-
-    Raises ValueError or OSError.
-    """
+    """The configuration, and all that can be said without torch; raises ValueError or OSError."""
     if args.nodes < 1 or args.gpus < 1:
         raise ValueError(f"NODES {args.nodes} and GPUS {args.gpus} must be at least 1")
     if args.max_restarts < 0:
         raise ValueError(f"--max-restarts {args.max_restarts} must not be negative")
-    if Path(args.save_dir).exists() and not Path(args.save_dir).is_dir():
+    if args.save_dir.exists() and not args.save_dir.is_dir():
         raise ValueError(f"SAVE_DIR {args.save_dir} is a file")
-    require_known_layout(Path(args.save_dir))
-    config = load_recipe(recipe, Path(args.config), args.overrides)
+    require_known_layout(args.save_dir)
+    config = load_recipe(recipe, args.config, args.overrides)
     check_split(config, args.nodes * args.gpus)
     return config

@@ -1,28 +1,31 @@
-"""From a checked configuration to running processes: meet the other nodes, run torchrun.
+"""From a checked configuration to running processes: meet the other nodes, run torchrun's agent.
 
-`senseflow.launch.entry` comes before; each process is `senseflow.launch.worker`.
+`senseflow.launch.entry` comes before; each process is `senseflow.launch.worker`, a fork of this
+one, which has imported the libraries of the networks and has asked no device.
 """
 
-import argparse
+import gc
 import logging
 import os
 import signal
 import socket
-import sys
+import stat
+from collections.abc import Callable
 from dataclasses import replace
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import elastic_launch
 
-from senseflow.common.quiet import quiet_libraries
 from senseflow.common.signals import Forwarder
 from senseflow.config.config import Config
-from senseflow.config.recipes import Recipe
-from senseflow.engine.inputs import check
+from senseflow.engine.inputs import Inputs, check_offload, read_run
 from senseflow.launch.meeting import FIRST_MEETING_S, Meeting, NodeGoneError, place_from
 from senseflow.launch.watch import Failure, post, posted, say
+from senseflow.teachers.family import Family
 
 logger = logging.getLogger(__name__)
 
@@ -33,33 +36,59 @@ UNSAID = Failure(
 )
 AGAIN = "Run the same command again: it goes on from the last complete checkpoint"
 
+Worker = Callable[[], None]  # one process of the run, to its end
+
 
 def launch(
-    module: str, recipe: Recipe, args: argparse.Namespace, config: Config, stop: Forwarder
-) -> None:
-    """Start GPUS processes of `module` on this node; errors of the input end it at once."""
-    quiet_libraries()
+    worker: Worker,
+    config: Config,
+    family: Family,
+    nodes: int,
+    gpus: int,
+    max_restarts: int,
+    stop: Forwarder,
+) -> int:
+    """Start `gpus` processes on this node and wait for their end; returns the exit code.
+
+    Raises ValueError or OSError for what is wrong with the input, before they are started.
+    """
+    place = place_from(dict(os.environ), nodes)
+    inputs = read_run(config, family)
+    num_gpus = count_gpus()
+    check_devices(gpus, num_gpus)
+    check_offload(config.parallel.offload, num_gpus)
+    load_libraries(inputs, num_gpus)
     try:
-        place = place_from(dict(os.environ), args.nodes)
-        check(config, recipe.family)
-        check_devices(args.gpus, torch.cuda.device_count())
-        worker = ["-m", module, "--worker", args.config, args.save_dir, *args.overrides]
-        meeting = Meeting(place, args.nodes, lambda: stop.reason is not None)
-        sys.exit(train(meeting, args.gpus, worker, args.max_restarts, stop))
-    except (ValueError, OSError, NodeGoneError) as error:
-        if stop.reason and isinstance(error, NodeGoneError):
-            logger.info("stopped by %s before the processes were started", stop.reason)
-            return
-        sys.exit(f"error: {error}")
+        meeting = Meeting(place, nodes, lambda: stop.reason is not None)
+        return train(meeting, gpus, worker, max_restarts, stop)
+    except NodeGoneError:
+        if not stop.reason:
+            raise
+        logger.info("stopped by %s before the processes were started", stop.reason)
+        return 0
 
 
-def set_defaults(meeting: Meeting, gpus: int) -> None:
-    """What the processes read from the environment, where the user has not set it."""
-    threads = max(1, len(os.sched_getaffinity(0)) // gpus)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    interface = meeting.interface()
-    if interface:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+def count_gpus() -> int:
+    """Of this node, by a process of its own: no CUDA works in the forks of one that has asked."""
+    child = os.fork()
+    if child == 0:
+        os._exit(torch.cuda.device_count())
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def load_libraries(inputs: Inputs, num_gpus: int) -> None:
+    """Import what the forks need, once for all of them, and look whether the networks' weights fit.
+
+    Libraries that ask for devices while they are imported are told what `count_gpus` found. Raises
+    ValueError.
+    """
+    told = patch.multiple(
+        torch.cuda, is_available=lambda: num_gpus > 0, device_count=lambda: num_gpus
+    )
+    with told:
+        from senseflow.launch import worker  # diffusers and transformers: seconds
+
+        worker.load_libraries(inputs)
 
 
 def check_devices(processes: int, num_gpus: int) -> None:
@@ -70,9 +99,7 @@ def check_devices(processes: int, num_gpus: int) -> None:
         )
 
 
-def train(
-    meeting: Meeting, gpus: int, worker: list[str], max_restarts: int, stop: Forwarder
-) -> int:
+def train(meeting: Meeting, gpus: int, worker: Worker, max_restarts: int, stop: Forwarder) -> int:
     """Start the processes, and again after a failure that need not repeat; returns the exit code.
 
     Starts are counted here, not by torchrun, which would restart after any failure and on each node
@@ -86,8 +113,9 @@ def train(
         if stop.reason:
             logger.info("stopped by %s before the processes were started", stop.reason)
             return 0
-        set_defaults(meeting, gpus)
-        failures = run_agent([*meeting.flags(run_id), f"--nproc-per-node={gpus}", *worker])
+        if interface := meeting.interface():
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        failures = run_agent([*meeting.flags(run_id), f"--nproc-per-node={gpus}"], worker)
         if not failures:
             return 0
         patience_s = BEFORE_RESTART_S if start < max_restarts else AFTER_FAILURE_S
@@ -137,17 +165,54 @@ def violent_death(failures: dict[int, ProcessFailure]) -> Failure | None:
     return Failure(f"{name} {end}", gravity=gravity.get(code, 2))
 
 
-def run_agent(arguments: list[str]) -> dict[int, ProcessFailure]:
-    """torchrun in this process, once, until all workers ended; returns what failed, by rank.
+def run_agent(flags: list[str], worker: Worker) -> dict[int, ProcessFailure]:
+    """torchrun's agent in this process, once, until all workers ended; what failed, by rank.
 
-    Stop signals are not torchrun's: it would kill workers 30 s after one, too soon to save a large
-    model.
+    Stop signals are not the agent's: it would kill workers 30 s after one, too soon to save a large
+    model. Nor does it restart (see `train`).
     """
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    words = ["--signals-to-handle=SIGQUIT", "--max-restarts=0", "--start-method=fork", *flags, "-"]
+    config, *_ = torchrun.config_from_args(torchrun.parse_args(words))
+
+    def begin() -> None:
+        leave_launcher()
+        worker()
+
+    set_notes_of_torchrun(logging.CRITICAL)
     try:
-        torchrun.main(["--signals-to-handle=SIGQUIT", "--max-restarts=0", *arguments])
+        elastic_launch(config, begin)()
     except ChildFailedError as error:
         return error.failures
     except dist.DistError as error:
         raise NodeGoneError(f"another node is gone: {' '.join(str(error).split())}") from error
     return {}
+
+
+def set_notes_of_torchrun(level: int) -> None:
+    """What it says of the end of its processes is said here."""
+    for name in ("torch.distributed", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(level)
+
+
+def leave_launcher() -> None:
+    """In a new fork: let go of what is the launcher's alone.
+
+    Its sockets would live as long as this process, and so its peers would not hear of its end; in
+    their place is nothing, as its objects may still close them.
+    """
+    gc.freeze()  # those objects are not for this process to end
+    set_notes_of_torchrun(logging.NOTSET)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2 and is_socket(descriptor):
+            os.dup2(nothing, descriptor)
+    os.close(nothing)
+
+
+def is_socket(descriptor: int) -> bool:
+    """Whether an open file is a socket."""
+    try:
+        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    except OSError:  # that of the list of descriptors itself
+        return False

@@ -26,7 +26,7 @@ FIRST_MEETING_S = 900  # nodes of a job boot one after the other
 ANSWER_S = 10  # what a store that can be reached takes much less than
 
 
-class NodeGoneError(RuntimeError):
+class NodeGoneError(ConnectionError):
     """Another node did not come, or cannot be reached any more."""
 
 

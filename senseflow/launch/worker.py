@@ -3,67 +3,93 @@
 import logging
 import os
 import socket
-import sys
+import time
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from senseflow.common.quiet import quiet_libraries, set_up_notes
 from senseflow.common.ranks import AgreedError
-from senseflow.common.signals import StopRequest
+from senseflow.common.signals import STARTED, StopRequest
 from senseflow.config.load import check_split, load_recipe
 from senseflow.config.recipes import Recipe
 from senseflow.data.items import UnreadableImagesError
-from senseflow.engine.build import prepare
+from senseflow.engine.build import check_networks, prepare
+from senseflow.engine.inputs import Inputs, read_run
 from senseflow.launch.watch import Failure, Watch, report
 
-
-def be_deterministic() -> None:
-    """The same bits from the same run on GPUs too, at some cost in speed; before CUDA starts."""
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.use_deterministic_algorithms(True)
+NOTICED_S = 1  # in which the launcher, which looks ten times a second, sees a process that ended
 
 
-def run_worker(recipe: Recipe) -> None:
+def load_libraries(inputs: Inputs) -> None:
+    """In the launcher, with the import of this module: all that its forks need.
+
+    Raises ValueError where weights do not fit.
+    """
+    quiet_libraries()
+    check_networks(inputs)
+
+
+def run_worker(recipe: Recipe, config: Path, folder: Path, overrides: list[str]) -> None:
     """One process of the run, to its end; the cause of a failure is posted for all nodes."""
     stop = StopRequest()
-    rank = int(os.environ.get("RANK", 0))
-    watch = Watch(rank, int(os.environ.get("WORLD_SIZE", 1)))
-    failure = work(recipe, rank, stop)
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    watch = Watch(int(os.environ.get("RANK", 0)), world_size)
+    failure = work(partial(read, recipe, config, overrides), folder, stop)
     if failure:
         report(failure)
+        if world_size > 1:  # a rank that was killed, and is why this one fails, is to be seen first
+            time.sleep(NOTICED_S)
         os._exit(1)  # not by way of libraries that may wait for a peer that is gone
     watch.finish()
+    stop.finish()
 
 
-def work(recipe: Recipe, rank: int, stop: StopRequest) -> Failure | None:
-    """One process of the run, from its command line to the end; returns why it failed, if it did.
+def read(recipe: Recipe, config: Path, overrides: list[str]) -> Inputs:
+    """What the run reads; raises ValueError or OSError. Its notes are said once: by the launcher,
+    or where there is none by rank 0."""
+    silent = STARTED in os.environ or int(os.environ.get("RANK", 0)) > 0
+    set_up_notes(logging.ERROR if silent else logging.INFO)
+    settings = load_recipe(recipe, config, overrides)
+    check_split(settings, int(os.environ.get("WORLD_SIZE", 1)))
+    return read_run(settings, recipe.family)
+
+
+def work(read: Callable[[], Inputs], folder: Path, stop: StopRequest) -> Failure | None:
+    """What one process does; returns why it failed, if it did.
 
     Errors of the input, found before training, would only repeat; so would a loss that is not
     finite. A disk that fails in training may recover.
     """
-    config, folder, *overrides = [a for a in sys.argv[1:] if a != "--worker"]
+    rank = int(os.environ.get("RANK", 0))
     final: tuple[type[Exception], ...] = (ValueError, OSError)
+    here = f"rank {rank} on host {socket.gethostname()}: "
     try:
-        settings = load_recipe(recipe, Path(config), overrides)  # its notes are the launcher's
+        inputs = read()
         set_up_notes(logging.INFO if rank == 0 else logging.WARNING)
         quiet_libraries()
-        check_split(settings, int(os.environ.get("WORLD_SIZE", 1)))
-        if settings.train.time_limit is not None:
-            stop.time_limit_s = 3600 * settings.train.time_limit
-        if settings.train.deterministic:
+        train = inputs.config.train
+        if train.time_limit is not None:
+            stop.time_limit_s = 3600 * train.time_limit
+        if train.deterministic:
             be_deterministic()
-        run = prepare(settings, Path(folder), recipe.family)
+        run = prepare(inputs, folder)
         done = run.resume()
         final = (ValueError, AgreedError, UnreadableImagesError)
         with run.checkpoints:  # waits for a save in the background
             run.train(done, stop)
     except (ValueError, OSError, AgreedError, UnreadableImagesError) as error:
         alone = rank > 0 and not isinstance(error, AgreedError)
-        where = f"rank {rank} on host {socket.gethostname()}: " if alone else ""
-        return Failure(f"{where}{error}", isinstance(error, final))
+        return Failure(f"{here if alone else ''}{error}", isinstance(error, final))
     except Exception as error:
-        where = f"rank {rank} on host {socket.gethostname()}: "
-        return Failure(f"{where}{error!r}", trace=traceback.format_exc())
+        return Failure(f"{here}{error!r}", trace=traceback.format_exc())
     return None
+
+
+def be_deterministic() -> None:
+    """The same bits from the same run on GPUs too, at some cost in speed; before CUDA starts."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)

@@ -10,9 +10,12 @@ from torch import Tensor
 from senseflow.cache.encoders import fields_of
 from senseflow.config.config import Config
 from senseflow.data.cache_index import Field
+from senseflow.data.cached import Cache
 from senseflow.data.items import Item, Position
+from senseflow.engine.inputs import Inputs, Setup, read_setup
 from senseflow.teachers.encoded import NOTHING, Conditioning, Encoded, Posterior
 from senseflow.teachers.family import DataKind, Family
+from senseflow.teachers.folder import latent_shape
 
 PlanData = DataKind | Literal["cached"]
 """What a run reads: images; an LMDB of latents; images, with prompts and latents from a cache."""
@@ -26,11 +29,11 @@ class BlankPrompts:
     text: Field | None  # the VFM discriminator's features
 
     @classmethod
-    def of(cls, config: Config, family: Family) -> "BlankPrompts":
+    def of(cls, setup: Setup) -> "BlankPrompts":
         """In the shapes that a cache of this configuration has."""
-        vfm = config.adversarial.in_use == "vfm"
-        text = fields_of("clip", config, family)["text"] if vfm else None
-        return cls(fields_of("prompts", config, family), text)
+        vfm = setup.config.adversarial.in_use == "vfm"
+        text = fields_of("clip", setup)["text"] if vfm else None
+        return cls(fields_of("prompts", setup), text)
 
     @property
     def text_dim(self) -> int | None:
@@ -76,6 +79,16 @@ class Blank:
         latents = torch.zeros(1, *self.latent_shape)
         text = None if self.prompts.text is None else zeros(self.prompts.text)
         return Encoded(self.prompts.conditioning("a"), text, Posterior(latents, latents.clone()))
+
+
+def blank_inputs(config: Config, family: Family, kind: PlanData) -> Inputs:
+    """What a run of this configuration reads, with nothing in it but the teacher's config files."""
+    setup = read_setup(config, family)
+    prompts = BlankPrompts.of(setup) if kind == "cached" else None
+    shape, see_images = latent_shape(setup.settings), config.adversarial.in_use == "vfm"
+    blank = Blank(config.train.resolution, shape, kind, prompts, see_images)
+    text_dim = None if prompts is None else prompts.text_dim
+    return setup.with_data(blank, Cache(prompts, text_dim=text_dim))
 
 
 def zeros(field: Field) -> Tensor:

@@ -25,7 +25,7 @@ from senseflow.distill.measures import Measures
 from senseflow.distill.state import Distillation, Turn
 from senseflow.engine.build import assemble, share
 from senseflow.optim.trained import Trained
-from senseflow.plan.blank import Blank, BlankPrompts, PlanData
+from senseflow.plan.blank import PlanData, blank_inputs
 from senseflow.plan.fakes import Loading, fake_ranks, fake_whole, real_meshes
 from senseflow.plan.tracker import AVERAGES, PARAMETERS, STATES, PhaseCost, Tracker
 from senseflow.teachers.family import Family
@@ -196,16 +196,12 @@ def rehearse(
 ) -> Iterator[Rehearsal]:
     """Rank 0 of so many, before its first iteration."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    prompts = BlankPrompts.of(config, family) if data == "cached" else None
-    text_dim = None if prompts is None else prompts.text_dim
+    inputs = blank_inputs(config, family, data)
     with fake_ranks(world_size, config.parallel.replicas) as ranks, real_meshes():
         with mode, Loading():
-            parts = assemble(config, family, ranks, {}, prompts, text_dim)
-        see_images = config.adversarial.in_use == "vfm"
-        shape = parts.adapter.latent_shape()
-        blank = Blank(config.train.resolution, shape, data, prompts, see_images)
+            parts = assemble(inputs, ranks, {})
         own_share = share(config, ranks)
-        real = next(batches(blank, own_share, num_workers=0, pin_memory=False, start=1))
+        real = next(batches(inputs.data, own_share, num_workers=0, pin_memory=False, start=1))
         fake = [batch.map(mode.from_tensor) for batch in real]
         rehearsal = Rehearsal(parts, fake, mode)
         fake_whole(networks_of(parts).values(), mode)

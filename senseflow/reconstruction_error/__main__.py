@@ -40,9 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         check(args)
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        from senseflow.reconstruction_error.run import run  # torch and diffusers, seconds
+        from senseflow.reconstruction_error.run import Wanted, run  # torch and diffusers, seconds
 
-        run(args)
+        run(Wanted(**vars(args)))
 
     return exit_status(work, "measured samples are kept, the same command goes on from them")
 

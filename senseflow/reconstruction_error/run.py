@@ -1,10 +1,10 @@
 """The work of python -m senseflow.reconstruction_error, from its arguments to its files."""
 
-import argparse
 import csv
 import io
 import json
 import logging
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from senseflow.config.recipes import RECIPES
 from senseflow.core.anchors import Anchors
 from senseflow.data.items import UnreadableImagesError
 from senseflow.engine.agreement import require_equal
-from senseflow.engine.build import Teacher, prepare_teacher
-from senseflow.engine.inputs import check_teacher, read_data, teacher_settings
+from senseflow.engine.build import Teacher, check_teacher, prepare_teacher
+from senseflow.engine.inputs import Inputs, read_inputs
 from senseflow.reconstruction_error.measure import (
     Measurement,
     Rows,
@@ -31,43 +31,52 @@ from senseflow.reconstruction_error.measure import (
     spread_times,
 )
 from senseflow.reconstruction_error.picture import draw
-from senseflow.teachers.family import Family
-from senseflow.weights.fingerprint import base_fingerprint
 
 logger = logging.getLogger("senseflow")
 
 LIBRARIES = ("torch", "diffusers", "transformers")
 
 
-def run(args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be measured, and where it goes: the flags."""
+
+    config: Path
+    overrides: list[str]
+    output: Path
+    num_samples: int
+    num_times: int
+    guidance: list[float]
+    batch_size: int  # of a process
+
+
+def run(wanted: Wanted) -> None:
     """Raises ValueError for wrong input, OSError for what cannot be read or written."""
     quiet_libraries()
-    config = load_config(args.config, args.overrides)
-    family = RECIPES[config.recipe].family
-    check_teacher(config, family)
-    path = family.path(teacher_settings(config))
-    wanted = Measurement(
-        config.train.seed, spread_times(path, args.num_times), tuple(args.guidance)
+    config = load_config(wanted.config, wanted.overrides)
+    inputs = read_inputs(config, RECIPES[config.recipe].family)
+    check_teacher(inputs)
+    measurement = Measurement(
+        config.train.seed, spread_times(inputs.path, wanted.num_times), tuple(wanted.guidance)
     )
-    facts = facts_of(config, family, args.num_samples)
-    rows = Rows(args.output / "samples.jsonl", {**vars(wanted), **facts})
-    args.output.mkdir(parents=True, exist_ok=True)
-    logger.info("%d of %d samples are measured", len(rows.rows), args.num_samples)
+    facts = facts_of(inputs, wanted.num_samples)
+    rows = Rows(wanted.output / "samples.jsonl", {**vars(measurement), **facts})
+    wanted.output.mkdir(parents=True, exist_ok=True)
+    logger.info("%d of %d samples are measured", len(rows.rows), wanted.num_samples)
     try:
-        teacher = prepare_teacher(config, family)
+        teacher = prepare_teacher(inputs)
         require_equal({"the samples measured before": len(rows.rows)})
-        measure(teacher, wanted, rows, args.num_samples, args.batch_size)
+        measure(teacher, measurement, rows, wanted.num_samples, wanted.batch_size)
     except (AgreedError, UnreadableImagesError) as error:
         raise ValueError(str(error)) from error
     if teacher.ranks.is_main:
-        found = {**facts, **curves(rows.rows[: args.num_samples], wanted, path)}
-        write(args.output, found, teacher, config)
+        found = {**facts, **curves(rows.rows[: wanted.num_samples], measurement, inputs.path)}
+        write(wanted.output, found, teacher, config)
 
 
-def facts_of(config: Config, family: Family, num_samples: int) -> dict[str, Any]:
+def facts_of(inputs: Inputs, num_samples: int) -> dict[str, Any]:
     """Whose error it is, and all but seed, times and guidance that it depends on."""
-    settings = teacher_settings(config)
-    dataset = read_data(config, settings)
+    config, settings, dataset = inputs.config, inputs.settings, inputs.data
     if num_samples > len(dataset):
         raise ValueError(
             f"--num_samples {num_samples}: {config.paths.dataset} holds {len(dataset)}; say that "
@@ -76,8 +85,8 @@ def facts_of(config: Config, family: Family, num_samples: int) -> dict[str, Any]
     return {
         "teacher": {
             "name": settings.folder.name,
-            "family": family.name,
-            "fingerprint": base_fingerprint(settings.folder / family.component),
+            "family": inputs.family.name,
+            "fingerprint": inputs.fingerprint,
         },
         "data": {"fingerprint": dataset.fingerprint(), "crop": config.data.crop},
         "resolution": list(settings.resolution),

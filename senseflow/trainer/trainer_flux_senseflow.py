@@ -9,4 +9,4 @@ from senseflow.launch.entry import main
 RECIPE = RECIPES["flux_senseflow"]
 
 if __name__ == "__main__":
-    main("senseflow.trainer.trainer_flux_senseflow", RECIPE)
+    main(RECIPE)

@@ -11,4 +11,4 @@ from senseflow.launch.entry import main
 RECIPE = RECIPES["sd35_large_senseflow"]
 
 if __name__ == "__main__":
-    main("senseflow.trainer.trainer_sd35_large_senseflow", RECIPE)
+    main(RECIPE)

@@ -9,4 +9,4 @@ from senseflow.launch.entry import main
 RECIPE = RECIPES["sd35_senseflow"]
 
 if __name__ == "__main__":
-    main("senseflow.trainer.trainer_sd35_senseflow", RECIPE)
+    main(RECIPE)

@@ -11,4 +11,4 @@ from senseflow.launch.entry import main
 RECIPE = RECIPES["sdxl_dmd2"]
 
 if __name__ == "__main__":
-    main("senseflow.trainer.trainer_sdxl_DMD2", RECIPE)
+    main(RECIPE)

@@ -9,4 +9,4 @@ from senseflow.launch.entry import main
 RECIPE = RECIPES["sdxl_senseflow"]
 
 if __name__ == "__main__":
-    main("senseflow.trainer.trainer_sdxl_senseflow", RECIPE)
+    main(RECIPE)

@@ -27,9 +27,9 @@ from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
 from senseflow.data.cache_index import key_of
 from senseflow.data.items import Position
-from senseflow.engine.build import prepare
-from senseflow.engine.caches import read_cache, wanted_keys
-from senseflow.engine.inputs import check, read_data, teacher_settings
+from senseflow.engine.build import check_networks, prepare
+from senseflow.engine.caches import wanted_keys
+from senseflow.engine.inputs import Inputs, read_inputs, read_run
 from senseflow.reconstruction_error.__main__ import main as reconstruction_error
 from senseflow.tiny.pictures import write_dataset
 
@@ -58,10 +58,9 @@ def copied(flux, tmp_path) -> Path:
     return shutil.copytree(flux, tmp_path / "cache")
 
 
-def opened(config):
-    """The cache of a configuration, as training and its launcher read it."""
-    family = RECIPES[config.recipe].family
-    return read_cache(config, family, read_data(config, teacher_settings(config)))
+def opened(config) -> Inputs:
+    """What a configuration reads."""
+    return read_inputs(config, RECIPES[config.recipe].family)
 
 
 # ------------------------------------------------------------------------------- training from it
@@ -90,7 +89,7 @@ def test_losses_are_those_without_a_cache_and_no_encoder_has_weights(name, image
     plain = config_of(name, images, *one)
     known = config_of(name, images, *one, f"paths.cache={tmp_path / 'cache'}")
     known = without_encoders(known, tmp_path)
-    check(known, RECIPES[name].family)
+    check_networks(read_run(known, RECIPES[name].family))
     mine, theirs = losses(known, tmp_path / "known", 3), losses(plain, tmp_path / "plain", 3)
     assert mine == theirs
     assert {"loss/dmd", "loss/fake", "loss/discriminator"} <= set().union(*theirs)
@@ -117,7 +116,7 @@ def test_dmd2_reads_no_image_and_its_loop_is_whole(images, tmp_path):
     )  # fmt: skip
     config = without_encoders(config, tmp_path)
     shutil.rmtree(own / "images")
-    run = prepare(config, tmp_path / "run", RECIPES["sdxl_dmd2"].family)
+    run = prepare(read_run(config, RECIPES["sdxl_dmd2"].family), tmp_path / "run")
     encoders = [n for n in run.parts.adapter.pipeline.components if n.startswith("text_encoder")]
     assert encoders and all(getattr(run.parts.adapter.pipeline, n) is None for n in encoders)
     vae = run.parts.adapter.pipeline.vae
@@ -168,12 +167,13 @@ def test_rows_are_the_encoders_own(flux, images):
     """Against one call of the adapter and the VAE per sample; SD3.5's null prompt is in no FLUX."""
     config = config_of("flux_senseflow", images)
     adapter = RECIPES["flux_senseflow"].family.load_adapter(
-        teacher_settings(config), torch.device("cpu"), lambda s: load_whole(torch.device("cpu"), s)
+        opened(config).settings,
+        torch.device("cpu"),
+        lambda source: load_whole(torch.device("cpu"), source),
     )
-    data = read_data(config, teacher_settings(config))
-    cache = opened(replace(config, paths=replace(config.paths, cache=str(flux))))
-    for prompt in list(data.all_prompts())[::3]:
-        mine, theirs = cache.prompts.conditioning(prompt), adapter.encode_prompts([prompt])
+    inputs = opened(replace(config, paths=replace(config.paths, cache=str(flux))))
+    for prompt in list(inputs.data.all_prompts())[::3]:
+        mine, theirs = inputs.cache.prompts.conditioning(prompt), adapter.encode_prompts([prompt])
         assert mine.prompt_embeds.dtype == theirs.prompt_embeds.dtype
         assert torch.equal(mine.prompt_embeds, theirs.prompt_embeds)
         assert torch.equal(mine.pooled, theirs.pooled)
@@ -185,9 +185,8 @@ def test_rows_are_the_encoders_own(flux, images):
 
 def test_the_null_prompt_of_sd35_is_among_its_prompts(images):
     for name, more in (("sd35_senseflow", 1), ("flux_senseflow", 0), ("sdxl_dmd2", 0)):
-        config, family = config_of(name, images), RECIPES[name].family
-        data = read_data(config, teacher_settings(config))
-        keys = wanted_keys("prompts", config, family, data).tolist()
+        inputs = opened(config_of(name, images))
+        keys = wanted_keys("prompts", inputs.family, inputs.data).tolist()
         assert len(keys) == NUM + more and (key_of("").encode() in keys) == bool(more)
 
 
@@ -233,7 +232,7 @@ def test_a_larger_data_set_adds_what_is_missing(flux, images, tmp_path, capsys):
         opened(config_of("flux_senseflow", images, f"paths.cache={flux}")),
     )
     for prompt in json.loads(images.read_text())["prompts"]:
-        one, other = mine.prompts.conditioning(prompt), theirs.prompts.conditioning(prompt)
+        one, other = (i.cache.prompts.conditioning(prompt) for i in (mine, theirs))
         assert torch.equal(one.prompt_embeds, other.prompt_embeds)
     opened(config_of("flux_senseflow", fewer, f"paths.cache={cache}"))  # a part of it is enough
 
@@ -278,7 +277,8 @@ def test_images_that_cannot_be_read_are_passed_over_and_tried_again(
     assert make("sdxl_dmd2", data, cache, "--latents", "--shard_rows", 4) == 0
     assert "1 images could not be read" in caplog.text
     config = config_of("sdxl_dmd2", data, f"paths.cache={cache}")
-    samples = opened(config).samples(read_data(config, teacher_settings(config)), see_images=False)
+    inputs = opened(config)
+    samples = inputs.cache.samples(inputs.data, see_images=False)
     item = samples[Position(1, 0, 2)]
     assert item.unreadable[0][0] == str(broken) and item.path == "images/000003.png"
     assert item.image is None and item.encoded.posterior.mean.abs().max() > 0
@@ -331,7 +331,7 @@ def test_another_encoders_cache_is_refused(file, message, flux, images, tmp_path
     override = f"paths.pretrained_model={teacher}"
     config = config_of("flux_senseflow", images, f"paths.cache={flux}", override)
     with pytest.raises(ValueError, match=message):
-        check(config, RECIPES["flux_senseflow"].family)
+        read_run(config, RECIPES["flux_senseflow"].family)
     if "encoder_2" in file:  # the command does not mix them either
         assert make("flux_senseflow", images, flux, override) == 2
         assert "has prompts of other encoders or settings" in capsys.readouterr().err
@@ -351,7 +351,7 @@ def test_a_damaged_file_is_named_and_made_again(how, copied, flux, images):
 
 
 def test_a_file_cut_short_under_a_run_is_an_error(copied, images):
-    cache = opened(config_of("flux_senseflow", images, f"paths.cache={copied}"))
+    cache = opened(config_of("flux_senseflow", images, f"paths.cache={copied}")).cache
     for file in copied.glob("prompts*"):
         file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"prompts-00000\d.safetensors cannot be read"):

@@ -12,8 +12,8 @@ from student_networks import load_network
 
 from senseflow.config.config import Config
 from senseflow.config.recipes import RECIPES
-from senseflow.engine.build import export
-from senseflow.engine.inputs import check
+from senseflow.engine.build import check_networks, export
+from senseflow.engine.inputs import read_run
 from senseflow.engine.loop import Run
 
 SHORT = ("train.iter_num=2", "fake_score.ttur=1")
@@ -107,7 +107,7 @@ def test_heads_are_new_where_the_first_run_had_none(data, tmp_path):
 def test_what_it_cannot_begin_with_is_said_before_anything_is_loaded(data, trained, tmp_path):
     family = RECIPES["flux_senseflow"].family
     with pytest.raises(ValueError, match=r"paths.initial nowhere does not exist"):
-        check(configure(data, "paths.initial=nowhere"), family)
+        check_networks(read_run(configure(data, "paths.initial=nowhere"), family))
     cut = tmp_path / "cut"
     shutil.copytree(trained.folder / "student" / "step_0000002", cut)
     file = cut / "diffusion_pytorch_model.safetensors"
@@ -115,13 +115,13 @@ def test_what_it_cannot_begin_with_is_said_before_anything_is_loaded(data, train
     tensors.pop("x_embedder.bias")
     save_file(tensors, file)
     with pytest.raises(ValueError, match=r"1 missing \(x_embedder.bias\)"):
-        check(configure(data, f"paths.initial={cut}"), family)
+        check_networks(read_run(configure(data, f"paths.initial={cut}"), family))
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds no complete checkpoint"):
-        check(configure(data, f"paths.initial={tmp_path / 'empty'}"), family)
+        check_networks(read_run(configure(data, f"paths.initial={tmp_path / 'empty'}"), family))
     sdxl = configure(data, f"paths.initial={trained.folder}", recipe="sdxl_senseflow")
     with pytest.raises(ValueError, match="do not fit"):
-        check(sdxl, RECIPES["sdxl_senseflow"].family)
+        check_networks(read_run(sdxl, RECIPES["sdxl_senseflow"].family))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
@@ -131,10 +131,11 @@ def test_anchors_of_every_recipe_by_config(data, recipe, steps):
     times = [top - round(1000 * step / steps) for step in range(steps)]
     config = configure(data, f"anchors.times={times}", recipe=recipe)
     family = RECIPES[recipe].family
-    check(config, family)
+    inputs = read_run(config, family)
+    check_networks(inputs)
     expected = {"flux_senseflow": FLUX_ANCHORS, "sdxl_senseflow": SDXL_ANCHORS,
                 "sdxl_dmd2": SDXL_ANCHORS}.get(recipe, SD35_ANCHORS)[steps]  # fmt: skip
-    card = export(config, family, "float32").card
+    card = export(inputs, "float32").card
     assert card.anchors == pytest.approx(expected, abs=1e-4)
 
 

@@ -3,10 +3,10 @@
 import argparse
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from senseflow.launch import launch
 from senseflow.launch.entry import read_arguments
-from senseflow.launch.launch import agree_on_cause, train, violent_death
+from senseflow.launch.launch import Worker, agree_on_cause, train, violent_death
 from senseflow.launch.meeting import (
     Meeting,
     NodeGoneError,
@@ -39,9 +39,14 @@ def environment(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
 
 
+def no_worker() -> None:
+    """One is never started here."""
+    raise AssertionError
+
+
 def arguments(monkeypatch, line: str) -> argparse.Namespace:
     monkeypatch.setattr(sys, "argv", ["script", *line.split()])
-    return read_arguments("module", RECIPE)
+    return read_arguments(RECIPE)
 
 
 @pytest.mark.parametrize(
@@ -55,27 +60,9 @@ def arguments(monkeypatch, line: str) -> argparse.Namespace:
 )
 def test_max_restarts_may_stand_anywhere(monkeypatch, line):
     args = arguments(monkeypatch, line)
-    assert (args.nodes, args.gpus, args.config, args.save_dir) == (2, 8, "c.yaml", "runs/x")
+    assert (args.nodes, args.gpus) == (2, 8)
+    assert (args.config, args.save_dir) == (Path("c.yaml"), Path("runs/x"))
     assert (args.overrides, args.max_restarts) == (["a.b=1", "c.d=-2"], 3)
-
-
-WRONG = """
-import sys
-from senseflow.config.recipes import RECIPES
-from senseflow.launch.entry import main
-line = "1 1 configs/SD35/sd35_senseflow_tiny.yaml runs/none dmd.wieght=1"
-sys.argv = ["script", *line.split()]
-try:
-    main("module", RECIPES["sd35_large_senseflow"])
-except SystemExit as end:
-    print(end, sorted({"torch", "diffusers", "transformers"} & sys.modules.keys()))
-"""
-
-
-def test_a_wrong_configuration_is_answered_before_the_slow_imports():
-    said = subprocess.run([sys.executable, "-c", WRONG], capture_output=True, text=True).stdout
-    assert "unknown key dmd.wieght" in said
-    assert said.endswith("['torch']\n")
 
 
 def test_where_nodes_meet():
@@ -201,7 +188,7 @@ class Agent:
     def __init__(self, meeting: Meeting, *outcomes: dict[int, SimpleNamespace] | Failure) -> None:
         self.meeting, self.outcomes, self.flags = meeting, list(outcomes), []
 
-    def __call__(self, flags: list[str]) -> dict[int, SimpleNamespace]:
+    def __call__(self, flags: list[str], worker: Worker) -> dict[int, SimpleNamespace]:
         self.flags.append(flags)
         outcome = self.outcomes.pop(0)
         if not isinstance(outcome, Failure):
@@ -231,7 +218,7 @@ def test_what_need_not_repeat_is_started_again(
     meeting = Meeting(Place("127.0.0.1", 0, 0), 1, lambda: False)
     agent = Agent(meeting, *outcomes)
     monkeypatch.setattr(launch, "run_agent", agent)
-    assert train(meeting, 4, ["worker"], max_restarts, GOING_ON) == code
+    assert train(meeting, 4, no_worker, max_restarts, GOING_ON) == code
     assert len(agent.flags) == starts == len({tuple(flags) for flags in agent.flags})
     assert capsys.readouterr().err.count("error: ") == starts - (code == 0)
 
@@ -240,7 +227,7 @@ def test_a_stop_request_is_not_followed_by_a_start(monkeypatch):
     meeting = Meeting(Place("127.0.0.1", 0, 0), 1, lambda: False)
     agent = Agent(meeting, KILL, {})
     monkeypatch.setattr(launch, "run_agent", agent)
-    assert train(meeting, 4, ["worker"], 3, SimpleNamespace(reason="SIGTERM")) == 0
+    assert train(meeting, 4, no_worker, 3, SimpleNamespace(reason="SIGTERM")) == 0
     assert agent.flags == []
 
 
@@ -250,14 +237,14 @@ def test_launchers_name_the_same_cause(two, monkeypatch, capsys):
     agents = [Agent(meeting, outcome) for meeting, outcome in zip(two, outcomes, strict=True)]
     by_rank = {f"--node-rank={meeting.rank}": a for meeting, a in zip(two, agents, strict=True)}
 
-    def run_agent(flags: list[str]) -> dict[int, SimpleNamespace]:
-        return next(agent for flag, agent in by_rank.items() if flag in flags)(flags)
+    def run_agent(flags: list[str], worker: Worker) -> dict[int, SimpleNamespace]:
+        return next(agent for flag, agent in by_rank.items() if flag in flags)(flags, worker)
 
     monkeypatch.setattr(launch, "run_agent", run_agent)
     codes: list[int] = []
 
     def go(meeting: Meeting) -> None:
-        codes.append(train(meeting, 1, ["worker"], 0, GOING_ON))
+        codes.append(train(meeting, 1, no_worker, 0, GOING_ON))
 
     threads = [threading.Thread(target=go, args=(meeting,)) for meeting in two]
     for thread in threads:
@@ -281,12 +268,12 @@ def test_an_end_nobody_explained_reaches_the_ranks_of_other_nodes_until_someone_
 
 def test_node_0_waits_for_a_node_that_comes_late(monkeypatch):
     monkeypatch.setattr("senseflow.launch.meeting.ANSWER_S", 0.3)
-    monkeypatch.setattr(launch, "run_agent", lambda flags: {})
+    monkeypatch.setattr(launch, "run_agent", lambda flags, worker: {})
     port, codes = free_port(), []
 
     def node(rank: int) -> None:
         meeting = Meeting(Place("127.0.0.1", port, rank), 2, lambda: False)
-        codes.append(train(meeting, 1, ["worker"], 0, GOING_ON))
+        codes.append(train(meeting, 1, no_worker, 0, GOING_ON))
 
     threads = [threading.Thread(target=node, args=(rank,)) for rank in range(2)]
     threads[0].start()

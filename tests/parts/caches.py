@@ -9,6 +9,7 @@ from senseflow.config.recipes import RECIPES
 from senseflow.distill.algorithm import train_iteration
 from senseflow.distill.measures import Measures
 from senseflow.engine.build import prepare
+from senseflow.engine.inputs import read_run
 
 CONFIGS = {
     "flux_senseflow": "configs/FLUX/flux_senseflow_tiny.yaml",
@@ -42,7 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def losses(config: Config, folder: Path, num: int) -> list[dict[str, float]]:
     """Losses and gradient norms of the first iterations."""
-    run = prepare(config, folder, RECIPES[config.recipe].family)
+    run = prepare(read_run(config, RECIPES[config.recipe].family), folder)
     data, rows = run.data(1), []
     for iteration in range(1, num + 1):
         measures = Measures()

@@ -7,6 +7,7 @@ from senseflow.config.config import Config
 from senseflow.config.load import load_recipe
 from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import prepare
+from senseflow.engine.inputs import read_run
 from senseflow.engine.loop import Run
 from senseflow.tiny.pictures import write_dataset
 
@@ -39,7 +40,7 @@ def configure(data: Path, *overrides: str, recipe: str = "flux_senseflow") -> Co
 
 
 def begin(config: Config, folder: Path) -> Run:
-    return prepare(config, folder, RECIPES[config.recipe].family)
+    return prepare(read_run(config, RECIPES[config.recipe].family), folder)
 
 
 def finish(run: Run) -> Run:

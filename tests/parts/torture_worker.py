@@ -1,8 +1,8 @@
 """A Python for the shell scripts that runs a trainer as it is and lets a test look on.
 
 `PYTHON=<what write_python makes> sh exp_*/train_*.sh ...` observes the ranks, by wrapping functions
-before the trainer starts; launcher and data loader workers run plainly. A rank tells in a small
-file in which phase it is (see `Post`), and writes the samples it trains on as rows of JSON. It can
+in the launcher, whose forks they are; data loader workers run plainly. A rank tells in a small file
+in which phase it is (see `Post`), and writes the samples it trains on as rows of JSON. It can
 be asked to stand still where a phase begins, so that a kill meets a phase of microseconds.
 """
 
@@ -21,13 +21,13 @@ from typing import Any
 
 WATCHED = "SENSEFLOW_TEST_WATCHED"  # the folder of the ranks' files
 
-LAUNCHER, IMPORTS, LOADING, RESUME = "launcher", "imports", "loading networks", "resume"
+LAUNCHER, LOADING, RESUME = "launcher", "loading networks", "resume"
 DATA, GENERATE, GENERATOR, IDA = "data loading", "generation", "generator step", "IDA"
 AFTER_IDA, FAKE = "between generator and fake score", "fake score step"
 AFTER_FAKE, DISCRIMINATOR = "between fake score and discriminator", "discriminator step"
 REPORT, SAVE, EXPORT, REST, END = "report", "saving", "exporting", "rest of the loop", "end"
 PHASES = (
-    *(LAUNCHER, IMPORTS, LOADING, RESUME, DATA, GENERATE, GENERATOR, IDA, AFTER_IDA, FAKE),
+    *(LAUNCHER, LOADING, RESUME, DATA, GENERATE, GENERATOR, IDA, AFTER_IDA, FAKE),
     *(AFTER_FAKE, DISCRIMINATOR, REPORT, SAVE, EXPORT, REST, END),
 )
 HOLD_S = 60
@@ -153,20 +153,27 @@ def row(batch: Any, iteration: int) -> dict[str, Any]:
     }
 
 
+def observe_ranks(folder: Path) -> None:
+    """Wrap what a process of the run does first: it tells its number, and is observed."""
+    from senseflow.launch import worker
+
+    def begin(*ignored: Any) -> None:
+        rank = os.environ["RANK"]
+        post = Post(folder, int(rank))
+        post["pid"] = os.getpid()
+        watch(post, folder / f"samples_{rank}.jsonl")
+        post.enter(LOADING)
+
+    around(worker, "run_worker", begin, lambda *ignored: None)
+
+
 def main() -> None:
-    """Run `-m MODULE ...`, observed where it is a rank; anything else as Python does."""
+    """Run `-m TRAINER ...`, its ranks observed; anything else as Python does."""
     arguments = [a for a in sys.argv[1:] if a != "-u"]
     if arguments[0] != "-m":
         os.execv(sys.executable, [sys.executable, *arguments])
-    folder, rank = Path(os.environ[WATCHED]), os.environ.get("RANK")
-    sys.executable = str(folder / "python")  # what this process starts is observed too
     sys.path[0] = os.getcwd()
-    if rank:
-        post = Post(folder, int(rank))
-        post["pid"] = os.getpid()
-        post.enter(IMPORTS)
-        watch(post, folder / f"samples_{rank}.jsonl")
-        post.enter(LOADING)
+    observe_ranks(Path(os.environ[WATCHED]))
     sys.argv = arguments[1:]
     runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
 

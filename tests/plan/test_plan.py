@@ -22,7 +22,7 @@ from senseflow.distill.algorithm import take_turn
 from senseflow.distill.measures import Measures
 from senseflow.distill.state import Turn
 from senseflow.engine.build import prepare
-from senseflow.engine.inputs import teacher_settings
+from senseflow.engine.inputs import read_run, teacher_settings
 from senseflow.plan import remedies as planning_remedies
 from senseflow.plan.costs import Costs, Gpu, kinds_of, peak
 from senseflow.plan.plan import Plan, Wanted, configure
@@ -76,7 +76,7 @@ def count_one_rank(folder: Path) -> dict[str, object]:
     counter."""
     write_dataset(folder, num=4, seed=0, num_prompts=1)
     config, _ = configure(RECIPE, wanted(1, 2, f"paths.dataset={folder / 'data.json'}"), folder)
-    run = prepare(config, folder / "run", RECIPE.family)
+    run = prepare(read_run(config, RECIPE.family), folder / "run")
     batches = next(run.data(1))
     real: dict[str, object] = {"alone": vars(count_pieces(run.parts, batches[0]))}
     for name, kind in (("plain", PLAIN), ("generator", GENERATOR)):

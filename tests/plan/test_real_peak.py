@@ -24,6 +24,7 @@ from senseflow.distill.algorithm import take_turn
 from senseflow.distill.measures import Measures
 from senseflow.distill.state import Turn
 from senseflow.engine.build import prepare
+from senseflow.engine.inputs import read_run
 from senseflow.plan.costs import peak
 from senseflow.plan.plan import Wanted, make_plan
 from senseflow.plan.rehearsal import Kind
@@ -66,7 +67,7 @@ def status(key: str) -> int:
 
 def iterations(config: Config, folder: Path, num: int) -> int:
     """Take equal iterations; the high-water mark of the last one."""
-    run = prepare(config, folder, RECIPES[config.recipe].family)
+    run = prepare(read_run(config, RECIPES[config.recipe].family), folder)
     batches = next(run.data(1))
     turn = Turn(1, KIND.anchor, KIND.simulate, KIND.generator, adversarial=True)
     for _ in range(num):

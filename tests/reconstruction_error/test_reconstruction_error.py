@@ -18,6 +18,7 @@ from senseflow.core.draws import Draws
 from senseflow.core.path import add_noise
 from senseflow.data.convert.__main__ import main as convert
 from senseflow.engine.build import prepare_teacher
+from senseflow.engine.inputs import read_inputs
 from senseflow.reconstruction_error.__main__ import main
 from senseflow.tiny.pictures import write_dataset
 
@@ -61,7 +62,7 @@ def flux(images, tmp_path_factory) -> Path:
 def direct_errors(name: str, data: Path, times: list[float], scale: float) -> torch.Tensor:
     """xi (T,) over the first samples from the guided prediction, all of them in one batch."""
     config = load_config(CONFIGS[name], [f"paths.dataset={data}"])
-    teacher = prepare_teacher(config, RECIPES[name].family)
+    teacher = prepare_teacher(read_inputs(config, RECIPES[name].family))
     adapter, path = teacher.adapter, teacher.adapter.path
     order = torch.randperm(6, generator=Draws(0, 0, ()).shared("epoch"))[:NUM].tolist()
     pictures = json.loads(data.read_text())

@@ -22,7 +22,8 @@ from senseflow.common.pictures import save_whole
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.signals import StopRequest
 from senseflow.config.recipes import RECIPES
-from senseflow.engine.inputs import check
+from senseflow.engine.build import check_networks
+from senseflow.engine.inputs import read_run
 from senseflow.tiny.ablate.findings import write_report
 from senseflow.tiny.ablate.study import Place, Study, Trial, load_study, places_of, quick
 from senseflow.tiny.ablate.trial import (
@@ -108,7 +109,7 @@ class Ablation:
             write_dataset(data.parent, NUM_DATA, seed=0)
         for trial in {t.teacher: t for t in self.trials()}.values():
             config = trial.config(data)
-            check(config, RECIPES[config.recipe].family)
+            check_networks(read_run(config, RECIPES[config.recipe].family))
         pending = self.pending()
         done = len(self.trials()) - len(pending)
         os.environ.update(WORKER)  # the workers'

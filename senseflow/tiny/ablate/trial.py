@@ -23,6 +23,7 @@ from senseflow.common.signals import StopRequest
 from senseflow.config.config import Config
 from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import prepare
+from senseflow.engine.inputs import read_run
 from senseflow.engine.loop import NonFiniteError
 from senseflow.evaluate.metrics.frechet import FeatureStatistics
 from senseflow.tiny.ablate.study import Trial
@@ -178,7 +179,7 @@ def initial_of(trial: Trial, output: Path) -> Path | None:
 
 def train(config: Config, folder: Path, stop: StopRequest) -> str | None:
     """A run to its end, or what was not finite."""
-    run = prepare(config, folder, RECIPES[config.recipe].family)
+    run = prepare(read_run(config, RECIPES[config.recipe].family), folder)
     done = run.resume()
     try:
         with run.checkpoints:

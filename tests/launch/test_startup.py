@@ -1,0 +1,95 @@
+"""How much is imported before what, and that it asks no device: what runs afterwards is a fork."""
+
+import subprocess
+import sys
+
+import pytest
+
+from senseflow.tiny.pictures import write_dataset
+
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "timm", "open_clip", "scipy")
+LAUNCH = """
+import sys
+from senseflow.config.recipes import RECIPES
+from senseflow.launch.entry import main
+sys.argv = ["script", *{line!r}.split()]
+try:
+    main(RECIPES["flux_senseflow"])
+except SystemExit as end:
+    print(end, [name for name in {names!r} if name in sys.modules])
+"""
+CONFIG = "configs/FLUX/flux_senseflow_tiny.yaml"
+
+
+def run(program: str) -> str:
+    """What a Python process of its own says."""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "imported"),
+    [
+        (f"1 1 {CONFIG} runs/none dmd.wieght=1", "unknown key dmd.wieght", []),
+        (f"1 0 {CONFIG} runs/none", "GPUS 0", []),
+        (f"1 1 {CONFIG} runs/none paths.dataset=nowhere.json", "nowhere.json", ["torch"]),
+        (f"1 1 {CONFIG} runs/none paths.pretrained_model=nowhere", "nowhere", ["torch"]),
+    ],
+)
+def test_what_is_wrong_is_answered_before_the_slow_imports(words, message, imported):
+    said = run(LAUNCH.format(line=words, names=LIBRARIES))
+    assert message in said
+    assert said.endswith(f"{imported}\n")
+
+
+WORKER = """
+import sys
+import torch
+asked = []
+for place, names in [
+    (torch.cuda, ["is_available", "device_count", "_lazy_init", "_raw_device_count_nvml"]),
+    (torch._C, ["_cuda_getDeviceCount", "_cuda_getDevice", "_cuda_init"]),
+]:
+    for name in names:
+        assert hasattr(place, name), name
+        setattr(place, name, lambda *args, name=name: asked.append(name))
+from senseflow.config.config import load_config
+from senseflow.config.recipes import RECIPES
+from senseflow.engine.inputs import read_run
+from senseflow.launch.launch import load_libraries
+recipe = RECIPES[{recipe!r}]
+inputs = read_run(load_config({config!r}, [{dataset!r}]), recipe.family)
+load_libraries(inputs, num_gpus=8)
+print(asked)
+print([name for name in {names!r} if name in sys.modules])
+"""
+UNNEEDED = (  # by any recipe: of other commands, or of rank 0 where it writes
+    *("matplotlib", "sklearn", "pandas", "tensorboard", "torch.utils.tensorboard", "gradio"),
+    *("torchmetrics", "torch_fidelity", "IPython", "diffusers.pipelines.stable_diffusion_3"),
+)
+
+
+def test_what_the_processes_share_asks_no_device_and_is_no_more_than_they_need(tmp_path):
+    """As on a machine with eight GPUs, of which nothing but their number is told."""
+    write_dataset(tmp_path, num=2, seed=0, num_prompts=2)
+    of_others = ("diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl",)
+    said = run(
+        WORKER.format(
+            recipe="flux_senseflow",
+            config=CONFIG,
+            dataset=f"paths.dataset={tmp_path}/data.json",
+            names=(*UNNEEDED, *of_others),
+        )
+    )
+    assert said == "[]\n[]\n"
+
+
+def test_the_trainer_modules_import_neither_torch_nor_numpy():
+    said = run(
+        "import sys\n"
+        "import senseflow.trainer.trainer_flux_senseflow\n"
+        "import senseflow.trainer.trainer_sdxl_DMD2\n"
+        "print([name for name in ('torch', 'numpy', 'yaml') if name in sys.modules])"
+    )
+    assert said == "['yaml']\n"
