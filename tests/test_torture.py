@@ -259,7 +259,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.mark.long
 def test_a_run_killed_again_and_again_ends_as_the_undisturbed_one(data, tmp_path, capsys):
-    num = int(os.environ.get("SENSEFLOW_KILLS", 50))
+    num = int(os.environ.get("SENSEFLOW_KILLS", 24))
     seed = int(os.environ.get("SENSEFLOW_KILL_SEED", random.SystemRandom().randrange(10**6)))
     tormentor, began, kills = Tormentor(seed), time.monotonic(), []
 
