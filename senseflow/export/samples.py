@@ -1,11 +1,12 @@
 """Pictures that go with a student: copied beside the card, with their prompts and seeds."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+
+from senseflow.sampling.job import read_sidecar
 
 FOLDER = "samples"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
@@ -31,7 +32,10 @@ def read_samples(files: list[Path]) -> list[Sample]:
     samples = []
     for number, file in enumerate(files):
         _check(file)
-        prompt, seed = _said(file.with_suffix(".json"))
+        said = read_sidecar(file.with_suffix(".json")) or {}
+        prompt, seed = said.get("prompt"), said.get("seed")
+        prompt = prompt if isinstance(prompt, str) else None
+        seed = seed if isinstance(seed, int) else None
         place = f"{FOLDER}/{number:02d}{file.suffix.lower()}"
         samples.append(Sample(file, place, prompt, seed))
     return samples
@@ -43,21 +47,6 @@ def _check(file: Path) -> None:
             picture.load()
     except (OSError, SyntaxError) as error:
         raise ValueError(f"--samples {file} is not a picture: {error}") from error
-
-
-def _said(sidecar: Path) -> tuple[str | None, int | None]:
-    """Prompt and seed as the sampling scripts note them, None each without."""
-    try:
-        tree = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None, None
-    if not isinstance(tree, dict):
-        return None, None
-    prompt, seed = tree.get("prompt"), tree.get("seed")
-    return (
-        prompt if isinstance(prompt, str) else None,
-        seed if isinstance(seed, int) else None,
-    )
 
 
 def copy_samples(folder: Path, samples: list[Sample]) -> None:

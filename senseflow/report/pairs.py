@@ -4,12 +4,12 @@ The folders are those of the sampling scripts or of `evaluate generate`: an imag
 .json of that name with its prompt, its seed and how it was made.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from senseflow.evaluate.layouts import seed_folders
+from senseflow.sampling.job import read_sidecar
 
 NAMED = 3  # prompts named in a notice
 
@@ -102,12 +102,7 @@ def _unmatched(one: Samples, other: Samples) -> list[str]:
 
 def _sidecar(file: Path) -> dict[str, Any] | None:
     """The .json of an image; None when it does not say prompt and seed."""
-    try:
-        card = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(card, dict):
-        return None
+    card = read_sidecar(file.with_suffix(".json")) or {}
     good = isinstance(card.get("prompt"), str) and isinstance(card.get("seed"), int)
     return card if good else None
 

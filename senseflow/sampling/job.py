@@ -97,14 +97,20 @@ def is_whole(file: Path) -> bool:
         return begin == PNG_BEGIN and stream.read() == PNG_END
 
 
+def read_sidecar(file: Path) -> dict[str, Any] | None:
+    """How an image was made; None without a readable object."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _changed(shot: Shot, settings: dict[str, Any], unknown: set[str]) -> str:
     """Which settings a sidecar has otherwise, in words; empty when all agree."""
     expected = {"prompt": shot.prompt.text, "seed": shot.seed, **settings}
-    try:
-        found = json.loads(shot.sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    found = read_sidecar(shot.sidecar)
+    if found is None:
         return "its .json is not there or not readable"
-    if not isinstance(found, dict):
-        return "its .json holds no object"
     differing = [k for k, v in expected.items() if k not in unknown and found.get(k) != v]
     return ", ".join(f"{k} {found.get(k)}, now {expected[k]}" for k in differing[:4])
