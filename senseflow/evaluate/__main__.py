@@ -9,29 +9,44 @@ docs/evaluation.md has the whole protocol.
 """
 
 import sys
-from types import ModuleType
+from argparse import Namespace
+from collections.abc import Callable
+from typing import NamedTuple
 
 from senseflow.common.commands import Parser, exit_status
 from senseflow.evaluate import cli, score, table
 from senseflow.sampling.cli import STOPPED, messages
 
-COMMANDS: dict[str, tuple[ModuleType, str, str]] = {  # module, what it does, what Ctrl-C leaves
-    "generate": (cli, "draw the teacher's and a student's images for the prompts", STOPPED),
-    "score": (score, "measure a folder of images", "finished metrics are in the results file"),
-    "table": (table, "put results and the published ones in one table", "nothing was written"),
+
+class Command(NamedTuple):
+    """One of the three."""
+
+    purpose: str
+    left: str  # by Ctrl-C
+    add_flags: Callable[[Parser], None]
+    run: Callable[[Namespace], None]
+
+
+DRAW = "draw the teacher's and a student's images for the prompts"
+MEASURED = "finished metrics are in the results file"
+JOIN = "put results and the published ones in one table"
+COMMANDS = {
+    "generate": Command(DRAW, STOPPED, cli.add_arguments, cli.run_generate),
+    "score": Command("measure a folder of images", MEASURED, score.add_arguments, cli.run_score),
+    "table": Command(JOIN, "nothing was written", table.add_arguments, cli.run_table),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Do one command; returns the exit status: 2 for wrong input, said in one line."""
     args = build_parser().parse_args(arguments)
-    module, _, stopped = COMMANDS[args.command]
+    command = COMMANDS[args.command]
 
     def work() -> None:
         with messages():
-            module.run(args)
+            command.run(args)
 
-    return exit_status(work, stopped)
+    return exit_status(work, command.left)
 
 
 def build_parser() -> Parser:
@@ -43,8 +58,8 @@ def build_parser() -> Parser:
         "--prompts_file captions.txt --output_dir evaluation",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module, purpose, _) in COMMANDS.items():
-        module.add_arguments(commands.add_parser(name, help=purpose, description=f"{purpose}."))
+    for name, one in COMMANDS.items():
+        one.add_flags(commands.add_parser(name, help=one.purpose, description=f"{one.purpose}."))
     return parser
 
 

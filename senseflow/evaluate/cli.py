@@ -1,13 +1,18 @@
-"""The flags of `evaluate generate`."""
+"""From the flags of the three commands to what they do; the flags of `generate`."""
 
 import argparse
 import itertools
+import os
 from dataclasses import replace
 from pathlib import Path
 
-from senseflow.common.fields import check_range, flag_names
+from senseflow.common.fields import FieldError, check_range, flag_names
 from senseflow.config.families import family_of
 from senseflow.evaluate.layouts import LAYOUTS, TEACHER, Selection
+from senseflow.evaluate.metrics import specs
+from senseflow.evaluate.metrics.metric import Given
+from senseflow.evaluate.score import check_metrics
+from senseflow.evaluate.table import make_table
 from senseflow.sampling.cli import (
     add_machine_flags,
     add_size_flags,
@@ -82,7 +87,7 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max_sequence_length", type=int, help="T5 tokens")
 
 
-def run(args: argparse.Namespace) -> None:
+def run_generate(args: argparse.Namespace) -> None:
     """Draw what is missing; raises ValueError for input that cannot be used."""
     family = family_of(args.base, "--base")
     if args.no_teacher and not args.checkpoint:
@@ -120,3 +125,63 @@ def read_selection(args: argparse.Namespace) -> Selection:
     collections = layout.read(args.prompts_file)
     num_seeds = args.seeds or layout.num_seeds
     return Selection(layout, collections, num_seeds, args.start_idx, args.num_prompts)
+
+
+def run_score(args: argparse.Namespace) -> None:
+    """Check, measure, write; raises ValueError for what cannot be measured."""
+    metrics = [spec for name in args.metrics for spec in specs.METRICS if spec.name == name]
+    given = Given(vars(args))
+    check_score(args)
+    check_metrics(metrics, given, args.reference)
+    # timm, open_clip and transformers would fetch what they lack
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        from senseflow.evaluate.measure import Scoring, score  # torch, seconds
+
+        score(
+            Scoring(
+                name=args.name,
+                images=args.images,
+                reference=args.reference,
+                prompts_file=args.prompts_file,
+                reference_prompts_file=args.reference_prompts_file,
+                output=args.output,
+                metrics=metrics,
+                given=given,
+                mixed_sizes=args.mixed_sizes,
+                again=args.again,
+                device=args.device,
+                dtype=args.dtype,
+                batch_size=args.batch_size,
+                threads=args.threads,
+            )
+        )
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed: pip install -r requirements.txt"
+        ) from error
+
+
+def check_score(args: argparse.Namespace) -> None:
+    """What needs no torch of the flags that are no metric's; raises ValueError."""
+    if not args.name.strip():
+        raise ValueError("--name is empty")
+    files = {
+        "prompts_file": args.prompts_file,
+        "reference_prompts_file": args.reference_prompts_file,
+    }
+    for field, path in files.items():
+        if path is not None and not path.is_file():
+            raise FieldError(field, f"{path} is not a file")
+    for field, path in (("images", args.images), ("reference", args.reference)):
+        if path is not None and not path.is_dir():
+            raise FieldError(field, f"{path} is not a folder")
+    check_range("batch_size", args.batch_size, 1)
+    check_range("threads", args.threads, 1)
+    if args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a folder: name a file")
+
+
+def run_table(args: argparse.Namespace) -> None:
+    """Put results together; raises ValueError for files that are not what they should be."""
+    make_table(args.results, args.geneval, args.t2i_compbench, args.published, args.output_dir)

@@ -1,7 +1,6 @@
 """`python -m senseflow.evaluate score`: flags, and checks that need no torch."""
 
 import argparse
-import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -94,60 +93,6 @@ def _add_metric_flags(parser: Parser) -> None:
                     flag.name, dest=flag.name, type=read, default=flag.default, help=flag.help,
                     choices=flag.choices, metavar=None if flag.choices else metavar,
                 )  # fmt: skip
-
-
-def run(args: argparse.Namespace) -> None:
-    """Check, measure, write; raises ValueError for what cannot be measured."""
-    metrics = [spec for name in args.metrics for spec in specs.METRICS if spec.name == name]
-    given = Given(vars(args))
-    check(args)
-    check_metrics(metrics, given, args.reference)
-    # timm, open_clip and transformers would fetch what they lack
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        from senseflow.evaluate.measure import Scoring, score  # torch, seconds
-
-        score(
-            Scoring(
-                name=args.name,
-                images=args.images,
-                reference=args.reference,
-                prompts_file=args.prompts_file,
-                reference_prompts_file=args.reference_prompts_file,
-                output=args.output,
-                metrics=metrics,
-                given=given,
-                mixed_sizes=args.mixed_sizes,
-                again=args.again,
-                device=args.device,
-                dtype=args.dtype,
-                batch_size=args.batch_size,
-                threads=args.threads,
-            )
-        )
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{error.name} is not installed: pip install -r requirements.txt"
-        ) from error
-
-
-def check(args: argparse.Namespace) -> None:
-    """What needs no torch of the flags that are no metric's; raises ValueError."""
-    if not args.name.strip():
-        raise ValueError("--name is empty")
-    for name in ("prompts_file", "reference_prompts_file"):
-        path = getattr(args, name)
-        if path is not None and not path.is_file():
-            raise ValueError(f"--{name} {path} is not a file")
-    for name in ("images", "reference"):
-        path = getattr(args, name)
-        if path is not None and not path.is_dir():
-            raise ValueError(f"--{name} {path} is not a folder")
-    for name in ("batch_size", "threads"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
-    if args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a folder: name a file")
 
 
 def check_metrics(metrics: list[Spec], given: Given, reference: Path | None) -> None:

@@ -54,21 +54,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def run(args: argparse.Namespace) -> None:
-    """Read, merge and write; raises ValueError for files that are not what they should be."""
-    if not (args.results or args.geneval or args.t2i_compbench):
+def make_table(
+    files: list[Path],
+    geneval: list[tuple[str, str]],
+    t2i_compbench: list[tuple[str, str]],
+    whose: list[str],
+    folder: Path,
+) -> None:
+    """Read, merge and write; raises ValueError for files that are not what they should be.
+
+    files: of `score`. geneval, t2i_compbench: rows and what their programs wrote. whose: published
+    rows, "all" or "none". folder: gets the table.
+    """
+    if not (files or geneval or t2i_compbench):
         raise ValueError("no results: name files of `score`, --geneval or --t2i_compbench")
-    if "none" in args.published and len(args.published) > 1:
+    if "none" in whose and len(whose) > 1:
         raise ValueError("--published none excludes the others")
-    require_writable("--output_dir", args.output_dir)
-    results = [entry for file in args.results for entry in read_results(file)]
-    for name, file in args.geneval:
+    require_writable("--output_dir", folder)
+    results = [entry for file in files for entry in read_results(file)]
+    for name, file in geneval:
         results += official.read_geneval(name, Path(file))
-    for name, folder in args.t2i_compbench:
-        results += official.read_t2i_compbench(name, Path(folder))
-    everyone = "all" in args.published
-    published = [name for name in PUBLISHED if everyone or name in args.published]
-    write_table(merge(results), published, args.output_dir)
+    for name, place in t2i_compbench:
+        results += official.read_t2i_compbench(name, Path(place))
+    published = [name for name in PUBLISHED if "all" in whose or name in whose]
+    write_table(merge(results), published, folder)
 
 
 def write_table(results: Sequence[Result], published: Sequence[str], folder: Path) -> None:
