@@ -251,6 +251,7 @@ def fused(source: Source) -> Source:
     read_base = _reader(weights, torch.float32)
 
     def read(key: str) -> Tensor:
+        # summed in float32: a step of a LoRA is often smaller than a bfloat16 weight's last digit
         weight, layer = read_base(key), key.removesuffix(".weight")
         if layer in layers and key.endswith(".weight"):
             a, b = (source.read(f"{layer}.lora_{factor}.weight").float() for factor in "AB")

@@ -127,6 +127,7 @@ def factors(difference: Tensor, rank: int, energy: Energy) -> tuple[Tensor, Tens
     num = min(rank, len(s))
     energy.kept += float(s[:num].square().sum())
     a, b = s.new_zeros(rank, v.shape[1]), s.new_zeros(len(u), rank)
+    # half of each singular value to either side: both are of one size, and round alike in bfloat16
     a[:num], b[:, :num] = s[:num].sqrt()[:, None] * v[:num], u[:, :num] * s[:num].sqrt()
     ones = (1,) * (difference.dim() - 2)
     return a.view(rank, *difference.shape[1:]), b.view(len(u), rank, *ones)

@@ -62,6 +62,7 @@ class Costs:
         from_data, deepest = Kind(kind.generator, 1, False), Kind(True, last, True)
         like = from_data if from_data in self.traced else Kind(kind.generator, last, True)
         top = self._way(Kind(True, 0, False), quantity)
+        # the way to anchor k is k forwards of the student: the deepest one tells what each costs
         forward = (self._way(deepest, quantity) - top) / last
         return self._total(like, quantity) - self._way(like, quantity) + top + kind.anchor * forward
 

@@ -222,6 +222,7 @@ def scales(chart: Chart) -> tuple[Scale, Scale]:
     values = np.concatenate([curve.finite.values for curve in chart.curves.values()])
     values = values if len(values) else np.zeros(1)
     low, high = float(values.min()), float(values.max())
+    # several curves are compared by their heights, which a logarithm would not keep
     log = low > 0 and high > DECADES * low and len(chart.curves) == 1 and not chart.around_zero
     if chart.around_zero:
         high = max(abs(low), abs(high), 0.05)

@@ -6,7 +6,7 @@ outsider gets.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,54 +74,33 @@ def sdxl_steps(num_steps: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Family:
-    """What is peculiar to the pipelines of one class.
+class StockFamily:
+    """What is peculiar to the pipelines of one class; by default as the flows have it.
 
     Of `teacher_samplers` and `student_samplers` the first draws many steps, the last a single one.
     """
 
     pipeline: type[DiffusionPipeline]
-    network: str  # the component that a student replaces
-    guidance: float  # the teacher's
-    latent_shape: tuple[int, ...]  # of one sample, as the pipeline takes it
     steps: Callable[[int], dict[str, Any]]  # arguments of the call, by the number of steps
-    samplers: dict[str, NewScheduler]
-    teacher_samplers: tuple[str, ...]
-    student_samplers: tuple[str, ...]
-    recipe_sampler: str  # which of them the recipe samples with
+    guidance: float  # the teacher's
+    network: str = "transformer"  # the component that a student replaces
+    latent_shape: tuple[int, ...] = (8, 8, 8)  # of one sample, as the pipeline takes it
+    samplers: dict[str, NewScheduler] = field(default_factory=lambda: FLOW_SAMPLERS)
+    teacher_samplers: tuple[str, ...] = ("euler", "x0")
+    student_samplers: tuple[str, ...] = ("euler", "x0")
+    recipe_sampler: str = "x0"  # which of them the recipe samples with
 
 
 FAMILIES = {
     family.pipeline.__name__: family
     for family in (
-        Family(
-            FluxPipeline,
-            "transformer",
-            guidance=3.5,
-            latent_shape=(16, 32),
-            steps=flux_steps,
-            samplers=FLOW_SAMPLERS,
-            teacher_samplers=("euler", "x0"),
-            student_samplers=("euler", "x0"),
-            recipe_sampler="x0",
-        ),
-        Family(
-            StableDiffusion3Pipeline,
-            "transformer",
-            guidance=4.5,
-            latent_shape=(8, 8, 8),
-            steps=sd35_steps,
-            samplers=FLOW_SAMPLERS,
-            teacher_samplers=("euler", "x0"),
-            student_samplers=("euler", "x0"),
-            recipe_sampler="x0",
-        ),
-        Family(
+        StockFamily(FluxPipeline, flux_steps, guidance=3.5, latent_shape=(16, 32)),
+        StockFamily(StableDiffusion3Pipeline, sd35_steps, guidance=4.5),
+        StockFamily(
             StableDiffusionXLPipeline,
-            "unet",
+            sdxl_steps,
             guidance=5.0,
-            latent_shape=(8, 8, 8),
-            steps=sdxl_steps,
+            network="unet",
             samplers=VP_SAMPLERS,
             teacher_samplers=("euler", "ddim"),
             student_samplers=("lcm", "ddim"),
@@ -131,7 +110,7 @@ FAMILIES = {
 }
 
 
-def family_of(folder: Path) -> Family:
+def family_of(folder: Path) -> StockFamily:
     """The family of a pipeline folder; a ValueError where it is of none."""
     index = folder / "model_index.json"
     if not index.is_file():

@@ -68,6 +68,7 @@ class SDXLLearner(Learner):
         x_t = abar.sqrt() * x_0 + (1 - abar).sqrt() * eps
         prompt_embeds, pooled = self.text(ids)
         added = {
+            # as SDXL's pipeline has it: no caption is zeros, not the encoding of ""
             "text_embeds": pooled.masked_fill(dropped[:, None], 0),
             "time_ids": torch.tensor([TIME_IDS], dtype=torch.float32).expand(len(t), 6),
         }
