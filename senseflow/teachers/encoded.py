@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -10,8 +10,29 @@ from torch import Tensor
 Change = Callable[[Tensor], Tensor]
 
 
+class Batched:
+    """A dataclass of tensors, None where there is none, whose first dimension is the batch's."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those there are, by name."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def cat(self, *others: Self) -> Self:
+        """All batches, one after the other."""
+        every = [batch.tensors for batch in (self, *others)]
+        return type(self)(**{key: torch.cat([t[key] for t in every]) for key in every[0]})
+
+    def map(self, change: Change) -> Self:
+        """Every tensor changed alike."""
+        return type(self)(**{name: change(tensor) for name, tensor in self.tensors.items()})
+
+
 @dataclass(frozen=True)
-class Conditioning:
+class Conditioning(Batched):
     """Encoded prompts; a family has the same tensors for all, of one length L in a run.
 
     A shorter prompt is padded to L. Where the network must not see that, `mask` says so, and the
@@ -22,43 +43,17 @@ class Conditioning:
     pooled: Tensor | None = None  # (B, P)
     mask: Tensor | None = None  # (B, L) bool, False at padding that is not to be seen
 
-    def __len__(self) -> int:
-        return len(self.prompt_embeds)
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Those there are, by name."""
-        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
-
-    def expand(self, num: int) -> "Conditioning":
+    def expand(self, num: int) -> Self:
         """One encoded prompt (B = 1) for `num` samples."""
         return self.map(lambda tensor: tensor.expand(num, *tensor.shape[1:]))
 
-    def cat(self, *others: "Conditioning") -> "Conditioning":
-        """All batches, one after the other."""
-        every = [cond.tensors for cond in (self, *others)]
-        return Conditioning(**{key: torch.cat([t[key] for t in every]) for key in every[0]})
-
-    def map(self, change: Change) -> "Conditioning":
-        """Every tensor changed alike."""
-        return Conditioning(**{name: change(tensor) for name, tensor in self.tensors.items()})
-
 
 @dataclass(frozen=True)
-class Posterior:
+class Posterior(Batched):
     """What a VAE says of images: mean and standard deviation (B, C, h, w), float32, unscaled."""
 
     mean: Tensor
     std: Tensor
-
-    def cat(self, *others: "Posterior") -> "Posterior":
-        """All batches, one after the other."""
-        every = (self, *others)
-        return Posterior(torch.cat([p.mean for p in every]), torch.cat([p.std for p in every]))
-
-    def map(self, change: Change) -> "Posterior":
-        """The same with both tensors changed alike."""
-        return Posterior(change(self.mean), change(self.std))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from senseflow.common.files import read_json
 from senseflow.core.levels import SIGMAS, Levels
 from senseflow.teachers import folder
 from senseflow.teachers.folder import TeacherSettings
@@ -115,17 +116,35 @@ class Family(ABC):
     def require(self, settings: TeacherSettings) -> None:
         """Raise ValueError unless the settings of a run fit a folder of this family."""
         folder.require_pipeline(settings.folder, self.pipeline_class)
-        largest = self.sides(settings.folder, None).largest
-        folder.require_resolution(settings, self.unit(settings.folder), largest)
-        if self.tokenizer:
-            folder.require_length(settings, self.tokenizer)
-        elif settings.max_sequence_length is not None:
-            raise ValueError(f"data.max_sequence_length: {self.title} has no T5; leave it out")
+        unit, largest = self.unit(settings.folder), self.sides(settings.folder, None).largest
+        size = f"train.resolution {list(settings.resolution)}"
+        if any(side % unit for side in settings.resolution):
+            raise ValueError(f"{size}: both sides must be multiples of {unit}")
+        if largest and max(settings.resolution) > largest:
+            raise ValueError(f"{size}: the network's table of positions ends at {largest} pixels")
+        self.require_length(settings.folder, settings.max_sequence_length)
         self.require_student(settings)
 
+    def require_length(self, base: Path, length: int | None) -> None:
+        """Raise ValueError for tokens of a prompt that a teacher does not know, or without any."""
+        key = "data.max_sequence_length"
+        if self.tokenizer is None:
+            if length is not None:
+                raise ValueError(f"{key}: {self.title} has no T5; leave it out")
+            return
+        if length is None:
+            raise ValueError(f"{key} is missing: the T5 tokens of this teacher")
+        config = read_json(base / self.tokenizer / "tokenizer_config.json")
+        if (stated := config.get("model_max_length")) and length > stated:
+            raise ValueError(f"{key} {length}: the teacher's T5 tokenizer was made for {stated}")
+
     def require_student(self, settings: TeacherSettings) -> None:
-        """Raise ValueError for what the settings say of a student that there is none of."""
-        folder.require_plain_student(settings)
+        """Raise ValueError for keys that only a FLUX student has."""
+        if settings.linked or (settings.fold_guidance, settings.guidance) != (None, None):
+            raise ValueError(
+                "paths.flux_wo_guidance_embed, student.fold_guidance and student.guidance are for "
+                "FLUX alone; say null"
+            )
 
     def latent_shape(self, settings: TeacherSettings) -> tuple[int, int, int]:
         """(C, h, w) of one sample, as the network sees it, at the run's resolution."""

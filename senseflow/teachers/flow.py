@@ -71,7 +71,7 @@ class FlowFamily(Family):
         """A student's takes the plan's sigmas as they are; a teacher's is the base's own."""
         from senseflow.teachers.schedulers import flow_scheduler
 
-        return flow_scheduler(own, plan)
+        return flow_scheduler(own.config, plan.sampler, exact=plan.levels is not None)
 
     def sample(
         self,

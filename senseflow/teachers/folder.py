@@ -81,9 +81,6 @@ def stated_length(tokenizer: Path, most: int) -> int:
     return int(min(stated or most, most))
 
 
-# ------------------------------------------------------------------ what is asked of a folder
-
-
 def require_pipeline(folder: Path, pipeline_class: str) -> None:
     """Raise ValueError unless `folder` is a diffusers pipeline of this class."""
     index = folder / INDEX
@@ -92,39 +89,3 @@ def require_pipeline(folder: Path, pipeline_class: str) -> None:
     name = read_json(index).get("_class_name")
     if name != pipeline_class:
         raise ValueError(f"{folder} holds a {name}, this recipe distils a {pipeline_class}")
-
-
-def require_resolution(settings: TeacherSettings, multiple: int, largest: int | None) -> None:
-    """Raise ValueError for sides that are no multiple of `multiple`, or above `largest` pixels."""
-    if any(side % multiple for side in settings.resolution):
-        raise ValueError(
-            f"train.resolution {list(settings.resolution)}: both sides must be multiples of "
-            f"{multiple}"
-        )
-    if largest and max(settings.resolution) > largest:
-        raise ValueError(
-            f"train.resolution {list(settings.resolution)}: this network's table of positions "
-            f"ends at {largest} pixels"
-        )
-
-
-def require_plain_student(settings: TeacherSettings) -> None:
-    """Raise ValueError for keys that only a FLUX student has."""
-    if settings.linked or (settings.fold_guidance, settings.guidance) != (None, None):
-        raise ValueError(
-            "paths.flux_wo_guidance_embed, student.fold_guidance and student.guidance are for FLUX "
-            "alone; say null"
-        )
-
-
-def require_length(settings: TeacherSettings, tokenizer: str) -> None:
-    """Raise ValueError without a length of prompts, or for more tokens than the teacher knows."""
-    length = settings.max_sequence_length
-    if length is None:
-        raise ValueError("data.max_sequence_length is missing: the T5 tokens of this teacher")
-    config = read_json(settings.folder / tokenizer / "tokenizer_config.json")
-    stated = config.get("model_max_length")
-    if stated and length > stated:
-        raise ValueError(
-            f"data.max_sequence_length {length}: the teacher's T5 tokenizer was made for {stated}"
-        )

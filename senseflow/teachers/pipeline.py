@@ -1,7 +1,6 @@
 """What the adapters of all families share: encoders, VAE and scheduler of a diffusers pipeline."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -204,19 +203,10 @@ class NullPromptAdapter(CfgAdapter):
 
 @dataclass(frozen=True)
 class Networks:
-    """What the `adapter` module of a family gives its `Family`, which says what each is."""
+    """What the `adapter` module of a family gives: the student starts as the teacher."""
 
     adapter: type[PipelineAdapter]
-    teacher: Callable[[TeacherSettings], NetworkSource]
-    student: Callable[[TeacherSettings], NetworkSource]
-
-
-@dataclass(frozen=True)
-class PlainNetwork:
-    """The network of a family whose student has the teacher's own architecture."""
-
     network_class: type[ModelMixin]
-    component: str  # its folder in a pipeline
     blocks_of: Blocks  # the units of sharding
     repeated_of: Blocks  # those of recomputation and compilation
 
@@ -229,7 +219,7 @@ class PlainNetwork:
         return self._source(settings, settings.student_config)
 
     def _source(self, settings: TeacherSettings, config: Path | None) -> NetworkSource:
-        folder = settings.folder / self.component
+        folder = settings.folder / self.adapter.component
         tree = read_json(config or folder / "config.json")
         source, _ = open_network(self.network_class, folder, tree, self.blocks_of)
         return replace(source, repeated=self.repeated_of(source.network))

@@ -11,8 +11,6 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from diffusers.schedulers.scheduling_lcm import LCMSchedulerOutput
 from torch import Tensor
 
-from senseflow.teachers.family import Plan
-
 
 class FlowMatchEulerX0Scheduler(FlowMatchEulerDiscreteScheduler):
     """x_0 = x_t - sigma v, then x_next = (1 - sigma_next) x_0 + sigma_next fresh noise.
@@ -46,23 +44,17 @@ class FlowMatchEulerX0Scheduler(FlowMatchEulerDiscreteScheduler):
         )
 
 
-def exact_scheduler(config: FrozenDict, sampler: str) -> FlowMatchEulerDiscreteScheduler:
-    """The `x0` or `euler` scheduler that takes sigmas as they are given, without another shift."""
-    changes = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
+def flow_scheduler(
+    config: FrozenDict, sampler: str, exact: bool
+) -> FlowMatchEulerDiscreteScheduler:
+    """The `x0` or `euler` scheduler of a base's own config.
+
+    exact: one that takes sigmas as they are given, without another shift.
+    """
+    changes = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None} if exact else {}
     if sampler == "x0":
         return FlowMatchEulerX0Scheduler.from_config(config, **changes)
     return FlowMatchEulerDiscreteScheduler.from_config(config, **changes, stochastic_sampling=False)
-
-
-def flow_scheduler(
-    own: FlowMatchEulerDiscreteScheduler, plan: Plan
-) -> FlowMatchEulerDiscreteScheduler:
-    """A student's takes the plan's sigmas as they are; a teacher's is the base's own."""
-    if plan.levels is not None:
-        return exact_scheduler(own.config, plan.sampler)
-    if plan.sampler == "x0":
-        return FlowMatchEulerX0Scheduler.from_config(own.config)
-    return FlowMatchEulerDiscreteScheduler.from_config(own.config, stochastic_sampling=False)
 
 
 def own_sigmas(config: dict[str, Any], num: int = 4) -> list[float]:

@@ -17,7 +17,7 @@ from senseflow.teachers.encoded import Conditioning
 from senseflow.teachers.folder import TeacherSettings
 from senseflow.teachers.pipeline import Networks, PipelineAdapter, device_of
 from senseflow.teachers.text_encoders import CLIP, T5
-from senseflow.weights.meta import NetworkSource, frozen_network, open_network
+from senseflow.weights.meta import NetworkSource, open_network
 from senseflow.weights.stored import Stored, Weights
 
 GUIDANCE_EMBEDDER = "time_text_embed.guidance_embedder."
@@ -106,43 +106,47 @@ def blocks_of(network: FluxTransformer2DModel) -> list[nn.Module]:
     return [*network.transformer_blocks, *network.single_transformer_blocks]
 
 
-def teacher_source(settings: TeacherSettings) -> NetworkSource:
-    """The frozen teacher of a FLUX folder; it must have a guidance embedding."""
-    folder = settings.folder / "transformer"
-    config = read_json(folder / "config.json")
-    if not config.get("guidance_embeds"):
-        raise ValueError(
-            f"{folder} has no guidance embedding; the FLUX recipe guides its teacher through one"
+class FluxNetworks(Networks):
+    """The teacher with its guidance embedding, the student without."""
+
+    def teacher(self, settings: TeacherSettings) -> NetworkSource:
+        """The frozen teacher of a FLUX folder; it must have a guidance embedding."""
+        folder = settings.folder / "transformer"
+        if not read_json(folder / "config.json").get("guidance_embeds"):
+            raise ValueError(
+                f"{folder} has no guidance embedding; the FLUX recipe guides its teacher through "
+                "one"
+            )
+        return super().teacher(settings)
+
+    def student(self, settings: TeacherSettings) -> NetworkSource:
+        """The start of student and fake score: the teacher's weights without guidance embedding.
+
+        settings.student_config: the student's config.json; None takes the teacher's and drops the
+        embedding. settings.linked: a folder whose transformer/ holds links to the teacher's weights
+        and, for when there is no student_config, a config.json. settings.fold_guidance: adds what
+        the embedding says at this guidance to the bias of the time embedding's last layer, so that
+        the student starts as the teacher at that guidance, exactly.
+        """
+        folder = (settings.linked or settings.folder) / "transformer"
+        tree = read_json(settings.student_config or folder / "config.json")
+        source, weights = open_network(
+            self.network_class,
+            folder,
+            _student_config(settings, tree),
+            blocks_of,
+            spare=GUIDANCE_EMBEDDER,
         )
-    source, _ = open_network(FluxTransformer2DModel, folder, config, blocks_of)
-    source = replace(source, repeated=source.blocks)
-    return frozen_network(source, settings.compute_dtype)
+        source = replace(source, repeated=source.blocks)
+        if settings.fold_guidance is None:
+            return source
+        offset = guidance_offset(weights, settings.fold_guidance)
 
+        def read(key: str) -> Stored:
+            stored = weights.read(key)
+            return stored[...].float() + offset if key == TIME_BIAS else stored
 
-def student_source(settings: TeacherSettings) -> NetworkSource:
-    """The start of student and fake score: the teacher's weights without guidance embedding.
-
-    settings.student_config: the student's config.json; None takes the teacher's and drops the
-    embedding. settings.linked: a folder whose transformer/ holds links to the teacher's weights
-    and, for when there is no student_config, a config.json. settings.fold_guidance: adds what the
-    embedding says at this guidance to the bias of the time embedding's last layer, so that the
-    student starts as the teacher at that guidance, exactly.
-    """
-    folder = (settings.linked or settings.folder) / "transformer"
-    config = _student_config(settings, read_json(settings.student_config or folder / "config.json"))
-    source, weights = open_network(
-        FluxTransformer2DModel, folder, config, blocks_of, spare=GUIDANCE_EMBEDDER
-    )
-    source = replace(source, repeated=source.blocks)
-    if settings.fold_guidance is None:
-        return source
-    offset = guidance_offset(weights, settings.fold_guidance)
-
-    def read(key: str) -> Stored:
-        stored = weights.read(key)
-        return stored[...].float() + offset if key == TIME_BIAS else stored
-
-    return replace(source, read=read)
+        return replace(source, read=read)
 
 
 def _student_config(settings: TeacherSettings, config: dict[str, Any]) -> dict[str, Any]:
@@ -171,4 +175,4 @@ def guidance_offset(weights: Weights, guidance: float) -> Tensor:
     return offset
 
 
-NETWORKS = Networks(FluxAdapter, teacher_source, student_source)
+NETWORKS = FluxNetworks(FluxAdapter, FluxTransformer2DModel, blocks_of, blocks_of)

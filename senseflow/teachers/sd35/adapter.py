@@ -10,7 +10,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from senseflow.teachers.encoded import Conditioning
-from senseflow.teachers.pipeline import Networks, NullPromptAdapter, PlainNetwork, device_of
+from senseflow.teachers.pipeline import Networks, NullPromptAdapter, device_of
 from senseflow.teachers.text_encoders import PROJECTED_CLIP, T5
 
 
@@ -54,5 +54,4 @@ def blocks_of(network: SD3Transformer2DModel) -> list[nn.Module]:
     return list(network.transformer_blocks)
 
 
-NETWORK = PlainNetwork(SD3Transformer2DModel, "transformer", blocks_of, blocks_of)
-NETWORKS = Networks(SD35Adapter, NETWORK.teacher, NETWORK.student)
+NETWORKS = Networks(SD35Adapter, SD3Transformer2DModel, blocks_of, blocks_of)

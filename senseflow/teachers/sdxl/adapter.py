@@ -15,7 +15,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from senseflow.teachers.encoded import Conditioning
-from senseflow.teachers.pipeline import CfgAdapter, Networks, PlainNetwork, device_of
+from senseflow.teachers.pipeline import CfgAdapter, Networks, device_of
 from senseflow.teachers.text_encoders import CLIP, PROJECTED_CLIP
 
 
@@ -85,5 +85,4 @@ def modules_of(network: nn.Module, *kinds: type[nn.Module]) -> list[nn.Module]:
     return [module for module in network.modules() if isinstance(module, kinds)]
 
 
-NETWORK = PlainNetwork(UNet2DConditionModel, "unet", blocks_of, repeated_of)
-NETWORKS = Networks(SDXLAdapter, NETWORK.teacher, NETWORK.student)
+NETWORKS = Networks(SDXLAdapter, UNet2DConditionModel, blocks_of, repeated_of)

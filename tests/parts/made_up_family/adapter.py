@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from senseflow.core.guidance import guide
 from senseflow.teachers.encoded import Conditioning
-from senseflow.teachers.pipeline import Networks, NullPromptAdapter, PlainNetwork
+from senseflow.teachers.pipeline import Networks, NullPromptAdapter
 from senseflow.teachers.text_encoders import T5
 
 
@@ -50,5 +50,4 @@ def blocks_of(network: SD3Transformer2DModel) -> list[nn.Module]:
     return list(network.transformer_blocks)
 
 
-NETWORK = PlainNetwork(SD3Transformer2DModel, "transformer", blocks_of, blocks_of)
-NETWORKS = Networks(MadeUpAdapter, NETWORK.teacher, NETWORK.student)
+NETWORKS = Networks(MadeUpAdapter, SD3Transformer2DModel, blocks_of, blocks_of)
