@@ -4,12 +4,9 @@ One at a time, so that the bits of a row depend on nothing but its sample: not o
 how many ranks share the work, nor on where it was interrupted. Each rank holds the encoders whole.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -17,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from senseflow.config.config import PathsConfig
+from senseflow.data.ahead import in_order
 from senseflow.data.cache_index import Field, key_of
 from senseflow.data.items import Item, Position, UnreadableItem
 from senseflow.data.json_images import JsonImages
@@ -28,8 +26,6 @@ from senseflow.teachers.encoded import Posterior
 from senseflow.teachers.folder import TeacherSettings
 from senseflow.weights.meta import NetworkSource
 
-S = TypeVar("S")
-T = TypeVar("T")
 Row = dict[str, Tensor]  # on the host, without the dimension of the batch
 Encode = Callable[[list[str]], Iterator[Row]]  # of these keys, in their order
 
@@ -134,16 +130,15 @@ def encode_images(
         except UnreadableItem:
             return None
 
-    with ThreadPoolExecutor(num_threads) as pool:
-        for item in in_order(pool, read, keys, 2 * num_threads):
-            if item is None:
-                yield {"readable": torch.zeros(())}
-                continue
-            assert item.image is not None and item.path is not None
-            posterior = encode(item.image[None])
-            row = {name: value[0].cpu() for name, value in vars(posterior).items()}
-            finite(row, f"the VAE's posterior of {item.path}", "precision.vae=float32")
-            yield {**row, "readable": torch.ones(())}
+    for item in in_order(read, keys, num_threads, 2 * num_threads):
+        if item is None:
+            yield {"readable": torch.zeros(())}
+            continue
+        assert item.image is not None and item.path is not None
+        posterior = encode(item.image[None])
+        row = {name: value[0].cpu() for name, value in vars(posterior).items()}
+        finite(row, f"the VAE's posterior of {item.path}", "precision.vae=float32")
+        yield {**row, "readable": torch.ones(())}
 
 
 def finite(row: Row, what: str, instead: str) -> Row:
@@ -151,18 +146,3 @@ def finite(row: Row, what: str, instead: str) -> Row:
     if not all(value.isfinite().all() for value in row.values()):
         raise ValueError(f"{what} is not finite; try {instead}")
     return row
-
-
-def in_order(
-    pool: ThreadPoolExecutor, work: Callable[[S], T], things: Iterable[S], ahead: int
-) -> Iterator[T]:
-    """The results of threads in the order of their things, at most `ahead` of them waiting."""
-    rest, waiting = iter(things), deque[Future[T]]()
-    waiting.extend(pool.submit(work, thing) for thing in islice(rest, ahead))
-    try:
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(work, thing) for thing in islice(rest, 1))
-            yield result
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

@@ -4,10 +4,10 @@ import hashlib
 import io
 import json
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from senseflow.common.files import read_json
+from senseflow.data.ahead import in_groups
 from senseflow.data.decode import UNREADABLE, read_rgb
 from senseflow.data.image_lists import read_lists
 from senseflow.evaluate.layouts import SAMPLES, SIDECARS, seed_folders
@@ -24,7 +25,6 @@ from senseflow.sampling.prompts import read_prompts_file
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 GRID = re.compile(r"grid(_\d+of\d+)?\.png")  # what sampling leaves beside its images
 OWN = ("prompt", "index", "seed", "id", "versions")  # what images made in one way may differ in
-AHEAD = 2  # batches in the making
 
 Load = Callable[[Image.Image], Tensor]
 
@@ -281,17 +281,8 @@ def read_groups(
 
     Raises ValueError naming the file of an image that cannot be read or used.
     """
-    pool = ThreadPoolExecutor(threads)
-    waiting: deque[tuple[Sequence[Picture], list[Future[Tensor]]]] = deque()
-    try:
-        for group in groups:
-            waiting.append((group, [pool.submit(read, p, load) for p in group]))
-            if len(waiting) > AHEAD:
-                yield _finish(*waiting.popleft())
-        while waiting:
-            yield _finish(*waiting.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for group, tensors in in_groups(partial(read, load=load), groups, threads):
+        yield group, _stacked(group, tensors)
 
 
 def read(picture: Picture, load: Load) -> Tensor:
@@ -306,10 +297,7 @@ def read(picture: Picture, load: Load) -> Tensor:
         raise ValueError(f"{picture.file}: {error}") from error
 
 
-def _finish(
-    group: Sequence[Picture], futures: list[Future[Tensor]]
-) -> tuple[Sequence[Picture], Tensor]:
-    tensors = [future.result() for future in futures]
+def _stacked(group: Sequence[Picture], tensors: list[Tensor]) -> Tensor:
     for picture, tensor in zip(group, tensors, strict=True):
         if tensor.shape != tensors[0].shape:
             sizes = (list(t.shape[1:]) for t in (tensor, tensors[0]))
@@ -317,4 +305,4 @@ def _finish(
                 f"{picture.file} and {group[0].file} are of different sizes after preprocessing, "
                 f"{' and '.join(map(str, sizes))}: name one in place of 0"
             )
-    return group, torch.stack(tensors)
+    return torch.stack(tensors)

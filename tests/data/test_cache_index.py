@@ -1,6 +1,5 @@
 """The index of a cache and its rows, against plain dictionaries."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from senseflow.cache.encoders import encode_prompts, in_order
+from senseflow.cache.encoders import encode_prompts
 from senseflow.cache.index import with_files
 from senseflow.data.cache_index import (
     KEY_DTYPE,
@@ -117,11 +116,3 @@ def test_numbers_that_are_not_finite_name_the_prompt():
     assert next(rows)["pooled"].tolist() == [1.0, 0.0]
     with pytest.raises(ValueError, match=r"'odd' is not finite; try precision.compute=float32"):
         next(rows)
-
-
-def test_threads_keep_the_order_and_their_distance():
-    asked = []
-    with ThreadPoolExecutor(3) as pool:
-        results = in_order(pool, lambda n: asked.append(n) or n * n, range(20), ahead=4)
-        assert next(results) == 0 and len(asked) <= 5
-        assert list(results) == [n * n for n in range(1, 20)]

@@ -8,9 +8,7 @@ interrupted conversion that goes on ends with the same rows.
 import hashlib
 import json
 import logging
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -24,6 +22,7 @@ from tqdm import tqdm
 
 from senseflow.common.devices import find_device
 from senseflow.core.draws import Draws
+from senseflow.data.ahead import in_groups
 from senseflow.data.convert.dmd2_shards import read_shard
 from senseflow.data.convert.latents_writer import Chunk, LatentsWriter
 from senseflow.data.items import UnreadableItem
@@ -34,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 CAPTION_SUFFIX = ".txt"
 SHARD_ROWS = 256  # rows per commit
-AHEAD = 2  # batches of images being read while one is encoded
 
 Posterior = Literal["sample", "mode"]
 
@@ -226,21 +224,10 @@ class Pictures:
 
     def chunks(self, start: list[int]) -> Iterator[Chunk]:
         """Latents of the pictures from `start` = [place] on, in order, read ahead by threads."""
-        ends = range((start or [0])[0], self.num, self.batch_size)
-        waiting: deque[tuple[list[int], list[Future[tuple[Tensor, str] | UnreadableItem]]]] = (
-            deque()
-        )
-        with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
-            try:
-                for begin in ends:
-                    places = list(range(begin, min(begin + self.batch_size, self.num)))
-                    waiting.append((places, [pool.submit(self._read, place) for place in places]))
-                    if len(waiting) > AHEAD:
-                        yield self._encode(*waiting.popleft())
-                while waiting:
-                    yield self._encode(*waiting.popleft())
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        begins = range((start or [0])[0], self.num, self.batch_size)
+        groups = [range(begin, min(begin + self.batch_size, self.num)) for begin in begins]
+        for places, reads in in_groups(self._read, groups, self.num_workers):
+            yield self._encode(list(places), reads)
 
     def _read(self, place: int) -> tuple[Tensor, str] | UnreadableItem:
         picture = self.pictures[place]
@@ -250,10 +237,8 @@ class Pictures:
         except UnreadableItem as error:
             return error
 
-    def _encode(
-        self, places: list[int], reads: list[Future[tuple[Tensor, str] | UnreadableItem]]
-    ) -> Chunk:
-        found = [(place, read.result()) for place, read in zip(places, reads, strict=True)]
+    def _encode(self, places: list[int], reads: list[tuple[Tensor, str] | UnreadableItem]) -> Chunk:
+        found = list(zip(places, reads, strict=True))
         skipped = [(r.source, r.reason) for _, r in found if isinstance(r, UnreadableItem)]
         whole = [(place, *r) for place, r in found if not isinstance(r, UnreadableItem)]
         following = [places[-1] + 1]
