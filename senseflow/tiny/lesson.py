@@ -73,7 +73,7 @@ def cache_latents(
 
 def flow_at(x_0: Tensor, eps: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Sigma (B,) of a flow at uniform u in [0, 1), more of the noisy times, and its x_t."""
-    # what is where is decided at the noisy times, and a small network learns that last
+    # more of the noisy times, at which it is decided what is where
     sigma = TIME_SHIFT * u / (1 + (TIME_SHIFT - 1) * u)
     return sigma, torch.lerp(x_0, eps, sigma[:, None, None, None])
 
