@@ -163,7 +163,7 @@ def _run(program: Program, words: list[str], wrap: Callable[..., Callable[..., N
 def start(program: Program) -> None:
     """The program as `python` starts it, with the command line in sys.argv."""
     if program.kind == "trainer":
-        read_arguments(trainer_of(program.name), recipe_of(program.name))
+        read_arguments(recipe_of(program.name))
     elif program.kind == "module":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # imported before, by another program
@@ -172,13 +172,6 @@ def start(program: Program) -> None:
         script = ROOT / program.name
         with mock.patch.object(sys, "path", [str(script.parent), *sys.path]):
             runpy.run_path(str(script), run_name="__main__")
-
-
-def trainer_of(script: str) -> str:
-    """The module that a training script runs."""
-    found = re.findall(r"-m (senseflow\.trainer\.\w+)", (ROOT / script).read_text())
-    assert len(found) == 1, f"{script} runs no trainer"
-    return found[0]
 
 
 def recipe_of(script: str) -> Recipe:
