@@ -64,9 +64,8 @@ class Trained:
         the norm is not finite the step changes neither weights nor optimizer state: the fused
         kernel reads `found_inf` on the device, so the host does not wait.
         """
-        gradients = {p: p.grad for p in self.network.parameters() if p.grad is not None}
-        parameters = list(gradients)
-        norm = total_norm(list(gradients.values()))
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        norm = total_norm(gradients)
         kernel = cast(Any, self.optimizer)  # what the fused one reads stands in no signature
         # As a GradScaler does: 1 leaves weights, moments and the count of steps alone.
         kernel.found_inf = (~torch.isfinite(norm)).float()
@@ -75,8 +74,8 @@ class Trained:
             self.optimizer.seed = seed
             self.optimizer.grad_scale = ((norm + 1e-6) / self.max_grad_norm).clamp(min=1)
         else:
-            # Not clip_grad_norm_, which would take the norm over all shards once more.
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+            share = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1)  # as torch's clip_grad_norm_
+            torch._foreach_mul_([flat_shard(g) for g in gradients], share)
             kernel.grad_scale = None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -86,17 +85,15 @@ class Trained:
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The 2-norm of all gradients together, sharded alike, 0-d float32 whatever type they are in;
     where they are."""
-    if all(g.dtype == torch.float32 for g in gradients):
-        norm = torch.nn.utils.get_total_norm(gradients)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-    shards, first = [flat_shard(g) for g in gradients], gradients[0]  # DTensor's own: in bfloat16
-    norms = torch._foreach_norm(shards, 2, dtype=torch.float32)
-    square = torch.stack(norms).square().sum()
+    shards, first = [flat_shard(g) for g in gradients], gradients[0]
+    # Not DTensor's own: in bfloat16 where they are, and a reduction for every one of them.
+    norms = torch.stack(torch._foreach_norm(shards, 2, dtype=torch.float32))  # (N,)
     if isinstance(first, DTensor):
         placements = [Partial() if p.is_shard() else p for p in first.placements]
-        parts = DTensor.from_local(square, first.device_mesh, placements, run_check=False)
-        square = parts.full_tensor().to(first.device)
-    return square.sqrt()
+        squares = norms.square()
+        parts = DTensor.from_local(squares, first.device_mesh, placements, run_check=False)
+        norms = parts.full_tensor().to(first.device).sqrt()
+    return torch.linalg.vector_norm(norms)
 
 
 @torch.no_grad()
