@@ -12,9 +12,19 @@ from python import PYTHON
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = {
-    **{"name": "mine", "metric": "clip", "value": 31.5, "num_images": 4, "num_prompts": 4},
-    **{"images": "out/mine", "reference": None, "model": "a model", "preprocessing": "crop"},
-    **{"weights": [], "versions": {"torch": "2.15.0"}, "settings": {}, "notes": []},
+    "name": "mine",
+    "metric": "clip",
+    "value": 31.5,
+    "num_images": 4,
+    "num_prompts": 4,
+    "images": "out/mine",
+    "reference": None,
+    "model": "a model",
+    "preprocessing": "crop",
+    "weights": [],
+    "versions": {"torch": "2.15.0"},
+    "settings": {},
+    "notes": [],
 }
 
 

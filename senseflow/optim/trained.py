@@ -93,7 +93,8 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
         squares = norms.square()
         parts = DTensor.from_local(squares, first.device_mesh, placements, run_check=False)
         norms = parts.full_tensor().to(first.device).sqrt()
-    return torch.linalg.vector_norm(norms)
+    norm: Tensor = torch.linalg.vector_norm(norms)
+    return norm
 
 
 @torch.no_grad()
