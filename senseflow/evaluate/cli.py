@@ -6,12 +6,18 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from senseflow.common.fields import FieldError, check_range, flag_names
+from senseflow.common.fields import check_range, flag_names
 from senseflow.config.families import family_of
 from senseflow.evaluate.layouts import LAYOUTS, TEACHER, Selection
 from senseflow.evaluate.metrics import specs
 from senseflow.evaluate.metrics.metric import Given
-from senseflow.evaluate.score import check_metrics
+from senseflow.evaluate.score import (
+    IMAGES,
+    PROMPTS,
+    REFERENCE,
+    REFERENCE_PROMPTS,
+    check_flags,
+)
 from senseflow.evaluate.table import make_table
 from senseflow.sampling.cli import (
     add_machine_flags,
@@ -132,7 +138,7 @@ def run_score(args: argparse.Namespace) -> None:
     metrics = [spec for name in args.metrics for spec in specs.METRICS if spec.name == name]
     given = Given(vars(args))
     check_score(args)
-    check_metrics(metrics, given, args.reference)
+    check_flags(metrics, given)
     # timm, open_clip and transformers would fetch what they lack
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
@@ -141,10 +147,10 @@ def run_score(args: argparse.Namespace) -> None:
         score(
             Scoring(
                 name=args.name,
-                images=args.images,
-                reference=args.reference,
-                prompts_file=args.prompts_file,
-                reference_prompts_file=args.reference_prompts_file,
+                images=given[IMAGES],
+                reference=given[REFERENCE],
+                prompts_file=given[PROMPTS],
+                reference_prompts_file=given[REFERENCE_PROMPTS],
                 output=args.output,
                 metrics=metrics,
                 given=given,
@@ -163,19 +169,9 @@ def run_score(args: argparse.Namespace) -> None:
 
 
 def check_score(args: argparse.Namespace) -> None:
-    """What needs no torch of the flags that are no metric's; raises ValueError."""
+    """What is left to check without torch once `check_flags` has; raises ValueError."""
     if not args.name.strip():
         raise ValueError("--name is empty")
-    files = {
-        "prompts_file": args.prompts_file,
-        "reference_prompts_file": args.reference_prompts_file,
-    }
-    for field, path in files.items():
-        if path is not None and not path.is_file():
-            raise FieldError(field, f"{path} is not a file")
-    for field, path in (("images", args.images), ("reference", args.reference)):
-        if path is not None and not path.is_dir():
-            raise FieldError(field, f"{path} is not a folder")
     check_range("batch_size", args.batch_size, 1)
     check_range("threads", args.threads, 1)
     if args.output.is_dir():

@@ -7,13 +7,13 @@ two folders, a mean of a score per image, a diversity of the images of one promp
 import functools
 import logging
 import math
+import operator
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from senseflow.engine.share import Share
 from senseflow.evaluate.folders import (
     ImageSet,
     Inspected,
-    Load,
     Picture,
     check_same_prompts,
     check_sizes,
@@ -37,15 +36,7 @@ from senseflow.evaluate.folders import (
     require_prompts,
 )
 from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
-from senseflow.evaluate.metrics.metric import (
-    Comparer,
-    Extractor,
-    Given,
-    Machine,
-    Prepared,
-    Scorer,
-    Spec,
-)
+from senseflow.evaluate.metrics.metric import Given, Judge, Machine, Prepared, Spec
 from senseflow.evaluate.results import (
     Result,
     check_output,
@@ -128,9 +119,9 @@ def score(scoring: Scoring) -> None:
             if share.is_main:
                 logger.info("%s, as measured before", in_words(known))
             continue
-        measured = measure(spec.name, metric, images.images, against, machine, desk)
-        entry = wanted | measured.entry() | {"versions": told}
-        entry["notes"] = [*(notes if against else []), *measured.notes]
+        found = measure(spec, metric, images.images, against, machine, desk)
+        entry = wanted | found | {"versions": told}
+        entry["notes"] = [*(notes if against else []), *found.get("notes", [])]
         write(scoring.output, entry, share)
 
 
@@ -242,52 +233,37 @@ def in_words(entry: Result) -> str:
 
 
 def measure(
-    name: str,
+    spec: Spec,
     metric: Prepared,
     images: ImageSet,
     reference: Folder | None,
     machine: Machine,
     desk: Desk,
-) -> "Measured":
-    """Load the metric's model and judge the images."""
+) -> Result:
+    """Load the metric's model and judge the images: what of an entry is measured."""
     try:
         # TF32 would round the features of convolutions to 10 bits
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            opened = desk.share.agreed(lambda: metric.open(machine))
-            match opened:
-                case Extractor():
-                    assert reference is not None
-                    return measure_distance(name, opened, images, reference.images, desk)
-                case Scorer():
-                    return measure_mean(name, opened, images, desk)
-                case Comparer():
-                    return measure_diversity(name, opened, images, desk)
+            judge = desk.share.agreed(lambda: metric.open(machine))
+            if reference:
+                found = measure_distance(spec.name, judge, images, reference.images, desk)
+            elif spec.needs == "prompts":
+                found = measure_mean(spec.name, judge, images, desk)
+            else:
+                found = measure_diversity(spec.name, judge, images, desk)
     except torch.OutOfMemoryError as error:
         raise ValueError(
-            f"{name}: the GPU's memory is full; say less than --batch_size {desk.batch_size}"
+            f"{spec.name}: the GPU's memory is full; say less than --batch_size {desk.batch_size}"
         ) from error
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A value, how its images were preprocessed, and what is to be said beside it."""
-
-    value: float
-    preprocessing: str
-    extra: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def entry(self) -> dict[str, Any]:
-        """What is measured, as fields of an entry of results."""
-        return {"value": self.value, "preprocessing": self.preprocessing, **self.extra}
+    return {"preprocessing": judge.preprocessing, **found}
 
 
 def measure_distance(
-    name: str, extractor: Extractor, images: ImageSet, reference: ImageSet, desk: Desk
-) -> Measured:
+    name: str, judge: Judge, images: ImageSet, reference: ImageSet, desk: Desk
+) -> Result:
     """The Frechet distance between the features of two folders."""
-    first = feature_statistics(name, extractor, images, desk)
-    second = feature_statistics(f"{name}, reference", extractor, reference, desk)
+    first = feature_statistics(name, judge, images, desk)
+    second = feature_statistics(f"{name}, reference", judge, reference, desk)
     width = len(first.total)
     notes = []
     for folder, found in ((images.folder, first), (reference.folder, second)):
@@ -298,88 +274,79 @@ def measure_distance(
             )
     if first.num != second.num:
         notes.append(f"{first.num} images against {second.num} of the reference")
-    extra = {"num_reference": second.num, "num_features": width}
-    extra["full_rank"] = min(first.num, second.num) > width
-    distance = frechet_distance(first, second)
-    return Measured(distance, extractor.preprocessing, extra, notes)
+    return {
+        "value": frechet_distance(first, second),
+        "num_reference": second.num,
+        "num_features": width,
+        "full_rank": min(first.num, second.num) > width,
+        "notes": notes,
+    }
 
 
-def feature_statistics(
-    title: str, extractor: Extractor, images: ImageSet, desk: Desk
-) -> FeatureStatistics:
+def feature_statistics(title: str, judge: Judge, images: ImageSet, desk: Desk) -> FeatureStatistics:
     """Count, mean and covariance of the features of all images of a folder, on every rank."""
 
     def work() -> FeatureStatistics | None:
         found: FeatureStatistics | None = None
-        groups = desk.batches(images.pictures)
-        judge = extractor.features
-        for features in judged(title, groups, extractor.load, lambda _, p: judge(p), desk):
-            found = found or FeatureStatistics.empty(features.shape[1])
-            found.update(features)
+        for features in judged(title, judge, desk.batches(images.pictures), desk):
+            part = FeatureStatistics.of(features)
+            found = found + part if found else part
         return found
 
-    # a rank may have no image
-    parts = [part for part in desk.share.gather(desk.share.agreed(work)) if part]
-    return functools.reduce(FeatureStatistics.merge, parts)
+    parts = desk.share.gather(desk.share.agreed(work))
+    return functools.reduce(operator.add, [part for part in parts if part])  # a rank may have none
 
 
-def measure_mean(name: str, scorer: Scorer, images: ImageSet, desk: Desk) -> Measured:
+def measure_mean(name: str, judge: Judge, images: ImageSet, desk: Desk) -> Result:
     """The mean score of a folder's images, and the standard error of the mean over prompts."""
 
-    def judge(group: Sequence[Picture], pixels: Tensor) -> Tensor:
-        return scorer.score(pixels, [str(picture.prompt) for picture in group])
-
     def work() -> list[float]:
-        found = judged(name, desk.batches(images.pictures), scorer.load, judge, desk)
+        found = judged(name, judge, desk.batches(images.pictures), desk)
         return [score for scores in found for score in scores.tolist()]
 
     scores = desk.share.put_together(desk.share.agreed(work))
     num = len(images.prompts)
     per_prompt = [statistics.fmean(scores[i::num]) for i in range(num)]  # seed after seed
-    return Measured(
-        math.fsum(scores) / len(scores), scorer.preprocessing, spread_over_prompts(per_prompt)
-    )
+    return {
+        "value": math.fsum(scores) / len(scores),
+        "standard_error": error_over_prompts(per_prompt),
+    }
 
 
-def measure_diversity(name: str, comparer: Comparer, images: ImageSet, desk: Desk) -> Measured:
+def measure_diversity(name: str, judge: Judge, images: ImageSet, desk: Desk) -> Result:
     """The mean distance between two images of one prompt, over all pairs, then over prompts."""
-
-    def judge(_: Sequence[Picture], pixels: Tensor) -> Tensor:
-        return comparer.distances(pixels).double().mean()[None]
 
     def work() -> list[float]:
         groups = desk.share.mine(list(zip(*images.sets, strict=True)))
-        return [one.item() for one in judged(name, groups, comparer.load, judge, desk)]
+        return [pairs.double().mean().item() for pairs in judged(name, judge, groups, desk)]
 
     distances = desk.share.put_together(desk.share.agreed(work))
-    extra = {"num_seeds": len(images.sets), **spread_over_prompts(distances)}
-    return Measured(math.fsum(distances) / len(distances), comparer.preprocessing, extra)
+    return {
+        "value": math.fsum(distances) / len(distances),
+        "num_seeds": len(images.sets),
+        "standard_error": error_over_prompts(distances),
+    }
 
 
 def judged(
-    title: str,
-    groups: Sequence[Sequence[Picture]],
-    load: Load,
-    judge: Callable[[Sequence[Picture], Tensor], Tensor],
-    desk: Desk,
+    title: str, judge: Judge, groups: Sequence[Sequence[Picture]], desk: Desk
 ) -> Iterator[Tensor]:
     """What a model makes of each group of images, with a bar on rank 0.
 
-    Raises ValueError naming the first image whose value is not finite.
+    Raises ValueError naming the first image whose value is not finite; of a pair, one of its group.
     """
     total = sum(map(len, groups))
     with tqdm(total=total, desc=title, unit="image", disable=not desk.share.is_main) as bar:
-        for group, pixels in read_groups(groups, load, desk.threads):
-            values = judge(group, pixels)
+        for group, pixels in read_groups(groups, judge.load, desk.threads):
+            values = judge.judge(pixels, [str(picture.prompt) for picture in group])
             finite = values.reshape(len(values), -1).isfinite().all(1).tolist()
             if not all(finite):
-                file = group[finite.index(False)].file
+                file = group[finite.index(False) % len(group)].file
                 raise ValueError(f"{title} of {file} is not finite: try --dtype float32")
             yield values
             bar.update(len(group))
 
 
-def spread_over_prompts(values: list[float]) -> dict[str, float | None]:
+def error_over_prompts(values: list[float]) -> float | None:
     """The standard error of a mean over prompts; none for a single prompt."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"standard_error": error}
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

@@ -9,7 +9,7 @@ from senseflow.common.commands import Parser
 from senseflow.evaluate.metrics import specs
 from senseflow.evaluate.metrics.metric import Flag, Given, Spec
 
-KINDS: dict[str, tuple[type, str]] = {  # of the metrics' flags: their type and metavar
+KINDS: dict[str, tuple[type, str]] = {  # of flags: their type and metavar
     "file": (Path, "FILE"),
     "folder": (Path, "DIR"),
     "pixels": (int, "PIXELS"),
@@ -28,42 +28,46 @@ EPILOG = """example:
 """
 
 
+PROMPTS_FORMS = (
+    "in place of sidecars: .txt, .jsonl or .tsv, one per image in the order of their names, or "
+    '.json: {"file name": "prompt"}'
+)
+IMAGES = Flag[Path](
+    "--images", "folder", "images with the sidecars of our sampling, or any (with --prompts_file); "
+    "several seeds lie in seed_0/, seed_1/, ...",
+)  # fmt: skip
+REFERENCE = Flag[Path | None]("--reference", "folder", "teacher's or real images, for distances")
+PROMPTS = Flag[Path | None]("--prompts_file", "file", f"prompts of --images {PROMPTS_FORMS}")
+REFERENCE_PROMPTS = Flag[Path | None](
+    "--reference_prompts_file", "file", f"prompts of --reference {PROMPTS_FORMS}"
+)
+OWN: tuple[Flag[Any], ...] = (IMAGES, REFERENCE, PROMPTS, REFERENCE_PROMPTS)
+
+
 def add_arguments(parser: Parser) -> None:
     """The flags of `score`: its own, then each metric's."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    _add_image_flags(parser)
-    _add_machine_flags(parser)
-    _add_metric_flags(parser)
-
-
-def _add_image_flags(parser: Parser) -> None:
     group = parser.add_argument_group("what")
-    group.add_argument(
-        "--images", type=Path, required=True, metavar="DIR",
-        help="images with the sidecars of our sampling, or any (with --prompts_file); several "
-        "seeds lie in seed_0/, seed_1/, ...",
-    )  # fmt: skip
-    against = ", ".join(spec.name for spec in specs.METRICS if spec.needs == "reference")
-    group.add_argument(
-        "--reference", type=Path, metavar="DIR", help=f"teacher's or real images, for {against}"
-    )
+    for flag in OWN:
+        _add(group, flag, required=flag is IMAGES)
     names = [spec.name for spec in specs.METRICS]
     group.add_argument("--metrics", nargs="+", required=True, choices=names, metavar="METRIC",
                        help=", ".join(names))  # fmt: skip
     group.add_argument("--name", required=True, help="of the row, such as 'FLUX, 4 steps'")
     group.add_argument("--output", type=Path, default=Path("results.json"), metavar="JSON")
-    for flag, whose in (
-        ("--prompts_file", "--images"),
-        ("--reference_prompts_file", "--reference"),
-    ):
-        group.add_argument(
-            flag, type=Path, metavar="FILE",
-            help=f"prompts of {whose} in place of sidecars: .txt, .jsonl or .tsv, one per image in "
-            'the order of their names, or .json: {"file name": "prompt"}',
-        )  # fmt: skip
     group.add_argument("--mixed_sizes", action="store_true", help="images may differ in size")
     group.add_argument("--again", action="store_true", help="compute what is there already too")
+    _add_machine_flags(parser)
+    _add_metric_flags(parser)
+
+
+def _add(group: argparse._ArgumentGroup, flag: Flag[Any], required: bool = False) -> None:
+    read, metavar = KINDS[flag.kind]
+    group.add_argument(
+        flag.name, dest=flag.name, type=read, default=flag.default, help=flag.help,
+        choices=flag.choices, metavar=None if flag.choices else metavar, required=required,
+    )  # fmt: skip
 
 
 def _add_machine_flags(parser: Parser) -> None:
@@ -88,21 +92,17 @@ def _add_metric_flags(parser: Parser) -> None:
         for flag in spec.flags:
             if flag not in listed:
                 listed.add(flag)
-                read, metavar = KINDS[flag.kind]
-                group.add_argument(
-                    flag.name, dest=flag.name, type=read, default=flag.default, help=flag.help,
-                    choices=flag.choices, metavar=None if flag.choices else metavar,
-                )  # fmt: skip
+                _add(group, flag)
 
 
-def check_metrics(metrics: list[Spec], given: Given, reference: Path | None) -> None:
-    """Raise ValueError for a wrong flag of any metric, and for what those asked for lack."""
-    for flag in dict.fromkeys(flag for spec in specs.METRICS for flag in spec.flags):
+def check_flags(metrics: list[Spec], given: Given) -> None:
+    """Raise ValueError for a path or size that is wrong, and for what the metrics lack."""
+    for flag in dict.fromkeys([*OWN, *(flag for spec in specs.METRICS for flag in spec.flags)]):
         flag.check(given[flag])
     for spec in metrics:
         lacking = [flag for flag in spec.flags if flag.required and given[flag] is None]
         if lacking:
             said = " and ".join(f"{flag.name} ({flag.help})" for flag in lacking)
             raise ValueError(f"{spec.name} needs {said}")
-        if spec.needs == "reference" and reference is None:
+        if spec.needs == "reference" and given[REFERENCE] is None:
             raise ValueError(f"{spec.name} needs --reference: the folder of the teacher's images")

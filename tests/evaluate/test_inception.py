@@ -18,7 +18,7 @@ from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distan
 from senseflow.evaluate.metrics.inception import (
     clean_bicubic,
     fid_pixels,
-    load_inception,
+    open_inception,
     patch_pixels,
 )
 from senseflow.evaluate.metrics.metric import square
@@ -123,7 +123,7 @@ def test_published_weights_give_torch_fidelitys_own_features(tmp_path):
     pixels = torch.randint(0, 256, (2, 3, 299, 299), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         (theirs,) = network(pixels.to(torch.uint8))
-        ours = load_inception(file)(pixels)
+        ours = open_inception(file, pixels.device)(pixels, [])
     assert ours.shape == (2, 2048) and theirs.std() > 0.01
     torch.testing.assert_close(ours, theirs)
 

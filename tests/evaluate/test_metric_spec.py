@@ -30,12 +30,12 @@ BORDER = metric.Flag[int]("--border", "pixels", "not looked at (1)", 1)
 def prepare(given: metric.Given) -> metric.Prepared:
     lamp, border = given[LAMP], given[BORDER]
 
-    def open_it(machine: metric.Machine) -> metric.Scorer:
+    def open_it(machine: metric.Machine) -> metric.Judge:
         import numpy
         import torch
 
         dark = float(lamp.read_text())
-        return metric.Scorer(
+        return metric.Judge(
             "without a border",
             lambda picture: torch.from_numpy(numpy.array(picture))[border:, border:].double(),
             lambda pixels, prompts: pixels.mean((1, 2, 3)) - dark,

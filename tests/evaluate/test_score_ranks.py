@@ -17,7 +17,7 @@ from torch import nn
 from senseflow.engine.share import Share
 from senseflow.evaluate.folders import read_folder
 from senseflow.evaluate.measure import Desk, measure_distance, measure_diversity, measure_mean
-from senseflow.evaluate.metrics.metric import Comparer, Extractor, Scorer
+from senseflow.evaluate.metrics.metric import Judge
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_CLIP = ROOT / "assets/tiny/common/clip"
@@ -35,12 +35,12 @@ def measure_all(student, teacher, share) -> list[float]:
     """A metric of each kind, on features that need no model."""
     desk = Desk(share, batch_size=2, threads=1)
     images, reference = read_folder(student), read_folder(teacher)
-    extractor = Extractor("", pixels, lambda p: p.flatten(1)[:, :3])
-    distance = measure_distance("fid_t", extractor, images, reference, desk)
-    mean = measure_mean("clip", Scorer("", pixels, score_of), images, desk)
-    comparer = Comparer("", pixels, lambda p: p.std(0).flatten())
-    diversity = measure_diversity("diversity", comparer, images, desk)
-    return [m.value for m in (distance, mean, diversity)] + [mean.extra["standard_error"]]
+    features = Judge("", pixels, lambda p, prompts: p.flatten(1)[:, :3])
+    distance = measure_distance("fid_t", features, images, reference, desk)
+    mean = measure_mean("clip", Judge("", pixels, score_of), images, desk)
+    pairs = Judge("", pixels, lambda p, prompts: p.std(0).flatten())
+    diversity = measure_diversity("diversity", pairs, images, desk)
+    return [m["value"] for m in (distance, mean, diversity)] + [mean["standard_error"]]
 
 
 def test_the_standard_error_is_that_of_means_per_prompt(tmp_path):

@@ -37,11 +37,11 @@ def prepare(given: metric.Given) -> metric.Prepared:
     """Preprocessed and prefixed as DMD2 does."""
     source, side, prefix = source_of(given), given[RESIZE] or None, given[PREFIX]
 
-    def open_it(machine: metric.Machine) -> metric.Scorer:
+    def open_it(machine: metric.Machine) -> metric.Judge:
         from senseflow.evaluate.metrics.open_clips import Clip
 
         clip = Clip(source, machine)
-        return metric.Scorer(
+        return metric.Judge(
             *clip.on_squares(side),
             lambda pixels, prompts: clip.cosines(pixels, [prefix + prompt for prompt in prompts]),
         )

@@ -8,12 +8,13 @@ def prepare(given: metric.Given) -> metric.Prepared:
     """Preprocessed as for the CLIP score."""
     source, side = source_of(given), given[RESIZE] or None
 
-    def open_it(machine: metric.Machine) -> metric.Comparer:
+    def open_it(machine: metric.Machine) -> metric.Judge:
         from senseflow.evaluate.metrics.open_clips import Clip
 
         clip = Clip(source, machine)
-        return metric.Comparer(
-            *clip.on_squares(side), lambda pixels: metric.cosine_distances(clip.images(pixels))
+        return metric.Judge(
+            *clip.on_squares(side),
+            lambda pixels, prompts: metric.cosine_distances(clip.images(pixels)),
         )
 
     settings = {"resize": side, **source.settings}

@@ -30,7 +30,7 @@ def prepare(given: metric.Given) -> metric.Prepared:
     )
 
 
-def open_dinov2(name: str, file: Path, side: int, machine: metric.Machine) -> metric.Comparer:
+def open_dinov2(name: str, file: Path, side: int, machine: metric.Machine) -> metric.Judge:
     """Raises ValueError for another model's file, or a size that its patches do not metric.fill."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
@@ -47,11 +47,11 @@ def open_dinov2(name: str, file: Path, side: int, machine: metric.Machine) -> me
     told = cast(dict[str, Any], vit.pretrained_cfg)
     config = PreprocessCfg(size=side, mean=tuple(told["mean"]), std=tuple(told["std"]))
 
-    def distances(pixels: "Tensor") -> "Tensor":
+    def distances(pixels: "Tensor", prompts: list[str]) -> "Tensor":
         pixels = pixels.to(machine.device, machine.dtype)
         return metric.cosine_distances(vit.forward_features(pixels)[:, 0])
 
-    return metric.Comparer(in_words(config), image_transform_v2(config, is_train=False), distances)
+    return metric.Judge(in_words(config), image_transform_v2(config, is_train=False), distances)
 
 
 def find_dinov2(name: str, weights: Path | None) -> Path:

@@ -24,12 +24,12 @@ def prepare(given: metric.Given) -> metric.Prepared:
     """Between every two images, on squares of one size."""
     net, file, side = given[NET], given[WEIGHTS], given[RESIZE] or None
 
-    def open_it(machine: metric.Machine) -> metric.Comparer:
+    def open_it(machine: metric.Machine) -> metric.Judge:
         import torch
 
         network = load_lpips(net, file).to(machine.device)
 
-        def distances(pixels: "Tensor") -> "Tensor":
+        def distances(pixels: "Tensor", prompts: list[str]) -> "Tensor":
             pixels = pixels.to(machine.device)
             pairs = [
                 network(pixels[i : i + 1], pixels[j : j + 1])
@@ -38,7 +38,7 @@ def prepare(given: metric.Given) -> metric.Prepared:
             return torch.cat(pairs).flatten()
 
         words = f"{metric.square_in_words(side)}, [-1, 1]"
-        return metric.Comparer(words, lambda picture: lpips_pixels(picture, side), distances)
+        return metric.Judge(words, lambda picture: lpips_pixels(picture, side), distances)
 
     settings = {"net": net, "size": side}
     return metric.Prepared(f"LPIPS v0.1, {net} (torchmetrics)", [file], settings, open_it)

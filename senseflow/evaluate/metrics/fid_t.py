@@ -19,14 +19,12 @@ def prepare(given: metric.Given) -> metric.Prepared:
     """Whole images, resized as DMD2 does."""
     file, side = given[INCEPTION], given[RESIZE] or None
 
-    def open_it(machine: metric.Machine) -> metric.Extractor:
-        from senseflow.evaluate.metrics.inception import fid_pixels, load_inception
+    def open_it(machine: metric.Machine) -> metric.Judge:
+        from senseflow.evaluate.metrics.inception import fid_pixels, open_inception
 
-        return metric.Extractor(
-            f"{metric.square_in_words(side)}, clean-fid's bicubic to 299",
-            lambda picture: fid_pixels(picture, side),
-            load_inception(file).to(machine.device),
-        )
+        words = f"{metric.square_in_words(side)}, clean-fid's bicubic to 299"
+        features = open_inception(file, machine.device)
+        return metric.Judge(words, lambda picture: fid_pixels(picture, side), features)
 
     return metric.Prepared(MODEL, [file], {"resize": side}, open_it)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 
-@dataclass
+@dataclass(frozen=True)
 class FeatureStatistics:
     """Count, sum and sum of outer products of feature vectors, in float64.
 
@@ -17,30 +17,16 @@ class FeatureStatistics:
     outer: torch.Tensor  # (D, D)
 
     @classmethod
-    def empty(cls, width: int) -> "FeatureStatistics":
-        """Statistics of no samples of `width` features."""
-        zeros = torch.zeros(width, width, dtype=torch.float64)
-        return cls(0, zeros[0].clone(), zeros)
-
-    @classmethod
     def of(cls, features: torch.Tensor) -> "FeatureStatistics":
-        """Statistics of `features` (N, D)."""
-        statistics = cls.empty(features.shape[1])
-        statistics.update(features)
-        return statistics
-
-    def update(self, features: torch.Tensor) -> None:
-        """Add `features` (N, D), of any floating type and device."""
+        """Statistics of `features` (N, D), of any floating type and device."""
         features = features.detach().double().cpu()
         if not features.isfinite().all():
             raise ValueError(
                 "features of images are not finite: the images, or the network, are not"
             )
-        self.num += len(features)
-        self.total += features.sum(0)
-        self.outer += features.T @ features
+        return cls(len(features), features.sum(0), features.T @ features)
 
-    def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
+    def __add__(self, other: "FeatureStatistics") -> "FeatureStatistics":
         """Statistics of both sets of samples together."""
         return FeatureStatistics(
             self.num + other.num, self.total + other.total, self.outer + other.outer

@@ -20,7 +20,7 @@ def prepare(weights: metric.Flag[Path], given: metric.Given) -> metric.Prepared:
 
     source = find_source(given[MODEL], given[weights], False, "--hps")
 
-    def open_it(machine: metric.Machine) -> metric.Scorer:
+    def open_it(machine: metric.Machine) -> metric.Judge:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
         from senseflow.evaluate.metrics.open_clips import Clip, in_words
@@ -29,7 +29,7 @@ def prepare(weights: metric.Flag[Path], given: metric.Given) -> metric.Prepared:
         # as HPSv2 was trained; the config that comes with the architecture would crop
         config = PreprocessCfg(size=clip.config.size, resize_mode="longest", fill_color=0)
         transform = image_transform_v2(config, is_train=False)
-        return metric.Scorer(in_words(config), transform, clip.cosines)
+        return metric.Judge(in_words(config), transform, clip.cosines)
 
     return metric.Prepared(source.model, [source.weights], source.settings, open_it)
 

@@ -51,9 +51,7 @@ def prepare(given: metric.Given) -> metric.Prepared:
     )  # fmt: skip
 
 
-def open_reward(
-    weights: Path, config: Path, folder: Path, machine: metric.Machine
-) -> metric.Scorer:
+def open_reward(weights: Path, config: Path, folder: Path, machine: metric.Machine) -> metric.Judge:
     """The scorer; raises ValueError for files of another model."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from transformers import AutoTokenizer
@@ -75,7 +73,7 @@ def open_reward(
         pixels = pixels.to(machine.device, machine.dtype)
         return rewards(network, pixels, tokens.input_ids, tokens.attention_mask)
 
-    return metric.Scorer(in_words(preprocess) + f"; text of {TEXT_LENGTH} tokens", transform, score)
+    return metric.Judge(in_words(preprocess) + f"; text of {TEXT_LENGTH} tokens", transform, score)
 
 
 def load_reward(weights: Path, config: Path) -> Any:

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,27 +20,23 @@ KINDS = (
 )
 
 
-class Inception(nn.Module):
-    """Pool features (B, D) float32, D = 2048, of pixels (B, 3, 299, 299) in [0, 255].
+def open_inception(file: Path, device: torch.device) -> Callable[[Tensor, list[str]], Tensor]:
+    """Pool features (B, 2048) float32 of pixels (B, 3, 299, 299) in [0, 255]; of prompts, nothing.
 
-    The pixels are what `fid_pixels` and `patch_pixels` make; nothing in here resizes them.
+    The pixels are what `fid_pixels` and `patch_pixels` make: nothing in here resizes them. Raises
+    ValueError as `load_layers` does.
     """
+    layers = load_layers(file).to(device)
 
-    place: Tensor
+    def features(pixels: Tensor, prompts: list[str]) -> Tensor:
+        scaled = (pixels.to(device, torch.float32) - 128) / 128  # its own scaling, not / 127.5 - 1
+        found: Tensor = layers(scaled)
+        return found.flatten(1).float()
 
-    def __init__(self, layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = layers
-        self.register_buffer("place", torch.empty(0), persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Features (B, 2048) float32 of pixels (B, 3, H, W) in [0, 255]."""
-        pixels = pixels.to(self.place.device, torch.float32)
-        features: Tensor = self.layers((pixels - 128) / 128)  # its own scaling, not / 127.5 - 1
-        return features.flatten(1).float()
+    return features
 
 
-def load_inception(file: Path) -> Inception:
+def load_layers(file: Path) -> nn.Module:
     """The network in torch-fidelity's weights or in TorchScript with `layers`, told by the content.
 
     Raises ValueError naming the file for anything else.
@@ -50,13 +47,14 @@ def load_inception(file: Path) -> Inception:
         children = dict(module.named_children())
         if "layers" not in children:
             raise ValueError(f"{file} is TorchScript without `layers`: want {KINDS}")
-        return Inception(children["layers"])
+        found: nn.Module = children["layers"]
+        return found
     state = read_tensors(file)
     network = _Unfilled("inception", ["2048"], _nothing())
     fill(lambda: nn.Module.load_state_dict(network, state, strict=False), network, file, KINDS)
     layers = list(network.children())[:-1]  # in their order; the last is the classifier
     assert isinstance(layers[-1], nn.AdaptiveAvgPool2d)
-    return Inception(nn.Sequential(*layers).eval())
+    return nn.Sequential(*layers).eval()
 
 
 def is_torchscript(file: Path) -> bool:

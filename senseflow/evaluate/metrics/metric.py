@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-    Load = Callable[[Image.Image], Tensor]
-
 T = TypeVar("T")
 
 UP, DOWN = "\u2191", "\u2193"  # which way is better
@@ -85,30 +83,17 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Extractor:
-    """Features of images, for a distance between two sets of them."""
+class Judge:
+    """A model that is ready, and what it makes of images (B, ...) and their prompts.
+
+    judge gives what the metric's `needs` ask for: "reference": features (B, D), for the distance
+    between two sets of them; "prompts": a score per image (B,); "seeds": distances between every
+    two of one prompt's images (P,).
+    """
 
     preprocessing: str
-    load: "Load"  # one decoded image -> what the model takes, on the CPU
-    features: "Callable[[Tensor], Tensor]"  # (B, ...) -> (B, D)
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """A number for each image and its prompt."""
-
-    preprocessing: str
-    load: "Load"
-    score: "Callable[[Tensor, list[str]], Tensor]"  # (B, ...), B prompts -> (B,)
-
-
-@dataclass(frozen=True)
-class Comparer:
-    """A distance between every two images of one prompt."""
-
-    preprocessing: str
-    load: "Load"
-    distances: "Callable[[Tensor], Tensor]"  # (S, ...) -> (S (S - 1) / 2,)
+    load: "Callable[[Image.Image], Tensor]"  # a decoded image -> what the model takes, on the CPU
+    judge: "Callable[[Tensor, list[str]], Tensor]"
 
 
 @dataclass(frozen=True)
@@ -118,16 +103,15 @@ class Prepared:
     model: str  # in words
     weights: list[Path]
     settings: dict[str, Any]
-    open: Callable[[Machine], Extractor | Scorer | Comparer]
+    open: Callable[[Machine], Judge]
 
 
 @dataclass(frozen=True)
 class Spec:
     """A metric, whole.
 
-    needs: what there must be besides the images: those of a reference (the metric is a distance,
-    and opens as an Extractor), their prompts (a mean over images, a Scorer), or several images of
-    each prompt (a diversity, a Comparer).
+    needs: what there must be besides the images: those of a reference (the metric is a distance),
+    their prompts (a mean over images), or several images of each prompt (a diversity).
     prepare: raises ValueError for flags or files that it cannot do with; loads no model.
     """
 

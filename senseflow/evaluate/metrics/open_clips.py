@@ -107,11 +107,10 @@ def _weights_in(folder: Path, flag: str) -> Path:
     return found[0]
 
 
-class Clip(nn.Module):
+class Clip:
     """Unit embeddings of images and texts, float32, from open_clip."""
 
     def __init__(self, source: Source, machine: Machine) -> None:
-        super().__init__()
         state = read_tensors(source.weights)
         with reading(source.name), _quiet():
             model = open_clip.create_model(

@@ -7,11 +7,11 @@ from senseflow.evaluate.metrics.fid_t import INCEPTION, MODEL
 def prepare(given: metric.Given) -> metric.Prepared:
     """The centre crop of the full image."""
 
-    def open_it(machine: metric.Machine) -> metric.Extractor:
-        from senseflow.evaluate.metrics.inception import load_inception, patch_pixels
+    def open_it(machine: metric.Machine) -> metric.Judge:
+        from senseflow.evaluate.metrics.inception import open_inception, patch_pixels
 
-        network = load_inception(given[INCEPTION]).to(machine.device)
-        return metric.Extractor("centre crop of 299x299, no resize", patch_pixels, network)
+        features = open_inception(given[INCEPTION], machine.device)
+        return metric.Judge("centre crop of 299x299, no resize", patch_pixels, features)
 
     return metric.Prepared(MODEL, [given[INCEPTION]], {}, open_it)
 

@@ -46,7 +46,7 @@ def weights_in(folder: Path) -> list[Path]:
     raise ValueError(f"{folder} has no weights ({' or '.join(WEIGHTS)})")
 
 
-def open_pick(folder: Path, processor: Path, machine: metric.Machine) -> metric.Scorer:
+def open_pick(folder: Path, processor: Path, machine: metric.Machine) -> metric.Judge:
     """Raises ValueError when the folder's weights are not those of a CLIPModel."""
     import torch.nn.functional as F
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
@@ -86,7 +86,7 @@ def open_pick(folder: Path, processor: Path, machine: metric.Machine) -> metric.
 
     side = images.crop_size["height"] if images.do_center_crop else "whole"
     words = f"the processor of {processor.name}: {images.size}, crop {side}, PIL"
-    return metric.Scorer(words, load, score)
+    return metric.Judge(words, load, score)
 
 
 SPEC = metric.Spec(
