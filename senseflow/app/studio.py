@@ -103,8 +103,8 @@ class Studio:
 def open_studio(family: Family, paths: Paths, with_teacher: bool, machine: Machine) -> Studio:
     """Read the networks; raises ValueError when the student does not fit the base."""
     quiet_libraries()
-    pipeline = Pipeline(machine)
     student = find_model(family, paths)
+    pipeline = Pipeline(student, machine)
     networks = {STUDENT: student.build(pipeline.dtype)}
     models = {STUDENT: student}
     if with_teacher:

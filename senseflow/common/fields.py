@@ -33,7 +33,7 @@ def flag_names(**flags: str) -> Iterator[None]:
 def check_range(field: str, value: float | None, least: float, most: float | None = None) -> None:
     """Raise FieldError for a number that was given and is not in [least, most]."""
     if value is not None and (value < least or (most is not None and value > most)):
-        allowed = f"at least {least:g}" if most is None else f"from {least:g} to {most:g}"
+        allowed = f"at least {least}" if most is None else f"from {least} to {most}"
         raise FieldError(field, f"{value} must be {allowed}")
 
 

@@ -38,11 +38,9 @@ def draw_folders(
     at the student's size, as what it is compared with.
     """
     quiet_libraries()
-    pipeline = Pipeline(machine)
-    jobs = []
-    if drawings:
-        student = find_model(family, paths)
-        jobs = [_job(student, d, name, pipeline.dtype, selection, output) for d in drawings]
+    model = find_model(family, paths)  # the student, if there is one
+    pipeline = Pipeline(model, machine)
+    jobs = [_job(model, d, name, pipeline.dtype, selection, output) for d in drawings]
     if teacher:
         if jobs:
             size = jobs[0].plan

@@ -57,8 +57,9 @@ def _load(paths: Paths, machine: Machine) -> "Pipeline":
     from senseflow.sampling.model import find_model  # torch and diffusers, seconds
     from senseflow.sampling.pipeline import Pipeline
 
-    pipeline = Pipeline(machine)
-    pipeline.put(find_model(family_of(paths.base, "base"), paths))
+    model = find_model(family_of(paths.base, "base"), paths)
+    pipeline = Pipeline(model, machine)
+    pipeline.put(model)
     return pipeline
 
 
@@ -78,5 +79,5 @@ def sample(
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
         seeds = [drawing.seed + start + index for index in range(len(batch))]
-        images += pipeline.draw(batch, seeds, plan).images
+        images += pipeline.draw(batch, seeds, plan)[0]
     return images

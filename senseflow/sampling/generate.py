@@ -53,8 +53,8 @@ def generate(
     """Sample the images that are not there yet; raises ValueError for input that cannot be used."""
     shots = [prompt_shot(output.folder, prompt, drawing.seed) for prompt in prompts]
     quiet_libraries()
-    pipeline = Pipeline(machine)
     model = find_model(family, paths)
+    pipeline = Pipeline(model, machine)
     job = make_job(model, drawing, pipeline.dtype, shots, output.overwrite)
     draw_all([job], pipeline, output)
     logger.info("%d images in %s, %d of them new", len(shots), output.folder, len(job.todo))

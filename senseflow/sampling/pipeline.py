@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -17,13 +16,6 @@ from senseflow.sampling.model import Model
 from senseflow.teachers.family import Family, Plan
 
 
-class Images(NamedTuple):
-    """One batch."""
-
-    images: list[Image.Image]
-    levels: list[float]  # sigmas or timesteps that were used
-
-
 class Pipeline:
     """Draws with one model at a time; encoders and VAE are read once, for all models of a base.
 
@@ -31,7 +23,8 @@ class Pipeline:
     that is not there.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, model: Model, machine: Machine) -> None:
+        self.model = model  # whose network is in it
         self.device = find_device(machine.device)
         on_cpu = self.device.type == "cpu"
         if machine.offload and on_cpu:
@@ -39,23 +32,10 @@ class Pipeline:
         self.dtype: torch.dtype = getattr(
             torch, machine.dtype or ("float32" if on_cpu else "bfloat16")
         )
+        self.stock: DiffusionPipeline = None  # until the first model is put in
+        self._own_scheduler: SchedulerMixin = None
         self._machine = machine
-        self._model: Model | None = None
         self._ready = False  # its network is on the device, with the LoRA
-        self._stock: DiffusionPipeline | None = None
-        self._own_scheduler: SchedulerMixin | None = None
-
-    @property
-    def model(self) -> Model:
-        """Whose network is in it."""
-        assert self._model, "no model was put in"
-        return self._model
-
-    @property
-    def stock(self) -> DiffusionPipeline:
-        """The pipeline itself."""
-        assert self._stock is not None, "no model was put in"
-        return self._stock
 
     @property
     def network(self) -> nn.Module:
@@ -65,7 +45,7 @@ class Pipeline:
 
     def put(self, model: Model, network: nn.Module | None = None) -> None:
         """Make a model the one that draws; network: its own, where it was read before."""
-        if model is not self._model:
+        if model is not self.model or self.stock is None:
             self.read(model, network)
         if not self._ready:
             self._prepare(model.family, model.paths.lora)
@@ -77,18 +57,18 @@ class Pipeline:
         A teacher's is read with the pipeline, so that it is the first of its base, or given.
         """
         component = model.family.component
-        if self._stock is None:
+        if self.stock is None:
             if network is None and model.student:
                 network = model.build(self.dtype)
-            self._stock = model.family.open_pipeline(model.paths.base, network, self.dtype)
-            self._stock.set_progress_bar_config(disable=True)
-            self._own_scheduler = self._stock.scheduler
+            self.stock = model.family.open_pipeline(model.paths.base, network, self.dtype)
+            self.stock.set_progress_bar_config(disable=True)
+            self._own_scheduler = self.stock.scheduler
         else:
-            self._stock.remove_all_hooks()
-            self._stock.register_modules(**{component: None})  # its memory is free before the next
+            self.stock.remove_all_hooks()
+            self.stock.register_modules(**{component: None})  # its memory is free before the next
             network = model.build(self.dtype) if network is None else network
-            self._stock.register_modules(**{component: network})
-        self._model, self._ready = model, False
+            self.stock.register_modules(**{component: network})
+        self.model, self._ready = model, False
 
     def _prepare(self, family: Family, lora: Path | None) -> None:
         """Add the LoRA, compile, move to the device."""
@@ -109,10 +89,11 @@ class Pipeline:
         seeds: list[int],
         plan: Plan,
         on_step: Callable[[int], None] | None = None,
-    ) -> Images:
+    ) -> tuple[list[Image.Image], list[float]]:
         """One batch: the image of each prompt from its own seed, whatever else is in the batch.
 
-        on_step is called with the number of forwards done, and may raise to stop.
+        Returns the images and the sigmas or timesteps that were used. on_step is called with the
+        number of forwards done, and may raise to stop.
         """
         family = self.model.family
         self.stock.scheduler = family.make_scheduler(self._own_scheduler, plan)
@@ -128,7 +109,7 @@ class Pipeline:
             hook.remove()
             self.stock.maybe_free_model_hooks()  # offloading begins anew after a stop
         used = getattr(self.stock.scheduler, family.levels.name)[: plan.steps].tolist()
-        return Images(images, plan.levels or used)
+        return images, plan.levels or used
 
 
 def add_lora(stock: DiffusionPipeline, family: Family, path: Path) -> None:

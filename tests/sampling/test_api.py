@@ -146,7 +146,7 @@ def test_steps_of_an_image_are_told_and_may_stop_it(tmp_path):
 
     with pytest.raises(Stop):
         teacher.draw(["x"], [0], plan, stop)
-    assert np.array_equal(*(np.array(teacher.draw(["x"], [0], plan).images[0]) for _ in range(2)))
+    assert np.array_equal(*(np.array(teacher.draw(["x"], [0], plan)[0][0]) for _ in range(2)))
     assert told == [1, 2, 3]  # nobody is told any more
 
 
