@@ -159,34 +159,12 @@ def column_of(metric: str) -> Column:
     return columns().get(metric) or Column(metric, metric, better="")
 
 
-class Footnotes:
-    """Footnotes in the order they were first needed, marked a, b, ... z, aa, ..."""
-
-    def __init__(self) -> None:
-        self.notes: dict[str, Marked] = {}
-
-    def of_protocol(self, entry: Result) -> str:
-        """The mark of how a result was measured, the same for all that were measured alike."""
-        return self._mark(protocol(entry), describe(entry))
-
-    def of_text(self, text: str) -> str:
-        """The mark of a remark."""
-        return self._mark(text, text)
-
-    def _mark(self, key: str, text: str) -> str:
-        if key not in self.notes:
-            more, letter = divmod(len(self.notes), 26)
-            first = string.ascii_lowercase[more - 1] if more else ""
-            self.notes[key] = Marked(text, (first + string.ascii_lowercase[letter],))
-        return self.notes[key].marks[0]
-
-
 def compare(results: Sequence[Result], published: Sequence[str] = ()) -> Table:
     """Merged results, a row for each name, then the published rows of `published`.
 
     Where all of a column was measured in one way its head has the footnote, else each value has.
     """
-    notes = Footnotes()
+    notes: dict[str, Marked] = {}
     named = [_PUBLISHED["groups"][name] for name in published]
     metrics = _metrics(results, bool(named))
     heads, alike = [], set()
@@ -200,7 +178,7 @@ def compare(results: Sequence[Result], published: Sequence[str] = ()) -> Table:
     sections = [Section("Measured here", rows)] if rows else []
     for group in named:
         sections.append(Section(f"Published: {group['title']}", _group(group, metrics), True))
-    listed = list(notes.notes.values())
+    listed = list(notes.values())
     if named:
         source = f"published, not measured here: {_PUBLISHED['source']}; {_PUBLISHED['protocol']}"
         listed.append(Marked(source, (PUBLISHED_MARK,)))
@@ -216,24 +194,35 @@ def _metrics(results: Sequence[Result], published: bool) -> list[str]:
     return [*known, *sorted(found - set(known))]
 
 
-def _head(metric: str, own: list[Result], notes: Footnotes | None) -> Marked:
-    """The column's title with N: the images measured here."""
+def _mark(notes: dict[str, Marked], text: str, key: str) -> str:
+    """The mark of a footnote: a, b, ... z, aa, ..., in the order they were first needed."""
+    if key not in notes:
+        more, letter = divmod(len(notes), 26)
+        first = string.ascii_lowercase[more - 1] if more else ""
+        notes[key] = Marked(text, (first + string.ascii_lowercase[letter],))
+    return notes[key].marks[0]
+
+
+def _head(metric: str, own: list[Result], notes: dict[str, Marked] | None) -> Marked:
+    """The column's title with N, the images measured here, and how: all alike, where `notes`."""
     column = column_of(metric)
     title = f"{column.title} {column.better}".rstrip()
     numbers = sorted({entry["num_images"] for entry in own})
     if numbers:
         title += f"\nN = {', '.join(map(str, numbers))}"
-    return Marked(title, (notes.of_protocol(own[0]),) if notes else ())
+    return Marked(
+        title, (_mark(notes, describe(own[0]), protocol(own[0])),) if notes is not None else ()
+    )
 
 
 def _cell(
-    results: Sequence[Result], name: str, metric: str, alike: set[str], notes: Footnotes
+    results: Sequence[Result], name: str, metric: str, alike: set[str], notes: dict[str, Marked]
 ) -> list[Marked]:
     values = []
     for entry in results:
         if (entry["name"], entry["metric"]) == (name, metric):
-            marks = [] if metric in alike else [notes.of_protocol(entry)]
-            marks += [notes.of_text(str(text)) for text in entry["notes"]]
+            marks = [] if metric in alike else [_mark(notes, describe(entry), protocol(entry))]
+            marks += [_mark(notes, str(text), str(text)) for text in entry["notes"]]
             values.append(Marked(_number(metric, entry["value"]), tuple(marks)))
     return values
 
