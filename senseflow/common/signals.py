@@ -30,15 +30,14 @@ class StopRequest:
     A process whose launcher is gone is asked to stop by that: run again, the same command must not
     meet it in the run folder.
 
-    time_limit_s: seconds after `started` (this host's time.monotonic(), one clock for all its
-    processes) at which the run is to stop by itself; None: never. The clock is the launcher's: a
-    restart of the workers does not set it back.
+    time_limit_s: seconds after `started` at which the run is to stop by itself; None: never. The
+    clock is the launcher's (time.monotonic(), one for all processes of this host): a restart of the
+    workers does not set it back.
     """
 
-    def __init__(self, time_limit_s: float | None = None, started: float | None = None) -> None:
-        self.time_limit_s = time_limit_s
-        now = os.environ.get(STARTED, time.monotonic())
-        self.started = float(now) if started is None else started
+    def __init__(self) -> None:
+        self.time_limit_s: float | None = None
+        self.started = float(os.environ.get(STARTED, time.monotonic()))
         self.received: str | None = None
         self.launcher = os.getppid() if STARTED in os.environ else None
         signal.set_wakeup_fd(-1)  # a fork of the launcher has the launcher's: see Forwarder

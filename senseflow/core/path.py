@@ -9,7 +9,6 @@ step, 1000 times FLUX's sigma, SD3.5's index before its shift. Everything here i
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,32 +20,6 @@ class Denoised:
 
     x_0: Tensor
     eps: Tensor
-
-
-class Path(Protocol):
-    """What the equations need to know of a teacher family's noise path."""
-
-    @property
-    def clean(self) -> float:
-        """The clock's reading at exactly no noise: the end of the lowest segment."""
-        ...
-
-    @property
-    def noisiest(self) -> float:
-        """The clock's highest reading."""
-        ...
-
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) clock -> alpha_t, sigma_t, (B,) each."""
-        ...
-
-    def target(self, x_0: Tensor, eps: Tensor) -> Tensor:
-        """What the network is trained to output for a sample x_0 noised with eps."""
-        ...
-
-    def read(self, output: Tensor, x_t: Tensor, t: Tensor) -> Denoised:
-        """The network's output at (x_t, t) as predictions of x_0 and eps."""
-        ...
 
 
 def over_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -63,8 +36,8 @@ class FlowPath:
     """
 
     shift: float = 1.0
-    clean: float = 0.0
-    noisiest: float = 1000.0
+    clean: float = 0.0  # the clock at no noise, where the lowest segment ends
+    noisiest: float = 1000.0  # its highest reading
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t (B,) at the clock t (B,): 1 - sigma and sigma, shifted."""
@@ -72,7 +45,7 @@ class FlowPath:
         return 1 - sigma, sigma
 
     def target(self, x_0: Tensor, eps: Tensor) -> Tensor:
-        """The velocity eps - x_0, in the shape of x_0."""
+        """The velocity eps - x_0, which the network is trained to output; in the shape of x_0."""
         return eps - x_0
 
     def read(self, output: Tensor, x_t: Tensor, t: Tensor) -> Denoised:
@@ -106,7 +79,7 @@ class VPPath:
         return abar.sqrt().float(), (1 - abar).sqrt().float()
 
     def target(self, x_0: Tensor, eps: Tensor) -> Tensor:
-        """The noise itself."""
+        """The noise itself, which the network is trained to output."""
         return eps
 
     def read(self, output: Tensor, x_t: Tensor, t: Tensor) -> Denoised:
@@ -115,6 +88,9 @@ class VPPath:
         eps = output.float()
         # alpha is .07 at step 999: an error in eps is 14 times as large in x_0.
         return Denoised(x_0=(x_t.float() - sigma * eps) / alpha, eps=eps)
+
+
+Path = FlowPath | VPPath
 
 
 def add_noise(path: Path, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:

@@ -30,12 +30,11 @@ class LocalBatchNorm(nn.Module):
     sample: ranks, batch sizes and accumulation all agree.
     """
 
-    def __init__(self, width: int, virtual_batch: int = 1, eps: float = 1e-5) -> None:
+    def __init__(self, width: int, virtual_batch: int = 1) -> None:
         super().__init__()
         if virtual_batch < 1:
             raise ValueError(f"virtual_batch must be at least 1, got {virtual_batch}")
         self.virtual_batch = virtual_batch
-        self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
 
@@ -43,7 +42,7 @@ class LocalBatchNorm(nn.Module):
         """Normalise (B, C, H, W) of any dtype; statistics are taken in float32."""
         weight, bias = self.weight.float(), self.bias.float()
         # the operators, not those of F, which refuse a single 1x1 map; it becomes the bias
-        rest = (weight, bias, None, None, True, 0.0, self.eps, torch.backends.cudnn.enabled)
+        rest = (weight, bias, None, None, True, 0.0, 1e-5, torch.backends.cudnn.enabled)
         if self.virtual_batch == 1:
             return torch.instance_norm(x, *rest)
         return torch.cat([torch.batch_norm(group, *rest) for group in x.split(self.virtual_batch)])

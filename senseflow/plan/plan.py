@@ -1,7 +1,6 @@
 """One plan: a configuration on so many GPUs, a teacher's folder made up, iterations traced."""
 
 import gc
-import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +16,6 @@ from senseflow.plan.blank import PlanData
 from senseflow.plan.costs import Costs, Phases, kinds_of, peak
 from senseflow.plan.rehearsal import Kind, NetworkBytes, rehearse
 from senseflow.plan.stand_in import copy_teacher, write_teacher, write_vision
-
-logger = logging.getLogger("senseflow")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ LEARNING_RATE = 3e-3
 KL_WEIGHT = 2e-4
 
 
-def new_vae(latent_channels: int = 8) -> AutoencoderKL:
+def new_vae() -> AutoencoderKL:
     """An untrained autoencoder with downsampling 4 and, as FLUX's, no quantisation convolutions."""
     return AutoencoderKL(
         in_channels=3,
@@ -22,7 +22,7 @@ def new_vae(latent_channels: int = 8) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 32, 32),
         layers_per_block=1,
-        latent_channels=latent_channels,
+        latent_channels=8,
         norm_num_groups=8,
         sample_size=SIZE,
         use_quant_conv=False,
@@ -42,16 +42,14 @@ def measure_latents(vae: AutoencoderKL, images: torch.Tensor) -> tuple[float, fl
     return latents.std().item(), latents.mean().item(), (10 * torch.log10(4 / error)).item()
 
 
-def train_vae(
-    iterations: int, seed: int, latent_channels: int = 8
-) -> tuple[AutoencoderKL, dict[str, float]]:
+def train_vae(iterations: int, seed: int) -> tuple[AutoencoderKL, dict[str, float]]:
     """A trained autoencoder with its scaling and shift factors set, and its measures.
 
     The PSNR is measured on held-out scenes made of held-out scans.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    vae = new_vae(latent_channels)
+    vae = new_vae()
     scenes, held_out = split_scenes()
 
     def loss_of(_: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,50 +35,6 @@ CAPTION_SUFFIX = ".txt"
 SHARD_ROWS = 256  # rows per commit
 
 Posterior = Literal["sample", "mode"]
-
-
-class Source(Protocol):
-    """Samples in a fixed order."""
-
-    @property
-    def num(self) -> int | None:
-        """How many samples, where it is known."""
-        ...
-
-    @property
-    def scaling(self) -> LatentsScaling | None:
-        """The scaling of the VAE that made the latents, where it is known."""
-        ...
-
-    def settings(self) -> dict[str, Any]:
-        """All that the rows depend on."""
-        ...
-
-    def chunks(self, start: list[int]) -> Iterator[Chunk]:
-        """From where a chunk's `next` says, or from the beginning for []."""
-        ...
-
-
-def convert(source: Source, writer: LatentsWriter, max_unreadable: int) -> None:
-    """Write all chunks that are not written yet; the caller finishes the writer.
-
-    Raises ValueError, with the list written, when more than max_unreadable samples cannot be read;
-    the chunk that went past the limit is not written.
-    """
-    done = writer.progress.num_rows + writer.progress.num_skipped
-    with tqdm(total=source.num, initial=done, unit="sample", smoothing=0.05) as bar:
-        for chunk in source.chunks(writer.progress.next):
-            for path, reason in chunk.skipped:
-                logger.warning("skipped %s: %s", path, reason)
-            num = writer.progress.num_skipped + len(chunk.skipped)
-            if num > max_unreadable:
-                file = writer.list_skipped(chunk.skipped)
-                raise ValueError(
-                    f"{num} samples could not be read, --max_unreadable allows {max_unreadable}; "
-                    f"they are listed in {file}"
-                )
-            writer.add(chunk)
-            bar.update(len(chunk))
 
 
 # ------------------------------------------------------------------------------- DMD2's shards
@@ -247,6 +203,31 @@ class Pictures:
         latents = self.encoder(torch.stack([r[1] for r in whole]), [r[0] for r in whole])
         names = [str(self.pictures[r[0]].path) for r in whole]
         return usable_chunk(latents, [r[2] for r in whole], names, skipped, following)
+
+
+Source = Shards | Pictures
+
+
+def convert(source: Source, writer: LatentsWriter, max_unreadable: int) -> None:
+    """Write all chunks that are not written yet; the caller finishes the writer.
+
+    Raises ValueError, with the list written, when more than max_unreadable samples cannot be read;
+    the chunk that went past the limit is not written.
+    """
+    done = writer.progress.num_rows + writer.progress.num_skipped
+    with tqdm(total=source.num, initial=done, unit="sample", smoothing=0.05) as bar:
+        for chunk in source.chunks(writer.progress.next):
+            for path, reason in chunk.skipped:
+                logger.warning("skipped %s: %s", path, reason)
+            num = writer.progress.num_skipped + len(chunk.skipped)
+            if num > max_unreadable:
+                file = writer.list_skipped(chunk.skipped)
+                raise ValueError(
+                    f"{num} samples could not be read, --max_unreadable allows {max_unreadable}; "
+                    f"they are listed in {file}"
+                )
+            writer.add(chunk)
+            bar.update(len(chunk))
 
 
 def json_pictures(file: Path) -> tuple[list[Picture], list[list[str]]]:

@@ -16,8 +16,6 @@ from pathlib import Path
 from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.common.fields import check_range
 
-logger = logging.getLogger("senseflow")
-
 STUDY = Path("configs/ablation.yaml")
 DESCRIPTION = """\
 Train and measure every cell of an ablation on the embedded teachers, and write its tables, curves
