@@ -21,7 +21,7 @@ from senseflow.data.latents_lmdb import LatentsScaling
 from senseflow.distill.bottleneck import require_head
 from senseflow.engine.caches import read_cache, warn_of_versions
 from senseflow.teachers.family import Family
-from senseflow.teachers.folder import TeacherSettings, latent_shape
+from senseflow.teachers.folder import TeacherSettings
 from senseflow.weights.fingerprint import base_fingerprint
 from senseflow.weights.lora_settings import LoraSettings
 
@@ -69,7 +69,7 @@ def read_inputs(config: Config, family: Family) -> Inputs:
     data = open_dataset(
         Path(config.paths.dataset),
         config.train.resolution,
-        latent_shape(setup.settings),
+        family.latent_shape(setup.settings),
         crop=config.data.crop,
         seed=config.train.seed,
         max_unreadable=config.data.max_unreadable,

@@ -15,7 +15,6 @@ from senseflow.data.items import Item, Position
 from senseflow.engine.inputs import Inputs, Setup, read_setup
 from senseflow.teachers.encoded import NOTHING, Conditioning, Encoded, Posterior
 from senseflow.teachers.family import DataKind, Family
-from senseflow.teachers.folder import latent_shape
 
 PlanData = DataKind | Literal["cached"]
 """What a run reads: images; an LMDB of latents; images, with prompts and latents from a cache."""
@@ -50,7 +49,8 @@ class Blank:
     """One sample."""
 
     resolution: tuple[int, int]
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, int, int]  # of what is trained
+    posterior_shape: tuple[int, int, int]  # of what the VAE says
     kind: PlanData
     prompts: BlankPrompts | None  # of a cache
     see_images: bool  # also where a cache knows their latents
@@ -76,7 +76,7 @@ class Blank:
     def _encoded(self) -> Encoded:
         if self.prompts is None:
             return NOTHING
-        latents = torch.zeros(1, *self.latent_shape)
+        latents = torch.zeros(1, *self.posterior_shape)
         text = None if self.prompts.text is None else zeros(self.prompts.text)
         return Encoded(self.prompts.conditioning("a"), text, Posterior(latents, latents.clone()))
 
@@ -85,8 +85,14 @@ def blank_inputs(config: Config, family: Family, kind: PlanData) -> Inputs:
     """What a run of this configuration reads, with nothing in it but the teacher's config files."""
     setup = read_setup(config, family)
     prompts = BlankPrompts.of(setup) if kind == "cached" else None
-    shape, see_images = latent_shape(setup.settings), config.adversarial.in_use == "vfm"
-    blank = Blank(config.train.resolution, shape, kind, prompts, see_images)
+    blank = Blank(
+        config.train.resolution,
+        family.latent_shape(setup.settings),
+        family.posterior_shape(setup.settings),
+        kind,
+        prompts,
+        see_images=config.adversarial.in_use == "vfm",
+    )
     text_dim = None if prompts is None else prompts.text_dim
     return setup.with_data(blank, Cache(prompts, text_dim=text_dim))
 

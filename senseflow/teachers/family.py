@@ -152,7 +152,10 @@ class Family(ABC):
 
     def posterior_shape(self, settings: TeacherSettings) -> tuple[int, int, int]:
         """(C, h, w) of what the VAE says of one image, before it is normalised."""
-        return folder.latent_shape(settings)
+        factor = folder.vae_factor(settings.folder)
+        height, width = (side // factor for side in settings.resolution)
+        channels = read_json(settings.folder / "vae" / "config.json")["latent_channels"]
+        return channels, height, width
 
     def bottleneck(self, settings: TeacherSettings) -> tuple[int, int, int] | None:
         """(C, h, w) of the mid-block's output at the run's resolution; None: it has none."""

@@ -55,13 +55,6 @@ def vae_factor(base: Path) -> int:
     return int(2 ** (len(config["block_out_channels"]) - 1))
 
 
-def latent_shape(settings: TeacherSettings) -> tuple[int, int, int]:
-    """(C, h, w) of one sample at the run's resolution, by the VAE's config."""
-    factor = vae_factor(settings.folder)
-    height, width = (side // factor for side in settings.resolution)
-    return read_json(settings.folder / "vae" / "config.json")["latent_channels"], height, width
-
-
 def encoder_classes(folder: Path) -> dict[str, str | None]:
     """The class of each text encoder in the model_index.json of a pipeline folder, by component.
 
