@@ -35,7 +35,7 @@ from senseflow.distill.state import Distillation, batch_on_device, frozen
 from senseflow.engine.build import prepare
 from senseflow.engine.inputs import read_run
 from senseflow.engine.loop import Run
-from senseflow.teachers.teacher import Conditioning
+from senseflow.teachers.encoded import Conditioning
 
 
 def count(work: Callable[[], object]) -> int:

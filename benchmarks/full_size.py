@@ -46,9 +46,9 @@ from senseflow.engine.parallel import recompute
 from senseflow.optim.trained import Trained
 from senseflow.plan.rehearsal import trained_of
 from senseflow.teachers import text_encoders
+from senseflow.teachers.adapter import Adapter
 from senseflow.teachers.family import DataKind
 from senseflow.teachers.folder import TeacherSettings
-from senseflow.teachers.teacher import Adapter
 from senseflow.teachers.text_encoders import kind_of
 from senseflow.weights import meta as networks
 from senseflow.weights.meta import NetworkSource

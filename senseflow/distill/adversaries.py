@@ -5,7 +5,7 @@ Both are parts of `senseflow.distill.algorithm`'s iteration through
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,9 @@ from senseflow.distill.vfm_features import FrozenBackbone, PromptEncoder
 from senseflow.distill.vfm_heads import Heads
 from senseflow.optim.trained import Trained
 from senseflow.teachers.encoded import Conditioning
-from senseflow.teachers.teacher import Adapter
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class VFMDiscriminator:
         return omega(d.adapter.path, tau, d.config.adversarial.omega_power)
 
 
-class BottleneckAdapter(Adapter, Protocol):
+class BottleneckAdapter(Protocol):
     """An adapter whose networks have a bottleneck to read."""
 
     def bottleneck(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:

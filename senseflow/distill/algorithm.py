@@ -7,7 +7,7 @@
     heads   discriminator, every iteration:   L_D on sg(x) and a real image
 
 `train_iteration` is the algorithm; below it stands one function per line of it. The equations are
-in `senseflow.core`, everything that differs between teachers behind `senseflow.teachers.teacher`,
+in `senseflow.core`, everything that differs between teachers behind `senseflow.teachers.adapter`,
 the adversaries (SenseFlow's, DMD2's) in `senseflow.distill.adversaries`.
 Random draws are functions of seed, iteration and purpose (shared by all ranks: which anchor,
 simulate or not), and of the sample's index in the global batch for all else; so which networks are

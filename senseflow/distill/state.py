@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ from senseflow.distill.measures import Measures
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
 from senseflow.teachers.encoded import Conditioning
-from senseflow.teachers.teacher import Adapter
+
+if TYPE_CHECKING:
+    from senseflow.teachers.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Distillation:
     """The parts of one distillation."""
 
     config: Config
-    adapter: Adapter
+    adapter: "Adapter"
     anchors: Anchors
     teacher: nn.Module
     generator: Trained
@@ -121,7 +123,7 @@ class HasTeacher(Protocol):
     """What the teacher's own predictions need of a `Distillation`; measuring it needs no more."""
 
     @property
-    def adapter(self) -> Adapter:
+    def adapter(self) -> "Adapter":
         """How the teacher is called."""
         ...
 

@@ -1,7 +1,7 @@
 """The adversary of a configuration: frozen networks, and heads sharded on their device."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -24,14 +24,16 @@ from senseflow.engine.initial import (
 from senseflow.engine.inputs import Inputs, bottleneck_of, torch_dtype
 from senseflow.engine.parallel import fill_shards, shard
 from senseflow.optim.trained import Trained
-from senseflow.teachers.teacher import Adapter
 from senseflow.weights.lora import Role
 from senseflow.weights.meta import in_turn
 from senseflow.weights.stored import Stored
 
+if TYPE_CHECKING:
+    from senseflow.teachers.adapter import Adapter
+
 
 def build_discriminator(
-    inputs: Inputs, adapter: Adapter, fake_score: nn.Module, ranks: Ranks, initial: Initial
+    inputs: Inputs, adapter: "Adapter", fake_score: nn.Module, ranks: Ranks, initial: Initial
 ) -> Discriminator | None:
     """The adversary of the configuration, its heads sharded; None when it has none.
 
@@ -92,7 +94,7 @@ def load_clip(paths: PathsConfig) -> PromptEncoder:
 def build_bottleneck(
     config: Config,
     shape: tuple[int, int, int],
-    adapter: Adapter,
+    adapter: "Adapter",
     fake_score: nn.Module,
     ranks: Ranks,
     initial: Initial,

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -46,9 +47,11 @@ from senseflow.engine.parallel import (
 )
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
-from senseflow.teachers.teacher import Adapter
 from senseflow.weights.card import StudentCard
 from senseflow.weights.meta import NetworkSource
+
+if TYPE_CHECKING:
+    from senseflow.teachers.adapter import Adapter
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ logger = logging.getLogger(__name__)
 class Teacher:
     """A teacher on its device with its data, and no student."""
 
-    adapter: Adapter
+    adapter: "Adapter"
     anchors: Anchors
     teacher: nn.Module
     dataset: Samples

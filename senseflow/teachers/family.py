@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from senseflow.core.anchors import Anchors
     from senseflow.core.path import Path as NoisePath
+    from senseflow.teachers.adapter import Adapter, Networks
     from senseflow.teachers.encoded import KnownPrompts
-    from senseflow.teachers.pipeline import Networks
-    from senseflow.teachers.teacher import Adapter
     from senseflow.weights.meta import Build, NetworkSource
 
 

@@ -13,9 +13,9 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 from senseflow.common.files import read_json
+from senseflow.teachers.adapter import Adapter, Networks, device_of
 from senseflow.teachers.encoded import Conditioning
 from senseflow.teachers.folder import TeacherSettings
-from senseflow.teachers.pipeline import Networks, PipelineAdapter, device_of
 from senseflow.teachers.text_encoders import CLIP, T5
 from senseflow.weights.meta import NetworkSource, open_network
 from senseflow.weights.stored import Stored, Weights
@@ -24,7 +24,7 @@ GUIDANCE_EMBEDDER = "time_text_embed.guidance_embedder."
 TIME_BIAS = "time_text_embed.timestep_embedder.linear_2.bias"
 
 
-class FluxAdapter(PipelineAdapter):
+class FluxAdapter(Adapter):
     """A FLUX teacher without its transformer: prompts, images, packing, time and guidance."""
 
     pipeline_class = FluxPipeline

@@ -17,7 +17,7 @@ from senseflow.teachers.published import CLIP_L, FLUX_VAE, T5_XXL, Encoder, Publ
 
 if TYPE_CHECKING:
     from senseflow.core.path import FlowPath
-    from senseflow.teachers.pipeline import Networks
+    from senseflow.teachers.adapter import Networks
 
 
 @dataclass(frozen=True, eq=False)

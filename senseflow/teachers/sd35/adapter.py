@@ -9,8 +9,8 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
+from senseflow.teachers.adapter import Networks, NullPromptAdapter, device_of
 from senseflow.teachers.encoded import Conditioning
-from senseflow.teachers.pipeline import Networks, NullPromptAdapter, device_of
 from senseflow.teachers.text_encoders import PROJECTED_CLIP, T5
 
 

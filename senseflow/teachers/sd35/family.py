@@ -25,7 +25,7 @@ from senseflow.teachers.published import (
 
 if TYPE_CHECKING:
     from senseflow.core.path import FlowPath
-    from senseflow.teachers.pipeline import Networks
+    from senseflow.teachers.adapter import Networks
 
 SHIFT = 3.0  # of the published schedulers
 NUM_TIMES = 1000  # of the scheduler

@@ -14,8 +14,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from senseflow.teachers.adapter import CfgAdapter, Networks, device_of
 from senseflow.teachers.encoded import Conditioning
-from senseflow.teachers.pipeline import CfgAdapter, Networks, device_of
 from senseflow.teachers.text_encoders import CLIP, PROJECTED_CLIP
 
 

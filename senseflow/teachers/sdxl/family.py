@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from senseflow.core.anchors import Anchors
     from senseflow.core.path import Path as NoisePath
     from senseflow.core.path import VPPath
-    from senseflow.teachers.pipeline import Networks
+    from senseflow.teachers.adapter import Networks
 
 NAME = "stabilityai/stable-diffusion-xl-base-1.0"
 SIDE = 1024  # pixels

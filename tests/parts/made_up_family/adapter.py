@@ -6,8 +6,8 @@ from senseflow.teachers.made_up.pipeline import POOLED, MadeUpPipeline
 from torch import Tensor, nn
 
 from senseflow.core.guidance import guide
+from senseflow.teachers.adapter import Networks, NullPromptAdapter
 from senseflow.teachers.encoded import Conditioning
-from senseflow.teachers.pipeline import Networks, NullPromptAdapter
 from senseflow.teachers.text_encoders import T5
 
 

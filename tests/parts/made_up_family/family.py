@@ -6,10 +6,10 @@ from typing import Any
 
 from senseflow.core.levels import even_times, shifted
 from senseflow.core.path import FlowPath
+from senseflow.teachers.adapter import Networks
 from senseflow.teachers.family import Sides, StockSampling
 from senseflow.teachers.flow import FlowFamily
 from senseflow.teachers.folder import TeacherSettings, vae_factor
-from senseflow.teachers.pipeline import Networks
 from senseflow.teachers.published import FLUX_VAE, Encoder, Published, Terms
 
 

@@ -1,4 +1,9 @@
-"""What the adapters of all families share: encoders, VAE and scheduler of a diffusers pipeline."""
+"""A teacher as the iteration sees it: frozen encoders, and how a network is called.
+
+An adapter holds the frozen encoders, never a trained network: generator, fake score and teacher
+share one signature and are arguments. Packing, position and time ids, the network's own time, the
+sign of its output and the way it is guided stay inside.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -26,8 +31,8 @@ def device_of(pipeline: Any) -> torch.device:
 
 
 @dataclass(frozen=True)
-class PipelineAdapter(ABC):
-    """A teacher without its denoiser: the pipeline's encoders, and its VAE both ways."""
+class Adapter(ABC):
+    """One teacher in the iteration, without its denoiser: latents are (B, C, h, w) float32."""
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
     component: ClassVar[str]  # its denoiser's
@@ -35,7 +40,7 @@ class PipelineAdapter(ABC):
     vae_class: ClassVar[type[ModelMixin]] = AutoencoderKL
 
     pipeline: Any  # a diffusers pipeline without its denoiser
-    path: NoisePath
+    path: NoisePath  # with the clock that all times of the iteration are read on
     shape: tuple[int, int, int]  # (C, h, w) of one sample
     settings: TeacherSettings
 
@@ -82,7 +87,7 @@ class PipelineAdapter(ABC):
 
     @property
     def unguided(self) -> float | None:
-        """At no scale: guidance is an input of the network."""
+        """The scale at which guidance leaves the prompt's own prediction; None: at no scale."""
         return None
 
     def latent_shape(self) -> tuple[int, int, int]:
@@ -101,7 +106,7 @@ class PipelineAdapter(ABC):
         return Posterior(found.mean.float(), found.std.float())
 
     def draw_latents(self, posterior: Posterior, eps: Tensor) -> Tensor:
-        """Latents drawn from what the VAE says of images, normalised, (B, C, h, w)."""
+        """Normalised latents of encoded images, with unit noise eps as large as the mean."""
         return self.normalise(posterior.mean + posterior.std * eps)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -131,16 +136,24 @@ class PipelineAdapter(ABC):
 
     @abstractmethod
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """The network's output at (x_t, t) without guidance, (B, C, h, w), as `path` reads it."""
+        """The network's output at (x_t, t) without guidance (student, fake score), (B, C, h, w).
+
+        It is what `path` reads: a network that counts time backwards, or predicts with the other
+        sign, is turned round here.
+        """
 
     @abstractmethod
     def predict_guided(
         self, teacher: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning, scale: Tensor
     ) -> Tensor:
-        """The teacher's output with the pipeline's own guidance at its number `scale` (B,)."""
+        """The teacher's output, guided as the family's pipeline does it.
+
+        scale (B,): the pipeline's own number, its `guidance_scale`; so are dmd.guidance and
+        isg.guidance in a configuration, and --guidance of a script.
+        """
 
 
-class CfgAdapter(PipelineAdapter):
+class CfgAdapter(Adapter):
     """A teacher guided by classifier-free guidance."""
 
     @property
@@ -205,7 +218,7 @@ class NullPromptAdapter(CfgAdapter):
 class Networks:
     """What the `adapter` module of a family gives: the student starts as the teacher."""
 
-    adapter: type[PipelineAdapter]
+    adapter: type[Adapter]
     network_class: type[ModelMixin]
     blocks_of: Blocks  # the units of sharding
     repeated_of: Blocks  # those of recomputation and compilation
