@@ -94,6 +94,7 @@ def prepare(inputs: Inputs, folder: Path) -> Run:
     device = join_group()
     check_offload(config.parallel.offload, torch.cuda.device_count())
     begins_with = identity(Path(config.paths.initial)) if config.paths.initial else None
+    # Before any collective whose order hangs on it: ranks that differ there would wait for ever.
     require_equal(what_is_shared(inputs) | {"paths.initial": begins_with})
     ranks = start_ranks(config.parallel.replicas)
     host = HostGroup(ranks)

@@ -20,6 +20,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import elastic_launch
 
+from senseflow.common.quiet import quiet_libraries
 from senseflow.common.signals import Forwarder
 from senseflow.config.config import Config
 from senseflow.engine.inputs import Inputs, check_offload, read_run
@@ -70,9 +71,12 @@ def launch(
 
 def count_gpus() -> int:
     """Of this node, by a process of its own: no CUDA works in the forks of one that has asked."""
-    child = os.fork()
+    child, found = os.fork(), 0
     if child == 0:
-        os._exit(torch.cuda.device_count())
+        try:
+            found = torch.cuda.device_count()
+        finally:
+            os._exit(found)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -86,9 +90,11 @@ def load_libraries(inputs: Inputs, num_gpus: int) -> None:
         torch.cuda, is_available=lambda: num_gpus > 0, device_count=lambda: num_gpus
     )
     with told:
-        from senseflow.launch import worker  # diffusers and transformers: seconds
+        import senseflow.launch.worker  # noqa: F401 - diffusers and transformers: seconds
+        from senseflow.engine.build import check_networks
 
-        worker.load_libraries(inputs)
+        quiet_libraries()
+        check_networks(inputs)
 
 
 def check_devices(processes: int, num_gpus: int) -> None:

@@ -17,20 +17,11 @@ from senseflow.common.signals import STARTED, StopRequest
 from senseflow.config.load import check_split, load_recipe
 from senseflow.config.recipes import Recipe
 from senseflow.data.items import UnreadableImagesError
-from senseflow.engine.build import check_networks, prepare
+from senseflow.engine.build import prepare
 from senseflow.engine.inputs import Inputs, read_run
 from senseflow.launch.watch import Failure, Watch, report
 
 NOTICED_S = 1  # in which the launcher, which looks ten times a second, sees a process that ended
-
-
-def load_libraries(inputs: Inputs) -> None:
-    """In the launcher, with the import of this module: all that its forks need.
-
-    Raises ValueError where weights do not fit.
-    """
-    quiet_libraries()
-    check_networks(inputs)
 
 
 def run_worker(recipe: Recipe, config: Path, folder: Path, overrides: list[str]) -> None:
