@@ -1,6 +1,5 @@
 """The result files of GenEval and T2I-CompBench, as their own programs write them."""
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 from senseflow.evaluate.layouts import CATEGORIES, GENEVAL_TASKS, SAMPLES
 from senseflow.evaluate.metrics.metric import Column
-from senseflow.evaluate.results import Result, check_result
+from senseflow.evaluate.results import Result, check_result, parse_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +57,11 @@ def _num_prompts(rows: list[dict[str, Any]]) -> int:
 
 def _geneval_rows(file: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(_text(file).splitlines(), start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         if not line.strip():
             continue
         where = f"line {number} of {file}"
-        row = _json(line, where)
+        row = parse_json(line, where)
         if not isinstance(row, dict) or not isinstance(row.get("correct"), bool):
             raise ValueError(f"{where} is no result of GenEval: it has no 'correct'")
         if row.get("tag") not in GENEVAL_TASKS or not isinstance(row.get("metadata"), str):
@@ -130,7 +129,7 @@ def mean_result(
 
 def _answers(file: Path) -> list[float]:
     """The scores of a vqa_result.json, which are numbers or numbers as text."""
-    entries = _json(_text(file), str(file))
+    entries = parse_json(read_text(file), str(file))
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{file} holds no list of answers")
     answers = []
@@ -142,17 +141,3 @@ def _answers(file: Path) -> list[float]:
     if not all(map(math.isfinite, answers)):
         raise ValueError(f"{file} holds answers that are not finite")
     return answers
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error

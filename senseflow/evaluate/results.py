@@ -44,15 +44,26 @@ SAME_VALUE = 1e-5  # relative: two machines' roundings of one measurement
 
 def read_results(file: Path) -> list[Result]:
     """The entries of a results file; raises ValueError naming the file, the entry and the key."""
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{file} is not a results file: {error}") from error
+    tree = parse_json(read_text(file), f"{file} is not a results file: it")
     if not isinstance(tree, list):
         raise ValueError(f"{file} is not a results file: it holds no list")
     return [check_result(entry, f"{file}, entry {n}") for n, entry in enumerate(tree)]
+
+
+def read_text(file: Path) -> str:
+    """A file's text; raises ValueError naming one that cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """What a text says in JSON; raises ValueError, beginning with `where`, when it is none."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
 
 
 def check_result(entry: Any, where: str) -> Result:
