@@ -20,6 +20,7 @@ def omega(path: Path, tau: Tensor, power: float = 2.0) -> Tensor:
 
 def hinge_discriminator_loss(real: Tensor, fake: Tensor, weight: Tensor) -> Tensor:
     """mean omega [relu(1 - D(real)) + relu(1 + D(fake))]; logits (B, L), weight (B,) (Eq. 13)."""
+    # Every place of every head counts alike within a sample; omega weighs the samples.
     per_sample = F.relu(1 - real.float()).mean(1) + F.relu(1 + fake.float()).mean(1)
     return (weight * per_sample).mean()
 

@@ -50,6 +50,7 @@ class Draws:
         return self._stacked(purpose, lambda generator: torch.rand(num, generator=generator))
 
     def _stacked(self, purpose: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        # A generator per sample: its noise knows nothing of the others in the batch.
         seeds = (seed_of(self.seed, self.iteration, purpose, index) for index in self.indices)
         return torch.stack([draw(_generator(seed)) for seed in seeds])  # (b, ...)
 

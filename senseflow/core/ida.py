@@ -37,6 +37,7 @@ def squared_gap(phi: Iterable[Tensor], theta: Iterable[Tensor]) -> tuple[Tensor,
     generator that IDA keeps small.
     """
     pairs = list(zip(phi, theta, strict=True))
+    # Squares, whose sums over shards and ranks add up; the root comes after them.
     gap = torch.stack([(p.float() - q.float()).square().sum() for p, q in pairs]).sum()
     size = torch.stack([q.float().square().sum() for _, q in pairs]).sum()
     return gap, size

@@ -52,6 +52,7 @@ class FlowPath:
         """x_0 = x_t - sigma v and eps = x_t + alpha v of a predicted v (B, ...), float32."""
         alpha, sigma = (over_sample(a, x_t) for a in self.alpha_sigma(t))
         v, x_t = output.float(), x_t.float()
+        # x_t = alpha x_0 + sigma eps and v = eps - x_0, solved for both (alpha + sigma is 1).
         return Denoised(x_0=x_t - sigma * v, eps=x_t + alpha * v)
 
 

@@ -178,6 +178,7 @@ def build_network(
     source: NetworkSource, config: Config, ranks: Ranks, offload: bool = False
 ) -> nn.Module:
     """Shard a network on the meta device, then read its weights into the shards."""
+    # Sharded before it has memory: no rank ever holds the network whole.
     lighten(source, config.parallel)
     compute = torch_dtype(config.precision.compute)
     shard(source.network, source.blocks, ranks.mesh, compute, offload)

@@ -48,6 +48,7 @@ from senseflow.engine.disk import (
 )
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
+from senseflow.weights.stored import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -325,10 +326,17 @@ class OpenCheckpoint:
         held = self.reader.metadata.state_dict_metadata
         self.shapes = {k: v for k, v in held.items() if isinstance(v, TensorStorageMetadata)}
 
+    def under(self, prefix: str) -> dict[str, str]:
+        """The keys that begin with `prefix`, by what follows it."""
+        return {k.removeprefix(prefix): k for k in self.shapes if k.startswith(prefix)}
+
+    def weights(self, keys: dict[str, str]) -> Weights:
+        """A network's tensors by its own keys, read in float32 when asked for."""
+        return Weights(Path(self.reader.path), list(keys), lambda key: _Kept(self, keys[key]))
+
     def student(self, ema: bool) -> dict[str, str]:
         """Where each tensor of the student (or its EMA, with the student's buffers) is kept."""
-        keys = {k.removeprefix(NETWORK): k for k in self.shapes if k.startswith(NETWORK)}
-        averaged = {k.removeprefix(EMA): k for k in self.shapes if k.startswith(EMA)}
+        keys, averaged = self.under(NETWORK), self.under(EMA)
         if ema and not averaged:
             raise ValueError(f"{self.reader.path} holds no EMA: the run was trained without one")
         return keys | averaged if ema else keys
@@ -343,6 +351,17 @@ class OpenCheckpoint:
         except dcp.CheckpointException as error:
             raise OSError(f"reading {self.reader.path} failed: {cause(error)}") from error
         return value.to(dtype)
+
+
+class _Kept:
+    """A tensor of a checkpoint, which is read whole, one at a time."""
+
+    def __init__(self, stored: OpenCheckpoint, key: str) -> None:
+        self.stored, self.key = stored, key
+        self.shape = stored.shapes[key].size
+
+    def __getitem__(self, rows: Any, /) -> Tensor:
+        return self.stored.read(self.key, torch.float32)[rows]
 
 
 class _Reader(dcp.FileSystemReader):

@@ -84,6 +84,7 @@ def export_student(
     state: its tensors by key, sharded. One at a time is gathered in rank 0's host memory. Raises
     the same OSError on all ranks.
     """
+    # Lazily: the next tensor is gathered when the one before it is on the disk.
     stream = (host.whole(state[key], layout.dtype) for key in layout.keys)
 
     def take() -> None:

@@ -7,11 +7,9 @@ EMA begin anew; the run's own checkpoints, once there are any, come before all t
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from senseflow.engine.checkpoint import OpenCheckpoint
@@ -61,28 +59,8 @@ def open_initial(path: Path, choose: Choose = newest) -> Initial:
         return {"generator": open_weights(find_student(path).weights)}
     folder = choose(path)
     stored = OpenCheckpoint(folder)
-    found = {}
-    for name in TRAINED:
-        prefix = f"{name}.network."
-        keys = [key.removeprefix(prefix) for key in stored.shapes if key.startswith(prefix)]
-        if keys:
-            found[name] = Weights(folder, keys, partial(_read, stored, prefix))
-    return found
-
-
-def _read(stored: OpenCheckpoint, prefix: str, key: str) -> Stored:
-    return _InCheckpoint(stored, prefix + key)
-
-
-class _InCheckpoint:
-    """A tensor of a checkpoint, which is read whole, one at a time."""
-
-    def __init__(self, stored: OpenCheckpoint, key: str) -> None:
-        self.stored, self.key = stored, key
-        self.shape = stored.shapes[key].size
-
-    def __getitem__(self, rows: Any, /) -> torch.Tensor:
-        return self.stored.read(self.key, torch.float32)[rows]
+    kept = {name: stored.under(f"{name}.network.") for name in TRAINED}
+    return {name: stored.weights(keys) for name, keys in kept.items() if keys}
 
 
 def is_run(path: Path) -> bool:

@@ -74,6 +74,7 @@ class Run:
         """
         config, agreement = self.config.train, Agreement(self.ranks, stop)
         first = [draw_turn(self.parts, done + i) for i in range(1, 1 + agreement.AHEAD)]
+        # A network file system may show one rank an older state than the others.
         require_equal({"iterations done": done, "the first turns": first})
         if any_rank(stop.reason is not None, self.ranks):
             logger.info("asked to stop before anything was trained")

@@ -176,6 +176,7 @@ def _rounded(
     """
     words = random_words(seed, numbers)
     new = {}
+    # Random bits of their own for each of the three: their errors must not go together.
     for part, name in enumerate(("weight", *MOMENTS)):
         if name not in kept:
             pair = encode(flat[name], codes[name], noise_of(words, part))

@@ -41,6 +41,7 @@ def encode(x: Tensor, numbers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     y = (blocks / scales[:, None]).view(-1).clamp(numbers[0], numbers[-1])
     lower = (torch.bucketize(y, numbers, right=True) - 1).clamp_(0, len(numbers) - 2)
     below, above = numbers[lower], numbers[lower + 1]
+    # Up with a chance as large as the share of the gap that y is past the lower number.
     up = (y - below) * 2**16 > noise * (above - below)
     up |= (lower == 0) & (y > 0)
     return (lower + up).to(torch.uint8), scales

@@ -60,6 +60,7 @@ def groups(
                 group, size = [], 0
             group.append(stretch)
             size += len(stretch)
+        # By the whole parameter, so that an element's number is the same however it is sharded.
         number += parameter.numel()
     if group:
         yield group

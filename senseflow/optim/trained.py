@@ -109,6 +109,7 @@ def align_networks(
         align_([flat_shard(p) for p in phi], [flat_shard(p) for p in theta], lam)
         return
     kept, other = [flat_shard(p) for p in phi], [flat_shard(p) for p in theta]
+    # In groups: a network is never whole in float32 beside its bfloat16 weights.
     for group in groups(phi):
         parts = [stretch.of(kept[stretch.index]) for stretch in group]
         others = torch.cat([stretch.of(other[stretch.index]) for stretch in group])
