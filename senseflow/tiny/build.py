@@ -11,7 +11,6 @@ stage.json and is then not done again. The output is put together, and replaced,
 stages are there: pipeline/ (or one folder per network), stages.json, SHA256SUMS, the old README.md.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -239,9 +238,30 @@ def assemble(target: Target, work: Path, output: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse and build; returns the exit status: 2 for wrong input, said in one line."""
+    """Build the stages asked for that are not there; all of them are the teacher. Returns 0,
+    or 2 for wrong input, said in one line.
+    """
     args = build_parser().parse_args(arguments)
-    return exit_status(lambda: run(args), "finished stages are kept, the same command goes on")
+
+    def work() -> None:
+        target, output = TARGETS[args.target], args.output.resolve()
+        stages = args.stages or list(target.stages)
+        if unknown := [name for name in stages if name not in target.stages]:
+            known = ", ".join(target.stages)
+            raise ValueError(f"{args.target} has no stage {unknown[0]!r}, but {known}")
+        stages_in = args.work or output.with_name(output.name + ".building")
+        common = args.common or output.with_name("common")
+        if args.target != "common" and not (common / "vae" / "config.json").exists():
+            raise ValueError(f"no vae/ in {common}: name it with --common, or build it first")
+        torch.set_num_threads(args.threads)
+        site = Site(stages_in, common, args.quick)
+        for name, stage in target.stages.items():
+            if name in stages:
+                run_stage(name, stage, site)
+        if all((site.work / name / _STAGE_FILE).exists() for name in target.stages):
+            assemble(target, site.work, args.output)
+
+    return exit_status(work, "finished stages are kept, the same command goes on")
 
 
 def build_parser() -> Parser:
@@ -262,26 +282,6 @@ def build_parser() -> Parser:
     parser.add_argument("--stages", nargs="+", help="only these (default: all)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     return parser
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Build the stages asked for that are not there; all of them together are the teacher."""
-    target, output = TARGETS[arguments.target], arguments.output.resolve()
-    stages = arguments.stages or list(target.stages)
-    if unknown := [name for name in stages if name not in target.stages]:
-        known = ", ".join(target.stages)
-        raise ValueError(f"{arguments.target} has no stage {unknown[0]!r}, but {known}")
-    work = arguments.work or output.with_name(output.name + ".building")
-    common = arguments.common or output.with_name("common")
-    if arguments.target != "common" and not (common / "vae" / "config.json").exists():
-        raise ValueError(f"no vae/ in {common}: name it with --common, or build it first")
-    torch.set_num_threads(arguments.threads)
-    site = Site(work, common, arguments.quick)
-    for name, stage in target.stages.items():
-        if name in stages:
-            run_stage(name, stage, site)
-    if all((site.work / name / _STAGE_FILE).exists() for name in target.stages):
-        assemble(target, site.work, arguments.output)
 
 
 if __name__ == "__main__":

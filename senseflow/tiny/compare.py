@@ -10,7 +10,6 @@ that, the student at 4 steps with the sampler of its recipe. The whole table of 
 senseflow.tiny.measure writes it, follows below.
 """
 
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -95,9 +94,31 @@ def format_summary(figures: Rows) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse and compare; returns the exit status: 2 for wrong input, said in one line."""
+    """Measure, print the summary, write table.md, results.json, comparison.png. Returns 0,
+    or 2 for wrong input, said in one line.
+    """
     args = build_parser().parse_args(arguments)
-    return exit_status(lambda: run(args), "nothing was written")
+
+    def work() -> None:
+        torch.set_num_threads(args.threads)
+        teachers = by_teacher([(name, Path(p), Path(c)) for name, p, c in args.pair])
+        prompts, judge = mixed_prompts(args.num_prompts), Judge.load(args.common / "judge")
+        results: dict[str, Rows] = {}
+        figures: Rows = {}
+        shown: dict[str, torch.Tensor] = {}
+        for pipeline, students in teachers.items():
+            sampler = Sampler(pipeline, prompts)
+            rows, lines, pictures = compare(sampler, judge, students, args.seeds, args.columns)
+            results[", ".join(students)] = rows
+            figures |= lines
+            shown |= pictures
+        summary = format_summary(figures)
+        parts = [summary, *(f"## {name}\n\n{format_table(rows)}" for name, rows in results.items())]
+        picture = draw_comparison(shown, prompts)
+        write_report(args.output, "\n".join(parts), results, picture)
+        print(summary)
+
+    return exit_status(work, "nothing was written")
 
 
 def build_parser() -> Parser:
@@ -118,29 +139,6 @@ def build_parser() -> Parser:
     )
     add_common_arguments(parser)
     return parser
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Measure, print the summary, and write table.md, results.json and comparison.png."""
-    torch.set_num_threads(arguments.threads)
-    teachers = by_teacher([(name, Path(p), Path(c)) for name, p, c in arguments.pair])
-    prompts, judge = mixed_prompts(arguments.num_prompts), Judge.load(arguments.common / "judge")
-    results: dict[str, Rows] = {}
-    figures: Rows = {}
-    shown: dict[str, torch.Tensor] = {}
-    for pipeline, students in teachers.items():
-        sampler = Sampler(pipeline, prompts)
-        rows, lines, pictures = compare(
-            sampler, judge, students, arguments.seeds, arguments.columns
-        )
-        results[", ".join(students)] = rows
-        figures |= lines
-        shown |= pictures
-    summary = format_summary(figures)
-    parts = [summary, *(f"## {name}\n\n{format_table(rows)}" for name, rows in results.items())]
-    picture = draw_comparison(shown, prompts)
-    write_report(arguments.output, "\n".join(parts), results, picture)
-    print(summary)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from other noise than that reference. FID-real is the distance to rendered pictu
 prompts. Half of the prompts are held out.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -166,9 +165,30 @@ def load_students(sampler: Sampler, students: list[str]) -> list[Method]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse and measure; returns the exit status: 2 for wrong input, said in one line."""
+    """Measure, print the table, write table.md, results.json, comparison.png. Returns 0,
+    or 2 for wrong input, said in one line.
+    """
     args = build_parser().parse_args(arguments)
-    return exit_status(lambda: run(args), "nothing was written")
+
+    def work() -> None:
+        torch.set_num_threads(args.threads)
+        prompts = mixed_prompts(args.num_prompts)
+        sampler = Sampler(args.pipeline, prompts, args.guidance)
+        sampler.networks["untrained"] = sampler.untrained()
+        teacher_samplers = sampler.family.teacher_samplers
+        methods = [
+            Method("teacher", TEACHER_STEPS, teacher_samplers[0]),
+            *few_step_methods("teacher", teacher_samplers),
+            *(Method("untrained", 4, name) for name in sampler.family.student_samplers),
+            *load_students(sampler, args.student),
+        ]
+        judge = Judge.load(args.common / "judge")
+        rows, shown = measure_all(sampler, judge, methods, args.seeds, args.columns)
+        table = format_table(rows)
+        write_report(args.output, table, rows, draw_comparison(shown, prompts))
+        print(table)
+
+    return exit_status(work, "nothing was written")
 
 
 def build_parser() -> Parser:
@@ -204,26 +224,6 @@ def add_common_arguments(parser: Parser) -> None:
     parser.add_argument("--columns", type=int, default=12, help="prompts in the picture")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Measure, print the table, and write table.md, results.json and comparison.png."""
-    torch.set_num_threads(arguments.threads)
-    prompts = mixed_prompts(arguments.num_prompts)
-    sampler = Sampler(arguments.pipeline, prompts, arguments.guidance)
-    sampler.networks["untrained"] = sampler.untrained()
-    teacher_samplers = sampler.family.teacher_samplers
-    methods = [
-        Method("teacher", TEACHER_STEPS, teacher_samplers[0]),
-        *few_step_methods("teacher", teacher_samplers),
-        *(Method("untrained", 4, name) for name in sampler.family.student_samplers),
-        *load_students(sampler, arguments.student),
-    ]
-    judge = Judge.load(arguments.common / "judge")
-    rows, shown = measure_all(sampler, judge, methods, arguments.seeds, arguments.columns)
-    table = format_table(rows)
-    write_report(arguments.output, table, rows, draw_comparison(shown, prompts))
-    print(table)
 
 
 def write_report(output: Path, table: str, results: dict[str, Any], picture: Image.Image) -> None:
