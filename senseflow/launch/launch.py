@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import stat
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from unittest.mock import patch
@@ -182,7 +183,11 @@ def run_agent(flags: list[str], worker: Worker) -> dict[int, ProcessFailure]:
 
     def begin() -> None:
         leave_launcher()
-        worker()
+        try:
+            worker()
+        except Exception:  # a defect: torchrun would keep it to itself
+            traceback.print_exc()
+            raise
 
     set_notes_of_torchrun(logging.CRITICAL)
     try:

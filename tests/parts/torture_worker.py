@@ -87,8 +87,8 @@ def around(owner: Any, name: str, before: Callable[..., None], after: Callable[.
 def watch(post: Post, samples: Path) -> None:
     """Wrap the functions that begin and end the phases."""
     from senseflow.distill import algorithm as distill
+    from senseflow.distill import measures
     from senseflow.engine import build, checkpoint, loop
-    from senseflow.engine import log as measures
 
     def phase(name: str) -> Callable[..., None]:
         return lambda *ignored: post.enter(name)
