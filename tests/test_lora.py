@@ -232,7 +232,7 @@ def test_extraction_at_full_rank_is_the_student(data, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("lora.rank=0",), "lora.rank: 0 is not 1 or more"),
+        (("lora.rank=0",), "lora.rank 0 must be"),
         (("lora.alpha=0",), "lora.alpha: 0.0 is not positive"),
         (("lora.targets=[]",), "lora.targets is empty"),
         (("lora.targets=[to_q, to_x]",), "lora.targets: to_x is no linear layer"),

@@ -228,7 +228,7 @@ def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
         ({"seeds": []}, "at least one of seeds"),
         ({"teachers": {"SDXL": {"config": FLUX}}}, "tables.parts: no teacher 'FLUX' in teachers"),
         ({"overrides": {"ida.lambda": 1}}, "unknown key ida.lambda; the nearest valid key is"),
-        ({"overrides": {"ida.lam": 7}}, "ida.lam: 7.0 is not in"),
+        ({"overrides": {"ida.lam": 7}}, "ida.lam 7.0 must be"),
         ({"overrides": {"paths.dataset": "x"}}, "paths.dataset is the ablation's own"),
         ({"tables": {"t": {"title": "t", "teachers": ["FLUX"], "cells": {}}}}, "at least one each"),
         (
