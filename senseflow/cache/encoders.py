@@ -64,6 +64,7 @@ def open_encoder(name: str, inputs: Inputs, device: torch.device) -> Encode:
         assert isinstance(data, JsonImages)
         kind = family.networks().adapter
         vae = load_vae(kind.vae_class, settings, device)
+        # Backwards, so that of equal pairs the first one stands.
         items = {key_of(*pair): i for i, pair in reversed([*enumerate(pairs(data))])}
 
         def posterior(image: Tensor) -> Posterior:
@@ -142,7 +143,8 @@ def encode_images(
 
 
 def finite(row: Row, what: str, instead: str) -> Row:
-    """The same row."""
+    """A row whose numbers are all finite; raises ValueError, naming `what` it is and what to try
+    `instead`."""
     if not all(value.isfinite().all() for value in row.values()):
         raise ValueError(f"{what} is not finite; try {instead}")
     return row

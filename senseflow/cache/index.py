@@ -40,12 +40,12 @@ class Job:
 
     @property
     def num_rows(self) -> int:
-        """To be made."""
+        """How many rows are still to be made."""
         return sum(map(len, self.todo))
 
     @property
     def num_bytes(self) -> int:
-        """To be written."""
+        """The size of the files that are still to be written."""
         return sum(num_bytes(self.part.shapes(shard)) for shard in self.todo)
 
     def said(self) -> str:

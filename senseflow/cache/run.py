@@ -46,6 +46,7 @@ def run(wanted: Wanted) -> None:
     """Raises ValueError for wrong input, OSError for what cannot be read or written."""
     quiet_libraries()
     config = load_config(wanted.config, wanted.overrides)
+    # What is made here must not be read here.
     config = replace(config, paths=replace(config.paths, cache=None))
     inputs = read_inputs(config, RECIPES[config.recipe].family)
     if config.adversarial.in_use == "vfm":
@@ -144,6 +145,7 @@ def write(folder: Path, part: Part, shard: Shard, encode: Encode, bar: tqdm) -> 
     unfinished = file.with_name(file.name + PARTIAL)
     tensors = stacked(shapes, encode(shard.split), bar)
     try:
+        # Beside its place, synced, renamed: what has this name is whole, after a power cut too.
         write_safetensors(unfinished, shapes, iter(tensors.values()))
         sync(unfinished)
         os.replace(unfinished, file)

@@ -39,6 +39,7 @@ def join_group() -> torch.device:
     if kind == "cuda":
         device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
+    # gloo beside NCCL: files, stops and turns are agreed on without a device.
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     if not dist.is_initialized() and "MASTER_PORT" in os.environ:
         store, *_ = next(dist.rendezvous("env://"))

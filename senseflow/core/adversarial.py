@@ -27,6 +27,7 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor, weight: Tensor) -> Tens
 
 def hinge_generator_loss(fake: Tensor, weight: Tensor) -> Tensor:
     """-mean omega D(fake); logits (B, L), weight (B,) (Eq. 14)."""
+    # Without the hinge: x goes on learning where the heads are already fooled.
     return -(weight * fake.float().mean(1)).mean()
 
 

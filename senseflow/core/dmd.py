@@ -40,4 +40,5 @@ def fake_score_loss(output: Tensor, x_0: Tensor, eps: Tensor, path: Path) -> Ten
 
     Flow: mean (v_hat - (eps - x_0))^2; VP: mean (eps_hat - eps)^2. x_0 carries no gradient.
     """
+    # In the network's own prediction, so that each t weighs what it did for the teacher.
     return (output.float() - path.target(x_0.detach().float(), eps)).square().mean()

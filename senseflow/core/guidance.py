@@ -11,4 +11,5 @@ def guide(uncond: Tensor, cond: Tensor, scale: Tensor) -> Tensor:
     This is the scale of diffusers' pipelines (Ho and Salimans' w is one less).
     """
     w = over_sample(scale, cond)
+    # In float32: a large w multiplies the rounding of two outputs that are nearly one.
     return uncond.float() + w * (cond.float() - uncond.float())

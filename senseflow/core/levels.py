@@ -57,6 +57,7 @@ class Levels:
         chosen = []
         for value in wanted:
             nearest = min(anchors, key=lambda anchor: abs(anchor - value))
+            # So put, NaN is none of them.
             if not abs(nearest - value) <= self.tolerance:
                 raise ValueError(f"{value:g} is none of the trained anchors {_said(anchors)}")
             chosen.append(nearest)
@@ -89,6 +90,7 @@ def _denser_sigmas(anchors: list[float]) -> list[float]:
     The shift s is that of sigma = s u / (1 + (s - 1) u) with equally spaced u.
     """
     num, times, shifts = len(anchors), even_times(len(anchors)), _shifts(anchors)
+    # Within 2 %: anchors rounded to three digits are still of one shift.
     if anchors[0] != 1 or not shifts or max(shifts) > 1.02 * min(shifts):
         raise ValueError(
             f"{2 * num}: the anchors {anchors} are not one shift of equally spaced times"

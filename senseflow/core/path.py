@@ -41,6 +41,7 @@ class FlowPath:
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t (B,) at the clock t (B,): 1 - sigma and sigma, shifted."""
+        # Here alone: laws of t, margins and anchors are read on the clock, before the shift.
         sigma = shift_sigma(t.float() / 1000, self.shift)
         return 1 - sigma, sigma
 
@@ -105,6 +106,7 @@ def ode_step(path: Path, denoised: Denoised, s: Tensor) -> Tensor:
 
     On the flow path this is Euler's x_t + (sigma_s - sigma_t) v; on the VP path DDIM with eta 0.
     """
+    # Both ends of one prediction: with fresh eps it would be another process, and no ODE.
     return add_noise(path, denoised.x_0, denoised.eps, s)
 
 

@@ -26,6 +26,7 @@ def in_order(
             waiting.extend(pool.submit(read, thing) for thing in islice(rest, 1))
             yield result
     finally:
+        # Who stopped listening does not wait for files that nobody will look at.
         pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -59,7 +59,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class StoredPrompts:
-    """Encoded prompts; see `senseflow.teachers.encoded.KnownPrompts`."""
+    """A cache's encoded prompts, read from its files in place of running the text encoders."""
 
     rows: Rows
 

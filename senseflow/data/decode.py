@@ -25,6 +25,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     """
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
+        # 257 x 255 is 65535: black and white stay what they are.
         grey = np.asarray(picture, dtype=np.float32) / 257
         picture = Image.fromarray(grey.round().astype(np.uint8))
     if picture.mode in ("I", "F"):

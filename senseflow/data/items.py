@@ -76,6 +76,7 @@ def first_readable(read: Callable[[int], Item], start: int, num: int, max_unread
     unreadable: list[tuple[str, str]] = []
     for skipped in range(min(num, max_unreadable + 1)):
         try:
+            # The next in order, not a new draw: on any number of ranks it is the same one.
             item = read((start + skipped) % num)
         except UnreadableItem as error:
             unreadable.append((error.source, error.reason))

@@ -130,12 +130,14 @@ class LatentsLmdb(Dataset[Item]):
         self._environment = None
 
     def __getstate__(self) -> dict[str, Any]:
+        # A map of a file cannot be sent to a worker process, which opens its own.
         return {**self.__dict__, "_environment": None}
 
     def fingerprint(self) -> str:
         """A digest of the number of rows and of 32 of them."""
         digest = hashlib.sha256(repr((self.num, self.shape, self.scaled)).encode())
         with self._reading() as txn:
+            # A few rows: ranks compare this at every start, and a data set may have a terabyte.
             for row in range(0, self.num, -(-self.num // 32)):
                 for stored in self._row(txn, row):
                     digest.update(stored)
@@ -317,6 +319,8 @@ def open_whole(folder: Path) -> lmdb.Environment:
     if environment is not None:
         return environment
     try:
+        # No lock: a data set may lie on a disk that cannot be written. No readahead: rows are
+        # read in the order of a permutation.
         environment = lmdb.open(
             str(folder), readonly=True, create=False, lock=False, readahead=False
         )

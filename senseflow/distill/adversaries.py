@@ -56,12 +56,14 @@ class VFMDiscriminator:
     def plays(self, d: Distillation, anchor: int) -> bool:
         """Where omega is above the least that counts; by default everywhere but at the top anchor
         of flow teachers, where it is 0."""
+        # On the host: which networks are called must not wait for the device.
         tau = times(d.anchors.times[anchor], 1)
         return bool(self._omega(d, tau) > d.config.adversarial.least_omega)
 
     @phase("discriminator")
     def view(self, d: Distillation, turn: Turn, sample: Sample, measures: Measures) -> Sample:
         """Decode x once; the features of it (with grad on theta's turn) and of the reference."""
+        # One decoding and one DINOv2 for both turns: the heads' step takes them detached.
         with torch.set_grad_enabled(turn.generator):
             images = d.adapter.decode(sample.x)
             fake = self.backbone(augment(d, sample, images, "augment fake"))
@@ -167,6 +169,7 @@ class BottleneckDiscriminator:
                 cond = conditioning(d, real)
             x_fake, t_fake = self._diffuse(d, sample, sample.x, "classifier fake")
             x_real, t_real = self._diffuse(d, sample, latents, "classifier real")
+        # One pass for both: the sharded fake score is gathered once.
         logits = self._logits(
             d, torch.cat([x_fake, x_real]), torch.cat([t_fake, t_real]), sample.cond.cat(cond)
         )

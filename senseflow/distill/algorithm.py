@@ -86,6 +86,7 @@ def take_turn(
     if d.config.dmd.weight > 0:
         update(d.fake_score, "fake_score", measures, rounding_seed(d, turn, "fake_score"))
     if turn.adversarial and d.discriminator:
+        # Not where omega is 0: AdamW's momentum moves weights on gradients of zero too.
         seed = rounding_seed(d, turn, "discriminator")
         update(d.discriminator.heads, "discriminator", measures, seed)
     return samples[0].pictures
@@ -100,8 +101,10 @@ def draw_turn(d: Distillation, iteration: int) -> Turn:
     # How often the sharded student is called hangs on the anchor: a rank with another one would
     # wait for gathers that never come.
     anchor = int(torch.randint(len(d.anchors), (), generator=draws.shared("anchor")))
+    # Shared as well: simulating calls the student, a real latent does not.
     u = float(torch.rand((), generator=draws.shared("simulate")))
     adversarial = d.discriminator is not None and d.discriminator.plays(d, anchor)
+    # With weights of 0, L_adv may be the only loss, and at the top anchor it is out.
     has_loss = d.config.dmd.weight + d.config.isg.weight > 0 or adversarial
     return Turn(
         iteration=iteration,
@@ -121,6 +124,7 @@ def generate(d: Distillation, turn: Turn, batch: Batch) -> Sample:
     cond = conditioning(d, batch)
     tau = times(d.anchors.times[turn.anchor], len(batch.prompts), d.device)
     x_tau, pictures = student_input(d, turn, batch, draws, cond)
+    # On other turns x only feeds phi and the heads, which take sg(x).
     with torch.set_grad_enabled(turn.generator):
         denoised = denoise(d, d.generator.network, x_tau, tau, cond)
     pictures = {"generated": denoised.x_0.detach(), **pictures}
@@ -140,6 +144,7 @@ def student_input(
     if turn.anchor == 0:  # sampling begins with noise alone, even where alpha is not quite 0
         return eps, {}
     if turn.simulate:
+        # So that the student trains on what it meets in sampling: its own samples, not data.
         x_clean = backward_simulation(d, turn, draws, cond)
     else:
         x_clean = clean_latents(d, batch, draws, "posterior")
@@ -158,6 +163,7 @@ def backward_simulation(d: Distillation, turn: Turn, draws: Draws, cond: Conditi
     tau = [times(t, num, d.device) for t in d.anchors.times[: turn.anchor]]
     x_0 = denoise(d, d.generator.network, noise[0], tau[0], cond).x_0
     for eps, t in zip(noise[1:], tau[1:], strict=True):
+        # Re-noised as the sampler does it; the ODE would be another way down.
         x_t = add_noise(d.adapter.path, x_0, eps, t)
         x_0 = denoise(d, d.generator.network, x_t, t, cond).x_0
     return x_0
@@ -193,6 +199,7 @@ def dmd(d: Distillation, sample: Sample, pictures: dict[str, Tensor]) -> Tensor:
     """L_DMD: the teacher's (guided) and the fake score's x_0 at a fresh x_t."""
     config, path = d.config.dmd, d.adapter.path
     with torch.no_grad():
+        # No graph through teacher or phi: the gradient at x is the difference of their scores.
         t = draw_times(d, sample, "dmd", config.time, config.time_range)
         eps = on_device(d, sample.draws.normal("dmd eps", sample.x.shape[1:]))
         x_t = add_noise(path, sample.x, eps, t)

@@ -66,6 +66,7 @@ def add_encoder_pass(unet: "UNet2DConditionModel") -> None:
     unet.encode = MethodType(encode, unet)
     if isinstance(unet, FSDPModule):
         network = cast(nn.Module, unet)
+        # FSDP2 gathers the root's weights for `forward` alone unless it is told of others.
         register_fsdp_forward_method(network, "encode")
         for part in network.get_submodule("mid_block").modules():
             if isinstance(part, FSDPModule):

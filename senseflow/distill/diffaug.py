@@ -74,4 +74,5 @@ def _cut_span(length: int, u: Tensor) -> Tensor:
 
 def _integer(u: Tensor, count: int) -> Tensor:
     """Map uniforms in [0, 1) to integers 0 .. count - 1, equally likely."""
+    # Just below 1, float32 rounds u * count up to count.
     return (u.float() * count).long().clamp_(0, count - 1)

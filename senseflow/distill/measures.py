@@ -37,6 +37,7 @@ class Stopwatch:
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         if torch.cuda.is_available():
+            # The host runs ahead of the device: its clock would time the launches alone.
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             yield
@@ -92,6 +93,7 @@ class Measures:
 
     def read(self, ranks: Ranks) -> dict[str, float]:
         """Means since the last reading, averaged over ranks in one transfer; then start afresh."""
+        # One order on all ranks, which sum them by place.
         names = sorted(self.sums)
         if not names:
             return {}

@@ -78,6 +78,7 @@ class FrozenBackbone(nn.Module):
         At the images' own size, cropped at the centre to multiples of the patch (1024 -> 1022 for
         14); the position table is resized to that grid.
         """
+        # Normalised in float32: bfloat16 hardly tells the 256 levels of a pixel apart.
         images = (_crop_to_multiple(images.float(), self.vit.patch_embed.patch_size) + 1) / 2
         images = ((images - self.mean) / self.std).to(self.dtype)
         outputs = self.vit.forward_intermediates(
@@ -95,6 +96,7 @@ def create_vit(
     if checkpoint is not None and (random_seed is not None or ":" in name):
         raise ValueError(f"{name}: checkpoint {checkpoint} is a second source of weights")
     overlay = None if checkpoint is None else {"file": str(checkpoint)}
+    # Initial weights are drawn even where others are loaded: the run's generator stays put.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(random_seed or 0)
         vit = timm.create_model(
@@ -102,6 +104,7 @@ def create_vit(
             pretrained=random_seed is None,
             pretrained_cfg_overlay=overlay,
             num_classes=0,
+            # The position table is resized to the image's grid, not the image to the table's.
             dynamic_img_size=True,
             dtype=dtype,
         )
@@ -116,6 +119,7 @@ def _crop_to_multiple(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
     top, left = height % patch_height, width % patch_width
     if height < patch_height or width < patch_width:
         raise ValueError(f"images of {height}x{width} are smaller than a patch {patch_size}")
+    # Not padded: that would add a row of tokens no image fills (74 x 74 at 1024 px).
     rows = slice(top // 2, top // 2 + height - top)
     return images[..., rows, left // 2 : left // 2 + width - left]
 

@@ -67,6 +67,7 @@ class SpectralConv(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, stride)
         self.margin = kernel // 2
+        # First, so that the norm is taken of float32 weights.
         parametrize.register_parametrization(self, "weight", _Float32())
         spectral_norm(self)
 
@@ -159,6 +160,7 @@ class Head(nn.Module):
             condition = condition + self.reference(reference).float()
         condition = condition.repeat(features.shape[0] // text.shape[0], 1, 1, 1)
         class_map = self._class_map(features, len(text)).float()  # (B, COMMON_DIM, h/8, w/8)
+        # A sum of 64 products of unit variance deviates by sqrt(64).
         product = class_map * condition
         return product.sum(1).flatten(1) / math.sqrt(COMMON_DIM)
 

@@ -77,6 +77,7 @@ def build_vfm(
             seed=config.train.seed,
             dtype=torch_dtype(config.precision.heads),
         ).eval()
+    # 773 M parameters at width 1024 and their moments: too many for every rank to hold.
     shard(heads, [*heads.heads], ranks.mesh, heads.dtype)
     fill_heads(heads, in_turn("heads", heads.draw()), ranks, initial)
     return VFMDiscriminator(

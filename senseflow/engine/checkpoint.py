@@ -166,12 +166,13 @@ class Checkpoints:
             after(state)
 
     def _begin(self, partial: Path) -> None:
-        """On rank 0."""
+        """On rank 0: an empty `.partial`, in place of what an earlier save left."""
         if self.used and not self.folder.is_dir():
             logger.warning("%s is gone, with what was in it: making it again", self.folder)
         empty_folder(partial)
 
     def _write_state(self, folder: Path, state: State) -> None:
+        # On gloo, apart: in the background its collectives must not meet those of training.
         dcp.save(state, storage_writer=_Writer(str(folder)), process_group=self.host.group)
 
     def _digests(self, folder: Path) -> dict[str, str]:
@@ -197,6 +198,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Remove what is older than the last `keep_last` good ones; students stay."""
         complete = complete_checkpoints(self.folder)
+        # Damaged ones do not count, or keep_last of them would push out the last good one.
         good = [folder for folder in complete if folder.name not in self.damaged]
         if self.keep_last and good:
             oldest = good[-self.keep_last :][0]

@@ -180,6 +180,7 @@ def publish(partial: Path, final: Path) -> None:
 def remove(folder: Path) -> None:
     """Remove a folder that counts as finished until its name is gone."""
     if folder.exists():
+        # Renamed first: a kill in the middle leaves no half of it under a name that counts.
         gone = folder.with_name(f"{PARTIAL}_old_{folder.name}")
         shutil.rmtree(gone, ignore_errors=True)
         folder.rename(gone)

@@ -59,7 +59,7 @@ class Layout:
 
     @property
     def keys(self) -> list[str]:
-        """In the order they are written."""
+        """All keys of all files, in the order in which they are written."""
         return [key for tensors in self.files.values() for key in tensors]
 
 

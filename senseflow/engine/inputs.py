@@ -38,7 +38,7 @@ class Setup:
 
     @property
     def fingerprint(self) -> str:
-        """Of the teacher's weights."""
+        """A sha256 of the names, sizes and ends of the teacher's weights files, in hexadecimal."""
         return base_fingerprint(self.settings.folder / self.family.component)
 
     def with_data(self, data: Samples, cache: Cache) -> "Inputs":

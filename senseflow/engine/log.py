@@ -20,6 +20,7 @@ class Log:
 
             with writing(self.events):
                 self.writer = SummaryWriter(str(self.events))
+        # TensorBoard writes in a thread of its own, whose errors would be said twice.
         threading.excepthook = _unless_disk
 
     def rewind(self, iteration: int) -> None:

@@ -178,6 +178,7 @@ class Run:
         """||phi - theta|| / ||theta|| over all parameters and ranks; None while a generator that is
         an adapter has not moved from zero."""
         networks = (self.parts.fake_score.network, self.parts.generator.network)
+        # Replicas (HSDP) count every square alike often, in both sums.
         gap, size = sum_over_ranks(
             torch.stack(squared_gap(*map(local_shards, networks))), self.ranks
         ).tolist()
@@ -188,11 +189,13 @@ class Run:
         num, decode = self.config.log.num_pictures, self.parts.adapter.decode
         measured = self.parts.discriminator is not None and self.parts.discriminator.sees_images
         with torch.no_grad():
+            # On every rank: where drift is measured here, it is a mean over all.
             real = real_images(self.parts, first_samples(self.parts, batch, num))
             if not measured:
                 generated = decode(pictures["generated"][:num])
                 self.measures.add(image_drift(generated, real))
             if self.ranks.is_main:
+                # Rank 0 alone: the VAE is not sharded, so no other rank has to decode with it.
                 columns = {name: decode(latents[:num]) for name, latents in pictures.items()}
                 file = self.folder / "samples" / f"{step_name(iteration)}.png"
                 with writing(file):

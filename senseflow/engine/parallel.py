@@ -61,12 +61,15 @@ def shard(
     order, and right for a pass through half a network (DMD2's) too. The record is cleared at the
     end of a backward; a network without any would keep every forward's, so a frozen one forgets it.
     """
+    # Sums over ranks in float32: in bfloat16 small gradients vanish beside large ones.
+    # Inputs uncast: 904.5 would reach the network as 904.
     policy = MixedPrecisionPolicy(
         param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     pinned = mesh.device_type == "cuda"
     place = CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy()
     units = [network, *blocks]
+    # Resharded after every forward: IDA and AdamW write shards, and leave a whole copy stale.
     for unit in reversed(units):  # an inner one before the one around it
         fully_shard(
             unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True, offload_policy=place
@@ -103,6 +106,7 @@ def recompute(
     contexts = partial(selectively, context) if selective else context
     again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     for block in blocks[every - 1 :: every] if every else ():
+        # Its forward and no wrapper around it: keys stay diffusers', and FSDP2's hooks outside.
         block.forward = partial(again, block.forward)
 
 
@@ -176,6 +180,7 @@ def fill_shards(
                     "config.json"
                 )
             if isinstance(value, DTensor):
+                # By rows: whole tensors on all ranks of a node would fill its memory while loading.
                 shape, offset = compute_local_shape_and_global_offset(
                     value.shape, value.device_mesh, value.placements
                 )
@@ -184,6 +189,7 @@ def fill_shards(
             else:
                 value.copy_(source[...])
     if offload:
+        # No unit gathers buffers: they must be where the forward runs.
         for module in network.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))

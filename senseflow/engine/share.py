@@ -27,7 +27,7 @@ class Share:
 
     @classmethod
     def of_torchrun(cls) -> "Share":
-        """By RANK and WORLD_SIZE."""
+        """This process among those that RANK and WORLD_SIZE tell of; alone where they do not."""
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return cls()
         ranks = start_ranks()

@@ -23,7 +23,8 @@ def imported_of(source: Source, form: str) -> list[str]:
 
 
 def typed(values: dict[str, Any]) -> list[str]:
-    """As a call's arguments are typed; those that are None are left out."""
+    """`key=value` for each keyword argument of a call in Python; those that are None are left
+    out."""
     return [f"{key}={value!r}" for key, value in values.items() if value is not None]
 
 

@@ -77,6 +77,7 @@ def count_gpus() -> int:
         try:
             found = torch.cuda.device_count()
         finally:
+            # At once: whatever was raised, a fork must not go on as a second launcher.
             os._exit(found)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -121,6 +122,7 @@ def train(meeting: Meeting, gpus: int, worker: Worker, max_restarts: int, stop: 
             logger.info("stopped by %s before the processes were started", stop.reason)
             return 0
         if interface := meeting.interface():
+            # gloo would take that of the host's name, which is often the loopback.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         failures = run_agent([*meeting.flags(run_id), f"--nproc-per-node={gpus}"], worker)
         if not failures:

@@ -193,6 +193,7 @@ def wait_for_store(place: Place, stopped: Callable[[], bool]) -> None:
     deadline = time.monotonic() + FIRST_MEETING_S
     while not stopped():
         try:
+            # A socket before TCPStore, whose own wait hears of no stop request.
             with socket.create_connection((place.host, place.port), timeout=2):
                 return
         except OSError as error:

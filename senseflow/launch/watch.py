@@ -48,6 +48,7 @@ def board_name(run_id: str, restarts: str = "0") -> str:
 def connect_from_environment() -> dist.Store:
     """A connection of one's own to the store torchrun's processes share; raises dist.DistError."""
     env = os.environ
+    # Not a shared one: behind an operation that waits, no beat would get through.
     store = dist.TCPStore(
         env["MASTER_ADDR"],
         int(env["MASTER_PORT"]),

@@ -56,6 +56,7 @@ class CompactAdamW(torch.optim.AdamW):
             moved = [p.grad is not None for p in parameters]
             shards = [self._shards(p) if p.grad is not None else {} for p in parameters]
             kinds = [(p.dtype, self._in_8_bits(p)) for p in parameters]
+            # A group is one tensor, and so of one type.
             for kind in dict.fromkeys(kinds):
                 chosen = [m and k == kind for m, k in zip(moved, kinds, strict=True)]
                 for group in groups(parameters, chosen):
@@ -80,6 +81,7 @@ class CompactAdamW(torch.optim.AdamW):
 
     def _in_8_bits(self, parameter: Tensor) -> bool:
         row = prod(parameter.shape[1:])
+        # By whole rows: no sharding then cuts a block, with its one scale, in two.
         return self.states == "8bit" and row % BLOCK == 0 and row > 0
 
     def _shards(self, parameter: Tensor) -> dict[str, Tensor]:
@@ -126,6 +128,7 @@ class CompactAdamW(torch.optim.AdamW):
             max_exp_avg_sqs=[],
             state_steps=[shards[s.index]["step"].view(()).clone() for s in group],
             fused=True,
+            # The kernel divides by it: clipping takes no pass of its own.
             grad_scale=self.grad_scale,
             found_inf=self.found_inf,
             amsgrad=False,

@@ -35,6 +35,7 @@ def encode(x: Tensor, numbers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     0, where 0 is the first number: a second moment of 0 would make the step infinite.
     """
     blocks = x.view(-1, BLOCK)
+    # A block of zeros has no scale to divide by.
     scales = (blocks.abs().amax(1) / numbers[-1]).clamp_min(
         torch.finfo(torch.float32).smallest_normal
     )

@@ -22,6 +22,7 @@ class Ema:
     @classmethod
     def start(cls, network: nn.Module, decay: float) -> "Ema":
         """The average of one network: a copy of its parameters as they are."""
+        # A copy even of float32: theta's next step would change it with the weights.
         shards = {k: p.to(torch.float32, copy=True) for k, p in _parameters(network).items()}
         return cls(decay, network, shards)
 

@@ -45,6 +45,7 @@ def round_stochastically(x: Tensor, noise: Tensor) -> Tensor:
     as it is, infinite values and NaN too; above its largest number x may become infinite, as it
     does in rounding to nearest.
     """
+    # What is added below the 16 bits that are cut carries into those that stay.
     bits = (x.view(torch.int32) + noise).bitwise_and_(-(1 << 16))  # sign and magnitude: truncated
     return torch.where(torch.isfinite(x), bits.view(torch.float32), x).to(torch.bfloat16)
 

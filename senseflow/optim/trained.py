@@ -35,6 +35,7 @@ class Trained:
         parameters = list(network.parameters())
         betas, eps, decay = config.betas, config.eps, config.weight_decay
         optimizer: torch.optim.AdamW
+        # Fused in either: the kernel reads found_inf, so the host need not wait for the norm.
         if config.states == "float32" and all(p.dtype == torch.float32 for p in parameters):
             optimizer = torch.optim.AdamW(
                 parameters, lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True
@@ -106,6 +107,7 @@ def align_networks(
     phi, theta = list(fake_score.parameters()), list(generator.parameters())
     require_alike(phi, theta)
     if all(p.dtype == torch.float32 for p in phi):
+        # Shard by shard: both are sharded alike, and Eq. 9 is elementwise.
         align_([flat_shard(p) for p in phi], [flat_shard(p) for p in theta], lam)
         return
     kept, other = [flat_shard(p) for p in phi], [flat_shard(p) for p in theta]

@@ -22,7 +22,7 @@ PlanData = DataKind | Literal["cached"]
 
 @dataclass(frozen=True)
 class BlankPrompts:
-    """Zeros for every prompt; see `senseflow.teachers.encoded.KnownPrompts`."""
+    """Zeros for every prompt, in place of a cache's encodings, where shapes alone are asked."""
 
     fields: dict[str, Field]
     text: Field | None  # the VFM discriminator's features

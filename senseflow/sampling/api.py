@@ -48,7 +48,12 @@ def load_teacher(
     offload: bool = False,
     lora: Path | str | None = None,
 ) -> "Pipeline":
-    """The base itself, ready to draw with its own schedule; see `load_student`."""
+    """The base itself, ready to draw with its own schedule.
+
+    dtype: bfloat16, float16 or float32; None is bfloat16 on a GPU, float32 on a CPU. offload: keep
+    idle parts in host memory. lora: a folder or file to add. Raises ValueError for what cannot be
+    read.
+    """
     paths = Paths(Path(base), lora=Path(lora) if lora else None)
     return _load(paths, Machine(device, dtype, offload))
 

@@ -129,6 +129,7 @@ class Model:
                 raise FieldError("max_sequence_length", f"{wanted}: {self.family.title} has no T5")
             return None
         trained = self.card.max_sequence_length if self.card else None
+        # The trained number first: padding is not masked, and another length is another prompt.
         length = wanted or trained or self.family.t5_length(self.paths.base)
         if length > MAX_T5_LENGTH:
             raise FieldError(

@@ -65,6 +65,7 @@ class Adapter(ABC):
             sources = text_encoders(folder, cls.text_encoders, dtype)
             encoders |= {name: keep_recording(build(source)) for name, source in sources.items()}
         try:
+            # Without the denoiser: its weights are read by rows, into shards.
             pipeline: Any = cls.pipeline_class.from_pretrained(
                 folder,
                 **{cls.component: None, **encoders},
@@ -82,7 +83,7 @@ class Adapter(ABC):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """In which networks are called."""
+        """The type in which networks are called."""
         return self.settings.compute_dtype
 
     @property
@@ -178,6 +179,7 @@ class CfgAdapter(Adapter):
     ) -> Tensor:
         """`guide` of the predictions without and with the prompt, both in one forward."""
         both = self.null(cond).cat(cond)
+        # At a scale of 1 too: a rank that left out a half would hang those that do not.
         output = self.predict(teacher, torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         uncond, with_prompt = output.chunk(2)
         return self.guide(uncond, with_prompt, scale)
@@ -201,7 +203,7 @@ class NullPromptAdapter(CfgAdapter):
         build: Build,
         known: KnownPrompts | None,
     ) -> Self:
-        """As for every adapter; and the null prompt is encoded once, or known."""
+        """Read the frozen encoders; encode the null prompt once, or take it from `known`."""
         adapter = super().load(settings, path, shape, device, build, known)
         if known is None:
             return replace(adapter, empty=adapter.encode_prompts([cls.null_prompt]))

@@ -15,7 +15,7 @@ class Batched:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Those there are, by name."""
+        """The tensors that are there, by the names of their fields."""
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class Encoded:
         )
 
     def map(self, change: Change) -> "Encoded":
-        """The same with all tensors changed alike."""
+        """What is known, with every tensor of it changed alike."""
         return Encoded(
             self.cond and self.cond.map(change),
             None if self.text is None else change(self.text),

@@ -41,7 +41,7 @@ class FlowFamily(Family):
 
     @abstractmethod
     def path(self, settings: TeacherSettings) -> "FlowPath":
-        """The straight path; its shift is the clock's, see `senseflow.core.path.FlowPath`."""
+        """The straight path, with the shift from the clock to sigma (1: the clock is sigma)."""
 
     @abstractmethod
     def shift(self, settings: TeacherSettings, num: int) -> float:

@@ -21,7 +21,7 @@ TIME_IDS = (SIZE, SIZE, 0, 0, SIZE, SIZE)  # original size, crop, target size
 
 
 def new_scheduler() -> EulerDiscreteScheduler:
-    """SDXL's own."""
+    """The scheduler of SDXL's base, with its noise schedule."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,

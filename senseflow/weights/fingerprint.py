@@ -27,6 +27,7 @@ def fingerprint(files: list[Path]) -> str:
         size = file.stat().st_size
         digest.update(f"{file.name}\0{size}\0".encode())
         with file.open("rb") as stream:
+            # The ends: of safetensors the header, with every shape, and the last tensors.
             digest.update(stream.read(2**20))
             stream.seek(max(0, size - 2**20))
             digest.update(stream.read())

@@ -117,6 +117,7 @@ def share(source: NetworkSource, settings: LoraSettings) -> tuple[NetworkSource,
     with warnings.catch_warnings(action="ignore"):  # that the second adapter is not the first
         for adapter in ADAPTERS:
             config = peft_config(settings)
+            # Adapters on the meta device too: they are sharded before they have memory.
             inject_adapter_in_model(config, network, adapter_name=adapter, low_cpu_mem_usage=True)
     network.requires_grad_(False)
     base = SharedBase(network, settings)
@@ -131,6 +132,7 @@ def share(source: NetworkSource, settings: LoraSettings) -> tuple[NetworkSource,
     def read(key: str) -> Stored:
         if found := FACTOR.fullmatch(key):
             return _first(found["layer"], found["factor"], shapes[key], settings.seed)
+        # peft has moved the wrapped layer's own weights one level down.
         return source.read(key.replace(".base_layer.", "."))
 
     return replace(source, read=read, recompute_context=base.recompute_context), base

@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Student and fake score as adapters of the teacher, see `senseflow.weights.lora`."""
+    """Student and fake score as adapters W + (alpha / rank) B A on the frozen teacher's W."""
 
     rank: int
     alpha: float  # their scale is alpha / rank

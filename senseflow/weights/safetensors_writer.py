@@ -60,4 +60,5 @@ def write_safetensors(
         for like in shapes.values():
             tensor = next(tensors)
             assert tensor is not None and (tensor.shape, tensor.dtype) == (like.shape, like.dtype)
+            # As bytes: NumPy has no bfloat16.
             stream.write(tensor.view(-1).view(torch.uint8).numpy().data)

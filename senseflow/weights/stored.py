@@ -92,6 +92,7 @@ def component_weights(folder: Path) -> Weights:
     """
     candidates = [folder / (name + suffix) for name in NAMES for suffix in SUFFIXES]
     for file in candidates:
+        # A dangling link counts: it is what is wrong, and is named, not passed over.
         if file.is_symlink() or file.exists():
             return open_index(file) if file.suffix == ".json" else open_safetensors(file)
     raise ValueError(f"no {' or '.join(NAMES)}.safetensors (or its index) in {folder}")

@@ -190,6 +190,7 @@ def _stripped(weights: Weights) -> Weights:
     names = {key: key for key in weights.keys}
     for wrapper in WRAPPERS:
         names = {key.replace(wrapper, ""): name for key, name in names.items()}
+    # Only what begins all keys is a wrapper's: a network may have a `model.` of its own.
     while names and (
         prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in names)), "")
     ):

@@ -166,7 +166,7 @@ class Pictures:
 
     @property
     def scaling(self) -> LatentsScaling:
-        """The encoder's."""
+        """What brings the encoder's latents to those the diffusion model sees."""
         return self.encoder.scaling
 
     def settings(self) -> dict[str, Any]:
@@ -279,6 +279,7 @@ def usable_chunk(
 ) -> Chunk:
     """A chunk of the rows that can be stored; the others join those skipped."""
     with np.errstate(over="ignore"):
+        # What float16 cannot hold becomes infinite here, and is passed over as a fault below.
         rows = latents.astype(DTYPE)
     faults = [fault(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
     kept = [i for i, reason in enumerate(faults) if reason is None]

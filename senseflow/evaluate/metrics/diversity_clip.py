@@ -5,7 +5,7 @@ from senseflow.evaluate.metrics.clip import MODEL, QUICK_GELU, RESIZE, WEIGHTS, 
 
 
 def prepare(given: metric.Given) -> metric.Prepared:
-    """Preprocessed as for the CLIP score."""
+    """CLIP on images made square at --clip_resize pixels, then as the model wants them."""
     source, side = source_of(given), given[RESIZE] or None
 
     def open_it(machine: metric.Machine) -> metric.Judge:

@@ -171,6 +171,7 @@ def guidance_offset(weights: Weights, guidance: float) -> Tensor:
     embedder.load_state_dict(state)
     project = Timesteps(frequencies, flip_sin_to_cos=True, downscale_freq_shift=0)
     with torch.no_grad():
+        # The module multiplies guidance by 1000, as it does time.
         offset: Tensor = embedder(project(torch.tensor([1000 * guidance])))[0]
     return offset
 

@@ -54,7 +54,8 @@ class Flux(FlowFamily):
         return FlowPath()
 
     def shift(self, settings: TeacherSettings, num: int) -> float:
-        """The same for every number of steps; with dynamic shifting it grows with the image."""
+        """The scheduler's own at any number of steps; with dynamic shifting it grows with the
+        image."""
         from senseflow.core.anchors import dynamic_mu, exponential_shift
 
         config, unit = flow_config(settings.folder), self.unit(settings.folder)
@@ -119,7 +120,7 @@ class Flux(FlowFamily):
         )
 
     def networks(self) -> "Networks":
-        """Of `senseflow.teachers.flux.adapter`."""
+        """FLUX's adapter, transformer and blocks; imports diffusers, seconds."""
         from senseflow.teachers.flux.adapter import NETWORKS
 
         return NETWORKS

@@ -24,6 +24,7 @@ class SD35Adapter(NullPromptAdapter):
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """Both CLIPs and T5 on the sequence axis, and both projections as pooled."""
+        # Without its null prompt, which is encoded once and not with every batch.
         prompt_embeds, _, pooled, _ = self.pipeline.encode_prompt(
             prompts,
             None,

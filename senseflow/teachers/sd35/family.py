@@ -55,7 +55,7 @@ class SD35Family(FlowFamily):
         return not config or bool(config.get("dual_attention_layers")) == self.dual_attention
 
     def require(self, settings: TeacherSettings) -> None:
-        """As for every family; and the folder must be of this size."""
+        """Raise ValueError unless the settings fit a folder of this family, and of this size."""
         super().require(settings)
         if self.is_this_size(settings.folder):
             return
@@ -124,7 +124,7 @@ class SD35Family(FlowFamily):
         return f"Between loader and sampler the node ModelSamplingSD3 with shift {shift:.4g}."
 
     def networks(self) -> "Networks":
-        """Of `senseflow.teachers.sd35.adapter`."""
+        """SD3.5's adapter, transformer and blocks; imports diffusers, seconds."""
         from senseflow.teachers.sd35.adapter import NETWORKS
 
         return NETWORKS

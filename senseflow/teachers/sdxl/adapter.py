@@ -62,6 +62,7 @@ class SDXLAdapter(CfgAdapter):
         time_ids[:, 0::4] = height  # original and target
         time_ids[:, 1::4] = width
         added = {"text_embeds": cond.pooled.to(dtype), "time_ids": time_ids}
+        # The whole step whose noise level x_t has: t is drawn between steps.
         return x_t.to(dtype), t.round(), cond.prompt_embeds.to(dtype), added
 
 

@@ -130,7 +130,7 @@ class SDXLFamily(Family):
         return "That samples at the trained timesteps; no other node is needed."
 
     def networks(self) -> "Networks":
-        """Of `senseflow.teachers.sdxl.adapter`."""
+        """SDXL's adapter, UNet and blocks; imports diffusers, seconds."""
         from senseflow.teachers.sdxl.adapter import NETWORKS
 
         return NETWORKS
