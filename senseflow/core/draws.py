@@ -56,4 +56,5 @@ class Draws:
 
 
 def _generator(seed: int) -> torch.Generator:
+    # A device's generator is another algorithm: the same seed would give other noise there.
     return torch.Generator(device="cpu").manual_seed(seed)

@@ -91,6 +91,7 @@ class Cache:
         if not self.known:
             return dataset
         assert isinstance(dataset, JsonImages | LatentsLmdb)
+        # DINOv2 looks at the real image itself, which its posterior does not replace.
         unseen = self.latents is not None and not see_images and isinstance(dataset, JsonImages)
         read = dataset.listed if unseen and isinstance(dataset, JsonImages) else dataset.sample
         return CachedSamples(dataset, self, read)

@@ -43,6 +43,7 @@ class JsonImages(Dataset[Item]):
 
     def fingerprint(self) -> str:
         """A digest of all prompts and of the names of the files."""
+        # Without folders: each node may keep the images in a place of its own.
         names = [Path(path).name for path in self.paths]
         return sha256(repr((self.prompts, names)).encode()).hexdigest()
 

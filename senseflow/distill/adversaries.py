@@ -156,7 +156,7 @@ class BottleneckDiscriminator:
             x_t, t = self._diffuse(d, sample, x, "classifier generated")
             loss = softplus_generator_loss(self._logits(d, x_t, t, sample.cond))
             (gradient,) = torch.autograd.grad(loss, x)
-        # The loss's value, with that gradient at x.
+        # Linear in x: its own backward hands on the gradient taken above, and no graph of phi.
         return loss.detach() + (gradient * (sample.x - x.detach())).sum()
 
     def loss(self, d: Distillation, sample: Sample, first: bool, measures: Measures) -> Tensor:

@@ -169,6 +169,7 @@ def clean_latents(d: HasTeacher, batch: Batch, draws: Draws, purpose: str) -> Te
     if posterior is None:
         assert batch.images is not None
         posterior = d.adapter.encode_images(batch.images)
+    # Anew each time: one stored draw would be the same latent in every epoch.
     eps = on_device(d, draws.normal(purpose, tuple(posterior.mean.shape[1:])))
     return d.adapter.draw_latents(posterior, eps)
 

@@ -107,6 +107,7 @@ def wanted_keys(name: str, family: Family, data: Samples) -> np.ndarray:
         assert isinstance(data, JsonImages)
         pairs = zip(data.paths, data.prompts, strict=True)
         return np.array(list(dict.fromkeys(key_of(*pair) for pair in pairs)), KEY_DTYPE)
+    # The null prompt too: CFG needs its encoding, and no encoder will be there to make it.
     null = [] if name == "clip" or family.null_prompt is None else [family.null_prompt]
     return keys_of([*null, *data.all_prompts()])
 

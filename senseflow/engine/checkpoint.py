@@ -293,6 +293,7 @@ def students(state: State) -> dict[str, dict[str, Tensor]]:
     """The tensors of the student and, if there is one, its EMA, by their folders in a run."""
     network = state["generator"]["network"]
     assert state.get("ema", {}).keys() <= network.keys()
+    # Buffers are not averaged: the EMA's folder has the student's.
     return {"student": network} | ({"ema": network | state["ema"]} if "ema" in state else {})
 
 

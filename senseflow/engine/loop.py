@@ -122,6 +122,7 @@ class Run:
         with STOPWATCH.measure("data"):
             batches = next(data)
         self.unreadable.note([bad for batch in batches for bad in batch.unreadable])
+        # By the loop's iterations for all three: theta's own steps are N times as rare.
         factor = lr_factor(iteration, self.config.train.iter_num, self.config.lr_scheduler)
         for trained in self.trained.values():
             trained.set_lr(factor)
@@ -153,6 +154,7 @@ class Run:
         """Read the measures (here alone the loop waits for the device), check them, write a row."""
         phases = STOPWATCH.read()
         values = self.measures.read(self.ranks)
+        # An interval late at most, and nothing is lost: steps that were not finite were no steps.
         bad = [name for name, v in values.items() if not math.isfinite(v)]
         if bad:
             raise NonFiniteError(

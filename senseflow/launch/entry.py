@@ -29,7 +29,9 @@ def main(recipe: Recipe) -> None:
         words = [a for a in sys.argv[1:] if a != "--worker"]
         work(recipe, Path(words[0]), Path(words[1]), words[2:])
         return
+    # First of all: train.time_limit counts the imports too, as the queue's own clock does.
     os.environ[STARTED] = str(time.monotonic())
+    # Before the imports, which take seconds: a signal meanwhile must not be lost.
     stop = Forwarder()
     stop.start()
     set_up_notes(logging.INFO)

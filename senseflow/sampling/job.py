@@ -53,6 +53,7 @@ def prompt_shot(folder: Path, prompt: Prompt, seed: int) -> Shot:
     """The image of a prompt in a folder: `00007_a-red-fox.png`, number and words; seed + number."""
     words = re.sub(r"[\W_]+", "-", prompt.text.lower()).strip("-")[:50].strip("-")
     file = folder / f"{prompt.index:05d}_{words or 'image'}.png"
+    # A seed per image: it is the same in any batch, shard or order.
     return Shot(prompt, seed + prompt.index, file, file.with_suffix(".json"))
 
 

@@ -124,6 +124,7 @@ def share(source: NetworkSource, settings: LoraSettings) -> tuple[NetworkSource,
     for layer in base.layers.values():
         layer.lora_B.requires_grad_(True)
         if settings.train == "B":
+            # One A for both: IDA of the two B is then IDA of the products B A, exactly.
             layer.lora_A[ADAPTERS[1]] = layer.lora_A[ADAPTERS[0]]
         else:
             layer.lora_A.requires_grad_(True)

@@ -84,6 +84,7 @@ def seeded(seed: int, makers: Iterable[Callable[[], nn.Module]]) -> Iterator[nn.
     left as it was. One that is made within `torch.device("meta")` draws none."""
     drawn = torch.Generator().manual_seed(seed).get_state()
     for make in makers:
+        # Drawn on every rank alike, so the run's own generator must not feel it.
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(drawn)
             layer = make()

@@ -209,7 +209,7 @@ def build_student(
     network_class = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not isinstance(network_class, type) or not issubclass(network_class, diffusers.ModelMixin):
         raise ValueError(f"{config_name}: _class_name {name!r} is not a network of diffusers")
-    # SD3.5's table of positions too: 0.9 GB that the weights bring
+    # Without memory: SD3.5's table of positions alone is 0.9 GB, which the weights bring.
     network: nn.Module = meta_network(network_class, config)
     wanted = network.state_dict()
     weights.require(wanted, config_name)

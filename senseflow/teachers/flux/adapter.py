@@ -151,6 +151,7 @@ class FluxNetworks(Networks):
 
 def _student_config(settings: TeacherSettings, config: dict[str, Any]) -> dict[str, Any]:
     if settings.student_config is None and settings.linked is None:
+        # The student has learnt its guidance: an input for it would have nothing to say.
         return {**config, "guidance_embeds": False}
     if config.get("guidance_embeds"):
         raise ValueError("the student's config.json must say guidance_embeds: false")

@@ -222,6 +222,7 @@ def alphas_cumprod(folder: Path, config: dict[str, Any]) -> "torch.Tensor":
             f"{folder}: its scheduler's beta_schedule {config['beta_schedule']} is neither linear "
             "nor scaled_linear"
         )
+    # In float32, as the sampler's own scheduler: training and sampling then share every level.
     return torch.cumprod(1.0 - betas, dim=0)
 
 
