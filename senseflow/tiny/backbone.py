@@ -167,9 +167,11 @@ def save_vit(vit: nn.Module, folder: Path) -> None:
     save_file(vit.state_dict(), folder / "model.safetensors")
 
 
-def clip_config(vocabulary_size: int) -> dict[str, Any]:
-    """open_clip's description of the text tower; its image tower is as small as one can be."""
-    return {
+def write_clip_config(folder: Path) -> None:
+    """The tokenizer and open_clip's description; its image tower is as small as one can be."""
+    tokenizer = new_clip_tokenizer()
+    tokenizer.save_pretrained(folder)
+    towers = {
         "embed_dim": WIDTH,
         "vision_cfg": {
             "image_size": SIZE,
@@ -180,20 +182,15 @@ def clip_config(vocabulary_size: int) -> dict[str, Any]:
         },
         "text_cfg": {
             "context_length": CLIP_LENGTH,
-            "vocab_size": vocabulary_size,
+            "vocab_size": len(tokenizer),
             "hf_tokenizer_name": "local",
             "width": WIDTH,
             "heads": 4,
             "layers": 2,
         },
     }
-
-
-def _write_clip_config(folder: Path) -> None:
-    tokenizer = new_clip_tokenizer()
-    tokenizer.save_pretrained(folder)
     preprocess = {"mean": list(_IMAGENET_MEAN), "std": list(_IMAGENET_STD)}
-    config = {"model_cfg": clip_config(len(tokenizer)), "preprocess_cfg": preprocess}
+    config = {"model_cfg": towers, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -209,7 +206,7 @@ def train_clip(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_clip_config(folder)
+    write_clip_config(folder)
     clip = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     clip.visual.requires_grad_(False)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")

@@ -12,7 +12,6 @@ stages are there: pipeline/ (or one folder per network), stages.json, SHA256SUMS
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import sys
@@ -30,10 +29,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.files import sha256_of
 from senseflow.tiny import flux, sd35, sdxl
 from senseflow.tiny.backbone import save_vit, train_clip, train_vit
 from senseflow.tiny.judge import train_judge
-from senseflow.tiny.lesson import Lesson, teach
+from senseflow.tiny.lesson import Learner, Lesson, teach
 from senseflow.tiny.vae import train_vae
 
 SEED = 0
@@ -74,14 +74,6 @@ class Site:
 
 Figures = dict[str, float]
 Stage = Callable[[Site, Path], Figures]  # writes the given folder, returns its figures
-
-
-@dataclass(frozen=True)
-class Target:
-    """The stages of one output, in order, and which of its folders is made by which of them."""
-
-    stages: dict[str, Stage]
-    folders: dict[str, str]
 
 
 def build_vae(site: Site, folder: Path) -> Figures:
@@ -135,7 +127,7 @@ def build_guidance(site: Site, folder: Path) -> Figures:
     learner, vae = load_flux(site.work / "refine"), site.vae()
     lesson = Lesson(800, 7e-4, 15_000, dark_weight=2, seed=SEED + 2)
     learner, figures = flux.distil_guidance(vae, learner, site.lesson(lesson))
-    flux.save_pipeline(vae, learner, folder)
+    learner.pipeline(vae).save_pretrained(folder)
     return figures
 
 
@@ -152,38 +144,26 @@ def load_flux(folder: Path) -> flux.FluxLearner:
     return learner
 
 
-def build_sd35(size: str, site: Site, folder: Path) -> Figures:
-    """SD3.5 of one size, as a pipeline."""
+def build_teacher(new: Callable[[], Learner], lesson: Lesson, site: Site, folder: Path) -> Figures:
+    """A teacher that is guided by CFG, from random weights, as a pipeline."""
     torch.manual_seed(SEED)
-    iterations, vae = {"sd35_medium": 7500, "sd35_large": 6500}[size], site.vae()
-    lesson = Lesson(iterations, 2e-3, 60_000, dark_weight=2, seed=SEED)
-    learner, figures = teach(vae, sd35.SD35Learner(size), site.lesson(lesson))
-    sd35.save_pipeline(vae, learner, folder)
-    return figures
-
-
-def build_sdxl(site: Site, folder: Path) -> Figures:
-    """SDXL, as a pipeline."""
-    torch.manual_seed(SEED)
-    lesson = Lesson(6500, 1.5e-3, 60_000, dark_weight=2, seed=SEED, batch_size=96)
     vae = site.vae()
-    learner, figures = teach(vae, sdxl.SDXLLearner(), site.lesson(lesson))
-    sdxl.save_pipeline(vae, learner, folder)
+    learner, figures = teach(vae, new(), site.lesson(lesson))
+    learner.pipeline(vae).save_pretrained(folder)
     return figures
 
 
-TARGETS = {
-    "common": Target(
-        {"vae": build_vae, "judge": build_judge, "dinov2": build_dinov2, "clip": build_clip},
-        {name: name for name in ("vae", "judge", "dinov2", "clip")},
-    ),
-    "flux": Target(
-        {"flow": build_flow, "refine": build_refine, "guidance": build_guidance},
-        {"pipeline": "guidance"},
-    ),
-    "sd35_medium": Target({"teach": partial(build_sd35, "sd35_medium")}, {"pipeline": "teach"}),
-    "sd35_large": Target({"teach": partial(build_sd35, "sd35_large")}, {"pipeline": "teach"}),
-    "sdxl": Target({"teach": build_sdxl}, {"pipeline": "teach"}),
+_cfg_lesson = partial(Lesson, num_pictures=60_000, dark_weight=2, seed=SEED)
+_sd35 = {size: partial(sd35.SD35Learner, size) for size in sd35.SIZES}
+# The stages of each output, in order.
+TARGETS: dict[str, dict[str, Stage]] = {
+    "common": {"vae": build_vae, "judge": build_judge, "dinov2": build_dinov2, "clip": build_clip},
+    "flux": {"flow": build_flow, "refine": build_refine, "guidance": build_guidance},
+    "sd35_medium": {"teach": partial(build_teacher, _sd35["sd35_medium"], _cfg_lesson(7500, 2e-3))},
+    "sd35_large": {"teach": partial(build_teacher, _sd35["sd35_large"], _cfg_lesson(6500, 2e-3))},
+    "sdxl": {
+        "teach": partial(build_teacher, sdxl.SDXLLearner, _cfg_lesson(6500, 1.5e-3, batch_size=96))
+    },
 }
 
 
@@ -201,10 +181,7 @@ def write_checksums(folder: Path) -> None:
     """Write SHA256SUMS, in the format of sha256sum, of every file in `folder` but its README."""
     skipped = {_SUMS_FILE, _README_FILE}
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in skipped)
-    lines = [
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n"
-        for path in files
-    ]
+    lines = [f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in files]
     (folder / _SUMS_FILE).write_text("".join(lines))
 
 
@@ -216,14 +193,18 @@ def forget_paths(folder: Path) -> None:
             path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def assemble(target: Target, work: Path, output: Path) -> None:
-    """Put the finished stages together as `output`, replacing what was there but its README."""
+def assemble(target: str, work: Path, output: Path) -> None:
+    """Put the finished stages together as `output`, replacing what was there but its README.
+
+    Every stage of `common` is a folder of it; of a teacher the last is its pipeline.
+    """
     fresh = output.with_name(output.name + ".assembled")
     shutil.rmtree(fresh, ignore_errors=True)
-    for folder, stage in target.folders.items():
+    stages = {n: json.loads((work / n / _STAGE_FILE).read_text()) for n in TARGETS[target]}
+    for stage in stages if target == "common" else [*stages][-1:]:
+        folder = stage if target == "common" else "pipeline"
         shutil.copytree(work / stage, fresh / folder, ignore=shutil.ignore_patterns(_STAGE_FILE))
     forget_paths(fresh)
-    stages = {name: json.loads((work / name / _STAGE_FILE).read_text()) for name in target.stages}
     (fresh / "stages.json").write_text(json.dumps(stages, indent=2) + "\n")
     if (output / _README_FILE).exists():
         shutil.copy(output / _README_FILE, fresh)
@@ -245,9 +226,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         target, output = TARGETS[args.target], args.output.resolve()
-        stages = args.stages or list(target.stages)
-        if unknown := [name for name in stages if name not in target.stages]:
-            known = ", ".join(target.stages)
+        stages = args.stages or list(target)
+        if unknown := [name for name in stages if name not in target]:
+            known = ", ".join(target)
             raise ValueError(f"{args.target} has no stage {unknown[0]!r}, but {known}")
         stages_in = args.work or output.with_name(output.name + ".building")
         common = args.common or output.with_name("common")
@@ -255,11 +236,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"no vae/ in {common}: name it with --common, or build it first")
         torch.set_num_threads(args.threads)
         site = Site(stages_in, common, args.quick)
-        for name, stage in target.stages.items():
+        for name, stage in target.items():
             if name in stages:
                 run_stage(name, stage, site)
-        if all((site.work / name / _STAGE_FILE).exists() for name in target.stages):
-            assemble(target, site.work, args.output)
+        if all((site.work / name / _STAGE_FILE).exists() for name in target):
+            assemble(args.target, site.work, args.output)
 
     return exit_status(work, "finished stages are kept, the same command goes on")
 

@@ -12,7 +12,6 @@ training, so that a teacher can be asked for combinations it has never seen.
 import itertools
 import re
 import zlib
-from typing import NamedTuple
 
 import torch
 
@@ -22,38 +21,30 @@ BACKGROUNDS = ("white", "black", "grey", "pink")
 RELATIONS = ("left of", "above")
 CAPTION_WORDS = ("a", "on", "left", "of", "above", *DIGITS, *COLOURS, *BACKGROUNDS)
 
-NUM_CLASSES = {
-    "digit_a": len(DIGITS),
-    "digit_b": len(DIGITS),
-    "colour_a": len(COLOURS),
-    "colour_b": len(COLOURS),
-    "background": len(BACKGROUNDS),
-    "relation": len(RELATIONS),
+CLASSES = {
+    "digit_a": DIGITS,
+    "digit_b": DIGITS,
+    "colour_a": COLOURS,
+    "colour_b": COLOURS,
+    "background": BACKGROUNDS,
+    "relation": RELATIONS,
 }
-ATTRIBUTES = tuple(NUM_CLASSES)
+ATTRIBUTES = tuple(CLASSES)
+NUM_CLASSES = {name: len(words) for name, words in CLASSES.items()}
 
 _HELD_OUT_ONE_IN = 10
-_CAPTION = re.compile(
-    rf"a ({'|'.join(COLOURS)}) ({'|'.join(DIGITS)}) ({'|'.join(RELATIONS)})"
-    rf" a ({'|'.join(COLOURS)}) ({'|'.join(DIGITS)}) on ({'|'.join(BACKGROUNDS)})"
-)
+_ONE_OF = {name: f"(?P<{name}>{'|'.join(words)})" for name, words in CLASSES.items()}
+_SENTENCE = "a {colour_a} {digit_a} {relation} a {colour_b} {digit_b} on {background}"
+_CAPTION = re.compile(_SENTENCE.format(**_ONE_OF))
 
 
-class Scene(NamedTuple):
-    """Class indices of a picture, in the order of `ATTRIBUTES`; "a" is the left or upper digit."""
+Scene = tuple[int, ...]  # class indices in the order of ATTRIBUTES; "a" is the left or upper digit
 
-    digit_a: int
-    digit_b: int
-    colour_a: int
-    colour_b: int
-    background: int
-    relation: int
 
-    def caption(self) -> str:
-        """The sentence that names all six attributes."""
-        first = f"a {COLOURS[self.colour_a]} {DIGITS[self.digit_a]}"
-        second = f"a {COLOURS[self.colour_b]} {DIGITS[self.digit_b]}"
-        return f"{first} {RELATIONS[self.relation]} {second} on {BACKGROUNDS[self.background]}"
+def caption_of(scene: Scene) -> str:
+    """The sentence that names all six attributes."""
+    chosen = zip(CLASSES.items(), scene, strict=True)
+    return _SENTENCE.format(**{name: words[index] for (name, words), index in chosen})
 
 
 def parse_caption(caption: str) -> Scene:
@@ -61,17 +52,9 @@ def parse_caption(caption: str) -> Scene:
     match = _CAPTION.fullmatch(caption.strip())
     if match is None:
         raise ValueError(f"not a caption of two digits: {caption!r}")
-    colour_a, digit_a, relation, colour_b, digit_b, background = match.groups()
-    if colour_a == colour_b:
+    if match["colour_a"] == match["colour_b"]:
         raise ValueError(f"the two digits must differ in colour: {caption!r}")
-    return Scene(
-        DIGITS.index(digit_a),
-        DIGITS.index(digit_b),
-        COLOURS.index(colour_a),
-        COLOURS.index(colour_b),
-        BACKGROUNDS.index(background),
-        RELATIONS.index(relation),
-    )
+    return tuple(words.index(match[name]) for name, words in CLASSES.items())
 
 
 def is_held_out(caption: str) -> bool:
@@ -81,21 +64,22 @@ def is_held_out(caption: str) -> bool:
 
 def all_scenes() -> list[Scene]:
     """Every scene there is, in a fixed order: (24,000)."""
-    ranges = [range(count) for count in NUM_CLASSES.values()]
-    return [s for s in map(Scene._make, itertools.product(*ranges)) if s.colour_a != s.colour_b]
+    scenes = itertools.product(*map(range, NUM_CLASSES.values()))
+    a, b = ATTRIBUTES.index("colour_a"), ATTRIBUTES.index("colour_b")
+    return [scene for scene in scenes if scene[a] != scene[b]]
 
 
 def split_scenes() -> tuple[torch.Tensor, torch.Tensor]:
     """Attributes of the training and of the held-out scenes: two (num, 6) int64 tensors."""
     scenes = all_scenes()
-    held_out = torch.tensor([is_held_out(scene.caption()) for scene in scenes])
+    held_out = torch.tensor([is_held_out(caption_of(scene)) for scene in scenes])
     attributes = torch.tensor(scenes)
     return attributes[~held_out], attributes[held_out]
 
 
 def captions_of(attributes: torch.Tensor) -> list[str]:
     """The captions of attributes (B, 6)."""
-    return [Scene._make(row).caption() for row in attributes.tolist()]
+    return list(map(caption_of, attributes.tolist()))
 
 
 def attributes_of(captions: list[str]) -> torch.Tensor:

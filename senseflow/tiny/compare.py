@@ -53,7 +53,7 @@ def compare(
     family = sampler.family
     for name, checkpoint in students.items():
         sampler.add_student(name, checkpoint)
-    many = Method("teacher", TEACHER_STEPS, family.teacher_samplers[0])
+    many = family.many_steps
     few = [Method("teacher", NUM_STEPS, name) for name in family.teacher_samplers]
     own = {name: Method(name, NUM_STEPS, family.recipe_sampler) for name in students}
     others = [

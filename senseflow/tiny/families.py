@@ -54,23 +54,13 @@ VP_SAMPLERS: dict[str, NewScheduler] = {
 }
 
 
-def flux_steps(num_steps: int) -> dict[str, Any]:
-    """The scheduler's own spacing; with few steps these are the anchors."""
-    return {"num_inference_steps": num_steps, "max_sequence_length": T5_LENGTH}
-
-
-def sd35_steps(num_steps: int) -> dict[str, Any]:
-    """Few steps are the anchors; left to itself the pipeline would end them at sigma .009."""
+def flow_steps(num_steps: int) -> dict[str, Any]:
+    """Few steps are the anchors; left to itself SD3.5's pipeline would end them at sigma .009."""
     if num_steps == TEACHER_STEPS:
         steps: dict[str, Any] = {"num_inference_steps": num_steps}
     else:
         steps = {"sigmas": [1 - step / num_steps for step in range(num_steps)]}  # to be shifted
     return {**steps, "max_sequence_length": T5_LENGTH}
-
-
-def sdxl_steps(num_steps: int) -> dict[str, Any]:
-    """The samplers' own spacing."""
-    return {"num_inference_steps": num_steps}
 
 
 @dataclass(frozen=True)
@@ -90,15 +80,20 @@ class StockFamily:
     student_samplers: tuple[str, ...] = ("euler", "x0")
     recipe_sampler: str = "x0"  # which of them the recipe samples with
 
+    @property
+    def many_steps(self) -> "Method":
+        """The teacher at its best, which students are measured against."""
+        return Method("teacher", TEACHER_STEPS, self.teacher_samplers[0])
+
 
 FAMILIES = {
     family.pipeline.__name__: family
     for family in (
-        StockFamily(FluxPipeline, flux_steps, guidance=3.5, latent_shape=(16, 32)),
-        StockFamily(StableDiffusion3Pipeline, sd35_steps, guidance=4.5),
+        StockFamily(FluxPipeline, flow_steps, guidance=3.5, latent_shape=(16, 32)),
+        StockFamily(StableDiffusion3Pipeline, flow_steps, guidance=4.5),
         StockFamily(
             StableDiffusionXLPipeline,
-            sdxl_steps,
+            lambda num_steps: {"num_inference_steps": num_steps},  # the samplers' own spacing
             guidance=5.0,
             network="unet",
             samplers=VP_SAMPLERS,
@@ -138,9 +133,11 @@ class Method:
         return f"{self.network}, {steps}{sampler}{suffix}"
 
 
-def few_step_methods(network: str, samplers: tuple[str, ...]) -> list[Method]:
-    """4 and 2 steps with every sampler, and 1 step, where they are the same."""
-    several = [Method(network, steps, sampler) for steps in (4, 2) for sampler in samplers]
+def few_step_methods(
+    network: str, samplers: tuple[str, ...], several_steps: tuple[int, ...] = (4, 2)
+) -> list[Method]:
+    """Several steps with every sampler, and 1 step, where they are the same."""
+    several = [Method(network, steps, sampler) for steps in several_steps for sampler in samplers]
     return [*several, Method(network, 1, samplers[-1])]
 
 

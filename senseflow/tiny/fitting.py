@@ -20,12 +20,6 @@ def learning_rate_factor(step: int, iterations: int, warmup: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move the weights of `average` towards those of `network` by 1 - decay."""
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-
-
 def fit(
     loss_of: Callable[[int], torch.Tensor],
     networks: Iterable[N],
@@ -61,8 +55,11 @@ def fit(
         if average_decay:
             # Early averages follow closely, so that a short run is not dominated by its start.
             decay = min(average_decay, (iteration + 1) / (iteration + 10))
-            for average, network in zip(averages, networks, strict=True):
-                update_average(average, network, decay)
+            with torch.no_grad():
+                for average, network in zip(averages, networks, strict=True):
+                    torch._foreach_lerp_(
+                        [*average.parameters()], [*network.parameters()], 1 - decay
+                    )
         tail = [*tail, loss.item()][-max(1, iterations // 10) :]
         progress.set_postfix(loss=f"{sum(tail[-50:]) / len(tail[-50:]):.4f}", refresh=False)
     return [network.eval() for network in averages], sum(tail) / len(tail)

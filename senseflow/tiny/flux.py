@@ -6,7 +6,6 @@ The text encoders learn with the flow and are frozen afterwards.
 """
 
 from copy import deepcopy
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from diffusers import (
 )
 from torch import Tensor
 
+from senseflow.teachers.flux.adapter import pack
 from senseflow.tiny.fitting import fit
 from senseflow.tiny.lesson import Examples, Learner, Lesson, flow_at, without_dropped
 from senseflow.tiny.text import T5_LENGTH, WIDTH, FluxText
@@ -25,12 +25,6 @@ from senseflow.tiny.text import T5_LENGTH, WIDTH, FluxText
 GUIDANCE_RANGE = (1.0, 8.0)
 # exp(1.15): FLUX's own dynamic shift at 1024 pixels, whatever the (here tiny) number of tokens.
 SAMPLING_SHIFT = 3.1582
-
-
-def pack(latents: Tensor) -> Tensor:
-    """Latents (B, C, H, W) as FLUX's tokens (B, H W / 4, 4 C)."""
-    tokens: Tensor = FluxPipeline._pack_latents(latents, *latents.shape)
-    return tokens
 
 
 class FluxLearner(Learner):
@@ -62,6 +56,15 @@ class FluxLearner(Learner):
         ones = torch.ones_like(sigma)
         velocity = predict(self.network, x_t, sigma, prompt_embeds, pooled, ones)
         return F.mse_loss(velocity, pack(eps - x_0))
+
+    def pipeline(self, vae: AutoencoderKL) -> FluxPipeline:
+        """With the shift of 1024 pixels: four steps are 1, .9045, .7595, .5128."""
+        scheduler = FlowMatchEulerDiscreteScheduler(
+            shift=SAMPLING_SHIFT, use_dynamic_shifting=False
+        )
+        return FluxPipeline(
+            scheduler=scheduler, vae=vae, transformer=self.network, **self.text.components()
+        )
 
 
 def predict(
@@ -114,19 +117,3 @@ def distil_guidance(
     guided_learner = deepcopy(learner)
     guided_learner.network = student
     return guided_learner, {"loss": loss}
-
-
-def new_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """FLUX's scheduler with the shift of 1024 pixels: four steps are 1, .9045, .7595, .5128."""
-    return FlowMatchEulerDiscreteScheduler(shift=SAMPLING_SHIFT, use_dynamic_shifting=False)
-
-
-def save_pipeline(vae: AutoencoderKL, learner: FluxLearner, folder: Path) -> None:
-    """Write a folder that `FluxPipeline.from_pretrained` loads."""
-    pipeline = FluxPipeline(
-        scheduler=new_scheduler(),
-        vae=vae,
-        transformer=learner.network,
-        **learner.text.components(),
-    )
-    pipeline.save_pretrained(folder)

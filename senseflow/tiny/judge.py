@@ -4,7 +4,6 @@ It is trained on rendered pictures only, and shares nothing with the discriminat
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -129,32 +128,20 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.lerp(images, blurred, share) + strength * noise
 
 
-def train_classifier(
-    logits_of: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
-    network: nn.Module,
-    iterations: int,
-    seed: int,
-    name: str,
-) -> dict[str, float]:
-    """Train `network`, in place, so that `logits_of(images)` reads attributes; its loss."""
-    generator = torch.Generator().manual_seed(seed)
-    scenes = split_scenes()[0]
+def train_judge(iterations: int, seed: int) -> tuple[Judge, dict[str, float]]:
+    """A trained judge and its accuracies on held-out scenes made of held-out scans."""
+    torch.manual_seed(seed)
+    judge, generator = Judge(), torch.Generator().manual_seed(seed)
+    scenes, held_out = split_scenes()
 
     def loss_of(_: int) -> torch.Tensor:
         attributes = draw_scenes(scenes, BATCH_SIZE, generator)
         images = augment(render(attributes, generator), generator)
-        return cross_entropy(logits_of(images), attributes)
+        return cross_entropy(judge.logits(judge(images)), attributes)
 
-    return {"loss": fit(loss_of, [network], iterations, LEARNING_RATE, name)[1]}
-
-
-def train_judge(iterations: int, seed: int) -> tuple[Judge, dict[str, float]]:
-    """A trained judge and its accuracies on held-out scenes made of held-out scans."""
-    torch.manual_seed(seed)
-    judge = Judge()
-    report = train_classifier(lambda x: judge.logits(judge(x)), judge, iterations, seed, "judge")
-    generator = torch.Generator().manual_seed(seed + 1)
-    scenes = draw_scenes(split_scenes()[1], 2000, generator)
-    read = judge.attributes(render(scenes, generator, held_out_scans=True))
-    rates = (read == scenes).double().mean(0)
-    return judge, report | dict(zip(ATTRIBUTES, rates.tolist(), strict=True))
+    _, loss = fit(loss_of, [judge], iterations, LEARNING_RATE, "judge")
+    generator.manual_seed(seed + 1)
+    unseen = draw_scenes(held_out, 2000, generator)
+    read = judge.attributes(render(unseen, generator, held_out_scans=True))
+    rates = (read == unseen).double().mean(0)
+    return judge, {"loss": loss} | dict(zip(ATTRIBUTES, rates.tolist(), strict=True))

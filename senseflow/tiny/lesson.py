@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -50,6 +50,11 @@ class Learner(nn.Module, ABC):
         """
         ...
 
+    @abstractmethod
+    def pipeline(self, vae: AutoencoderKL) -> DiffusionPipeline:
+        """The stock pipeline that draws with it, to be saved."""
+        ...
+
 
 L = TypeVar("L", bound=Learner)
 
@@ -72,8 +77,10 @@ def cache_latents(
 
 
 def flow_at(x_0: Tensor, eps: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Sigma (B,) of a flow at uniform u in [0, 1), more of the noisy times, and its x_t."""
-    # more of the noisy times, at which it is decided what is where
+    """Sigma (B,) of a flow at uniform u in [0, 1), and its x_t.
+
+    More of the noisy times, at which it is decided what is where.
+    """
     sigma = TIME_SHIFT * u / (1 + (TIME_SHIFT - 1) * u)
     return sigma, torch.lerp(x_0, eps, sigma[:, None, None, None])
 

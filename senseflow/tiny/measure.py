@@ -13,6 +13,7 @@ prompts. Half of the prompts are held out.
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,7 @@ from senseflow.common.pictures import to_pil
 from senseflow.common.templates import markdown_table
 from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
 from senseflow.tiny.captions import attributes_of, is_held_out
-from senseflow.tiny.families import (
-    REFERENCE_SEED,
-    TEACHER_STEPS,
-    Method,
-    Sampler,
-    few_step_methods,
-)
+from senseflow.tiny.families import REFERENCE_SEED, Method, Sampler, few_step_methods
 from senseflow.tiny.judge import Judge, diversity
 from senseflow.tiny.pictures import evaluation_prompts, render
 
@@ -80,9 +75,7 @@ def measure_all(
     sampler: Sampler, judge: Judge, methods: list[Method], num_seeds: int, num_shown: int
 ) -> tuple[dict[str, Row], dict[str, torch.Tensor]]:
     """Measures of each method by label, and the first `num_shown` pictures of each."""
-    reference = Method(
-        "teacher", TEACHER_STEPS, sampler.family.teacher_samplers[0], first_seed=REFERENCE_SEED
-    )
+    reference = replace(sampler.family.many_steps, first_seed=REFERENCE_SEED)
     real_scenes = attributes_of(sampler.prompts * num_seeds)
     real = render(real_scenes, torch.Generator().manual_seed(REAL_SEED))
     references = {"fid_real": FeatureStatistics.of(judge.features(real))}
@@ -175,10 +168,9 @@ def main(arguments: list[str] | None = None) -> int:
         prompts = mixed_prompts(args.num_prompts)
         sampler = Sampler(args.pipeline, prompts, args.guidance)
         sampler.networks["untrained"] = sampler.untrained()
-        teacher_samplers = sampler.family.teacher_samplers
         methods = [
-            Method("teacher", TEACHER_STEPS, teacher_samplers[0]),
-            *few_step_methods("teacher", teacher_samplers),
+            sampler.family.many_steps,
+            *few_step_methods("teacher", sampler.family.teacher_samplers),
             *(Method("untrained", 4, name) for name in sampler.family.student_samplers),
             *load_students(sampler, args.student),
         ]

@@ -3,7 +3,6 @@
 Medium has dual attention in its first blocks, Large has none and one block more.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -62,13 +61,9 @@ class SD35Learner(Learner):
         )[0]
         return F.mse_loss(velocity, eps - x_0)
 
-
-def save_pipeline(vae: AutoencoderKL, learner: SD35Learner, folder: Path) -> None:
-    """Write a folder that `StableDiffusion3Pipeline.from_pretrained` loads."""
-    pipeline = StableDiffusion3Pipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=SAMPLING_SHIFT),
-        vae=vae,
-        transformer=learner.network,
-        **learner.text.components(),
-    )
-    pipeline.save_pretrained(folder)
+    def pipeline(self, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
+        """With SD3.5's shift."""
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=SAMPLING_SHIFT)
+        return StableDiffusion3Pipeline(
+            scheduler=scheduler, vae=vae, transformer=self.network, **self.text.components()
+        )

@@ -1,7 +1,5 @@
 """The embedded SDXL teacher: noise prediction on the VP path, zeros for a dropped caption, CFG."""
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from diffusers import (
@@ -81,6 +79,17 @@ class SDXLLearner(Learner):
         )[0]
         return F.mse_loss(output, eps)
 
+    def pipeline(self, vae: AutoencoderKL) -> StableDiffusionXLPipeline:
+        """With the autoencoder in SDXL's form; no caption is zeros, as in the lesson."""
+        return StableDiffusionXLPipeline(
+            scheduler=new_scheduler(),
+            vae=with_quant_convs(vae),
+            unet=self.network,
+            **self.text.components(),
+            force_zeros_for_empty_prompt=True,
+            add_watermarker=False,
+        )
+
 
 def with_quant_convs(vae: AutoencoderKL) -> AutoencoderKL:
     """The common autoencoder in SDXL's form: 1x1 convolutions about the latent, and no shift.
@@ -101,16 +110,3 @@ def with_quant_convs(vae: AutoencoderKL) -> AutoencoderKL:
         state[f"{name}.bias"][:channels] = offset
     sdxl_vae.load_state_dict(state)
     return sdxl_vae.eval()
-
-
-def save_pipeline(vae: AutoencoderKL, learner: SDXLLearner, folder: Path) -> None:
-    """Write a folder that `StableDiffusionXLPipeline.from_pretrained` loads."""
-    pipeline = StableDiffusionXLPipeline(
-        scheduler=new_scheduler(),
-        vae=with_quant_convs(vae),
-        unet=learner.network,
-        **learner.text.components(),
-        force_zeros_for_empty_prompt=True,
-        add_watermarker=False,
-    )
-    pipeline.save_pretrained(folder)

@@ -25,12 +25,13 @@ SHORT_CLIP_LENGTH = 12  # of SD3.5's and SDXL's: the longest caption, with its s
 # `max_sequence_length` wherever a prompt is encoded. A caption has at most 11 tokens with its end.
 T5_LENGTH = 12
 WIDTH = 64
+END = "<|endoftext|>"  # CLIP's last token
 CLIP_WIDTHS = (32, 48)  # of SDXL's and SD3.5's two towers
 SD35_T5_WIDTH = 96
 
 
 def byte_pair_vocabulary(
-    words: tuple[str, ...], first: tuple[str, ...] = ()
+    words: tuple[str, ...], first: tuple[str, ...]
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges of a byte-pair tokenizer that keeps each of `words` in one piece.
 
@@ -50,20 +51,17 @@ def byte_pair_vocabulary(
     letters = sorted(set("".join(words)))
     tokens = [*first, *letters, *(f"{letter}</w>" for letter in letters)]
     tokens += [left + right for left, right in merges]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    tokens += ["<|startoftext|>", END]
     return {token: index for index, token in enumerate(dict.fromkeys(tokens))}, merges
 
 
-def new_clip_tokenizer(length: int = CLIP_LENGTH) -> CLIPTokenizer:
-    """A CLIP tokenizer of the caption words, padded to `length` with its end token."""
-    vocabulary, merges = byte_pair_vocabulary(CAPTION_WORDS)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+def new_clip_tokenizer(length: int = CLIP_LENGTH, pad: str = END) -> CLIPTokenizer:
+    """A CLIP tokenizer of the caption words, padded to `length`.
 
-
-def new_second_clip_tokenizer(length: int) -> CLIPTokenizer:
-    """A CLIP tokenizer padded with "!" (id 0), as the second one of SDXL and SD3.5 is."""
-    vocabulary, merges = byte_pair_vocabulary(CAPTION_WORDS, first=("!",))
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length, pad_token="!")
+    pad: the second one of SDXL and SD3.5 pads with "!" (id 0), others with their end token.
+    """
+    vocabulary, merges = byte_pair_vocabulary(CAPTION_WORDS, () if pad == END else (pad,))
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length, pad_token=pad)
 
 
 def new_t5_tokenizer() -> T5Tokenizer:
@@ -153,7 +151,7 @@ class SDXLText(Text):
     def __init__(self) -> None:
         tokenizers = [
             new_clip_tokenizer(SHORT_CLIP_LENGTH),
-            new_second_clip_tokenizer(SHORT_CLIP_LENGTH),
+            new_clip_tokenizer(SHORT_CLIP_LENGTH, pad="!"),
         ]
         first = CLIPTextModel(clip_config(tokenizers[0], CLIP_WIDTHS[0]))
         second = CLIPTextModelWithProjection(clip_config(tokenizers[1], CLIP_WIDTHS[1]))
@@ -175,7 +173,7 @@ class SD35Text(Text):
     def __init__(self) -> None:
         tokenizers = [
             new_clip_tokenizer(SHORT_CLIP_LENGTH),
-            new_second_clip_tokenizer(SHORT_CLIP_LENGTH),
+            new_clip_tokenizer(SHORT_CLIP_LENGTH, pad="!"),
             new_t5_tokenizer(),
         ]
         clips = [

@@ -6,6 +6,7 @@ import torch
 from senseflow.tiny.captions import (
     all_scenes,
     attributes_of,
+    caption_of,
     captions_of,
     is_held_out,
     parse_caption,
@@ -16,8 +17,8 @@ from senseflow.tiny.captions import (
 def test_every_caption_parses_back():
     scenes = all_scenes()
     assert len(scenes) == 24_000
-    assert len({scene.caption() for scene in scenes}) == len(scenes)
-    assert all(parse_caption(scene.caption()) == scene for scene in scenes)
+    assert len({caption_of(scene) for scene in scenes}) == len(scenes)
+    assert all(parse_caption(caption_of(scene)) == scene for scene in scenes)
 
 
 def test_attributes_round_trip():

@@ -16,21 +16,20 @@ from senseflow.tiny.vae import new_vae
 
 PROMPTS = ["a red seven left of a blue two on white", "a cyan one above a green six on pink"]
 NEW = {
-    "flux": (flux.FluxLearner, flux.save_pipeline),
-    "sd35_medium": (partial(sd35.SD35Learner, "sd35_medium"), sd35.save_pipeline),
-    "sd35_large": (partial(sd35.SD35Learner, "sd35_large"), sd35.save_pipeline),
-    "sdxl": (sdxl.SDXLLearner, sdxl.save_pipeline),
+    "flux": flux.FluxLearner,
+    "sd35_medium": partial(sd35.SD35Learner, "sd35_medium"),
+    "sd35_large": partial(sd35.SD35Learner, "sd35_large"),
+    "sdxl": sdxl.SDXLLearner,
 }
 
 
 def pipeline_of(name: str, folder: Path) -> tuple[nn.Module, object]:
     """A learner whose every weight matters, and its pipeline as `from_pretrained` gives it."""
     torch.manual_seed(0)
-    new, save = NEW[name]
-    learner = new().eval().requires_grad_(False)
+    learner = NEW[name]().eval().requires_grad_(False)
     for parameter in learner.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
-    save(new_vae().eval(), learner, folder)
+    learner.pipeline(new_vae().eval()).save_pretrained(folder)
     pipeline = family_of(folder).pipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return learner, pipeline
