@@ -12,12 +12,13 @@ from PIL import Image
 
 from senseflow.common.files import only_writer
 from senseflow.common.signals import StopRequest
+from senseflow.config.strict_yaml import read_strictly
 from senseflow.tiny.ablate import __main__ as ablate
 from senseflow.tiny.ablate import run as ablation
 from senseflow.tiny.ablate import trial
 from senseflow.tiny.ablate.findings import floor_of, spread, teacher_lines
 from senseflow.tiny.ablate.run import Ablation
-from senseflow.tiny.ablate.study import load_study, places_of, quick
+from senseflow.tiny.ablate.study import Study, places_of, quick
 
 STUDY = Path("configs/ablation.yaml")
 FLUX = "configs/FLUX/flux_senseflow_tiny.yaml"
@@ -73,7 +74,7 @@ def done(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def test_equal_cells_are_one_trial_and_a_rerun_of_it_keeps_its_name(tmp_path):
-    study = load_study(write(tmp_path))
+    study = read_strictly(Study, write(tmp_path))
     places = places_of(study)
     assert len(places) == 2 * 4
     whole = places["parts", "FLUX", "whole", 0]
@@ -81,12 +82,12 @@ def test_equal_cells_are_one_trial_and_a_rerun_of_it_keeps_its_name(tmp_path):
     keys = {t.key for t in places.values()}
     assert len(keys) == 2 * 3
     assert places["steps", "FLUX", "1 step", 1].after == places["steps", "FLUX", "4 steps", 1]
-    changed = places_of(load_study(write(tmp_path, num_prompts=6)))
+    changed = places_of(read_strictly(Study, write(tmp_path, num_prompts=6)))
     assert not keys & {t.key for t in changed.values()}
 
 
 def test_the_published_study_is_a_study_and_every_row_differs():
-    study = load_study(STUDY)
+    study = read_strictly(Study, STUDY)
     places = places_of(study)
     assert len(study.seeds) >= 3
     for name, table in study.tables.items():
@@ -120,11 +121,11 @@ def test_what_is_done_is_kept_and_what_is_lost_is_done_again(done, monkeypatch):
     ablation_ = Ablation.open(file, output, False, None)
     assert not ablation_.pending()
     lost = ablation_.places["parts", "FLUX", "no IDA", 1]
-    shutil.rmtree(ablation_.folder(lost))
+    shutil.rmtree(lost.folder(output))
     assert [t.key for t in ablation_.pending()] == [lost.key]
     # what goes on from a run needs its state, which is gone: that run is done again too
     one = ablation_.places["steps", "FLUX", "1 step", 0]
-    (ablation_.folder(one) / "result.json").unlink()
+    (one.folder(output) / "result.json").unlink()
     assert {t.key for t in ablation_.pending()} == {lost.key, one.key, one.after.key}
     assert ablate.main(["--study", str(file), "--output", str(output), "--workers", "1"]) == 0
     after = {f: f.stat().st_mtime_ns for f in output.glob("trials/*/result.json")}
@@ -147,7 +148,7 @@ def test_a_stopped_trial_goes_on_and_gives_the_same(done, tmp_path):
     """Stopped where it was not to save; its student of that iteration is no part of the curve."""
     _, output = done
     overrides = {**SMALL["overrides"], "train.iter_num": 4, "train.save_interval": 2}
-    study = load_study(write(tmp_path, overrides=overrides))
+    study = read_strictly(Study, write(tmp_path, overrides=overrides))
     plan = places_of(study)["parts", "FLUX", "no IDA", 0]
     results = []
     for name, stops in (("stopped", [StopsAtOnce(), StopRequest()]), ("whole", [StopRequest()])):
@@ -185,7 +186,7 @@ def test_states_are_kept_for_what_goes_on_from_them(done, tmp_path):
 
 
 def test_a_rebuilt_teacher_is_another(tmp_path, monkeypatch):
-    study = load_study(write(tmp_path))
+    study = read_strictly(Study, write(tmp_path))
     before = places_of(study)["parts", "FLUX", "whole", 0]
     monkeypatch.setattr(
         "senseflow.tiny.ablate.study.weights_of", lambda pipeline, component: "other"
@@ -202,7 +203,7 @@ def test_teachers_of_one_configuration_have_trials_of_their_own(tmp_path):
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
-    plan = places_of(load_study(write(tmp_path)))["parts", "FLUX", "no IDA", 0]
+    plan = places_of(read_strictly(Study, write(tmp_path)))["parts", "FLUX", "no IDA", 0]
     ablation.write_dataset(tmp_path / "data", 8, seed=0)
 
     def burst(self, *arguments: object, **words: object) -> None:
@@ -212,7 +213,7 @@ def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
     assert trial.run_trial(plan, tmp_path, StopRequest())
     result = json.loads((tmp_path / "trials" / plan.name / "result.json").read_text())
     assert "not finite" in result["diverged"] and result["rows"] == {} and result["curve"] == []
-    after = places_of(load_study(write(tmp_path)))["steps", "FLUX", "1 step", 0]
+    after = places_of(read_strictly(Study, write(tmp_path)))["steps", "FLUX", "1 step", 0]
     shutil.move(tmp_path / "trials" / plan.name, tmp_path / "trials" / after.after.name)
     assert trial.run_trial(after, tmp_path, StopRequest())  # nothing to go on from: that is said
     result = json.loads((tmp_path / "trials" / after.name / "result.json").read_text())
@@ -295,6 +296,6 @@ def test_quick_takes_less_than_three_minutes(tmp_path):
     assert ablate.main(["--quick", "--output", str(tmp_path / "o"), "--workers", "2"]) == 0
     assert time.monotonic() - began < 180
     report = (tmp_path / "o" / "report.md").read_text()
-    for table in load_study(STUDY).tables.values():
+    for table in read_strictly(Study, STUDY).tables.values():
         assert table.title in report
         assert all(f"| {row} |" in report for row in table.cells)

@@ -38,7 +38,7 @@ class Findings:
         """What the trials of a study have measured so far."""
         results, teachers = {}, {}
         for place, trial in places.items():
-            file = output / "trials" / trial.name / "result.json"
+            file = trial.folder(output) / "result.json"
             if file.is_file():
                 results[place] = json.loads(file.read_text())
             rows = teacher_rows(trial, output)
@@ -201,20 +201,14 @@ def draw_panel(findings: Findings, name: str, teacher: str, axis: Axes) -> None:
 
 def draw_pictures(findings: Findings, name: str, file: Path) -> bool:
     """The first seed's students and the teacher, the same prompts and noise, a line each."""
-    strips = [(label, strip) for label, strip in strips_of(findings, name) if strip.is_file()]
-    if strips:
-        rows = [(label, [Image.open(strip).convert("RGB")]) for label, strip in strips]
-        save_whole(labelled_rows(rows), file)
-    return bool(strips)
-
-
-def strips_of(findings: Findings, name: str) -> list[tuple[str, Path]]:
-    """The files of a table's pictures, labelled."""
     table, seed, strips = findings.study.tables[name], findings.study.seeds[0], []
     for teacher in table.teachers:
         trials = {row: findings.places[name, teacher, row, seed] for row in table.cells}
         own = teacher_rows(next(iter(trials.values())), findings.output)
         strips.append((f"{teacher}: teacher, {TEACHER_STEPS} steps", own.with_name(STRIP)))
         for row, trial in trials.items():
-            strips.append((row, findings.output / "trials" / trial.name / STRIP))
-    return strips
+            strips.append((row, trial.folder(findings.output) / STRIP))
+    rows = [(said, [Image.open(strip).convert("RGB")]) for said, strip in strips if strip.is_file()]
+    if rows:
+        save_whole(labelled_rows(rows), file)
+    return bool(rows)

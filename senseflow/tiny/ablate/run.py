@@ -12,7 +12,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 from tqdm import tqdm
@@ -22,17 +21,18 @@ from senseflow.common.pictures import save_whole
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.signals import StopRequest
 from senseflow.config.recipes import RECIPES
+from senseflow.config.strict_yaml import read_strictly
 from senseflow.engine.build import check_networks
 from senseflow.engine.inputs import read_run
 from senseflow.tiny.ablate.findings import write_report
-from senseflow.tiny.ablate.study import Place, Study, Trial, load_study, places_of, quick
+from senseflow.tiny.ablate.study import Place, Study, Trial, places_of, quick
 from senseflow.tiny.ablate.trial import (
     STRIP,
     measure_teacher,
     ruler_for,
     run_trial,
+    strip,
     teacher_rows,
-    teacher_strip,
 )
 from senseflow.tiny.pictures import write_dataset
 
@@ -51,7 +51,7 @@ class Ablation:
     @classmethod
     def open(cls, file: Path, output: Path, is_quick: bool, tables: list[str] | None) -> "Ablation":
         """Read and check a study; raises ValueError before anything is trained."""
-        study = load_study(file)
+        study = read_strictly(Study, file)
         study = quick(study) if is_quick else study
         unknown = [name for name in tables or () if name not in study.tables]
         if unknown:
@@ -70,26 +70,19 @@ class Ablation:
                 seen.setdefault(each.name, each)
         return list(seen.values())
 
-    def folder(self, trial: Trial) -> Path:
-        """Where a trial works."""
-        return self.output / "trials" / trial.name
-
     def pending(self) -> list[Trial]:
         """Trials without a result, and those whose state a pending one goes on from."""
         pending: dict[str, Trial] = {}
         for trial in reversed(self.trials()):  # those that go on from others first
             needed = any(t.after and t.after.name == trial.name for t in pending.values())
-            if not self.is_done(trial) or (needed and not self.has_state(trial)):
+            done = (trial.folder(self.output) / "result.json").is_file()
+            if not done or (needed and not self.has_state(trial)):
                 pending[trial.name] = trial
         return [trial for trial in self.trials() if trial.name in pending]
 
-    def is_done(self, trial: Trial) -> bool:
-        """Whether a trial has its measures."""
-        return (self.folder(trial) / "result.json").is_file()
-
     def has_state(self, trial: Trial) -> bool:
         """Whether another can go on from it, or it diverged and none ever can."""
-        folder = self.folder(trial)
+        folder = trial.folder(self.output)
         result = json.loads((folder / "result.json").read_text())
         return result["diverged"] is not None or (folder / "run" / "checkpoints").is_dir()
 
@@ -99,7 +92,8 @@ class Ablation:
         self.output.mkdir(parents=True, exist_ok=True)
         with only_writer(self.output):
             self.run_pending(num_workers)
-            self.tidy()
+            for trial in self.trials():  # nothing goes on from their training states any more
+                shutil.rmtree(trial.folder(self.output) / "run" / "checkpoints", ignore_errors=True)
 
     def run_pending(self, num_workers: int) -> None:
         """Data, teachers and trials that are not there yet, with the output to itself."""
@@ -107,7 +101,7 @@ class Ablation:
         data = self.output / "data" / "data.json"
         if not data.is_file():
             write_dataset(data.parent, NUM_DATA, seed=0)
-        for trial in {t.teacher: t for t in self.trials()}.values():
+        for trial in self.one_each():
             config = trial.config(data)
             check_networks(read_run(config, RECIPES[config.recipe].family))
         pending = self.pending()
@@ -127,8 +121,9 @@ class Ablation:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(num_workers, context, start_worker) as pool:
             try:
-                for trial in self.unmeasured_teachers():
-                    running[pool.submit(run_teacher, trial, self.output)] = trial.teacher
+                for trial in self.one_each():
+                    if not teacher_rows(trial, self.output).is_file():
+                        running[pool.submit(run_teacher, trial, self.output)] = trial.teacher
                 while waiting or running:
                     for trial in [t for t in waiting if not (t.after and t.after.name in left)]:
                         if len(running) >= num_workers:
@@ -151,10 +146,9 @@ class Ablation:
                     os.kill(child.pid or 0, signal.SIGTERM)  # saves, and stops
                 raise
 
-    def unmeasured_teachers(self) -> list[Trial]:
-        """A trial of each teacher that has not been measured by itself."""
-        ofs = {t.teacher: t for t in self.trials()}.values()
-        return [t for t in ofs if not teacher_rows(t, self.output).is_file()]
+    def one_each(self) -> list[Trial]:
+        """A trial of each teacher."""
+        return [*{trial.teacher: trial for trial in self.trials()}.values()]
 
     def add_time(self, seconds: float) -> None:
         """Count the seconds this command has taken in all."""
@@ -168,11 +162,6 @@ class Ablation:
             raise ValueError(f"--output {self.output}: nothing there to report")
         write_report(self.study, self.places, self.output)
 
-    def tidy(self) -> None:
-        """Remove the training states, which nothing goes on from any more."""
-        for trial in self.trials():
-            shutil.rmtree(self.folder(trial) / "run" / "checkpoints", ignore_errors=True)
-
 
 def chain(trial: Trial) -> Iterator[Trial]:
     """A trial, the one it goes on from, and so on."""
@@ -184,11 +173,7 @@ def chain(trial: Trial) -> Iterator[Trial]:
 @contextmanager
 def as_interrupt() -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
@@ -215,5 +200,5 @@ def run_teacher(trial: Trial, output: Path) -> None:
     """In a worker: what the trial's teacher measures by itself."""
     ruler = ruler_for(trial, output, trial.config(output / "data" / "data.json"))
     rows, file = measure_teacher(ruler), teacher_rows(trial, output)
-    save_whole(teacher_strip(ruler), file.with_name(STRIP))
+    save_whole(strip(ruler, ruler.sampler.family.many_steps), file.with_name(STRIP))
     write_whole(file, json.dumps(rows, indent=1) + "\n")

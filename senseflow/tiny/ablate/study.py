@@ -17,7 +17,6 @@ from typing import Any
 from senseflow.config.config import Config, load_config
 from senseflow.config.load import load_recipe
 from senseflow.config.recipes import RECIPES
-from senseflow.config.strict_yaml import read_strictly
 from senseflow.weights.fingerprint import base_fingerprint
 
 Overrides = dict[str, Any]  # key.sub: value
@@ -97,13 +96,17 @@ class Trial:
 
     @property
     def teacher_slug(self) -> str:
-        """The teacher's name in files."""
-        return slug(self.teacher)
+        """The teacher's name in files: lower-case letters and digits, joined by underscores."""
+        return re.sub(r"\W+", "_", self.teacher.lower()).strip("_")
 
     @property
     def ruler(self) -> str:
         """The name of what its teacher measures by itself, and of its reference pictures."""
         return f"{self.teacher_slug}_{self.fingerprint[:8]}_{self.num_prompts}"
+
+    def folder(self, output: Path) -> Path:
+        """Where it works and leaves its results."""
+        return output / "trials" / self.name
 
     def config(self, dataset: Path, initial: Path | None = None) -> Config:
         """The configuration of its run: on this data, from this run if it goes on from one."""
@@ -114,11 +117,6 @@ class Trial:
 
 
 Place = tuple[str, str, str, int]  # table, teacher, row, seed
-
-
-def load_study(file: Path) -> Study:
-    """The study of a YAML file; raises ValueError naming file and key, as a run's config does."""
-    return read_strictly(Study, file)
 
 
 def quick(study: Study) -> Study:
@@ -213,8 +211,3 @@ def not_default(settings: Any) -> dict[str, Any]:
         elif value != each.default:
             found[each.name] = value
     return found
-
-
-def slug(text: str) -> str:
-    """Letters and digits of a name, in lower case, joined by underscores."""
-    return re.sub(r"\W+", "_", text.lower()).strip("_")

@@ -27,7 +27,7 @@ from senseflow.engine.inputs import read_run
 from senseflow.engine.loop import NonFiniteError
 from senseflow.evaluate.metrics.frechet import FeatureStatistics
 from senseflow.tiny.ablate.study import Trial
-from senseflow.tiny.families import REFERENCE_SEED, TEACHER_STEPS, Method, Sampler
+from senseflow.tiny.families import REFERENCE_SEED, Method, Sampler, few_step_methods
 from senseflow.tiny.judge import Judge
 from senseflow.tiny.measure import mixed_prompts
 from senseflow.tiny.pictures import SIZE
@@ -66,8 +66,7 @@ def ruler_of(pipeline: Path, num_prompts: int, file: Path) -> Ruler:
     sampler = Sampler(pipeline, mixed_prompts(num_prompts))
     judge = Judge.load(JUDGE)
     if not file.is_file():
-        own = Method("teacher", TEACHER_STEPS, sampler.family.teacher_samplers[0])
-        features = judge.features(sampler.draw(own, REFERENCE_SEED))
+        features = judge.features(sampler.draw(sampler.family.many_steps, REFERENCE_SEED))
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")  # workers may come to it at once
         torch.save(features, partial)
@@ -85,12 +84,12 @@ def ruler_for(trial: Trial, output: Path, config: Config) -> Ruler:
 def measure_teacher(ruler: Ruler) -> dict[str, Row]:
     """The teacher at many steps (with other noise than the reference: the floor) and at few."""
     family = ruler.sampler.family
-    methods = [Method("teacher", TEACHER_STEPS, family.teacher_samplers[0])]
-    for num in NUM_STEPS:
-        samplers = family.teacher_samplers if num > 1 else family.teacher_samplers[-1:]
-        methods += [Method("teacher", num, name) for name in samplers]
     ruler.sampler.networks["untrained"] = ruler.sampler.untrained()
-    methods.append(Method("untrained", CURVE_STEPS, family.recipe_sampler))
+    methods = [
+        family.many_steps,
+        *few_step_methods("teacher", family.teacher_samplers, NUM_STEPS[:-1]),
+        Method("untrained", CURVE_STEPS, family.recipe_sampler),
+    ]
     return {method.label(): ruler.measure(method) for method in methods}
 
 
@@ -112,10 +111,11 @@ def run_trial(trial: Trial, output: Path, stop: StopRequest) -> bool:
     A loss that is not finite ends the training, not the trial: that is a result, and one for the
     trials that go on from it.
     """
-    folder = output / "trials" / trial.name
+    folder = trial.folder(output)
     began = time.process_time()
     cause = diverged_before(trial, output)
-    config = trial.config(output / "data" / "data.json", initial_of(trial, output))
+    initial = trial.after.folder(output) / "run" if trial.after else None
+    config = trial.config(output / "data" / "data.json", initial)
     diverged = cause or train(config, folder / "run", stop)
     result: dict[str, Any] = {"trial": dataclasses.asdict(trial), "diverged": diverged}
     if not stop.reason:
@@ -125,7 +125,8 @@ def run_trial(trial: Trial, output: Path, stop: StopRequest) -> bool:
         if students:
             last = students[max(students)]
             result["rows"] = measure_student(ruler, last)
-            save_whole(strip(ruler, "student", ruler.sampler.family.recipe_sampler), folder / STRIP)
+            drawn = Method("student", CURVE_STEPS, ruler.sampler.family.recipe_sampler)
+            save_whole(strip(ruler, drawn), folder / STRIP)
         result |= figures(folder / "run", config)
     result["cpu_s"] = add_time(folder / "cpu_s", time.process_time() - began)
     if stop.reason:
@@ -141,7 +142,7 @@ def diverged_before(trial: Trial, output: Path) -> str | None:
     """Why there is nothing to go on from; None where there is, or need not be."""
     if not trial.after:
         return None
-    before = json.loads((output / "trials" / trial.after.name / "result.json").read_text())
+    before = json.loads((trial.after.folder(output) / "result.json").read_text())
     return before["diverged"] and f"the run it goes on from: {before['diverged']}"
 
 
@@ -153,28 +154,18 @@ def add_time(file: Path, seconds: float) -> float:
     return before + seconds
 
 
-def strip(ruler: Ruler, network: str, sampler: str, num_steps: int = CURVE_STEPS) -> Image.Image:
+def strip(ruler: Ruler, method: Method) -> Image.Image:
     """The first pictures of a network, side by side."""
-    pictures = ruler.sampler.draw(Method(network, num_steps, sampler), 0, num=NUM_SHOWN)
+    pictures = ruler.sampler.draw(method, 0, num=NUM_SHOWN)
     canvas = Image.new("RGB", (len(pictures) * SIZE, SIZE))
     for place, picture in enumerate(to_pil(pictures)):
         canvas.paste(picture, (place * SIZE, 0))
     return canvas
 
 
-def teacher_strip(ruler: Ruler) -> Image.Image:
-    """The teacher's own at many steps."""
-    return strip(ruler, "teacher", ruler.sampler.family.teacher_samplers[0], TEACHER_STEPS)
-
-
 def teacher_rows(trial: Trial, output: Path) -> Path:
     """Where the measures of a trial's teacher are kept, and its pictures beside them."""
     return output / "teachers" / trial.ruler / "rows.json"
-
-
-def initial_of(trial: Trial, output: Path) -> Path | None:
-    """The run folder that a trial goes on from."""
-    return output / "trials" / trial.after.name / "run" if trial.after else None
 
 
 def train(config: Config, folder: Path, stop: StopRequest) -> str | None:
