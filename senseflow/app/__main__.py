@@ -1,6 +1,5 @@
-"""Opens a page in the browser to try a student: its images beside its teacher's, with their times.
-
-    python -m senseflow.app --pipeline /path/to/FLUX.1-dev --checkpoint runs/flux
+"""Open a page in the browser to try a student: prompt, seed, steps and sampler, the student's image
+beside its teacher's, and the time of each. Needs gradio: pip install -e ".[app]".
 
 Images are those of scripts_*: the same prompt, seed and settings give the same pixels.
 """
@@ -20,10 +19,6 @@ from senseflow.sampling.drawing import Machine, Paths
 from senseflow.teachers.family import Family
 from senseflow.weights.card import CARD
 
-DESCRIPTION = """\
-Open a page in the browser to try a student: prompt, seed, steps and sampler, the student's image
-beside its teacher's, and the time of each. Needs gradio: pip install -e ".[app]".
-"""
 EXAMPLES = """examples:
   python -m senseflow.app --pipeline /path/to/teacher --checkpoint runs/flux
   python -m senseflow.app --pipeline exported_student
@@ -41,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = module_parser("senseflow.app", DESCRIPTION, EXAMPLES)
+    parser = module_parser("senseflow.app", __doc__, EXAMPLES)
     group = parser.add_argument_group("what")
     group.add_argument(
         "--pipeline", type=Path, required=True, metavar="DIR",

@@ -1,8 +1,14 @@
 """Computes prompt embeddings and latents once, so that training loads no text encoder.
 
-    python -m senseflow.cache configs/FLUX/flux_senseflow.yaml --output /path/to/cache
+Compute, once, what a run's frozen encoders say of its data set: of every distinct prompt the
+teacher's embeddings and, for the vfm adversary, CLIP's feature; of every image the mean and
+standard deviation of the VAE's posterior. CONFIG is any recipe's YAML: its teacher, data,
+resolution and precision are used. A run with paths.cache: DIR then loads no text encoder and
+encodes no image.
 
-Training reads them with `paths.cache: /path/to/cache`.
+Ctrl-C loses one file per process at most: the same command goes on. With a larger data set it adds
+what is missing. Data that are latents already (an LMDB) need no cache of them.
+On several GPUs: torchrun --nproc-per-node 8 -m senseflow.cache CONFIG ...
 """
 
 import argparse
@@ -14,17 +20,6 @@ from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.common.fields import check_range
 from senseflow.common.files import require_writable
 
-DESCRIPTION = """\
-Compute, once, what a run's frozen encoders say of its data set: of every distinct prompt the
-teacher's embeddings and, for the vfm adversary, CLIP's feature; of every image the mean and
-standard deviation of the VAE's posterior. CONFIG is any recipe's YAML: its teacher, data,
-resolution and precision are used. A run with paths.cache: DIR then loads no text encoder and
-encodes no image.
-
-Ctrl-C loses one file per process at most: the same command goes on. With a larger data set it adds
-what is missing. Data that are latents already (an LMDB) need no cache of them.
-On several GPUs: torchrun --nproc-per-node 8 -m senseflow.cache CONFIG ...
-"""
 EXAMPLES = """examples:
   python -m senseflow.cache configs/FLUX/flux_senseflow.yaml --output /data/flux_cache \\
       paths.pretrained_model=/path/to/FLUX.1-dev paths.dataset=/path/to/dataset.json
@@ -51,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = module_parser("senseflow.cache", DESCRIPTION, EXAMPLES)
+    parser = module_parser("senseflow.cache", __doc__, EXAMPLES)
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the cache")

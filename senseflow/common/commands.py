@@ -20,8 +20,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-def module_parser(module: str, description: str, epilog: str) -> Parser:
-    """The parser of `python -m MODULE`; description and epilog keep their own lines."""
+def module_parser(module: str, description: str | None, epilog: str) -> Parser:
+    """The parser of `python -m MODULE`; description and epilog keep their own lines.
+
+    description: the docstring of the module, None where Python leaves them out.
+    """
     return Parser(
         prog=f"python -m {module}",
         description=description,
@@ -30,13 +33,14 @@ def module_parser(module: str, description: str, epilog: str) -> Parser:
     )
 
 
-def exit_status(work: Callable[[], None], stopped: str) -> int:
-    """Do the work of a command; 0, or 2 for wrong input and 130 for Ctrl-C, said in one line.
+def exit_status(work: Callable[[], int | None], stopped: str) -> int:
+    """Do the work of a command; what it returns (None: 0), or, said in one line, 2 for wrong input
+    and 130 for Ctrl-C.
 
     stopped: what is left after Ctrl-C.
     """
     try:
-        work()
+        return work() or 0
     except (ValueError, OSError) as error:
         logger.debug("", exc_info=error)
         sys.stderr.write(f"error: {_words(error)}\n")
@@ -44,7 +48,6 @@ def exit_status(work: Callable[[], None], stopped: str) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped: {stopped}\n")
         return 130
-    return 0
 
 
 def _words(error: Exception) -> str:

@@ -1,9 +1,19 @@
 """Writes the student of a run or checkpoint as others can use it, with its model card.
 
-    python -m senseflow.export runs/flux --form pipeline --output flux_4_steps
+Write the student of a run or checkpoint as a folder that appears whole or not at all, with a model
+card (README.md) and senseflow.json, which says how it is sampled. One process, no GPU, one tensor
+at a time in memory. The forms:
 
-It needs one process and no GPU, and holds one tensor at a time in memory. docs/export.md has the
-forms and the call of each.
+  component  the network alone, as diffusers saves it: config.json, safetensors (LoRA runs: LoRA)
+  pipeline   a whole pipeline: the teacher's other parts beside the student, and the scheduler by
+             which plain diffusers samples it at its anchors (LoRA runs: fused)
+  comfyui    one safetensors, of any size, for ComfyUI's Load Diffusion Model (LoRA runs: fused)
+  lora       pytorch_lora_weights.safetensors (LoRA runs; of others: senseflow.extract_lora)
+
+Only read your own runs: a checkpoint's list of tensors is a Python pickle, which can run any code.
+Of a stranger's run take student/step_*, which is safetensors.
+
+docs/export.md has the call of each form.
 """
 
 import argparse
@@ -17,20 +27,6 @@ from senseflow.common.files import require_writable
 STOPPED = "--output is whole or not there"
 FORMS = ("component", "pipeline", "comfyui", "lora")
 
-DESCRIPTION = """\
-Write the student of a run or checkpoint as a folder that appears whole or not at all, with a model
-card (README.md) and senseflow.json, which says how it is sampled. One process, no GPU, one tensor
-at a time in memory. The forms:
-
-  component  the network alone, as diffusers saves it: config.json, safetensors (LoRA runs: LoRA)
-  pipeline   a whole pipeline: the teacher's other parts beside the student, and the scheduler by
-             which plain diffusers samples it at its anchors (LoRA runs: fused)
-  comfyui    one safetensors, of any size, for ComfyUI's Load Diffusion Model (LoRA runs: fused)
-  lora       pytorch_lora_weights.safetensors (LoRA runs; of others: senseflow.extract_lora)
-
-Only read your own runs: a checkpoint's list of tensors is a Python pickle, which can run any code.
-Of a stranger's run take student/step_*, which is safetensors.
-"""
 EXAMPLES = """examples:
   python -m senseflow.export runs/flux --output flux_student
   python -m senseflow.export runs/flux --form pipeline --output flux_4_steps --dtype bfloat16
@@ -49,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = module_parser("senseflow.export", DESCRIPTION, EXAMPLES)
+    parser = module_parser("senseflow.export", __doc__, EXAMPLES)
     parser.add_argument(
         "checkpoint", type=Path, nargs="?", metavar="RUN_OR_CHECKPOINT",
         help="a run folder (its newest good checkpoint), one of its checkpoints/step_*, or a "

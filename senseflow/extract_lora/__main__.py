@@ -1,7 +1,10 @@
 """Extracts a LoRA from a full student: a truncated SVD of how its weights differ from the base's.
 
-    python -m senseflow.extract_lora --base /path/to/FLUX.1-dev --student runs/flux --rank 64 \\
-        --output flux_lora
+Write pytorch_lora_weights.safetensors, which stock diffusers pipelines load on the base, from a
+student that was trained in full: of every linear layer and convolution, the best approximation of
+rank R to student minus base (truncated SVD). It says how much of the difference's energy (the sum
+of squares) is kept, and what no LoRA can hold: biases, norms, and tensors that only one of the two
+networks has. The folder appears whole or not at all.
 
 It needs no GPU (but --device cuda is faster) and holds one layer at a time in memory.
 """
@@ -16,13 +19,6 @@ from senseflow.common.fields import check_range
 from senseflow.common.files import require_writable
 from senseflow.config.families import family_of
 
-DESCRIPTION = """\
-Write pytorch_lora_weights.safetensors, which stock diffusers pipelines load on the base, from a
-student that was trained in full: of every linear layer and convolution, the best approximation of
-rank R to student minus base (truncated SVD). It says how much of the difference's energy (the sum
-of squares) is kept, and what no LoRA can hold: biases, norms, and tensors that only one of the two
-networks has. The folder appears whole or not at all.
-"""
 EXAMPLE = """example:
   python -m senseflow.extract_lora --base /path/to/FLUX.1-dev --student runs/flux --rank 64 \\
       --output flux_lora
@@ -38,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = module_parser("senseflow.extract_lora", DESCRIPTION, EXAMPLE)
+    parser = module_parser("senseflow.extract_lora", __doc__, EXAMPLE)
     parser.add_argument(
         "--base", type=Path, required=True, metavar="DIR", help="the teacher's diffusers folder"
     )

@@ -1,8 +1,13 @@
 """Says what a run needs before anything is rented: memory, communication, work, time.
 
-    python -m senseflow.plan --config configs/FLUX/flux_senseflow.yaml --gpus 8 --memory 80
+Trace the training iteration of a configuration at full size, without a GPU and without weights:
+the run's own code builds its networks, shards them over NODES x GPUS ranks and takes whole
+iterations on tensors that have shapes and no numbers. It says what each network and each phase of
+an iteration needs on a GPU, whether the worst iteration fits, what to change if not, and how long a
+run takes at a stated share of the GPUs' peak (MFU).
 
-It needs neither GPU nor weights nor data.
+The teacher is paths.pretrained_model where that folder is there (its config.json files are enough),
+else the recipe's teacher as published. Minutes on two CPU cores; Ctrl-C leaves nothing behind.
 """
 
 import argparse
@@ -16,16 +21,6 @@ from senseflow.common.fields import check_range
 from senseflow.common.files import ROOT, require_writable, write_whole
 from senseflow.config.recipes import RECIPES
 
-DESCRIPTION = """\
-Trace the training iteration of a configuration at full size, without a GPU and without weights:
-the run's own code builds its networks, shards them over NODES x GPUS ranks and takes whole
-iterations on tensors that have shapes and no numbers. It says what each network and each phase of
-an iteration needs on a GPU, whether the worst iteration fits, what to change if not, and how long a
-run takes at a stated share of the GPUs' peak (MFU).
-
-The teacher is paths.pretrained_model where that folder is there (its config.json files are enough),
-else the recipe's teacher as published. Minutes on two CPU cores; Ctrl-C leaves nothing behind.
-"""
 EXAMPLES = """examples:
   python -m senseflow.plan --config configs/FLUX/flux_senseflow.yaml --gpus 8 --memory 80
   python -m senseflow.plan --config configs/SD35/sd35_senseflow.yaml --gpus 1 --output plan.md \\
@@ -69,7 +64,7 @@ def make_text(args: argparse.Namespace) -> str:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = module_parser("senseflow.plan", DESCRIPTION, EXAMPLES)
+    parser = module_parser("senseflow.plan", __doc__, EXAMPLES)
     parser.add_argument("--config", type=Path, metavar="CONFIG", help="YAML file of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
     parser.add_argument("--nodes", type=int, default=1, help="(1)")

@@ -1,6 +1,15 @@
 """Measures a teacher's one-step reconstruction error xi(t) over the noise levels.
 
-    python -m senseflow.reconstruction_error configs/FLUX/flux_senseflow.yaml --output runs/xi
+Measure the error of a teacher's one-step prediction of x_0 from x_t, over t: mean of
+||x_0 - x_0_hat(x_t, t, prompt)||^2 over the elements of real latents, raw and divided by that of
+||x_0||^2. CONFIG is any recipe's YAML: its teacher, data, resolution, precision and seed are used.
+
+Guidance 1 (the default) is the teacher's conditional prediction without guidance: with
+classifier-free guidance by definition, and of an embedded guidance what it was distilled from. It
+is the prediction the teacher was trained to make least errors with; guided ones are further off.
+
+Ctrl-C loses one batch at most: the same command goes on. So does one with more --num_samples.
+On several GPUs: torchrun --nproc-per-node 8 -m senseflow.reconstruction_error CONFIG ...
 
 SenseFlow motivates intra-segment guidance with it. Results: xi.json, xi.csv, xi.png.
 """
@@ -14,18 +23,6 @@ from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.common.fields import check_finite, check_range
 from senseflow.common.files import require_writable
 
-DESCRIPTION = """\
-Measure the error of a teacher's one-step prediction of x_0 from x_t, over t: mean of
-||x_0 - x_0_hat(x_t, t, prompt)||^2 over the elements of real latents, raw and divided by that of
-||x_0||^2. CONFIG is any recipe's YAML: its teacher, data, resolution, precision and seed are used.
-
-Guidance 1 (the default) is the teacher's conditional prediction without guidance: with
-classifier-free guidance by definition, and of an embedded guidance what it was distilled from. It
-is the prediction the teacher was trained to make least errors with; guided ones are further off.
-
-Ctrl-C loses one batch at most: the same command goes on. So does one with more --num_samples.
-On several GPUs: torchrun --nproc-per-node 8 -m senseflow.reconstruction_error CONFIG ...
-"""
 EXAMPLES = """examples:
   python -m senseflow.reconstruction_error configs/FLUX/flux_senseflow.yaml
   python -m senseflow.reconstruction_error configs/sdxl/sdxl_senseflow.yaml --guidance 1 --guidance 8 \\
@@ -49,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = module_parser("senseflow.reconstruction_error", DESCRIPTION, EXAMPLES)
+    parser = module_parser("senseflow.reconstruction_error", __doc__, EXAMPLES)
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
     parser.add_argument(

@@ -1,8 +1,10 @@
-"""Writes one self-contained HTML page of a run: curves, warning signals, pictures, configuration.
+"""Write one HTML page of a run folder: its state, the curves of stats.jsonl with warning signals,
+image strips through time, samples of teacher and students side by side, results, and the
+configuration with its differences from the published one. The page needs no network and no script,
+and appears whole or not at all. Strips are embedded at 1400 pixels at most and samples at 512.
 
-    python -m senseflow.report runs/flux
-
-It needs no GPU and no torch, and reads a run that is still training as well as one that was killed.
+It needs no GPU and no torch, and reads a run that is still training as well as one that was
+killed.
 """
 
 import argparse
@@ -22,12 +24,6 @@ logger = logging.getLogger("senseflow")
 
 NUM_STRIPS = 12
 NUM_SAMPLES = 24
-DESCRIPTION = """\
-Write one HTML page of a run folder: its state, the curves of stats.jsonl with warning signals,
-image strips through time, samples of teacher and students side by side, results, and the
-configuration with its differences from the published one. The page needs no network and no script,
-and appears whole or not at all. Strips are embedded at 1400 pixels at most and samples at 512.
-"""
 EXAMPLES = """examples:
   python -m senseflow.report runs/flux
   python -m senseflow.report runs/flux --output flux.html --results results.json \\
@@ -44,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = module_parser("senseflow.report", DESCRIPTION, EXAMPLES)
+    parser = module_parser("senseflow.report", __doc__, EXAMPLES)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the SAVE_DIR of a training")
     parser.add_argument(
         "--output", type=Path, metavar="HTML", help="(default: report.html in the run folder)"

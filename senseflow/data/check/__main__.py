@@ -1,8 +1,14 @@
 """Checks a data set before a run: what is unreadable, small, cut away, equal, or cut short.
 
-    python -m senseflow.data.check data.json --config configs/FLUX/flux_senseflow.yaml
+Open every image of a data set as training does and say what a run would meet: files that cannot be
+read or are cut short, pictures smaller than the resolution, what the crop takes away, equal and
+nearly equal pictures; and of the captions empty and repeated ones, and those that are longer than
+the teacher's tokenizers read. DATASET is a JSON with keys, image_paths, prompts, or the folder of
+an LMDB of latents, of which rows, numbers and captions are checked.
 
-Results: check.json, numbers.png, suspicious.png. Exit status 1 says that a run would be stopped.
+Exit status: 0 when nothing would stop the run, 1 when something would, 2 for wrong input.
+
+Results: check.json, numbers.png, suspicious.png.
 """
 
 import argparse
@@ -15,22 +21,12 @@ from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.common.fields import check_range
 from senseflow.common.files import require_writable
 
-DESCRIPTION = """\
-Open every image of a data set as training does and say what a run would meet: files that cannot be
-read or are cut short, pictures smaller than the resolution, what the crop takes away, equal and
-nearly equal pictures; and of the captions empty and repeated ones, and those that are longer than
-the teacher's tokenizers read. DATASET is a JSON with keys, image_paths, prompts, or the folder of
-an LMDB of latents, of which rows, numbers and captions are checked.
-
-Exit status: 0 when nothing would stop the run, 1 when something would, 2 for wrong input.
-"""
 EXAMPLES = """examples:
   python -m senseflow.data.check data.json --config configs/FLUX/flux_senseflow.yaml \\
       paths.pretrained_model=/path/to/FLUX.1-dev
   python -m senseflow.data.check data.json --resolution 1024 --teacher /path/to/FLUX.1-dev
   python -m senseflow.data.check data/lmdb --config configs/sdxl/sdxl_senseflow.yaml
 """
-STOPPED, FINE = 1, 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,24 +34,21 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("senseflow").setLevel(logging.INFO)
-    outcome = FINE
 
-    def work() -> None:
-        nonlocal outcome
+    def work() -> int:
         check(args)
         # matplotlib; with a teacher transformers
         from senseflow.data.check.command import read_setting, run
 
         setting = read_setting(args.config, args.overrides, args.resolution, args.teacher)
-        stops = run(args.dataset, setting, args.output, args.workers)
-        outcome = STOPPED if stops else FINE
+        return int(run(args.dataset, setting, args.output, args.workers))
 
-    return exit_status(work, "nothing was written") or outcome
+    return exit_status(work, "nothing was written")
 
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = module_parser("senseflow.data.check", DESCRIPTION, EXAMPLES)
+    parser = module_parser("senseflow.data.check", __doc__, EXAMPLES)
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="JSON, or folder of an LMDB")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
     parser.add_argument(

@@ -1,8 +1,9 @@
 """Converts images or DMD2's shards of latents to the LMDB of latents that the trainers read.
 
-    python -m senseflow.data.convert data.json --output data/lmdb --teacher DIR --resolution 1024
-
-Stopped in any way, the same command goes on where it was.
+Write an LMDB of VAE latents and prompts, in the format of DMD2, from images (resized to cover the
+resolution and cropped in the middle) or from DMD2's .pt shards. Samples that cannot be read are
+skipped, counted and listed. Stopped in any way, the same command goes on where it was; only a
+finished LMDB has latents_shape, without which no trainer takes it.
 """
 
 import argparse
@@ -25,12 +26,6 @@ logger = logging.getLogger("senseflow")
 JSON, SHARDS, PICTURES = "JSON data set", "shards of latents", "folder of images"
 SHARD_SUFFIX = ".pt"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-DESCRIPTION = """\
-Write an LMDB of VAE latents and prompts, in the format of DMD2, from images (resized to cover the
-resolution and cropped in the middle) or from DMD2's .pt shards. Samples that cannot be read are
-skipped, counted and listed. Stopped in any way, the same command goes on where it was; only a
-finished LMDB has latents_shape, without which no trainer takes it.
-"""
 EXAMPLES = """examples:
   python -m senseflow.data.convert data.json --output data/lmdb --teacher /path/to/sdxl --resolution 1024
   python -m senseflow.data.convert pictures/ --output data/lmdb --teacher /path/to/FLUX.1-dev --resolution 768 1360
@@ -55,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags; those of images get their DEFAULTS in `check`, which sees which were given."""
-    parser = module_parser("senseflow.data.convert", DESCRIPTION, EXAMPLES)
+    parser = module_parser("senseflow.data.convert", __doc__, EXAMPLES)
     parser.add_argument(
         "input", type=Path, metavar="INPUT",
         help="a .json with keys, image_paths, prompts; a folder of images, each with its caption "
@@ -194,16 +189,16 @@ def open_source(args: argparse.Namespace, kind: str) -> "Source":
         files = sorted(args.input.glob(f"*{SHARD_SUFFIX}")) if args.input.is_dir() else [args.input]
         return conversion.Shards.open(files, vae)
     if kind == JSON:
-        pictures, names = conversion.json_pictures(args.input)
+        pictures = conversion.json_pictures(args.input)
     else:
         images = sorted(find_images(args.input))
-        pictures, names = conversion.captioned_pictures(args.input, images)
+        pictures = conversion.captioned_pictures(args.input, images)
     assert vae is not None, "checked by check"
     conversion.require_captions(pictures, args.max_unreadable)
     posterior: Posterior = "mode" if args.mode else "sample"
     encoder = conversion.Encoder.load(vae, posterior, args.seed, args.dtype, args.device)
     return conversion.Pictures(
-        pictures, names, encoder, args.resolution, args.batch_size, args.num_workers
+        pictures, encoder, args.resolution, args.batch_size, args.num_workers
     )
 
 

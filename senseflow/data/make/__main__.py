@@ -1,7 +1,12 @@
 """Makes the JSON data set that the trainers read from images with captions.
 
-    python -m senseflow.data.make pictures/ --output pictures/data.json
-    python -m senseflow.data.make 'shards/{000000..000010}.tar' --output data/data.json
+Write data.json (keys, image_paths, prompts) of images with captions. SOURCE is
+  a folder (and those below it): x.jpg with x.txt or x.caption beside it, or a metadata.jsonl, .csv
+  or .tsv with columns file_name and text;
+  such a table alone, with image paths relative to it;
+  WebDataset shards (.tar; jpg, png or webp with txt or json), or a folder of them: their images are
+  extracted, and the same command goes on where it was stopped.
+Images without a caption and captions without an image are left out, counted and listed.
 
 The next step is `python -m senseflow.data.check`, which opens the images.
 """
@@ -31,15 +36,6 @@ from senseflow.data.make.webdataset import expand, from_shards, note_of, require
 
 logger = logging.getLogger("senseflow")
 
-DESCRIPTION = """\
-Write data.json (keys, image_paths, prompts) of images with captions. SOURCE is
-  a folder (and those below it): x.jpg with x.txt or x.caption beside it, or a metadata.jsonl, .csv
-  or .tsv with columns file_name and text;
-  such a table alone, with image paths relative to it;
-  WebDataset shards (.tar; jpg, png or webp with txt or json), or a folder of them: their images are
-  extracted, and the same command goes on where it was stopped.
-Images without a caption and captions without an image are left out, counted and listed.
-"""
 EXAMPLES = """examples:
   python -m senseflow.data.make pictures/ --output pictures/data.json
   python -m senseflow.data.make captions.csv --file_column file --caption_column blip --output data.json
@@ -58,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = module_parser("senseflow.data.make", DESCRIPTION, EXAMPLES)
+    parser = module_parser("senseflow.data.make", __doc__, EXAMPLES)
     parser.add_argument("source", nargs="+", metavar="SOURCE", help="see above")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="JSON",
@@ -147,16 +143,15 @@ def look(
             f"--output {args.output} is where the note of the shard {args.output.stem} is kept: "
             "name another file, or other --images"
         )
-    extracted = from_shards(paths, images, columns)
-    for shard, reason in extracted.damaged:
+    found, damaged = from_shards(paths, images, columns)
+    for shard, reason in damaged:
         logger.warning("%s: %s", shard, reason)
-    if len(extracted.damaged) > args.max_damaged:
+    if len(damaged) > args.max_damaged:
         raise ValueError(
-            f"{len(extracted.damaged)} of {len(paths)} shards are damaged, such as "
-            f"{extracted.damaged[0][0]}: fetch them again, or allow it with --max_damaged; the "
-            "others are extracted and kept"
+            f"{len(damaged)} of {len(paths)} shards are damaged, such as {damaged[0][0]}: fetch "
+            "them again, or allow it with --max_damaged; the others are extracted and kept"
         )
-    return extracted.found, extracted.damaged
+    return found, damaged
 
 
 def write(args: argparse.Namespace, found: Found, damaged: list[tuple[Path, str]]) -> None:
@@ -172,8 +167,11 @@ def write(args: argparse.Namespace, found: Found, damaged: list[tuple[Path, str]
         said = f"; {said}" if said else f" ({EXPECTED})"
         raise ValueError(f"no image with a caption in {', '.join(args.source)}{said}{advice}")
     home = args.output.parent.resolve()
+    # links of an image's folders are followed, its own name is kept
+    places = [pair.image.parent.resolve() / pair.image.name for pair in found.pairs]
     rows = [
-        (pair.key, os.path.relpath(place(pair.image), home), pair.caption) for pair in found.pairs
+        (pair.key, os.path.relpath(place, home), pair.caption)
+        for pair, place in zip(found.pairs, places, strict=True)
     ]
     write_lists(args.output, rows)
     logger.info("%s: %d images with captions", args.output, len(rows))
@@ -200,11 +198,6 @@ def hint(found: Found, column: str | None) -> str:
             f"{names} (--caption_column)"
         )
     return ""
-
-
-def place(image: Path) -> Path:
-    """Where a file is, links of its folders followed and its own name kept."""
-    return image.parent.resolve() / image.name
 
 
 def list_left_out(output: Path, left_out: list[tuple[str, str]]) -> Path:

@@ -1,8 +1,6 @@
 """The paper's ablation on the embedded teachers: which part does what, measured over seeds.
 
-    python -m senseflow.tiny.ablate --output runs/ablation
-
-trains every cell of a study (configs/ablation.yaml, or your own) with several seeds, measures the
+Trains every cell of a study (configs/ablation.yaml, or your own) with several seeds, measures the
 students, and writes tables, curves and pictures: OUTPUT/report.md, results.json and PNG files. A
 trial that is done is kept; stopped in any way, the same command goes on where it was.
 """
@@ -17,10 +15,6 @@ from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.common.fields import check_range
 
 STUDY = Path("configs/ablation.yaml")
-DESCRIPTION = """\
-Train and measure every cell of an ablation on the embedded teachers, and write its tables, curves
-and pictures. Goes on where it was stopped.
-"""
 EXAMPLES = """examples:
   python -m senseflow.tiny.ablate --output runs/ablation
   python -m senseflow.tiny.ablate --quick --output /tmp/quick
@@ -37,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = module_parser("senseflow.tiny.ablate", DESCRIPTION, EXAMPLES)
+    parser = module_parser("senseflow.tiny.ablate", __doc__, EXAMPLES)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--study", type=Path, default=STUDY, metavar="YAML", help=f"({STUDY})")
     parser.add_argument(
