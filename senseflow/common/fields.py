@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class FieldError(ValueError):
@@ -28,6 +29,17 @@ def flag_names(**flags: str) -> Iterator[None]:
         if error.field not in flags:
             raise
         raise ValueError(f"{flags[error.field]} {error.reason}") from error
+
+
+def leaves(tree: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """The values in a tree of dictionaries by their dotted keys; an empty dictionary is a value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def check_range(field: str, value: float | None, least: float, most: float | None = None) -> None:

@@ -10,11 +10,11 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
-from senseflow.common.fields import check_range
+from senseflow.common.fields import check_range, leaves
 from senseflow.common.files import write_whole
 from senseflow.config.recipes import require_recipe
 from senseflow.config.strict_yaml import Removed, read_strictly
@@ -383,15 +383,5 @@ def save_config(config: Config, file: Path) -> None:
 
 def differences(config: Config, other: Config) -> list[str]:
     """`key: value here, value there` for every leaf in which two configurations differ."""
-    here, there = _leaves(dataclasses.asdict(config)), _leaves(dataclasses.asdict(other))
+    here, there = leaves(dataclasses.asdict(config)), leaves(dataclasses.asdict(other))
     return [f"{key}: {here[key]} -> {there[key]}" for key in here if here[key] != there[key]]
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves.update(_leaves(value, f"{prefix}{key}."))
-        else:
-            leaves[prefix + key] = value
-    return leaves

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.storage import WriteResult
 
+from senseflow.common.fields import leaves
 from senseflow.common.files import PARTIAL, sha256_of, write_whole
 from senseflow.common.ranks import Ranks
 from senseflow.engine.checkpoint_folders import (
@@ -232,7 +233,8 @@ class Checkpoints:
         held = set(dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata)
         has_ema = any(key.startswith(EMA) for key in held)
         state = full_state(trained, ema if has_ema else None)
-        missing = sorted(set(_flat_keys(state)) - held)
+        wanted = {key for key, value in leaves(state).items() if isinstance(value, torch.Tensor)}
+        missing = sorted(wanted - held)
         if missing:
             raise ValueError(
                 f"{folder} does not hold this configuration's networks: {len(missing)} keys are "
@@ -295,16 +297,6 @@ def students(state: State) -> dict[str, dict[str, Tensor]]:
     assert state.get("ema", {}).keys() <= network.keys()
     # Buffers are not averaged: the EMA's folder has the student's.
     return {"student": network} | ({"ema": network | state["ema"]} if "ema" in state else {})
-
-
-def _flat_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            keys += _flat_keys(value, f"{prefix}{key}.")
-        elif isinstance(value, torch.Tensor):
-            keys.append(prefix + key)
-    return keys
 
 
 class _Writer(dcp.FileSystemWriter):

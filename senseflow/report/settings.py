@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from senseflow.common.fields import leaves
 from senseflow.common.files import ROOT
 
 Tree = dict[str, Any]
@@ -39,15 +40,15 @@ def compare(config: Tree, configs: Path = ROOT / "configs") -> Comparison:
     what differs from the nearest of them is the run's own.
     """
     recipes = _recipes(configs, config.get("recipe"))
-    leaves = leaves_of(config)
+    values = leaves_of(config)
     published = next((file for file in recipes if file.stem == config.get("recipe")), None)
     start = min(
-        recipes, key=lambda file: (_distance(leaves, recipes[file]), file.name), default=None
+        recipes, key=lambda file: (_distance(values, recipes[file]), file.name), default=None
     )
-    there = recipes[published] if published else leaves
-    begun = recipes[start] if start else leaves
+    there = recipes[published] if published else values
+    begun = recipes[start] if start else values
     settings = []
-    for key, value in leaves.items():
+    for key, value in values.items():
         own = key in begun and _plain(begun[key]) != _plain(value)
         other = None
         if key in there and _plain(there[key]) != _plain(value):
@@ -58,17 +59,8 @@ def compare(config: Tree, configs: Path = ROOT / "configs") -> Comparison:
 
 def leaves_of(tree: Tree) -> dict[tuple[str, str], Any]:
     """Each value by section and key; deeper sections have dotted names."""
-    leaves: dict[tuple[str, str], Any] = {}
-
-    def walk(section: str, part: Tree) -> None:
-        for key, value in part.items():
-            if isinstance(value, dict) and value:
-                walk(f"{section}.{key}" if section else str(key), value)
-            else:
-                leaves[section, str(key)] = value
-
-    walk("", tree)
-    return leaves
+    split = ((key.rpartition("."), value) for key, value in leaves(tree).items())
+    return {(section, key): value for (section, _, key), value in split}
 
 
 def shown(value: Any) -> str:
