@@ -42,16 +42,12 @@ ABOUT = {
     "time_s/iteration": "Wall time, saves not counted.",
     "mem_gib": "The peak of device memory so far.",
 }
-GROUPS = (
-    ("Losses", "loss/"),
-    ("Gradient norms", "grad_norm/"),
-    ("Stability", "ida/"),
-    ("Stability", "discriminator/"),
-    ("Stability", "drift/"),
-    ("Schedule, time and memory", "lr/"),
-    ("Schedule, time and memory", "time_s/"),
-    ("Schedule, time and memory", "mem_gib"),
-)
+GROUPS = {  # and how the names of their measures begin
+    "Losses": ("loss/",),
+    "Gradient norms": ("grad_norm/",),
+    "Stability": ("ida/", "discriminator/", "drift/"),
+    "Schedule, time and memory": ("lr/", "time_s/", "mem_gib"),
+}
 OTHER = "Other measures"
 NAMES = {"lr/": "learning rates", "time_s/": "phases"}  # measures drawn in one picture
 
@@ -67,27 +63,27 @@ class Chart:
     marks: tuple[int, ...] = ()  # iterations at which the run was resumed
     around_zero: bool = False
     unit: str = ""
+    measures: tuple[str, ...] = ()  # of the curves, by their whole names
+
+    @property
+    def group(self) -> str:
+        """The part of the page it stands in."""
+        first = self.measures[0]
+        return next((group for group, begins in GROUPS.items() if first.startswith(begins)), OTHER)
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One picture of the page, and the measures in it."""
-
-    group: str
-    chart: Chart
-    measures: tuple[str, ...]
-
-
-def panels_of(curves: Curves, facts: Facts) -> list[Panel]:
-    """All measures, group by group; those nobody has named come last."""
-    panels = []
+def charts_of(curves: Curves, facts: Facts) -> list[Chart]:
+    """All measures, group by group in the order of ABOUT; those nobody has named come last."""
+    charts = []
     together: dict[str, dict[str, str]] = {}
-    for name in sorted(curves, key=_place):
+    for name in dict.fromkeys([*ABOUT, *curves]):
         prefix = next((p for p in NAMES if name.startswith(p)), None)
+        if name not in curves:
+            continue
         if prefix and name != "time_s/iteration":
             together.setdefault(prefix, {})[name.removeprefix(prefix)] = name
         else:
-            panels.append(Panel(_group(name), _single(name, curves, facts), (name,)))
+            charts.append(_single(name, curves, facts))
     for prefix, measures in together.items():
         chart = Chart(
             NAMES[prefix],
@@ -95,10 +91,11 @@ def panels_of(curves: Curves, facts: Facts) -> list[Panel]:
             about="" if prefix == "lr/" else "Where the time of an iteration goes.",
             marks=facts.resumed,
             unit=" s" if prefix == "time_s/" else "",
+            measures=tuple(measures.values()),
         )
-        panels.append(Panel(_group(prefix), chart, tuple(measures.values())))
-    order = [*dict.fromkeys(group for group, _ in GROUPS), OTHER]
-    return sorted(panels, key=lambda panel: order.index(panel.group))
+        charts.append(chart)
+    order = [*GROUPS, OTHER]
+    return sorted(charts, key=lambda chart: order.index(chart.group))
 
 
 def _single(name: str, curves: Curves, facts: Facts) -> Chart:
@@ -117,17 +114,8 @@ def _single(name: str, curves: Curves, facts: Facts) -> Chart:
         marks=facts.resumed,
         around_zero=name.startswith("drift/"),
         unit=" s" if name.startswith("time_s/") else " GiB" if name == "mem_gib" else "",
+        measures=(name,),
     )
-
-
-def _group(name: str) -> str:
-    return next((group for group, prefix in GROUPS if name.startswith(prefix)), OTHER)
-
-
-def _place(name: str) -> int:
-    """The order of ABOUT, then that of the rows."""
-    order = list(ABOUT)
-    return order.index(name) if name in order else len(order)
 
 
 @dataclass(frozen=True)

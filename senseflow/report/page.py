@@ -13,7 +13,7 @@ from markupsafe import Markup
 import senseflow
 from senseflow.common.templates import templates
 from senseflow.evaluate.table import results_table_html
-from senseflow.report.curves import Chart, draw, number, panels_of
+from senseflow.report.curves import Chart, charts_of, draw, number
 from senseflow.report.pictures import Pictures
 from senseflow.report.run_folder import RunFolder, date, duration
 from senseflow.report.settings import Comparison, Setting
@@ -44,7 +44,7 @@ def page(report: Report) -> str:
         "Evaluation": bool(report.results),
         "Configuration": bool(comparison.settings),
     }
-    panels = groupby(panels_of(curves, run.facts()), lambda panel: panel.group)
+    charts = groupby(charts_of(curves, run.facts()), lambda chart: chart.group)
     return (
         templates(Path(__file__).parent)
         .get_template("page.html")
@@ -61,7 +61,7 @@ def page(report: Report) -> str:
             min_rows=MIN_ROWS,
             num_rows=max((len(curve.values) for curve in curves.values()), default=0),
             warned={signal.curve for signal in signals},
-            groups=[(group, list(found)) for group, found in panels],
+            groups=[(group, list(found)) for group, found in charts],
             pictures=report.pictures,
             results=Markup(results_table_html(report.results)) if report.results else "",
             compared_with=_compared_with(comparison),

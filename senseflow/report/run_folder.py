@@ -8,6 +8,7 @@ import json
 import re
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from senseflow.report.signals import Facts
 STRIP = re.compile(r"step_(\d+)\.png")
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
 LONGEST_PAUSE_S = 900.0  # a save of 12 B networks on a slow disk, between two rows
+UNITS_S = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 PATIENCE = 5.0  # log intervals without a row before a run counts as not running
 
 Row = dict[str, float]
@@ -208,11 +210,7 @@ def read_starts(folder: Path) -> list[tuple[float, int | None]]:
 def duration(seconds: float) -> str:
     """Seconds in two units at most, such as "3 h 12 min"."""
     whole = max(0, round(seconds))
-    for size, name, small, smaller in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
+    for (size, name), (small, smaller) in pairwise(UNITS_S):
         if whole >= size:
             rest = whole % size // small
             return f"{whole // size} {name}" + (f" {rest} {smaller}" if rest else "")
