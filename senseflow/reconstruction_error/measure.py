@@ -7,7 +7,6 @@ measured of each sample goes at once to a file of rows, and the next start goes 
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from senseflow.core.draws import Draws
 from senseflow.core.isg import reconstruction_error
 from senseflow.core.path import Denoised, add_noise
 from senseflow.core.path import Path as NoisePath
-from senseflow.data.items import Position, Samples
+from senseflow.data.items import Position
 from senseflow.data.sampler import collate, item_at
 from senseflow.distill.state import (
     batch_on_device,
@@ -135,45 +134,30 @@ def _gathered(mine: list[Row]) -> list[Row]:
 @torch.no_grad()
 def measure_samples(teacher: Teacher, wanted: Measurement, samples: range) -> list[Row]:
     """||x_0||^2 and ||x_0 - x_0_hat||^2 of some samples, means over their elements."""
-    adapter = teacher.adapter
-    batch = batch_on_device(teacher, collate(_read(teacher.dataset, wanted.seed, samples), False))
+    adapter, dataset = teacher.adapter, teacher.dataset
+    places = [Position(1, s, item_at(wanted.seed, s, len(dataset))) for s in samples]
+    batch = batch_on_device(teacher, collate([dataset[place] for place in places], False))
     for path, reason in batch.unreadable:
         logger.warning("another sample stands for %s: %s", path, reason)
     draws = Draws(wanted.seed, 0, tuple(samples))
     cond = conditioning(teacher, batch)
     x_0 = clean_latents(teacher, batch, draws, "posterior")
     eps = on_device(teacher, draws.normal("eps", adapter.latent_shape()))
+
+    def error(guidance: float, time: float) -> Tensor:
+        """Of each sample (B,)."""
+        t = times(time, len(x_0), teacher.device)
+        x_t = add_noise(adapter.path, x_0, eps, t)
+        return reconstruction_error(x_0, predict(teacher, x_t, t, cond, guidance).x_0)
+
     errors = torch.stack(
-        [
-            torch.stack(list(_errors(teacher, x_0, eps, cond, wanted.times, guidance)))
-            for guidance in wanted.guidances
-        ]
+        [torch.stack([error(w, time) for time in wanted.times]) for w in wanted.guidances]
     )  # (G, T, B)
     power = reconstruction_error(x_0, torch.zeros_like(x_0))
     return [
         {"sample": s, "power": p, "errors": e}
         for s, p, e in zip(samples, power.tolist(), errors.movedim(2, 0).tolist(), strict=True)
     ]
-
-
-def _read(dataset: Samples, seed: int, samples: range) -> list[Any]:
-    places = [Position(1, s, item_at(seed, s, len(dataset))) for s in samples]
-    return [dataset[place] for place in places]
-
-
-def _errors(
-    teacher: Teacher,
-    x_0: Tensor,
-    eps: Tensor,
-    cond: Conditioning,
-    clock: tuple[float, ...],
-    guidance: float,
-) -> Iterator[Tensor]:
-    """The error (B,) at each time."""
-    for reading in clock:
-        t = times(reading, len(x_0), teacher.device)
-        x_t = add_noise(teacher.adapter.path, x_0, eps, t)
-        yield reconstruction_error(x_0, predict(teacher, x_t, t, cond, guidance).x_0)
 
 
 def predict(
