@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,16 +55,12 @@ class Rows:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} cannot be read: {error}") from error
 
-
-@dataclass(frozen=True)
-class StoredPrompts:
-    """A cache's encoded prompts, read from its files in place of running the text encoders."""
-
-    rows: Rows
-
     def conditioning(self, prompt: str) -> Conditioning:
-        """B = 1, on the host; raises ValueError for a prompt that the cache does not hold."""
-        return Conditioning(**self.rows.read(key_of(prompt)))
+        """Of encoded prompts one, in place of running the text encoders: B = 1, on the host.
+
+        Raises ValueError for one that it does not hold.
+        """
+        return Conditioning(**self.read(key_of(prompt)))
 
 
 @dataclass(frozen=True)
@@ -117,8 +112,7 @@ class CachedSamples(Dataset[Item]):
         return self.dataset.all_prompts()
 
     def __getitem__(self, position: Position) -> Item:
-        read = partial(self._read, position)
-        return first_readable(read, position.item, len(self), self.dataset.max_unreadable)
+        return first_readable(self._read, position, len(self), self.dataset.max_unreadable)
 
     def _read(self, position: Position, item: int) -> Item:
         found, cache = self.sample(position, item), self.cache

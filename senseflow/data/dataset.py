@@ -7,11 +7,6 @@ from typing import Literal
 from senseflow.data.json_images import JsonImages
 from senseflow.data.latents_lmdb import DATA, LatentsLmdb, LatentsScaling
 
-FORMS = (
-    "expected a .json file with keys, image_paths and prompts, or the folder of an LMDB of latents "
-    f"(with {DATA})"
-)
-
 
 def open_dataset(
     path: Path,
@@ -35,7 +30,10 @@ def open_dataset(
         return LatentsLmdb(path, latent_shape, latents_scaling(), latents_scaled, max_unreadable)
     if path.suffix == ".json" and not path.is_dir():
         return JsonImages(path, resolution, crop, seed, max_unreadable)
-    raise ValueError(f"data set {path} {_describe(path)}; {FORMS}")
+    raise ValueError(
+        f"data set {path} {_describe(path)}; expected a .json file with keys, image_paths and "
+        f"prompts, or the folder of an LMDB of latents (with {DATA})"
+    )
 
 
 def _describe(path: Path) -> str:

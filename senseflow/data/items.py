@@ -67,17 +67,20 @@ class UnreadableImagesError(RuntimeError):
     """More samples could not be read than the configuration allows."""
 
 
-def first_readable(read: Callable[[int], Item], start: int, num: int, max_unreadable: int) -> Item:
-    """The first of the `num` samples from `start` on, in the data set's order, that can be read.
+def first_readable(
+    read: Callable[[Position, int], Item], at: Position, num: int, max_unreadable: int
+) -> Item:
+    """The first of the `num` samples from `at.item` on, in the data set's order, that can be read.
 
-    read: raises UnreadableItem for one that cannot. More than max_unreadable of these in a row, or
-    all there are, raise UnreadableImagesError.
+    read: a sample by its place in the run and its number; raises UnreadableItem for one that it
+    cannot. More than max_unreadable of these in a row, or all there are, raise
+    UnreadableImagesError.
     """
     unreadable: list[tuple[str, str]] = []
     for skipped in range(min(num, max_unreadable + 1)):
         try:
             # The next in order, not a new draw: on any number of ranks it is the same one.
-            item = read((start + skipped) % num)
+            item = read(at, (at.item + skipped) % num)
         except UnreadableItem as error:
             unreadable.append((error.source, error.reason))
             continue

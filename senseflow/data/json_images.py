@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -51,8 +50,7 @@ class JsonImages(Dataset[Item]):
         return len(self.paths)
 
     def __getitem__(self, position: Position) -> Item:
-        read = partial(self.sample, position)
-        return first_readable(read, position.item, len(self), self.max_unreadable)
+        return first_readable(self.sample, position, len(self), self.max_unreadable)
 
     def all_prompts(self) -> Iterator[str]:
         """The prompts of all samples, in their order."""

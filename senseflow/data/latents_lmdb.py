@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -147,24 +146,18 @@ class LatentsLmdb(Dataset[Item]):
         return self.num
 
     def __getitem__(self, position: Position) -> Item:
-        read = partial(self.sample, position)
-        return first_readable(read, position.item, len(self), self.max_unreadable)
+        return first_readable(self.sample, position, len(self), self.max_unreadable)
 
     def all_prompts(self) -> Iterator[str]:
         """The prompts of all samples, in their order; those that are no UTF-8 are left out."""
         with self._reading() as txn:
             for row in range(self.num):
-                text = get(txn, prompt_key(row))
+                text = txn.get(prompt_key(row))
                 with suppress(UnicodeDecodeError):
                     yield (text or b"").decode("utf-8")
 
     def sample(self, position: Position, row: int) -> Item:
-        """One row at a place of the run; raises UnreadableItem."""
-        latents, prompt = self.read(row)
-        return Item(prompt, position.index, latents=latents)
-
-    def read(self, row: int) -> tuple[Tensor, str]:
-        """Scaled latents (C, h, w), float32, and the prompt of one row."""
+        """One row, its latents float32 and scaled, at a place of the run; raises UnreadableItem."""
         with self._reading() as txn:
             data, text = self._row(txn, row)
         latents = torch.from_numpy(np.frombuffer(data, DTYPE).astype(np.float32)).view(self.shape)
@@ -174,10 +167,11 @@ class LatentsLmdb(Dataset[Item]):
             prompt = text.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UnreadableItem(f"{self.folder}: row {row}", f"prompt: {error}") from error
-        return latents if self.scaled else self.scaling.apply(latents), prompt
+        latents = latents if self.scaled else self.scaling.apply(latents)
+        return Item(prompt, position.index, latents=latents)
 
     @contextmanager
-    def _reading(self) -> Iterator[lmdb.Transaction]:
+    def _reading(self) -> "Iterator[lmdb.Transaction[bytes]]":
         """A transaction on this process's environment, opened when first needed."""
         if self._environment is None:
             self._environment = open_whole(self.folder)
@@ -187,10 +181,10 @@ class LatentsLmdb(Dataset[Item]):
         except lmdb.Error as error:
             raise ValueError(f"{self.folder} is damaged: {error}") from error
 
-    def _row(self, txn: lmdb.Transaction, row: int) -> tuple[bytes, bytes]:
+    def _row(self, txn: "lmdb.Transaction[bytes]", row: int) -> tuple[bytes, bytes]:
         found = []
         for key in (latents_key(row), prompt_key(row)):
-            value = get(txn, key)
+            value = txn.get(key)
             if value is None:
                 raise ValueError(
                     f"{self.folder} has no {key.decode()}, one of the {self.num} rows that its "
@@ -205,7 +199,7 @@ class LatentsLmdb(Dataset[Item]):
             )
         return found[0], found[1]
 
-    def _read_num(self, txn: lmdb.Transaction) -> int:
+    def _read_num(self, txn: "lmdb.Transaction[bytes]") -> int:
         num, *stored = read_shape(self.folder, txn)
         if tuple(stored) != tuple(self.shape):
             raise ValueError(
@@ -214,7 +208,7 @@ class LatentsLmdb(Dataset[Item]):
             )
         return num
 
-    def _require_rows(self, txn: lmdb.Transaction) -> None:
+    def _require_rows(self, txn: "lmdb.Transaction[bytes]") -> None:
         """Cheap on any size: the first row, the last, and how many entries there are."""
         for row in (0, self.num - 1):
             self._row(txn, row)
@@ -225,8 +219,8 @@ class LatentsLmdb(Dataset[Item]):
                 f"their shape are {needed}: rows are missing"
             )
 
-    def _read_scaled(self, txn: lmdb.Transaction, asked: bool | None) -> bool:
-        said = get(txn, SCALED_KEY)
+    def _read_scaled(self, txn: "lmdb.Transaction[bytes]", asked: bool | None) -> bool:
+        said = txn.get(SCALED_KEY)
         if said is None and asked is None:
             self._warn_if_unscaled(txn)
             return True
@@ -240,7 +234,7 @@ class LatentsLmdb(Dataset[Item]):
             )
         return stored
 
-    def _warn_if_unscaled(self, txn: lmdb.Transaction) -> None:
+    def _warn_if_unscaled(self, txn: "lmdb.Transaction[bytes]") -> None:
         """A VAE's scaling factor brings its latents to about unit deviation."""
         ends = [np.frombuffer(self._row(txn, row)[0], DTYPE) for row in (0, self.num - 1)]
         deviation = max(float(np.concatenate(ends).astype(np.float32).std()), 1e-6)
@@ -255,19 +249,19 @@ class LatentsLmdb(Dataset[Item]):
                 deviation * self.scaling.factor,
             )
 
-    def _require_vae(self, txn: lmdb.Transaction) -> None:
+    def _require_vae(self, txn: "lmdb.Transaction[bytes]") -> None:
         """Another scaling is another VAE; other weights may be the same VAE in another type."""
         for key, name, here in (
             (FACTOR_KEY, "scaling factor", self.scaling.factor),
             (SHIFT_KEY, "shift", self.scaling.shift),
         ):
-            said = get(txn, key)
+            said = txn.get(key)
             if said is not None and not np.isclose(float(said), here, rtol=1e-6, atol=1e-9):
                 raise ValueError(
                     f"{self.folder} holds latents of a VAE with {name} {float(said)}, the "
                     f"teacher's has {here}: they are of another VAE"
                 )
-        said, here_sha256 = get(txn, VAE_KEY), self.scaling.vae_sha256
+        said, here_sha256 = txn.get(VAE_KEY), self.scaling.vae_sha256
         if said and here_sha256 and said.decode() != here_sha256:
             logger.warning(
                 "%s holds latents of a VAE whose weights have the sha256 %s, the teacher's have "
@@ -278,16 +272,10 @@ class LatentsLmdb(Dataset[Item]):
             )
 
 
-def get(txn: lmdb.Transaction, key: bytes) -> bytes | None:
-    """A copy of what is stored under a key."""
-    value = txn.get(key)
-    return None if value is None else bytes(value)
-
-
-def read_shape(folder: Path, txn: lmdb.Transaction) -> list[int]:
+def read_shape(folder: Path, txn: "lmdb.Transaction[bytes]") -> list[int]:
     """latents_shape, N C h w; raises ValueError when it is missing or says something else."""
-    text = get(txn, SHAPE_KEY)
-    if text is None and get(txn, CONVERSION_KEY) is not None:
+    text = txn.get(SHAPE_KEY)
+    if text is None and txn.get(CONVERSION_KEY) is not None:
         raise ValueError(
             f"{folder} is not finished: go on with the `python -m senseflow.data.convert` that "
             "began it"

@@ -13,7 +13,7 @@ import numpy as np
 
 from senseflow.config.config import Config, PathsConfig
 from senseflow.data.cache_index import KEY_DTYPE, Part, differences, key_of, keys_of, read_index
-from senseflow.data.cached import Cache, Rows, StoredPrompts
+from senseflow.data.cached import Cache, Rows
 from senseflow.data.items import Samples
 from senseflow.data.json_images import JsonImages
 from senseflow.teachers.family import Family
@@ -133,10 +133,9 @@ def read_cache(config: Config, family: Family, data: Samples) -> Cache:
             f"paths.cache {folder} holds nothing for this run: {COMMAND.format(folder)}"
         )
     rows = {name: checked(folder, name, part, config, family, data) for name, part in used.items()}
-    prompts = StoredPrompts(rows["prompts"]) if "prompts" in rows else None
     clip = rows.get("clip")
     text_dim = None if clip is None else clip.fields["text"].shape[0]
-    return Cache(prompts, clip, rows.get("latents"), text_dim)
+    return Cache(rows.get("prompts"), clip, rows.get("latents"), text_dim)
 
 
 def _is_used(name: str, parts: dict[str, Part], config: Config, data: Samples) -> bool:

@@ -269,7 +269,8 @@ def test_shards_may_be_unscaled_and_of_one_file(tmp_path, teacher):
     file, output = tmp_path / "shards" / "vae_latents_000.pt", tmp_path / "lmdb"
     assert run(file, "--output", output, "--teacher", teacher, "--unscaled", device=None) == 0
     data = LatentsLmdb(output, (4, 8, 8), LatentsScaling.of_vae(teacher / "vae"))
-    np.testing.assert_allclose(data.read(2)[0], latents[2].astype(np.float32) * 0.13025)
+    found = data[Position(1, 0, 2)].latents
+    np.testing.assert_allclose(found, latents[2].astype(np.float32) * 0.13025)
 
 
 def test_bad_shards_are_errors_and_bad_rows_are_skipped(tmp_path, other_teacher, capsys):

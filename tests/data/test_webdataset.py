@@ -36,7 +36,8 @@ def sample(key: str, caption: str, colour: str = "red") -> list[tuple[str, bytes
 
 
 def captions(extracted) -> dict[str, str]:
-    return {pair.key: pair.caption for pair in extracted.found.pairs}
+    found, _ = extracted
+    return {pair.key: pair.caption for pair in found.pairs}
 
 
 def test_braces_stand_for_what_the_shell_makes_of_them():
@@ -68,10 +69,10 @@ def test_samples_with_text_or_json_in_any_order(tmp_path):
         "s/002": "café",
         "s/../../etc/008": "outside",
     }
-    assert [why for _, why in extracted.found.left_out] == [
+    assert [why for _, why in extracted[0].left_out] == [
         "an image without a caption", "a caption without an image", "a caption that is not text",
     ]  # fmt: skip
-    assert +extracted.found.passed_over == {"hidden": 1, ".cls": 1} and not extracted.damaged
+    assert +extracted[0].passed_over == {"hidden": 1, ".cls": 1} and not extracted[1]
     files = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     assert files == [
         "images/s.json",
@@ -80,7 +81,7 @@ def test_samples_with_text_or_json_in_any_order(tmp_path):
         "images/s/000005.png",
         "s.tar",
     ]
-    last = next(pair for pair in extracted.found.pairs if pair.caption == "outside")
+    last = next(pair for pair in extracted[0].pairs if pair.caption == "outside")
     assert Image.open(last.image).getpixel((0, 0)) == (0, 255, 0)
 
 
@@ -120,7 +121,7 @@ def test_compressed_shards_and_one_cut_short(tmp_path):
     file = shard(tmp_path / "s.tar.gz", sample("0", "packed"), "w:gz")
     assert captions(from_shards([file], tmp_path / "a", ANY)) == {"s/0": "packed"}
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    assert len(from_shards([file], tmp_path / "b", ANY).damaged) == 1
+    assert len(from_shards([file], tmp_path / "b", ANY)[1]) == 1
 
 
 def test_finished_shards_are_not_read_again_but_changed_ones_are(tmp_path, monkeypatch):
@@ -182,4 +183,4 @@ def test_memory_is_that_of_a_sample(tmp_path):
     extracted = from_shards([file], tmp_path / "images", ANY)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(extracted.found.pairs) == 1500 and peak < 1.5e6, peak
+    assert len(extracted[0].pairs) == 1500 and peak < 1.5e6, peak

@@ -20,7 +20,6 @@ from senseflow.data.check.wording import (
     caption_findings,
     caption_numbers,
     read_tokenizers,
-    token_lengths,
 )
 from senseflow.data.image_lists import read_lists, resolve
 
@@ -109,7 +108,7 @@ def check_images(file: Path, setting: Setting, num_workers: int) -> Result:
     _, paths, prompts = read_lists(file)
     files = [resolve(file.parent, path) for path in paths]
     seen = look_at_all(files, num_workers)
-    lengths = {reader.name: token_lengths(prompts, reader) for reader in setting.readers}
+    lengths = {reader.name: reader.lengths(prompts) for reader in setting.readers}
     limits = {reader.name: reader.limit for reader in setting.readers}
     resolution = setting.limits.resolution
     findings = image_findings(paths, seen, setting.limits)
@@ -144,7 +143,7 @@ def check_latents(folder: Path, setting: Setting) -> Result:
             require_fit(folder, setting.teacher, setting.limits.resolution, setting.latents_scaled)
         except ValueError as error:
             findings.insert(0, Finding("other teacher", "stops", str(error)))
-    lengths = {reader.name: token_lengths(rows.captions, reader) for reader in setting.readers}
+    lengths = {reader.name: reader.lengths(rows.captions) for reader in setting.readers}
     limits = {reader.name: reader.limit for reader in setting.readers}
     findings += caption_findings(rows.captions, lengths, limits)
     numbers = {

@@ -21,20 +21,12 @@ PAIRS = 2**16  # thumbnails compared at once
 
 def exact_groups(looks: Sequence[Look | None]) -> list[list[int]]:
     """Places of images with equal pixels, groups of two and more; None is of no group."""
-    places: dict[bytes, list[int]] = {}
-    for place, look in enumerate(looks):
-        if look is not None:
-            places.setdefault(look.digest, []).append(place)
-    return [group for group in places.values() if len(group) > 1]
+    return [group for group in _by_pixels(looks) if len(group) > 1]
 
 
 def near_groups(looks: Sequence[Look | None]) -> list[list[int]]:
     """Places of images that nearly are one; of those with equal pixels the first alone counts."""
-    first: dict[bytes, int] = {}
-    for place, look in enumerate(looks):
-        if look is not None:
-            first.setdefault(look.digest, place)
-    places = sorted(first.values())
+    places = [group[0] for group in _by_pixels(looks)]
     kept = [look for place in places if (look := looks[place]) is not None]
     parents = list(range(len(kept)))
     for one, other in _near_pairs(kept):
@@ -43,6 +35,15 @@ def near_groups(looks: Sequence[Look | None]) -> list[list[int]]:
     for number, place in enumerate(places):
         groups.setdefault(_root(parents, number), []).append(place)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _by_pixels(looks: Sequence[Look | None]) -> list[list[int]]:
+    """Places of readable images, those with equal pixels together, by the first of each group."""
+    places: dict[bytes, list[int]] = {}
+    for place, look in enumerate(looks):
+        if look is not None:
+            places.setdefault(look.digest, []).append(place)
+    return [*places.values()]
 
 
 def _near_pairs(looks: list[Look]) -> Iterator[tuple[int, int]]:

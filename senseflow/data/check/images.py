@@ -111,18 +111,17 @@ def _equal(paths: list[str], looks: list[Look | None]) -> list[Finding]:
     if again:
         words = f"{share(len(again), len(paths))} name a file that an earlier row names too"
         findings.append(Finding("listed again", "note", words, again))
-    exact, near = exact_groups(once), near_groups(once)
-    if exact:
-        more = sum(len(group) - 1 for group in exact)
-        words = f"{share(more, len(looks))} repeat the pixels of another ({_groups(exact)})"
-        findings.append(Finding("duplicates", "warning", words, _largest(exact)))
-    if near:
-        more = sum(len(group) - 1 for group in near)
-        words = (
-            f"{share(more, len(looks))} are nearly the picture of another ({_groups(near)}; at "
-            f"most {BITS} of 64 bits of a DCT hash apart)"
-        )
-        findings.append(Finding("near duplicates", "warning", words, _largest(near)))
+    nearly, apart = "are nearly the picture", f"; at most {BITS} of 64 bits of a DCT hash apart"
+    for name, groups, said, how in (
+        ("duplicates", exact_groups(once), "repeat the pixels", ""),
+        ("near duplicates", near_groups(once), nearly, apart),
+    ):
+        if groups:
+            more = share(sum(len(group) - 1 for group in groups), len(looks))
+            num = f"{len(groups)} group{'s' if len(groups) > 1 else ''}"
+            places = sorted(groups, key=lambda group: -len(group))
+            words = f"{more} {said} of another ({num}{how})"
+            findings.append(Finding(name, "warning", words, [*places]))
     return findings
 
 
@@ -142,11 +141,3 @@ def _odd(looks: list[Look | None]) -> list[Finding]:
         for name, words, places in cases
         if places
     ]
-
-
-def _largest(groups: list[list[int]]) -> list[Place]:
-    return [*sorted(groups, key=lambda group: -len(group))]
-
-
-def _groups(groups: list[list[int]]) -> str:
-    return f"{len(groups)} group{'s' if len(groups) > 1 else ''}"

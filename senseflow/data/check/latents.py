@@ -18,7 +18,6 @@ from senseflow.data.latents_lmdb import (
     SCALED_KEY,
     LatentsLmdb,
     LatentsScaling,
-    get,
     latents_key,
     open_whole,
     prompt_key,
@@ -60,7 +59,7 @@ def read_rows(folder: Path) -> Rows:
     try:
         with environment.begin() as txn:
             num, *shape = read_shape(folder, txn)
-            said = get(txn, SCALED_KEY)
+            said = txn.get(SCALED_KEY)
             rows = Rows(shape, scaled=None if said is None else said == b"1")
             _fill(rows, txn, num)
     except lmdb.Error as error:
@@ -68,11 +67,11 @@ def read_rows(folder: Path) -> Rows:
     return rows
 
 
-def _fill(rows: Rows, txn: lmdb.Transaction, num: int) -> None:
+def _fill(rows: Rows, txn: "lmdb.Transaction[bytes]", num: int) -> None:
     channels, length = rows.shape[0], int(np.prod(rows.shape)) * DTYPE.itemsize
     sums, squares, places = np.zeros(channels), np.zeros(channels), dict[bytes, list[int]]()
     for row in tqdm(range(num), unit="row", mininterval=0.5):
-        data, caption = get(txn, latents_key(row)), get(txn, prompt_key(row))
+        data, caption = txn.get(latents_key(row)), txn.get(prompt_key(row))
         fault, text = _fault(data, caption, length)
         rows.captions.append(text)
         if fault or data is None:

@@ -90,11 +90,9 @@ def look_at_all(paths: list[Path], num_workers: int) -> list[Seen]:
     num_workers: processes; 1: this one. Raises ValueError when one is killed.
     """
     distinct = list(dict.fromkeys(map(str, paths)))
-    with tqdm(total=len(distinct), unit="image", smoothing=0.05, mininterval=0.5) as bar:
-        seen = {}
-        for path, found in zip(distinct, _looks(distinct, num_workers), strict=True):
-            seen[path] = found
-            bar.update()
+    looks = _looks(distinct, num_workers)
+    bar = tqdm(looks, total=len(distinct), unit="image", smoothing=0.05, mininterval=0.5)
+    seen = dict(zip(distinct, bar, strict=True))
     return [seen[str(path)] for path in paths]
 
 

@@ -22,9 +22,12 @@ class Reader:
 
     def lengths(self, captions: list[str]) -> list[int]:
         """Tokens of each caption, uncut, with what the tokenizer adds at its ends."""
-        starts = range(0, len(captions), BATCH)
-        batches = [captions[start : start + BATCH] for start in starts]
-        return [len(i) for b in batches for i in self.tokenizer(b, verbose=False)["input_ids"]]
+        distinct, lengths = list(dict.fromkeys(captions)), dict[str, int]()
+        for start in range(0, len(distinct), BATCH):
+            batch = distinct[start : start + BATCH]
+            ids = self.tokenizer(batch, verbose=False)["input_ids"]
+            lengths |= zip(batch, map(len, ids), strict=True)
+        return [lengths[caption] for caption in captions]
 
 
 def read_tokenizers(teacher: Path, t5_length: int | None) -> list[Reader]:
@@ -54,22 +57,10 @@ def read_tokenizers(teacher: Path, t5_length: int | None) -> list[Reader]:
     return readers
 
 
-def empty_rows(captions: list[str]) -> list[int]:
-    """Places of captions without a letter."""
-    return [place for place, caption in enumerate(captions) if not caption.strip()]
-
-
 def repeated(captions: list[str]) -> list[tuple[str, int]]:
     """Captions that stand more than once, with how often, the most frequent first."""
     counts = Counter(" ".join(caption.split()) for caption in captions if caption.strip())
     return [(caption, count) for caption, count in counts.most_common() if count > 1]
-
-
-def token_lengths(captions: list[str], reader: Reader) -> list[int]:
-    """Tokens of each caption; equal ones are counted once."""
-    distinct = list(dict.fromkeys(captions))
-    lengths = dict(zip(distinct, reader.lengths(distinct), strict=True))
-    return [lengths[caption] for caption in captions]
 
 
 def caption_findings(
@@ -80,7 +71,7 @@ def caption_findings(
     lengths, limits: tokens of each caption, and how many are read, by tokenizer.
     """
     findings = []
-    if empty := empty_rows(captions):
+    if empty := [place for place, caption in enumerate(captions) if not caption.strip()]:
         words = f"{share(len(empty), len(captions))} have an empty caption"
         findings.append(Finding("empty captions", "warning", words, [*empty]))
     if again := repeated(captions):

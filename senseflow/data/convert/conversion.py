@@ -25,8 +25,9 @@ from senseflow.core.draws import Draws
 from senseflow.data.ahead import in_groups
 from senseflow.data.convert.dmd2_shards import read_shard
 from senseflow.data.convert.latents_writer import Chunk, LatentsWriter
+from senseflow.data.image_lists import read_lists, resolve
 from senseflow.data.items import UnreadableItem
-from senseflow.data.json_images import JsonImages, read_image
+from senseflow.data.json_images import read_image
 from senseflow.data.latents_lmdb import DTYPE, LatentsScaling, read_vae_config
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,11 @@ class Shards:
         for number in range(first, len(self.files)):
             logger.info("shard %d of %d: %s", number + 1, len(self.files), self.files[number])
             latents, prompts = read_shard(self.files[number])
-            self._require_channels(self.files[number], latents)
+            if self.channels is not None and latents.shape[1] != self.channels:
+                raise ValueError(
+                    f"{self.files[number]} holds latents {list(latents.shape[1:])}, the teacher's "
+                    f"VAE has {self.channels} channels"
+                )
             while row < len(prompts):
                 end = min(row + SHARD_ROWS, len(prompts))
                 names = [f"{self.files[number]}: row {i}" for i in range(row, end)]
@@ -76,13 +81,6 @@ class Shards:
                 yield usable_chunk(latents[row:end], prompts[row:end], names, [], following)
                 row = end
             row = 0
-
-    def _require_channels(self, file: Path, latents: np.ndarray) -> None:
-        if self.channels is not None and latents.shape[1] != self.channels:
-            raise ValueError(
-                f"{file} holds latents {list(latents.shape[1:])}, the teacher's VAE has "
-                f"{self.channels} channels"
-            )
 
 
 # -------------------------------------------------------------------------------------- images
@@ -146,6 +144,7 @@ class Picture:
 
     path: Path
     prompt: str | Path
+    name: list[str]  # what identifies it, whatever folder it is in
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,6 @@ class Pictures:
     """Images, resized to cover the resolution and cropped in the middle, through the VAE."""
 
     pictures: list[Picture]
-    names: list[list[str]]  # what identifies them, whatever folder they are in
     encoder: Encoder
     resolution: tuple[int, int]
     batch_size: int
@@ -173,7 +171,7 @@ class Pictures:
         """What the result depends on: names of the files, their size in pixels, the encoder."""
         return {
             "source": "images",
-            "files": _digest(self.names),
+            "files": _digest([picture.name for picture in self.pictures]),
             "resolution": list(self.resolution),
             **self.encoder.settings(),
         }
@@ -230,18 +228,19 @@ def convert(source: Source, writer: LatentsWriter, max_unreadable: int) -> None:
             bar.update(len(chunk))
 
 
-def json_pictures(file: Path) -> tuple[list[Picture], list[list[str]]]:
-    """The images of a JSON data set, and what identifies them."""
-    data = JsonImages(file, (1, 1))
-    listed = list(zip(data.paths, data.prompts, strict=True))
-    pictures = [Picture(data.resolve(path), prompt) for path, prompt in listed]
-    return pictures, [list(pair) for pair in listed]
+def json_pictures(file: Path) -> list[Picture]:
+    """The images of a JSON data set."""
+    _, paths, prompts = read_lists(file)
+    listed = zip(paths, prompts, strict=True)
+    return [Picture(resolve(file.parent, path), prompt, [path, prompt]) for path, prompt in listed]
 
 
-def captioned_pictures(folder: Path, files: list[Path]) -> tuple[list[Picture], list[list[str]]]:
-    """Images in a folder, each with its caption beside it, and what identifies them."""
-    pictures = [Picture(f, f.with_suffix(CAPTION_SUFFIX)) for f in files]
-    return pictures, [[f.relative_to(folder).as_posix()] for f in files]
+def captioned_pictures(folder: Path, files: list[Path]) -> list[Picture]:
+    """Images in a folder, each with its caption beside it."""
+    return [
+        Picture(file, file.with_suffix(CAPTION_SUFFIX), [file.relative_to(folder).as_posix()])
+        for file in files
+    ]
 
 
 def read_prompt(picture: Picture) -> str:

@@ -24,7 +24,6 @@ from senseflow.data.latents_lmdb import (
     SHIFT_KEY,
     VAE_KEY,
     LatentsScaling,
-    get,
     latents_key,
     prompt_key,
     whole_size,
@@ -129,7 +128,7 @@ class LatentsWriter:
     def skipped(self) -> list[tuple[str, str]]:
         """(source, reason) of every sample passed over so far."""
         with self.environment.begin() as txn:
-            found = [get(txn, _skipped_key(i)) for i in range(self.progress.num_skipped)]
+            found = [txn.get(_skipped_key(i)) for i in range(self.progress.num_skipped)]
         return [(source, reason) for source, reason in (json.loads(f or b"") for f in found)]
 
     def list_skipped(self, more: list[tuple[str, str]] | None = None) -> Path:
@@ -142,8 +141,8 @@ class LatentsWriter:
     def _begin(self) -> None:
         """Anew, or from where it was."""
         with self.environment.begin() as txn:
-            stored, begun = get(txn, PROGRESS_KEY), get(txn, CONVERSION_KEY)
-            self.finished = get(txn, SHAPE_KEY) is not None
+            stored, begun = txn.get(PROGRESS_KEY), txn.get(CONVERSION_KEY)
+            self.finished = txn.get(SHAPE_KEY) is not None
             num_entries = txn.stat()["entries"]
         if stored is not None:
             self.progress, self._stored = Progress(**json.loads(stored)), stored
@@ -160,7 +159,9 @@ class LatentsWriter:
         try:
             while not self._put([*entries, (PROGRESS_KEY, stored)]):
                 self.environment.set_mapsize(2 * self.environment.info()["map_size"])
-            _pad(self.folder / DATA, whole_size(self.environment))
+            file, size = self.folder / DATA, whole_size(self.environment)
+            if file.stat().st_size < size:  # LMDB may leave out unused pages at the end, which
+                os.truncate(file, size)  # would make a whole file look cut short
         except (lmdb.Error, OSError) as error:
             free = shutil.disk_usage(self.folder).free / 2**20  # a full disk is EIO to LMDB
             raise OSError(
@@ -174,7 +175,7 @@ class LatentsWriter:
         """Whether the entries had room in the map."""
         try:
             with self.environment.begin(write=True) as txn:
-                if get(txn, PROGRESS_KEY) != self._stored:
+                if txn.get(PROGRESS_KEY) != self._stored:
                     raise ValueError(f"another process is writing to {self.folder}")
                 for key, value in entries:
                     txn.put(key, value)
@@ -207,12 +208,6 @@ def _open(folder: Path) -> lmdb.Environment:
         environment.close()
         raise ValueError(f"{file} is cut short: it has {size} bytes of {needed}; begin it anew")
     return environment
-
-
-def _pad(file: Path, size: int) -> None:
-    """LMDB may leave out unused pages at the end, which would make a whole file look cut short."""
-    if file.stat().st_size < size:
-        os.truncate(file, size)
 
 
 def _skipped_key(number: int) -> bytes:

@@ -8,6 +8,7 @@ left out without a word: every file is a pair, left out for a reason, or counted
 import csv
 import json
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv")
 METADATA = tuple(f"metadata{suffix}" for suffix in TABLE_SUFFIXES)
 FILE_COLUMNS = ("file_name", "image_path", "image", "path")
 CAPTION_COLUMNS = ("text", "caption", "prompt")
+
+HALF_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates, which UTF-8 cannot write
 
 NO_CAPTION = "an image without a caption"
 NO_IMAGE = "a caption without an image"
@@ -51,12 +54,12 @@ class Found:
         caption = text if isinstance(text, str) else None
         if text is None:
             self.left_out.append((key, NO_CAPTION))
-        elif caption is None or not _is_unicode(caption):
+        elif caption is None or HALF_PAIR.search(caption):
             self.left_out.append((key, NOT_TEXT))
         elif not caption.strip():
             self.left_out.append((key, EMPTY))
         else:
-            self.pairs.append(Pair(key, image, one_line(caption)))
+            self.pairs.append(Pair(key, image, " ".join(caption.split())))
 
     def extend(self, other: "Found") -> None:
         """Take over what another source holds."""
@@ -72,28 +75,9 @@ class Columns:
     file: str | None = None
     caption: str | None = None
 
-    def file_of(self, row: dict[str, Any]) -> Any:
-        """The image's file; None when no column holds one."""
-        return _first(row, (self.file,) if self.file else FILE_COLUMNS)
-
     def caption_of(self, row: dict[str, Any]) -> Any:
         """The caption; None when no column holds one."""
         return _first(row, (self.caption,) if self.caption else CAPTION_COLUMNS)
-
-
-@dataclass
-class Tree:
-    """The files below a folder, as sorted relative POSIX paths."""
-
-    images: list[str] = field(default_factory=list)
-    sidecars: list[str] = field(default_factory=list)
-    tables: list[str] = field(default_factory=list)
-    passed_over: Counter[str] = field(default_factory=Counter)
-
-
-def one_line(text: str) -> str:
-    """A caption without line ends and doubled spaces."""
-    return " ".join(text.split())
 
 
 def from_folder(folder: Path, columns: Columns) -> Found:
@@ -102,21 +86,21 @@ def from_folder(folder: Path, columns: Columns) -> Found:
     An image that a metadata table names has its captions from there, one pair each; any other from
     its sidecar. Raises ValueError for a table that cannot be read, OSError for a folder.
     """
-    tree = walk(folder)
-    found = Found(passed_over=tree.passed_over)
-    captions = _from_tables(folder, tree, columns, found)
-    sidecars = {_same(name): name for name in tree.sidecars}
+    files, passed_over = walk(folder)
+    found = Found(passed_over=passed_over)
+    captions = _from_tables(folder, files, columns, found)
+    sidecars = {_same(name): name for name in files["sidecar"]}
     used = set()
-    for image in tree.images:
+    for image in files["image"]:
         own = [s for s in _sidecar_names(image) if s in sidecars]
         used.update(own)
         if image in captions:
             for number, text in enumerate(captions[image], start=1):
                 found.add(image if number == 1 else f"{image}#{number}", folder / image, text)
         else:
-            text = read_sidecar(folder / sidecars[own[0]]) if own else None
+            text = decoded((folder / sidecars[own[0]]).read_bytes()) if own else None
             found.add(image, folder / image, text)
-    found.left_out += [(s, NO_IMAGE) for s in tree.sidecars if _same(s) not in used]
+    found.left_out += [(s, NO_IMAGE) for s in files["sidecar"] if _same(s) not in used]
     return found
 
 
@@ -135,26 +119,27 @@ def from_table(file: Path, columns: Columns) -> Found:
     return found
 
 
-def walk(folder: Path) -> Tree:
-    """The files below a folder by what they are; hidden ones and linked folders only counted."""
-    tree = Tree()
+def walk(folder: Path) -> tuple[dict[str, list[str]], Counter[str]]:
+    """The images, sidecars and tables below a folder, as sorted relative POSIX paths, and how many
+    there are of others: hidden ones, linked folders, other kinds.
+    """
+    known: dict[str, list[str]] = {"image": [], "sidecar": [], "table": []}
+    others = Counter[str]()
     for place, folders, files in os.walk(folder, onerror=_raise):
         hidden = [name for name in [*folders, *files] if name.startswith(".")]
         linked = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        tree.passed_over.update({"hidden": len(hidden), "linked folders": len(linked)})
+        others.update({"hidden": len(hidden), "linked folders": len(linked)})
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if not name.startswith("."):
-                _sort_in(tree, (Path(place) / name).relative_to(folder).as_posix())
-    for names in (tree.images, tree.sidecars, tree.tables):
-        names.sort()
-    tree.passed_over = +tree.passed_over  # without zeros
-    return tree
+        for file in (Path(place, name) for name in files if not name.startswith(".")):
+            if (kind := _kind(file)) in known:
+                known[kind].append(file.relative_to(folder).as_posix())
+            else:
+                others[kind] += 1
+    return {kind: sorted(names) for kind, names in known.items()}, +others  # without zeros
 
 
-def read_sidecar(file: Path) -> str | bytes:
-    """The caption in a file; its bytes where they are not UTF-8."""
-    data = file.read_bytes()
+def decoded(data: bytes) -> str | bytes:
+    """The caption that a file holds; its bytes where they are not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -182,12 +167,12 @@ def read_table(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _from_tables(
-    folder: Path, tree: Tree, columns: Columns, found: Found
+    folder: Path, files: dict[str, list[str]], columns: Columns, found: Found
 ) -> dict[str, list[object]]:
     """The captions that the metadata tables of a folder give to its images."""
-    images = {_same(name): name for name in tree.images}
+    images = {_same(name): name for name in files["image"]}
     captions: dict[str, list[object]] = {}
-    for table in tree.tables:
+    for table in files["table"]:
         for number, row in read_table(folder / table):
             name = _file_name(folder / table, number, row, columns)
             below = os.path.normpath(PurePosixPath(table).parent / name)
@@ -200,27 +185,23 @@ def _from_tables(
 
 
 def _file_name(table: Path, number: int, row: dict[str, Any], columns: Columns) -> str:
-    name = columns.file_of(row)
+    wanted = (columns.file,) if columns.file else FILE_COLUMNS
+    name = _first(row, wanted)
     if not isinstance(name, str) or not name.strip():
-        wanted = columns.file or " or ".join(FILE_COLUMNS)
         raise ValueError(
-            f"{table}, line {number}: no image file in a column {wanted}; it has "
+            f"{table}, line {number}: no image file in a column {' or '.join(wanted)}; it has "
             f"{', '.join(map(str, row))}: name the column with --file_column"
         )
     return name
 
 
-def _sort_in(tree: Tree, name: str) -> None:
-    path = PurePosixPath(name)
-    suffix = path.suffix.lower()
+def _kind(file: Path) -> str:
+    suffix = file.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
-        tree.images.append(name)
-    elif suffix in CAPTION_SUFFIXES:
-        tree.sidecars.append(name)
-    elif path.name.lower() in METADATA:
-        tree.tables.append(name)
-    else:
-        tree.passed_over[suffix or "no suffix"] += 1
+        return "image"
+    if suffix in CAPTION_SUFFIXES:
+        return "sidecar"
+    return "table" if file.name.lower() in METADATA else suffix or "no suffix"
 
 
 def _sidecar_names(image: str) -> list[str]:
@@ -237,15 +218,6 @@ def _same(name: str) -> str:
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether it can be written: no half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _raise(error: OSError) -> None:

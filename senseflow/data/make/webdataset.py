@@ -12,36 +12,28 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
 
 from senseflow.common.files import write_whole
-from senseflow.data.make.captioned import CAPTION_COLUMNS, NO_IMAGE, Columns, Found
+from senseflow.data.make.captioned import (
+    CAPTION_COLUMNS,
+    CAPTION_SUFFIXES,
+    NO_IMAGE,
+    Columns,
+    Found,
+    decoded,
+)
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
-CAPTIONS = (".txt", ".caption", ".json")  # the first that is there
+CAPTIONS = (*CAPTION_SUFFIXES, ".json")  # the first that is there
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError)
 BLOCK = 512  # bytes; two empty ones end a tar
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
-
-@dataclass
-class Extracted:
-    """What the shards held, and (shard, reason) of those that are damaged."""
-
-    found: Found = field(default_factory=Found)
-    damaged: list[tuple[Path, str]] = field(default_factory=list)
-
-
-@dataclass
-class Sample:
-    """The files of one sample that are of use, by suffix."""
-
-    key: str
-    parts: dict[str, bytes] = field(default_factory=dict)
+Parts = dict[str, bytes]  # the files of one sample that are of use, by suffix
 
 
 def expand(words: list[str]) -> list[Path]:
@@ -83,24 +75,25 @@ def note_of(shard: Path, images: Path) -> Path:
     return images / f"{stem(shard)}.json"
 
 
-def from_shards(shards: list[Path], images: Path, columns: Columns) -> Extracted:
+def from_shards(
+    shards: list[Path], images: Path, columns: Columns
+) -> tuple[Found, list[tuple[Path, str]]]:
     """Extract what is not extracted yet, to `images`/NAME OF SHARD/.
 
-    Of a damaged shard the samples before the damage are taken; it is read again the next time.
+    Returns what the shards held, and (shard, reason) of those that are damaged: of these the
+    samples before the damage are taken, and they are read again the next time.
     """
-    extracted = Extracted()
-    with tqdm(total=len(shards), unit="shard") as bar:
-        for shard in shards:
-            found = _earlier(shard, images, columns)
-            if found is None:
-                found, reason = extract(shard, images / stem(shard), columns)
-                if reason:
-                    extracted.damaged.append((shard, reason))
-                else:
-                    _remember(shard, images, columns, found)
-            extracted.found.extend(found)
-            bar.update()
-    return extracted
+    whole, damaged = Found(), []
+    for shard in tqdm(shards, unit="shard"):
+        found = _earlier(shard, images, columns)
+        if found is None:
+            found, reason = extract(shard, images / stem(shard), columns)
+            if reason:
+                damaged.append((shard, reason))
+            else:
+                _remember(shard, images, columns, found)
+        whole.extend(found)
+    return whole, damaged
 
 
 def extract(shard: Path, folder: Path, columns: Columns) -> tuple[Found, str | None]:
@@ -110,20 +103,21 @@ def extract(shard: Path, folder: Path, columns: Columns) -> tuple[Found, str | N
     samples = enumerate(read_samples(shard, found.passed_over))
     while True:
         try:
-            number, sample = next(samples)
+            number, (key, parts) = next(samples)
         except StopIteration:
             return found, None
         except DAMAGE as error:
             return found, f"damaged: {error}"
-        _add(found, folder, f"{folder.name}/{sample.key}", number, sample, columns)
+        _add(found, folder / f"{number:06d}", f"{folder.name}/{key}", parts, columns)
 
 
-def read_samples(shard: Path, passed_over: Counter[str]) -> Iterator[Sample]:
-    """The samples of a tar, in order; raises one of DAMAGE where it is cut short or damaged.
+def read_samples(shard: Path, passed_over: Counter[str]) -> Iterator[tuple[str, Parts]]:
+    """Key and files of each sample of a tar, in order.
 
-    passed_over: counts the files of other kinds.
+    Raises one of DAMAGE where it is cut short or damaged. passed_over: counts the files of other
+    kinds.
     """
-    sample: Sample | None = None
+    before, parts = "", Parts()
     with tarfile.open(shard, "r|*") as tar:
         while (member := tar.next()) is not None:
             # a stream never goes back to the files before; tarfile would keep them all
@@ -137,15 +131,14 @@ def read_samples(shard: Path, passed_over: Counter[str]) -> Iterator[Sample]:
             if suffix not in IMAGES + CAPTIONS:
                 passed_over[suffix] += 1
                 continue
-            if sample is not None and sample.key != key:
-                yield sample
-                sample = None
-            sample = sample or Sample(key)
+            if parts and key != before:
+                yield before, parts
+                parts = {}
             opened = tar.extractfile(member)
             assert opened is not None, "a regular file"
-            sample.parts[suffix] = opened.read()
-    if sample is not None:
-        yield sample
+            before, parts[suffix] = key, opened.read()
+    if parts:
+        yield before, parts
     _require_end(shard)
 
 
@@ -161,35 +154,32 @@ def _require_end(shard: Path) -> None:
             raise tarfile.ReadError("it has no end: cut short")
 
 
-def _add(
-    found: Found, folder: Path, key: str, number: int, sample: Sample, columns: Columns
-) -> None:
-    """Put a sample's image on the disk and the pair among those found."""
-    suffix = next((s for s in IMAGES if s in sample.parts), None)
+def _add(found: Found, place: Path, key: str, parts: Parts, columns: Columns) -> None:
+    """Put a sample's image on the disk and the pair among those found.
+
+    place: of the image without its suffix; its key may be any text.
+    """
+    suffix = next((s for s in IMAGES if s in parts), None)
     if suffix is None:
         found.left_out.append((key, NO_IMAGE))
         return
-    image = folder / f"{number:06d}{suffix}"  # not the key, which may be any text
-    num = len(found.pairs)
-    found.add(key, image, _caption(sample, columns))
+    image, num = place.with_suffix(suffix), len(found.pairs)
+    found.add(key, image, _caption(parts, columns))
     if len(found.pairs) > num:
-        image.write_bytes(sample.parts[suffix])
+        image.write_bytes(parts[suffix])
 
 
-def _caption(sample: Sample, columns: Columns) -> Any:
+def _caption(parts: Parts, columns: Columns) -> Any:
     """Text; None without a caption; bytes or another value for one that is not text."""
-    for suffix in (".txt", ".caption"):
-        if suffix in sample.parts and columns.caption is None:
-            try:
-                return sample.parts[suffix].decode("utf-8-sig")
-            except UnicodeDecodeError:
-                return sample.parts[suffix]
-    if ".json" not in sample.parts:
+    for suffix in CAPTION_SUFFIXES:
+        if suffix in parts and columns.caption is None:
+            return decoded(parts[suffix])
+    if ".json" not in parts:
         return None
     try:
-        row = json.loads(sample.parts[".json"])
+        row = json.loads(parts[".json"])
     except ValueError:
-        return sample.parts[".json"]
+        return parts[".json"]
     return columns.caption_of(row) if isinstance(row, dict) else None
 
 
@@ -212,13 +202,12 @@ def _earlier(shard: Path, images: Path, columns: Columns) -> Found | None:
 
 
 def _remember(shard: Path, images: Path, columns: Columns, found: Found) -> None:
-    pairs = [(pair.key, pair.image.name, pair.caption) for pair in found.pairs]
-    tree: dict[str, Any] = {
+    tree = {
         "of": _identity(shard, columns),
-        "pairs": pairs,
+        "pairs": [(pair.key, pair.image.name, pair.caption) for pair in found.pairs],
         "left_out": found.left_out,
+        "passed_over": found.passed_over,
     }
-    tree["passed_over"] = dict(found.passed_over)
     write_whole(note_of(shard, images), json.dumps(tree) + "\n")
 
 
