@@ -11,13 +11,7 @@ from senseflow.config.families import family_of
 from senseflow.evaluate.layouts import LAYOUTS, TEACHER, Selection
 from senseflow.evaluate.metrics import specs
 from senseflow.evaluate.metrics.metric import Given
-from senseflow.evaluate.score import (
-    IMAGES,
-    PROMPTS,
-    REFERENCE,
-    REFERENCE_PROMPTS,
-    check_flags,
-)
+from senseflow.evaluate.score import check_flags
 from senseflow.evaluate.table import make_table
 from senseflow.sampling.cli import (
     add_machine_flags,
@@ -137,7 +131,12 @@ def run_score(args: argparse.Namespace) -> None:
     """Check, measure, write; raises ValueError for what cannot be measured."""
     metrics = [spec for name in args.metrics for spec in specs.METRICS if spec.name == name]
     given = Given(vars(args))
-    check_score(args)
+    if not args.name.strip():
+        raise ValueError("--name is empty")
+    check_range("batch_size", args.batch_size, 1)
+    check_range("threads", args.threads, 1)
+    if args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a folder: name a file")
     check_flags(metrics, given)
     # timm, open_clip and transformers would fetch what they lack
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -147,10 +146,6 @@ def run_score(args: argparse.Namespace) -> None:
         score(
             Scoring(
                 name=args.name,
-                images=given[IMAGES],
-                reference=given[REFERENCE],
-                prompts_file=given[PROMPTS],
-                reference_prompts_file=given[REFERENCE_PROMPTS],
                 output=args.output,
                 metrics=metrics,
                 given=given,
@@ -166,16 +161,6 @@ def run_score(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{error.name} is not installed: pip install -r requirements.txt"
         ) from error
-
-
-def check_score(args: argparse.Namespace) -> None:
-    """What is left to check without torch once `check_flags` has; raises ValueError."""
-    if not args.name.strip():
-        raise ValueError("--name is empty")
-    check_range("batch_size", args.batch_size, 1)
-    check_range("threads", args.threads, 1)
-    if args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a folder: name a file")
 
 
 def run_table(args: argparse.Namespace) -> None:

@@ -64,11 +64,6 @@ class Selection:
         return shots
 
 
-def seed_of(seed: int, prompt: Prompt, sample: int) -> int:
-    """The seed of a prompt's image number `sample`, whatever the batch, shard or layout."""
-    return seed + prompt.index + SEED_STRIDE * sample
-
-
 def refuse_foreign(shots: list[Shot]) -> None:
     """Raise ValueError when their folders hold images of other prompts, which would be counted.
 
@@ -120,6 +115,15 @@ def seed_shots(folder: Path, collection: Collection, num_seeds: int, seed: int) 
     ]
 
 
+# PLACE/samples/NAME.png of the benchmarks, with PLACE/sidecars/NAME.json
+
+
+def benchmark_shot(place: Path, name: str, prompt: Prompt, seed: int, sample: int) -> Shot:
+    """A prompt's image number `sample`, of the seed that it has in `seed_shots`."""
+    file, sidecar = place / SAMPLES / f"{name}.png", place / SIDECARS / f"{name}.json"
+    return Shot(prompt, seed + prompt.index + SEED_STRIDE * sample, file, sidecar)
+
+
 # GenEval: 00000/metadata.jsonl, 00000/samples/0000.png
 
 
@@ -138,14 +142,11 @@ def read_geneval(files: list[Path]) -> list[Collection]:
 
 def geneval_shots(folder: Path, collection: Collection, num_seeds: int, seed: int) -> list[Shot]:
     """A folder per prompt; sidecars beside `samples`."""
-    shots = []
-    for prompt in collection.prompts:
-        place = folder / f"{prompt.index:05d}"
-        for sample in range(num_seeds):
-            file = place / SAMPLES / f"{sample:04d}.png"
-            sidecar = place / SIDECARS / f"{sample:04d}.json"
-            shots.append(Shot(prompt, seed_of(seed, prompt, sample), file, sidecar))
-    return shots
+    return [
+        benchmark_shot(folder / f"{prompt.index:05d}", f"{sample:04d}", prompt, seed, sample)
+        for prompt in collection.prompts
+        for sample in range(num_seeds)
+    ]
 
 
 def geneval_note(shot: Shot) -> tuple[Path, str] | None:
@@ -192,9 +193,7 @@ def category_shots(folder: Path, collection: Collection, num_seeds: int, seed: i
     for prompt in collection.prompts:
         for sample in range(num_seeds):
             name = f"{prompt.text}_{prompt.index * num_seeds + sample:06d}"
-            file = folder / collection.name / SAMPLES / f"{name}.png"
-            sidecar = folder / collection.name / SIDECARS / f"{name}.json"
-            shots.append(Shot(prompt, seed_of(seed, prompt, sample), file, sidecar))
+            shots.append(benchmark_shot(folder / collection.name, name, prompt, seed, sample))
     return shots
 
 

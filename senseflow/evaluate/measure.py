@@ -9,7 +9,7 @@ import logging
 import math
 import operator
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -45,6 +45,7 @@ from senseflow.evaluate.results import (
     put,
     results_so_far,
 )
+from senseflow.evaluate.score import IMAGES, PROMPTS, REFERENCE, REFERENCE_PROMPTS
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +60,9 @@ class Scoring:
     """What `evaluate score` is asked for."""
 
     name: str  # of the row
-    images: Path
-    reference: Path | None  # the teacher's or real images
-    prompts_file: Path | None  # in place of sidecars
-    reference_prompts_file: Path | None
     output: Path  # the file of results
     metrics: Sequence[Spec]
-    given: Given  # the metrics' own flags
+    given: Given  # the flags of images and prompts, and the metrics' own
     mixed_sizes: bool
     again: bool  # what is there already, too
     device: str | None
@@ -86,6 +83,10 @@ class Desk:
         """This process's pictures in groups of `batch_size`, in order."""
         mine = self.share.mine(pictures)
         return [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
+
+    def all_of(self, work: Callable[[], list[float]]) -> list[float]:
+        """What all processes find, in the order of the items."""
+        return self.share.put_together(self.share.agreed(work))
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ def look(scoring: Scoring, share: Share) -> tuple[Folder, Folder | None, list[st
 
 def find_images(scoring: Scoring) -> tuple[ImageSet, ImageSet | None, list[str]]:
     """Read both folders; raises ValueError for what the metrics asked for cannot do without."""
-    images = read_folder(scoring.images, scoring.prompts_file)
+    given = scoring.given
+    images = read_folder(given[IMAGES], given[PROMPTS])
     needs = {spec.needs for spec in scoring.metrics}
     if "prompts" in needs:
         require_prompts(images)
@@ -157,8 +159,7 @@ def find_images(scoring: Scoring) -> tuple[ImageSet, ImageSet | None, list[str]]
         )
     if "reference" not in needs:
         return images, None, []
-    assert scoring.reference is not None
-    reference = read_folder(scoring.reference, scoring.reference_prompts_file)
+    reference = read_folder(given[REFERENCE], given[REFERENCE_PROMPTS])
     for found in (images, reference):
         if len(found.pictures) < 2:
             raise ValueError(f"{found.folder} holds one image: a distance needs two or more")
@@ -299,12 +300,8 @@ def feature_statistics(title: str, judge: Judge, images: ImageSet, desk: Desk) -
 
 def measure_mean(name: str, judge: Judge, images: ImageSet, desk: Desk) -> Result:
     """The mean score of a folder's images, and the standard error of the mean over prompts."""
-
-    def work() -> list[float]:
-        found = judged(name, judge, desk.batches(images.pictures), desk)
-        return [score for scores in found for score in scores.tolist()]
-
-    scores = desk.share.put_together(desk.share.agreed(work))
+    found = judged(name, judge, desk.batches(images.pictures), desk)
+    scores = desk.all_of(lambda: [score for scores in found for score in scores.tolist()])
     num = len(images.prompts)
     per_prompt = [statistics.fmean(scores[i::num]) for i in range(num)]  # seed after seed
     return {
@@ -315,12 +312,8 @@ def measure_mean(name: str, judge: Judge, images: ImageSet, desk: Desk) -> Resul
 
 def measure_diversity(name: str, judge: Judge, images: ImageSet, desk: Desk) -> Result:
     """The mean distance between two images of one prompt, over all pairs, then over prompts."""
-
-    def work() -> list[float]:
-        groups = desk.share.mine(list(zip(*images.sets, strict=True)))
-        return [pairs.double().mean().item() for pairs in judged(name, judge, groups, desk)]
-
-    distances = desk.share.put_together(desk.share.agreed(work))
+    found = judged(name, judge, desk.share.mine(list(zip(*images.sets, strict=True))), desk)
+    distances = desk.all_of(lambda: [pairs.double().mean().item() for pairs in found])
     return {
         "value": math.fsum(distances) / len(distances),
         "num_seeds": len(images.sets),

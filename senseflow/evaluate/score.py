@@ -36,7 +36,7 @@ IMAGES = Flag[Path](
     "--images", "folder", "images with the sidecars of our sampling, or any (with --prompts_file); "
     "several seeds lie in seed_0/, seed_1/, ...",
 )  # fmt: skip
-REFERENCE = Flag[Path | None]("--reference", "folder", "teacher's or real images, for distances")
+REFERENCE = Flag[Path]("--reference", "folder", "teacher's or real images, for distances")
 PROMPTS = Flag[Path | None]("--prompts_file", "file", f"prompts of --images {PROMPTS_FORMS}")
 REFERENCE_PROMPTS = Flag[Path | None](
     "--reference_prompts_file", "file", f"prompts of --reference {PROMPTS_FORMS}"

@@ -76,21 +76,13 @@ def make_table(
         results += official.read_geneval(name, Path(file))
     for name, place in t2i_compbench:
         results += official.read_t2i_compbench(name, Path(place))
-    published = [name for name in PUBLISHED if "all" in whose or name in whose]
-    write_table(merge(results), published, folder)
-
-
-def write_table(results: Sequence[Result], published: Sequence[str], folder: Path) -> None:
-    """Put merged results and some of the published rows into table.json, .md and .html."""
-    table = compare(results, published)
-    files = {
-        "table.json": json.dumps(results, indent=2, ensure_ascii=False) + "\n",
-        "table.md": markdown(table),
-        "table.html": _TEMPLATES.get_template("page.html").render(table=table),
-    }
+    results = merge(results)
+    table = compare(results, [name for name in PUBLISHED if "all" in whose or name in whose])
+    page = _TEMPLATES.get_template("page.html").render(table=table)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        write_whole(folder / name, text)
+    write_whole(folder / "table.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / "table.md", markdown(table))
+    write_whole(folder / "table.html", page)
     logger.info("%d results in %s", len(results), folder / "table.{md,html,json}")
 
 

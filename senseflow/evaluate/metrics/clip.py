@@ -1,12 +1,16 @@
 """The CLIP score: cosine of image and prompt."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from senseflow.evaluate.metrics import metric
 
 if TYPE_CHECKING:
-    from senseflow.evaluate.metrics.open_clips import Source
+    from torch import Tensor
+
+    from senseflow.evaluate.metrics.open_clips import Clip
 
 MODEL = metric.Flag[str](
     "--clip_model", "text",
@@ -24,29 +28,36 @@ PREFIX = metric.Flag[str](
 )
 
 
-def source_of(given: metric.Given) -> "Source":
-    """The CLIP that the flags name; raises ValueError for one that cannot be loaded."""
-    from senseflow.evaluate.metrics.open_clips import find_source
-
-    told = given[QUICK_GELU]
-    quick_gelu = None if told is None else told == "true"
-    return find_source(given[MODEL], given[WEIGHTS], quick_gelu, "--clip")
-
-
 def prepare(given: metric.Given) -> metric.Prepared:
     """Preprocessed and prefixed as DMD2 does."""
-    source, side, prefix = source_of(given), given[RESIZE] or None, given[PREFIX]
+    prefix = given[PREFIX]
+
+    def score(clip: "Clip", pixels: "Tensor", prompts: list[str]) -> "Tensor":
+        return clip.cosines(pixels, [prefix + prompt for prompt in prompts])
+
+    return prepare_clip(given, {"prefix": prefix}, score)
+
+
+def prepare_clip(
+    given: metric.Given,
+    settings: dict[str, Any],
+    judge: "Callable[[Clip, Tensor, list[str]], Tensor]",
+) -> metric.Prepared:
+    """The CLIP that the flags name, and what it makes of squares and their prompts.
+
+    Raises ValueError for one that cannot be loaded.
+    """
+    from senseflow.evaluate.metrics.open_clips import Clip, find_source
+
+    told, side = given[QUICK_GELU], given[RESIZE] or None
+    quick_gelu = None if told is None else told == "true"
+    source = find_source(given[MODEL], given[WEIGHTS], quick_gelu, "--clip")
 
     def open_it(machine: metric.Machine) -> metric.Judge:
-        from senseflow.evaluate.metrics.open_clips import Clip
-
         clip = Clip(source, machine)
-        return metric.Judge(
-            *clip.on_squares(side),
-            lambda pixels, prompts: clip.cosines(pixels, [prefix + prompt for prompt in prompts]),
-        )
+        return metric.Judge(*clip.on_squares(side), partial(judge, clip))
 
-    settings = {"prefix": prefix, "resize": side, **source.settings}
+    settings = {**settings, "resize": side, **source.settings}
     return metric.Prepared(source.model, [source.weights], settings, open_it)
 
 
