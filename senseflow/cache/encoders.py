@@ -13,7 +13,6 @@ from diffusers import ModelMixin
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from senseflow.config.config import PathsConfig
 from senseflow.data.ahead import in_order
 from senseflow.data.cache_index import Field, key_of
 from senseflow.data.items import Item, Position, UnreadableItem
@@ -43,15 +42,12 @@ def fields_of(name: str, setup: Setup) -> dict[str, Field]:
         cond = adapter.encode_prompts([""])
         return {key: Field.of(value[0]) for key, value in cond.tensors.items()}
     if name == "clip":
-        return {"text": Field((clip_dim(setup.config.paths),), "float32")}
+        paths = setup.config.paths
+        with torch.device("meta"):
+            clip = PromptEncoder(paths.clip, None, paths.clip_quick_gelu, random_seed=0)
+        return {"text": Field((clip.dim,), "float32")}
     latent = Field(setup.family.posterior_shape(settings), "float32")
     return {"mean": latent, "std": latent, "readable": Field((), "float32")}
-
-
-def clip_dim(paths: PathsConfig) -> int:
-    """The length of the discriminator's features of prompts."""
-    with torch.device("meta"):
-        return PromptEncoder(paths.clip, None, paths.clip_quick_gelu, random_seed=0).dim
 
 
 # ----------------------------------------------------------------------------------- with weights

@@ -57,10 +57,11 @@ def run(wanted: Wanted) -> None:
     if not share.is_main:
         logger.setLevel(logging.WARNING)
     jobs = share.of_main(lambda: plan(wanted, names, inputs))
-    announce(jobs, wanted.output)
-    unreadable = 0
     for job in jobs:
-        unreadable += make(job, wanted.output, inputs, share)
+        logger.info("%s", job.said())
+    whole = size(sum(job.num_bytes for job in jobs))
+    logger.info("in all %s to write to %s", whole, wanted.output)
+    unreadable = sum(make(job, wanted.output, inputs, share) for job in jobs)
     if share.is_main:
         report(wanted.output, jobs, unreadable)
 
@@ -97,13 +98,6 @@ def plan(wanted: Wanted, names: list[str], inputs: Inputs) -> list[Job]:
     }
     keys = {name: wanted_keys(name, family, inputs.data) for name in names}
     return plan_cache(wanted.output, fresh, keys, wanted.shard_rows)
-
-
-def announce(jobs: list[Job], folder: Path) -> None:
-    """The size, before anything is computed."""
-    for job in jobs:
-        logger.info("%s", job.said())
-    logger.info("in all %s to write to %s", size(sum(job.num_bytes for job in jobs)), folder)
 
 
 def make(job: Job, folder: Path, inputs: Inputs, share: Share) -> int:

@@ -42,6 +42,14 @@ def read_json(file: Path) -> dict[str, Any]:
     return tree
 
 
+def parse_json(text: str, where: str) -> Any:
+    """What a text says in JSON; raises ValueError, beginning with `where`, when it is none."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+
+
 def sha256_of(file: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with file.open("rb") as stream:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from senseflow.common.files import alone_in, write_whole
+from senseflow.common.files import alone_in, parse_json, write_whole
 
 Result = dict[str, Any]
 
@@ -56,14 +56,6 @@ def read_text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
-
-
-def parse_json(text: str, where: str) -> Any:
-    """What a text says in JSON; raises ValueError, beginning with `where`, when it is none."""
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
 
 
 def check_result(entry: Any, where: str) -> Result:

@@ -88,10 +88,9 @@ def _add_card_flags(parser: Parser) -> None:
         help="the teacher on the Hub (default: the public one of its family)",
     )  # fmt: skip
     group.add_argument(
-        "--license",
-        metavar="ID",
+        "--license", metavar="ID",
         help="the teacher's licence in the Hub's words (default: that of the public one)",
-    )
+    )  # fmt: skip
     group.add_argument("--license_name", metavar="NAME", help="with --license other")
     group.add_argument("--license_link", metavar="URL", help="with --license other: its text")
     group.add_argument(

@@ -41,31 +41,28 @@ def write_model_card(folder: Path, source: Source, facts: CardFacts) -> None:
 
 def _body(source: Source, facts: CardFacts) -> str:
     card, terms, config = source.card, facts.terms, source.config
-    return (
-        templates(Path(__file__).parent)
-        .get_template("card.md.j2")
-        .render(
-            facts=facts,
-            card=card,
-            family=source.family,
-            stock=source.stock,
-            terms=terms,
-            config=config,
-            data=Path(config.paths.dataset).name if config else None,
-            is_lora=source.is_lora,
-            teacher=_teacher(source, facts),
-            base=terms.base_model or f"/path/to/{card.base_name}",
-            dtype=str(source.layout.dtype),
-            imported=imported_of(source, facts.form),
-            prompt=json.dumps(facts.prompt, ensure_ascii=False),
-            steps=len(card.anchors),
-            anchors=[f"{anchor:.4g}" for anchor in card.anchors],
-            guidance=guidance_of(source),
-            changes=typed(source.stock.changes),
-            call=typed(call_of(source)),
-            shift_node=shift_node(source),
-            results=markdown(compare(facts.results)) if facts.results else "",
-        )
+    template = templates(Path(__file__).parent).get_template("card.md.j2")
+    return template.render(
+        facts=facts,
+        card=card,
+        family=source.family,
+        stock=source.stock,
+        terms=terms,
+        config=config,
+        data=Path(config.paths.dataset).name if config else None,
+        is_lora=source.is_lora,
+        teacher=_teacher(source, facts),
+        base=terms.base_model or f"/path/to/{card.base_name}",
+        dtype=str(source.layout.dtype),
+        imported=imported_of(source, facts.form),
+        prompt=json.dumps(facts.prompt, ensure_ascii=False),
+        steps=len(card.anchors),
+        anchors=[f"{anchor:.4g}" for anchor in card.anchors],
+        guidance=guidance_of(source),
+        changes=typed(source.stock.changes),
+        call=typed(call_of(source)),
+        shift_node=shift_node(source),
+        results=markdown(compare(facts.results)) if facts.results else "",
     )
 
 
@@ -73,7 +70,6 @@ def metadata(source: Source, facts: CardFacts) -> ModelCardData:
     """What the Hub reads: licence, base model, how it is sampled, results."""
     is_adapter = source.is_lora and facts.form in ("component", "lora")
     levels: dict[str, Any] = {source.family.levels.name: list(source.card.anchors)}
-    guidance = source.stock.guidance if source.guidance is None else source.guidance
     tags = [*TAGS, source.family.name, *(["lora"] if is_adapter else [])]
     return ModelCardData(
         base_model=facts.terms.base_model,
@@ -86,7 +82,7 @@ def metadata(source: Source, facts: CardFacts) -> ModelCardData:
         tags=tags,
         steps=len(source.card.anchors),
         **levels,
-        guidance_scale=guidance,
+        guidance_scale=call_of(source)["guidance_scale"],
         model_name=facts.name,
         eval_results=_eval_results(facts) or None,
     )

@@ -108,18 +108,12 @@ def said_terms(terms: Terms) -> str:
 def card_facts(wanted: Export, source: Source) -> CardFacts:
     """What the flags say for the card; raises ValueError before anything is written."""
     results = read_evaluation(wanted.results)
+    named = Terms(wanted.base_model, wanted.license, wanted.license_name, wanted.license_link)
     return CardFacts(
         name=wanted.name or wanted.output.name,
         form=wanted.form,
         place=wanted.push_to_hub or wanted.output.name,
-        terms=terms_of(
-            source.family,
-            source.base,
-            wanted.base_model,
-            wanted.license,
-            wanted.license_name,
-            wanted.license_link,
-        ),
+        terms=terms_of(source.family, source.base, named),
         results=results,
         row=own_row(wanted.row, results),
         samples=read_samples(wanted.samples),

@@ -147,7 +147,8 @@ def of_folder(
     check_card_family(family, folder, files.card.family)
     weights = open_weights(files.weights)
     check_keys(family, files.weights, weights.keys)
-    stored_as = getattr(torch, dtype) if dtype else _stored_type(weights)
+    # all tensors of a student have one type
+    stored_as = getattr(torch, dtype) if dtype else weights.read(weights.keys[0])[...].dtype
     if is_lora(files.weights):
         weights = open_safetensors(files.weights)  # with the component's name before every key
         layout = _lora_layout(files.weights, weights, family.component, stored_as)
@@ -166,16 +167,8 @@ def _config_of_run(step: Path, pretrained_model: Path | None) -> Config | None:
     """The configuration of the run that a student/step_* lies in; None elsewhere."""
     run = step.parent.parent
     inside = step.parent.name in ("student", "ema") and STEP.match(step.name)
-    return read_config(run, pretrained_model) if inside and _is_run(run) else None
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file()
-
-
-def _stored_type(weights: Weights) -> torch.dtype:
-    """The type of the first tensor, which all of a student have."""
-    return weights.read(weights.keys[0])[...].dtype
+    is_of_run = inside and (run / "config.yaml").is_file()
+    return read_config(run, pretrained_model) if is_of_run else None
 
 
 def _reader(weights: Weights, dtype: torch.dtype) -> Callable[[str], Tensor]:

@@ -1,6 +1,7 @@
 """The licence that binds a student: its teacher's."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from senseflow.teachers.family import Family
@@ -10,28 +11,20 @@ from senseflow.weights.stored import component_weights
 BUFFERS = ("pos_embed.pos_embed",)  # among the weights, and not learned
 
 
-def terms_of(
-    family: Family,
-    base: Path,
-    base_model: str | None,
-    license: str | None,
-    license_name: str | None,
-    license_link: str | None,
-) -> Terms:
-    """What is named here, else what is known of a teacher with the public one's parameters.
+def terms_of(family: Family, base: Path, named: Terms) -> Terms:
+    """What is named, else what is known of a teacher with the public one's parameters.
 
     Raises ValueError for another licence without its name, and for a name without one.
     """
-    if license is None and (license_name or license_link):
+    if named.license is None and (named.license_name or named.license_link):
         raise ValueError("--license_name and --license_link are for --license other")
-    if license == "other" and not license_name:
+    if named.license == "other" and not named.license_name:
         raise ValueError("--license other needs --license_name, and --license_link to its text")
     public = family.published
     is_public = num_parameters(base / family.component) == public.num_parameters
     own = public.terms if is_public else Terms(None, None)
-    if license is None:
-        return Terms(base_model or own.base_model, own.license, own.license_name, own.license_link)
-    return Terms(base_model or own.base_model, license, license_name, license_link)
+    terms = own if named.license is None else named
+    return replace(terms, base_model=named.base_model or own.base_model)
 
 
 def num_parameters(component: Path) -> int:

@@ -59,10 +59,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output} is there already: name another, or remove it")
     require_writable("--output", args.output.parent)
     family = family_of(args.base, "--base")
-    from senseflow.extract_lora.extraction import (
-        Extraction,
-        extract,
-    )  # torch and diffusers, seconds
+    # torch and diffusers, seconds
+    from senseflow.extract_lora.extraction import Extraction, extract
 
     extract(family, Extraction(**vars(args)))
 

@@ -22,7 +22,7 @@ from senseflow.config.config import Dtype
 from senseflow.config.families import check_keys
 from senseflow.engine.export import LORA_FILE, Layout, write_component
 from senseflow.teachers.family import Family
-from senseflow.weights.card import StudentCard, write_card
+from senseflow.weights.card import write_card
 from senseflow.weights.lora import metadata
 from senseflow.weights.meta import meta_network
 from senseflow.weights.stored import Weights, component_weights
@@ -80,10 +80,13 @@ def extract(family: Family, wanted: Extraction) -> None:
                 yield factor.to("cpu", dtype).contiguous()
 
     guidance = family.teacher_guidance if family.takes_guidance(config) else None
+    card = files.card
+    if card and guidance is not None:  # what the base's embedding is fed
+        card = dataclasses.replace(card, guidance=guidance)
 
     def describe(partial: Path) -> None:
-        if files.card:
-            write_card(partial, _card(files.card, guidance))
+        if card:
+            write_card(partial, card)
 
     with only_writer(wanted.output):
         write_component(wanted.output, layout, tensors(), describe)
@@ -173,8 +176,3 @@ def _layout(
             tensors[f"{name}.lora_{factor}.weight"] = torch.empty(size, dtype=dtype, device="meta")
     header = metadata(component, rank, rank, layers)
     return Layout(None, dtype, {LORA_FILE: tensors}, prefix=f"{component}.", metadata=header)
-
-
-def _card(card: StudentCard, guidance: float | None) -> StudentCard:
-    """The student's, with the guidance that the base's embedding is fed."""
-    return dataclasses.replace(card, guidance=card.guidance if guidance is None else guidance)

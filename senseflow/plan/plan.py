@@ -2,8 +2,7 @@
 
 import gc
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,15 +62,18 @@ def make_plan(wanted: Wanted, kinds: Sequence[Kind] | None = None) -> Plan:
         config, teacher = configure(recipe, wanted, Path(folder))
         data = wanted.data or recipe.family.data
         kinds = kinds or kinds_of(config)
-        with steps(len(kinds) + 2, f"{config.recipe} on {wanted.world_size}") as step:
-            step("building")
+        title = f"{config.recipe} on {wanted.world_size}"
+        with tqdm(total=len(kinds) + 2, desc=title, unit="step", postfix="building") as bar:
             with rehearse(config, recipe.family, wanted.world_size, data) as rehearsal:
-                step("first steps")
+                bar.update()
+                bar.set_postfix_str("first steps")
                 networks = rehearsal.hold()
                 traced: dict[Kind, Phases] = {}
                 for kind in kinds:
-                    step(str(kind))
+                    bar.update()
+                    bar.set_postfix_str(str(kind))
                     traced[kind] = rehearsal.iterate(kind)
+            bar.update()
         del rehearsal
         gc.collect()
     return Plan(wanted, config, teacher, data, networks, Costs(config, traced))
@@ -97,19 +99,3 @@ def configure(recipe: Recipe, wanted: Wanted, folder: Path) -> tuple[Config, str
     if config.adversarial.in_use == "vfm":
         made_up += write_vision(folder / "vision", config.paths)
     return load_recipe(recipe, wanted.file, [*wanted.overrides, *made_up]), teacher
-
-
-@contextmanager
-def steps(num: int, title: str) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr; call with what begins now."""
-    with tqdm(total=num, desc=title, unit="step") as bar:
-        begun = False
-
-        def step(name: str) -> None:
-            nonlocal begun
-            bar.update(int(begun))
-            begun = True
-            bar.set_postfix_str(name)
-
-        yield step
-        bar.update()

@@ -30,10 +30,8 @@ def as_markdown(plan: Plan, gpu: Gpu, remedies: list[Remedy]) -> str:
     phases = {name: costs.traced[worst][name] for name in (*ORDER, "between")
               if name in costs.traced[worst]}  # fmt: skip
     kinds = [kind for kind in KINDS if any(cost.parts.get(kind) for cost in phases.values())]
-    return (
-        templates(Path(__file__).parent)
-        .get_template("plan.md.j2")
-        .render(
+    template = templates(Path(__file__).parent).get_template("plan.md.j2")
+    return template.render(
             plan=plan,
             gpu=gpu,
             gib=gib,
@@ -64,8 +62,7 @@ def as_markdown(plan: Plan, gpu: Gpu, remedies: list[Remedy]) -> str:
             mean=mean,
             moved=[f"{costs.mean(sent(c)) / GIB:.1f} GiB {c}" for c in COLLECTIVES],
             times=times(mean, gpu.mfu, train.iter_num),
-        )
-    )  # fmt: skip
+        )  # fmt: skip
 
 
 def networks(plan: Plan) -> Rows:

@@ -24,9 +24,7 @@ class Drawing:
     Raises FieldError, a ValueError, for what no student or teacher can draw.
     """
 
-    steps: int | None = (
-        None  # student: the anchors it was trained at, a divisor of their number, 2x
-    )
+    steps: int | None = None  # student: as many as its anchors, a divisor of their number, 2x
     sampler: str | None = None  # x0 re-noises its prediction, euler follows the ODE; teacher: euler
     levels: tuple[float, ...] | None = None  # in place of steps: which of the trained anchors
     two_steps: str = "spread"  # of two steps: evenly spread over the anchors, or the first two

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,16 +97,13 @@ def draw(job: Job, pipeline: Pipeline, output: Output) -> None:
     with tqdm(
         total=len(job.todo), unit="image", desc=job.name or None, disable=output.silent
     ) as bar:
-        for batch in _batches(job.todo, output.batch_size):
+        for start in range(0, len(job.todo), output.batch_size):
+            batch = job.todo[start : start + output.batch_size]
             texts, seeds = [shot.prompt.text for shot in batch], [shot.seed for shot in batch]
             images, levels = pipeline.draw(texts, seeds, job.plan)
             for shot, image in zip(batch, images, strict=True):
                 write_shot(shot, image, {**job.settings, name: levels, "versions": versions})
                 bar.update()
-
-
-def _batches(todo: list[Shot], size: int) -> Iterator[list[Shot]]:
-    return (todo[start : start + size] for start in range(0, len(todo), size))
 
 
 def write_shot(shot: Shot, image: Image.Image, settings: dict[str, Any]) -> None:

@@ -70,14 +70,10 @@ class Model:
 
     @property
     def anchors(self) -> list[float]:
-        """The noise levels a student was trained at: its card's, else those of students of the
-        base.
-        """
-        return (
-            list(self.card.anchors)
-            if self.card
-            else self.family.default_anchors(self.paths.base, NUM_STEPS)
-        )
+        """The noise levels a student was trained at: its card's, else those of the base's."""
+        if self.card:
+            return list(self.card.anchors)
+        return self.family.default_anchors(self.paths.base, NUM_STEPS)
 
     @property
     def size_multiple(self) -> int:
@@ -216,9 +212,8 @@ def find_model(family: Family, paths: Paths) -> Model:
 
     Raises ValueError when the checkpoint is not of this family, or is no checkpoint.
     """
-    return Model(
-        family, paths, _find(family, paths, paths.checkpoint) if paths.checkpoint else None
-    )
+    student = _find(family, paths, paths.checkpoint) if paths.checkpoint else None
+    return Model(family, paths, student)
 
 
 def _find(family: Family, paths: Paths, checkpoint: Path) -> Student:

@@ -1,11 +1,11 @@
 """Prompts from a file: one per line, or JSON, JSON lines and TSV, which may name each by an id."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 from senseflow.common.fields import FieldError, check_range
+from senseflow.common.files import parse_json
 from senseflow.sampling.job import Prompt
 
 TEXT_KEYS = ("prompt", "caption")
@@ -30,9 +30,10 @@ def read_prompts_file(file: Path) -> list[Prompt]:
         raise ValueError(f"--prompts_file {file} is not UTF-8 text: {error}") from error
     lines = [line.strip() for line in text.split("\n")]
     if file.suffix == ".json":
-        entries = _entries(file, _parsed(file, text))
+        entries = _entries(file, parse_json(text, f"--prompts_file: {file}"))
     elif file.suffix == ".jsonl":
-        entries = [_parsed(file, line, n) for n, line in enumerate(lines, start=1) if line]
+        numbered = ((f"--prompts_file: line {n} of {file}", s) for n, s in enumerate(lines, 1) if s)
+        entries = [parse_json(line, where) for where, line in numbered]
     elif file.suffix == ".tsv":
         entries = _rows(file, text)
     else:
@@ -40,14 +41,6 @@ def read_prompts_file(file: Path) -> list[Prompt]:
     if not entries:
         raise ValueError(f"--prompts_file {file} holds no prompts")
     return [_prompt(file, index, entry) for index, entry in enumerate(entries)]
-
-
-def _parsed(file: Path, text: str, line: int | None = None) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        where = f"line {line} of {file}" if line else str(file)
-        raise ValueError(f"--prompts_file: {where} is not JSON: {error}") from error
 
 
 def _rows(file: Path, text: str) -> list[dict[str, Any]]:

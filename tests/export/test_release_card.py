@@ -120,15 +120,15 @@ def test_without_results_and_config_it_says_so(tmp_path):
 
 def test_the_public_teachers_licences_and_no_others(tmp_path, monkeypatch):
     """By the number of parameters: another network of the kind is not under them."""
-    flags = (None, None, None, None)
+    nothing = Terms(None, None)
     monkeypatch.setattr("senseflow.export.terms.num_parameters", lambda _: 11_901_408_320)
-    found = terms_of(FLUX, tmp_path, *flags)
+    found = terms_of(FLUX, tmp_path, nothing)
     assert found.base_model == "black-forest-labs/FLUX.1-dev"
     assert found.license_name == "flux-1-dev-non-commercial-license"
-    assert terms_of(FLUX, tmp_path, "me/fine", *flags[1:]).license == "other"
-    assert terms_of(FLUX, tmp_path, None, "mit", None, None) == Terms(found.base_model, "mit")
+    assert terms_of(FLUX, tmp_path, Terms("me/fine", None)).license == "other"
+    assert terms_of(FLUX, tmp_path, Terms(None, "mit")) == Terms(found.base_model, "mit")
     monkeypatch.setattr("senseflow.export.terms.num_parameters", lambda _: 600_000)
-    assert terms_of(FLUX, tmp_path, *flags) == Terms(None, None)
+    assert terms_of(FLUX, tmp_path, nothing) == nothing
     assert SDXL.published.terms.license == "openrail++"
     assert "community" in (SD35_LARGE.published.terms.license_name or "")
 
