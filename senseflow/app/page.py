@@ -75,8 +75,7 @@ class Page:
 
     def _connect_drawing(self, blocks: gr.Blocks) -> None:
         parts, chosen = self.parts, self.parts.settings
-        asked = {parts.prompt, chosen.seed, chosen.height, chosen.width, chosen.steps}
-        asked |= {chosen.sampler, chosen.with_teacher, chosen.teacher_steps, chosen.guidance}
+        asked = {parts.prompt, *vars(chosen).values()} - {chosen.new_seed}
         shown = [*parts.pictures.values(), *parts.captions.values()]
         drawing = gr.on(
             [parts.draw.click, parts.prompt.submit],

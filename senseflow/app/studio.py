@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
@@ -63,12 +62,6 @@ class Studio:
     def family(self) -> Family:
         """The family of the teacher, and of its student."""
         return self.student.family
-
-    @property
-    def weights(self) -> Path:
-        """The student's file."""
-        assert self.student.student
-        return self.student.student.files.weights
 
     @property
     def has_teacher(self) -> bool:

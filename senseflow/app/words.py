@@ -18,7 +18,8 @@ NO_MEMORY = (
 def heading(studio: Studio) -> Markup:
     """Whose student this is, from which iteration, and on what it runs."""
     model, family = studio.student, studio.family
-    card, name = model.card, studio.weights.parent.resolve()
+    assert model.student
+    card, name = model.card, model.student.files.weights.parent.resolve()
     said: list[str] = [BOLD.format("student ", "/".join(name.parts[-3:]), "")]
     if card and card.iteration:
         said.append(f"iteration {card.iteration:,}")

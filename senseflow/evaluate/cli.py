@@ -98,7 +98,12 @@ def run_generate(args: argparse.Namespace) -> None:
         raise ValueError(f"--name {args.name} does not name a folder of a student")
     paths = Paths(args.base, args.checkpoint, args.ema, args.config, args.lora)
     drawings, teacher = read_drawings(args)
-    machine, output, selection = read_machine(args), read_output(args), read_selection(args)
+    machine, output = read_machine(args), read_output(args)
+    check_range("seeds", args.seeds, 1)
+    layout = LAYOUTS[args.layout]
+    collections = layout.read(args.prompts_file)
+    num_seeds = args.seeds or layout.num_seeds
+    selection = Selection(layout, collections, num_seeds, args.start_idx, args.num_prompts)
     from senseflow.evaluate.generate import draw_folders  # torch and diffusers, seconds
 
     draw_folders(family, paths, args.name, drawings, teacher, selection, machine, output)
@@ -116,15 +121,6 @@ def read_drawings(args: argparse.Namespace) -> tuple[list[Drawing], Drawing | No
         seed = args.seed if args.teacher_seed is None else args.teacher_seed
         teacher = replace(both, steps=args.teacher_steps, guidance=args.teacher_guidance, seed=seed)
     return drawings if args.checkpoint else [], None if args.no_teacher else teacher
-
-
-def read_selection(args: argparse.Namespace) -> Selection:
-    """Which prompts, and how many images of each."""
-    check_range("seeds", args.seeds, 1)
-    layout = LAYOUTS[args.layout]
-    collections = layout.read(args.prompts_file)
-    num_seeds = args.seeds or layout.num_seeds
-    return Selection(layout, collections, num_seeds, args.start_idx, args.num_prompts)
 
 
 def run_score(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from senseflow.common.files import read_json
@@ -148,7 +148,7 @@ def of_folder(
     weights = open_weights(files.weights)
     check_keys(family, files.weights, weights.keys)
     # all tensors of a student have one type
-    stored_as = getattr(torch, dtype) if dtype else weights.read(weights.keys[0])[...].dtype
+    stored_as = getattr(torch, dtype) if dtype else weights.tensor(weights.keys[0]).dtype
     if is_lora(files.weights):
         weights = open_safetensors(files.weights)  # with the component's name before every key
         layout = _lora_layout(files.weights, weights, family.component, stored_as)
@@ -159,8 +159,11 @@ def of_folder(
         {key.removeprefix(layout.prefix): weights.read(key).shape for key in weights.keys},
         layout,
     )
-    read = _reader(weights, stored_as)
-    return Source(base, family, files.card, config, layout, lambda key: read(layout.prefix + key))
+
+    def read(key: str) -> Tensor:
+        return weights.tensor(layout.prefix + key).to(stored_as).contiguous()
+
+    return Source(base, family, files.card, config, layout, read)
 
 
 def _config_of_run(step: Path, pretrained_model: Path | None) -> Config | None:
@@ -169,18 +172,6 @@ def _config_of_run(step: Path, pretrained_model: Path | None) -> Config | None:
     inside = step.parent.name in ("student", "ema") and STEP.match(step.name)
     is_of_run = inside and (run / "config.yaml").is_file()
     return read_config(run, pretrained_model) if is_of_run else None
-
-
-def _reader(weights: Weights, dtype: torch.dtype) -> Callable[[str], Tensor]:
-    """Reads one tensor of a file; raises ValueError when it is damaged."""
-
-    def read(key: str) -> Tensor:
-        try:
-            return weights.read(key)[...].to(dtype).contiguous()
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{weights.source} is damaged: {error}") from error
-
-    return read
 
 
 def _component_layout(config: Path | None, family: Family, dtype: torch.dtype) -> Layout:
@@ -241,11 +232,10 @@ def fused(source: Source) -> Source:
     lost = sorted(layers - {key.removesuffix(".weight") for key in weights.keys})
     if lost:
         raise ValueError(f"the LoRA has layers that {folder} has not, such as {lost[0]}")
-    read_base = _reader(weights, torch.float32)
 
     def read(key: str) -> Tensor:
         # summed in float32: a step of a LoRA is often smaller than a bfloat16 weight's last digit
-        weight, layer = read_base(key), key.removesuffix(".weight")
+        weight, layer = weights.tensor(key).float().contiguous(), key.removesuffix(".weight")
         if layer in layers and key.endswith(".weight"):
             a, b = (source.read(f"{layer}.lora_{factor}.weight").float() for factor in "AB")
             weight = weight + scale * (b.flatten(1) @ a.flatten(1)).view_as(weight)

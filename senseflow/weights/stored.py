@@ -52,6 +52,13 @@ class Weights:
     keys: list[str]
     read: Callable[[str], Stored]
 
+    def tensor(self, key: str) -> Tensor:
+        """All of a tensor; raises ValueError when its file is damaged."""
+        try:
+            return self.read(key)[...]
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise ValueError(f"{self.source} is damaged: {error}") from error
+
     def require(
         self,
         wanted: Mapping[str, Stored],

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import diffusers
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from senseflow.common.files import read_json
@@ -213,11 +212,8 @@ def build_student(
     network: nn.Module = meta_network(network_class, config)
     wanted = network.state_dict()
     weights.require(wanted, config_name)
-    try:
-        # In memory of torch's own: matrix products round by how theirs is aligned.
-        state = {key: weights.read(key)[...].to(dtype, copy=True) for key in wanted}
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise ValueError(f"{weights.source} is damaged: {error}") from error
+    # In memory of torch's own: matrix products round by how theirs is aligned.
+    state = {key: weights.tensor(key).to(dtype, copy=True) for key in wanted}
     network.load_state_dict(state, assign=True, strict=True)
     assert not any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers()))
     return network.eval().requires_grad_(False)
