@@ -57,9 +57,8 @@ def lay_out(studio: Studio, prompt: str) -> Parts:
     pictures, captions, columns = {}, {}, {}
     with gr.Row(elem_id="pair"):
         for side in (STUDENT, TEACHER):
-            with gr.Column(min_width=150, visible=side == STUDENT or studio.has_teacher) as columns[
-                side
-            ]:
+            visible = side == STUDENT or studio.has_teacher
+            with gr.Column(min_width=150, visible=visible) as columns[side]:
                 pictures[side] = _picture(side, studio)
                 captions[side] = gr.HTML(words.named(side), elem_id=f"{side}-caption")
     settings = _settings(studio)

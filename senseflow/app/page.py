@@ -97,11 +97,7 @@ class Page:
         )
         chosen.new_seed.click(lambda: random.randrange(2**31), None, chosen.seed, **at_once)
         chosen.with_teacher.change(
-            lambda on: [
-                gr.update(visible=on),
-                gr.update(interactive=on),
-                gr.update(interactive=on),
-            ],
+            lambda on: [gr.update(visible=on), *[gr.update(interactive=on)] * 2],
             chosen.with_teacher,
             [parts.teacher_column, chosen.teacher_steps, chosen.guidance],
             **at_once,

@@ -34,11 +34,6 @@ class BlankPrompts:
         text = fields_of("clip", setup)["text"] if vfm else None
         return cls(fields_of("prompts", setup), text)
 
-    @property
-    def text_dim(self) -> int | None:
-        """The length of the discriminator's features of prompts; None without."""
-        return None if self.text is None else self.text.shape[0]
-
     def conditioning(self, prompt: str) -> Conditioning:
         """Zeros, B = 1, in the shapes of any prompt."""
         return Conditioning(**{name: zeros(field) for name, field in self.fields.items()})
@@ -93,7 +88,7 @@ def blank_inputs(config: Config, family: Family, kind: PlanData) -> Inputs:
         prompts,
         see_images=config.adversarial.in_use == "vfm",
     )
-    text_dim = None if prompts is None else prompts.text_dim
+    text_dim = prompts.text.shape[0] if prompts and prompts.text else None
     return setup.with_data(blank, Cache(prompts, text_dim=text_dim))
 
 

@@ -7,8 +7,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -72,23 +71,26 @@ def networks_of(d: Distillation) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def watching(
-    d: Distillation, enter: Callable[[str], object], leave: Callable[[], object]
-) -> Iterator[None]:
-    """Call `enter` with its name before each forward of a network, and `leave` after it.
+def watching(d: Distillation, callers: list[str]) -> Iterator[None]:
+    """While a network's forward runs its name is in `callers`, the outermost first.
 
     An autoencoder is its two halves; DMD2's pass through the fake score's encoder is a forward.
     """
+
+    def leave(*_: Any) -> None:
+        callers.pop()
+
     with ExitStack() as stack:
         for name, network in [*networks_of(d).items(), *halves(d.adapter.pipeline.vae)]:
             for handle in (
-                network.register_forward_pre_hook(lambda *_, n=name: void(enter(n)), prepend=True),
-                network.register_forward_hook(lambda *_: void(leave()), always_call=True),
+                network.register_forward_pre_hook(
+                    lambda *_, n=name: callers.append(n), prepend=True
+                ),
+                network.register_forward_hook(leave, always_call=True),
             ):
                 stack.callback(handle.remove)
             if isinstance(network, Role) or "encode" in vars(network):
-                encode: Any = network.encode
-                watched = _watched(encode, partial(enter, name), leave)
+                watched = _watched(cast(Any, network).encode, name, callers)
                 stack.enter_context(patch.object(network, "encode", watched))
         yield
 
@@ -101,21 +103,15 @@ def halves(vae: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(f"vae.{half}", module) for half, module in found if module is not None]
 
 
-def _watched(
-    function: Callable[..., Any], enter: Callable[[], object], leave: Callable[[], object]
-) -> Callable[..., Any]:
+def _watched(function: Callable[..., Any], name: str, callers: list[str]) -> Callable[..., Any]:
     def called(*args: Any, **kwargs: Any) -> Any:
-        enter()
+        callers.append(name)
         try:
             return function(*args, **kwargs)
         finally:
-            leave()
+            callers.pop()
 
     return called
-
-
-def void(_: object) -> None:
-    """Nothing: what a hook returns replaces what its network is given or gives."""
 
 
 @dataclass
@@ -142,8 +138,7 @@ class Rehearsal:
         """One iteration of this kind; its costs by phase."""
         turn = kind.turn(self.parts)
         self.tracker.restart()
-        callers = self.tracker.callers
-        with self.mode, self.tracker, watching(self.parts, callers.append, callers.pop):
+        with self.mode, self.tracker, watching(self.parts, self.tracker.callers):
             distill.take_turn(self.parts, turn, self.micro_batches, Measures())
         return {name: cost for name, cost in self.tracker.phases.items() if cost.peak or cost.flops}
 
