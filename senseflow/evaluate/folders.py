@@ -228,15 +228,6 @@ def check_same_prompts(images: ImageSet, reference: ImageSet) -> bool:
     return True
 
 
-def require_prompts(images: ImageSet) -> None:
-    """Raise ValueError for a folder whose prompts are not known."""
-    if None in images.prompts:
-        raise ValueError(
-            f"the prompts of {images.folder} are not known: its images have no sidecars; say "
-            "--prompts_file"
-        )
-
-
 @dataclass(frozen=True)
 class Inspected:
     """What an image's file holds, without decoding it."""

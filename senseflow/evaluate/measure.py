@@ -33,7 +33,6 @@ from senseflow.evaluate.folders import (
     inspect,
     read_folder,
     read_groups,
-    require_prompts,
 )
 from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
 from senseflow.evaluate.metrics.metric import Given, Judge, Machine, Prepared, Spec
@@ -100,7 +99,8 @@ class Folder:
 
 def score(scoring: Scoring) -> None:
     """Measure what is not there yet; raises ValueError for input that cannot be measured."""
-    told = versions()  # first: a package that is missing is said before anything is measured
+    # first: a package that is missing is said before anything is measured
+    versions = {"senseflow": senseflow.__version__, **{name: version(name) for name in PACKAGES}}
     share = Share.of_torchrun()
     machine = share.agreed(
         lambda: Machine(find_device(scoring.device), getattr(torch, scoring.dtype))
@@ -121,14 +121,9 @@ def score(scoring: Scoring) -> None:
                 logger.info("%s, as measured before", in_words(known))
             continue
         found = measure(spec, metric, images.images, against, machine, desk)
-        entry = wanted | found | {"versions": told}
+        entry = wanted | found | {"versions": versions}
         entry["notes"] = [*(notes if against else []), *found.get("notes", [])]
         write(scoring.output, entry, share)
-
-
-def versions() -> dict[str, str]:
-    """The versions of this package and of PACKAGES."""
-    return {"senseflow": senseflow.__version__, **{name: version(name) for name in PACKAGES}}
 
 
 def look(scoring: Scoring, share: Share) -> tuple[Folder, Folder | None, list[str]]:
@@ -150,8 +145,11 @@ def find_images(scoring: Scoring) -> tuple[ImageSet, ImageSet | None, list[str]]
     given = scoring.given
     images = read_folder(given[IMAGES], given[PROMPTS])
     needs = {spec.needs for spec in scoring.metrics}
-    if "prompts" in needs:
-        require_prompts(images)
+    if "prompts" in needs and None in images.prompts:
+        raise ValueError(
+            f"the prompts of {images.folder} are not known: its images have no sidecars; say "
+            "--prompts_file"
+        )
     if "seeds" in needs and len(images.sets) < 2:
         raise ValueError(
             f"{images.folder} holds one image per prompt: diversity needs two seeds or more, in "

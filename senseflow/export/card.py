@@ -97,13 +97,10 @@ def _teacher(source: Source, facts: CardFacts) -> str:
 
 def read_evaluation(files: list[Path]) -> list[Result]:
     """The entries of results files of `senseflow.evaluate`, without the folders of this machine."""
-    return merge(_public(entry) for file in files for entry in read_results(file))
-
-
-def _public(entry: Result) -> Result:
-    """Paths as their last name."""
-    named = {key: Path(entry[key]).name for key in ("images", "reference") if entry[key]}
-    return {**entry, **named}
+    entries = [entry for file in files for entry in read_results(file)]
+    for entry in entries:
+        entry |= {key: Path(entry[key]).name for key in ("images", "reference") if entry[key]}
+    return merge(entries)
 
 
 def _eval_results(facts: CardFacts) -> list[EvalResult]:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import diffusers
 
@@ -38,7 +37,9 @@ def fill_pipeline(partial: Path, source: Source, link: bool) -> None:
     """The student, the teacher's other parts beside it, and the scheduler that samples it."""
     component, base = source.family.component, source.base
     index = read_json(base / "model_index.json")
-    parts = parts_of(index, component)
+    own = (component, SCHEDULER)
+    named = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+    parts = [name for name in named if name not in own]
     for part in parts:
         if not (base / part).is_dir():
             raise ValueError(f"the teacher's {base / part} is not there")
@@ -47,32 +48,18 @@ def fill_pipeline(partial: Path, source: Source, link: bool) -> None:
     write_card(partial / component, source.card)
     for part in parts:
         copy_part(base / part, partial / part, link)
-    write_scheduler(partial, source)
+    # the teacher's scheduler, changed to sample at the student's anchors
+    config = read_json(base / SCHEDULER / "scheduler_config.json")
+    stock, scheduler = source.stock, getattr(diffusers, source.stock.scheduler)
+    scheduler.from_config(config, **stock.changes).save_pretrained(partial / SCHEDULER)
     changes = {
         component: ["diffusers", source.family.network_class],
-        SCHEDULER: ["diffusers", source.stock.scheduler],
+        SCHEDULER: ["diffusers", stock.scheduler],
         "_diffusers_version": diffusers.__version__,
     }
     kept = {key: value for key, value in index.items() if key != "_name_or_path"}
     text = json.dumps({**kept, **changes}, indent=2, sort_keys=True) + "\n"
     (partial / "model_index.json").write_text(text)
-
-
-def parts_of(index: dict[str, Any], component: str) -> list[str]:
-    """The folders of a pipeline besides its network and scheduler, by its model_index.json."""
-    return [
-        name
-        for name, kind in index.items()
-        if isinstance(kind, list) and kind[0] is not None and name not in (component, SCHEDULER)
-    ]
-
-
-def write_scheduler(partial: Path, source: Source) -> None:
-    """The teacher's scheduler config, changed to sample at the student's anchors."""
-    stock = source.stock
-    config = read_json(source.base / SCHEDULER / "scheduler_config.json")
-    scheduler = getattr(diffusers, stock.scheduler).from_config(config, **stock.changes)
-    scheduler.save_pretrained(partial / SCHEDULER)
 
 
 def copy_part(part: Path, to: Path, link: bool) -> None:

@@ -84,7 +84,9 @@ def write(wanted: Export, checkpoint: Path) -> None:
     with only_writer(output), whole_folder(output) as partial:
         fill(wanted.form, partial, source, output.name, wanted.link)
         copy_samples(partial, facts.samples)
-        copy_licences(source.base, partial)
+        # the texts that must go with every copy of the weights
+        for file in [*source.base.glob("LICENSE*"), *source.base.glob("NOTICE*")]:
+            shutil.copyfile(file, partial / file.name)
         write_model_card(partial, source, facts)
     logger.info("%s", said_terms(facts.terms))
     what = "EMA of the student" if source.card.ema else "student"
@@ -129,9 +131,3 @@ def own_row(row: str | None, results: list[Result]) -> str | None:
     if row not in names:
         raise ValueError(f"--row {row} is none of the results' rows {', '.join(names) or '(none)'}")
     return row
-
-
-def copy_licences(base: Path, partial: Path) -> None:
-    """The texts that must go with every copy of the weights."""
-    for file in sorted([*base.glob("LICENSE*"), *base.glob("NOTICE*")]):
-        shutil.copyfile(file, partial / file.name)
