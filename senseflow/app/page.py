@@ -113,23 +113,21 @@ class Page:
 
         What cannot be drawn is said on the page.
         """
-        stop = self.stops.begin(request.session_hash)
         said, drawn = self.parts.said, {}
         try:
-            plans = self._plans(values)
-            yield {said: ""}
-            for side, wanted, plan in plans:
-                drawn[side] = self._draw_one(side, wanted, plan, stop, progress)
-                yield self._shows(side, drawn[side])
-            yield {said: words.summary(drawn), **self._remembers(drawn, values)}
+            with self.stops.drawing(request.session_hash) as stop:
+                plans = self._plans(values)
+                yield {said: ""}
+                for side, wanted, plan in plans:
+                    drawn[side] = self._draw_one(side, wanted, plan, stop, progress)
+                    yield self._shows(side, drawn[side])
+                yield {said: words.summary(drawn), **self._remembers(drawn, values)}
         except Stopped:
             yield {said: words.note("Stopped.")}
         except ValueError as error:
             yield {said: words.problem(str(error))}
         except torch.OutOfMemoryError:
             yield {said: words.problem(words.NO_MEMORY)}
-        finally:
-            self.stops.end(request.session_hash, stop)
 
     def _plans(self, values: Values) -> list[tuple[str, Wanted, Plan]]:
         """What is to be drawn, the student first; raises ValueError if either cannot."""

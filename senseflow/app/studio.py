@@ -3,7 +3,8 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -119,15 +120,15 @@ class Stops:
     def __init__(self) -> None:
         self._events: dict[str | None, threading.Event] = {}
 
-    def begin(self, session: str | None) -> threading.Event:
-        """What `stop` will set for this session from now on."""
+    @contextmanager
+    def drawing(self, session: str | None) -> Iterator[threading.Event]:
+        """While this session draws: what `stop` will set."""
         self._events[session] = event = threading.Event()
-        return event
-
-    def end(self, session: str | None, event: threading.Event) -> None:
-        """This session draws no more."""
-        if self._events.get(session) is event:
-            del self._events[session]
+        try:
+            yield event
+        finally:
+            if self._events.get(session) is event:  # and no later one of the same session
+                del self._events[session]
 
     def stop(self, session: str | None) -> None:
         """End what this session draws, if it does."""

@@ -60,8 +60,9 @@ def open_encoder(name: str, inputs: Inputs, device: torch.device) -> Encode:
         assert isinstance(data, JsonImages)
         kind = family.networks().adapter
         vae = load_vae(kind.vae_class, settings, device)
+        pairs = enumerate(zip(data.paths, data.prompts, strict=True))
         # Backwards, so that of equal pairs the first one stands.
-        items = {key_of(*pair): i for i, pair in reversed([*enumerate(pairs(data))])}
+        items = {key_of(*pair): i for i, pair in reversed([*pairs])}
 
         def posterior(image: Tensor) -> Posterior:
             return kind.posterior_of(vae, image.to(device))
@@ -75,11 +76,6 @@ def open_encoder(name: str, inputs: Inputs, device: torch.device) -> Encode:
         return partial(encode_prompts, lambda prompt: {"text": clip([prompt])}, prompts)
     adapter = family.load_adapter(settings, device, partial(load_whole, device))
     return partial(encode_prompts, lambda p: adapter.encode_prompts([p]).tensors, prompts)
-
-
-def pairs(data: JsonImages) -> Iterator[tuple[str, str]]:
-    """The path, as listed, and the prompt of every image."""
-    return zip(data.paths, data.prompts, strict=True)
 
 
 def load_whole(device: torch.device, source: NetworkSource) -> nn.Module:

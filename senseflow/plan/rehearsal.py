@@ -137,7 +137,7 @@ class Rehearsal:
     def iterate(self, kind: Kind) -> dict[str, PhaseCost]:
         """One iteration of this kind; its costs by phase."""
         turn = kind.turn(self.parts)
-        self.tracker.restart()
+        self.tracker.phases = {}  # forgotten; what lives goes on living
         with self.mode, self.tracker, watching(self.parts, self.tracker.callers):
             distill.take_turn(self.parts, turn, self.micro_batches, Measures())
         return {name: cost for name, cost in self.tracker.phases.items() if cost.peak or cost.flops}

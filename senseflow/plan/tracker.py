@@ -81,10 +81,6 @@ class Tracker(TorchDispatchMode):
         super().__exit__(*error)
         self.patched.stop()
 
-    def restart(self) -> None:
-        """Forget the phases; what lives goes on living."""
-        self.phases = {}
-
     def mark(self, tensors: Iterable[Tensor], kind: str) -> int:
         """Say what tensors are; returns the bytes of those that were not said to be of it."""
         before = self.live[kind]
