@@ -7,8 +7,6 @@ import dataclasses
 import logging
 from pathlib import Path
 
-import torch
-
 from senseflow.common.files import write_whole
 from senseflow.common.quiet import quiet_libraries
 from senseflow.evaluate.layouts import TEACHER, Layout, Selection
@@ -40,14 +38,23 @@ def draw_folders(
     quiet_libraries()
     model = find_model(family, paths)  # the student, if there is one
     pipeline = Pipeline(model, machine)
-    jobs = [_job(model, d, name, pipeline.dtype, selection, output) for d in drawings]
+    shard, num_shards = output.shard
+
+    def make(model: Model, drawing: Drawing, folder: str) -> Job:
+        """This share of a folder's images."""
+        if model.student:
+            folder = f"{folder}_{model.plan(drawing).steps}_{drawing.sampler}"
+        shots = selection.shots(output.folder / folder, drawing.seed)[shard::num_shards]
+        return make_job(model, drawing, pipeline.dtype, shots, output.overwrite, folder)
+
+    jobs = [make(model, drawing, name) for drawing in drawings]
     if teacher:
         if jobs:
             size = jobs[0].plan
             teacher = dataclasses.replace(teacher, height=size.height, width=size.width)
         base = Model(family, Paths(paths.base), None)
         # first: its network comes with the pipeline
-        jobs.insert(0, _job(base, teacher, TEACHER, pipeline.dtype, selection, output))
+        jobs.insert(0, make(base, teacher, TEACHER))
     for file, text in [
         n for job in jobs for n in missing_notes(job.shots, selection.layout).items()
     ]:
@@ -57,22 +64,6 @@ def draw_folders(
     for job in jobs:
         num, new = len(job.shots), len(job.todo)
         logger.info("%d images in %s, %d of them new", num, output.folder / job.name, new)
-
-
-def _job(
-    model: Model,
-    drawing: Drawing,
-    name: str,
-    dtype: torch.dtype,
-    selection: Selection,
-    output: Output,
-) -> Job:
-    """This share of a folder's images."""
-    if model.student:
-        name = f"{name}_{model.plan(drawing).steps}_{drawing.sampler}"
-    shard, num_shards = output.shard
-    shots = selection.shots(output.folder / name, drawing.seed)[shard::num_shards]
-    return make_job(model, drawing, dtype, shots, output.overwrite, name)
 
 
 def missing_notes(shots: list[Shot], layout: Layout) -> dict[Path, str]:

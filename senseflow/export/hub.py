@@ -24,12 +24,6 @@ def check_push(repo: str, dry_run: bool) -> None:
         )
 
 
-def contents(folder: Path) -> list[tuple[str, int]]:
-    """What would go: names and sizes in bytes; links count as what they stand for."""
-    files = sorted(f for f in folder.rglob("*") if f.is_file())
-    return [(f.relative_to(folder).as_posix(), f.stat().st_size) for f in files]
-
-
 def check_shipped(folder: Path) -> None:
     """Raise ValueError unless a folder is one that this command wrote."""
     if not (folder / "README.md").is_file() or not any(folder.rglob(CARD)):
@@ -40,10 +34,11 @@ def check_shipped(folder: Path) -> None:
 
 
 def listing(folder: Path, repo: str, public: bool) -> str:
-    """What would go, in lines."""
-    files = contents(folder)
-    total = said_size(sum(size for _, size in files))
-    lines = [f"{said_size(size):>9}  {name}" for name, size in files]
+    """What would go, in lines; links count as what they stand for."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    sizes = {f.relative_to(folder).as_posix(): f.stat().st_size for f in files}
+    total = said_size(sum(sizes.values()))
+    lines = [f"{said_size(size):>9}  {name}" for name, size in sizes.items()]
     kind = "public" if public else "private"
     head = f"{len(files)} files, {total}, would go to {kind} {repo}; nothing was sent"
     return "\n".join([head, *lines])
