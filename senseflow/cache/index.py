@@ -49,7 +49,7 @@ class Job:
         return sum(num_bytes(self.part.shapes(shard)) for shard in self.todo)
 
     def said(self) -> str:
-        """The job in words."""
+        """One line: rows to encode and rows there, bytes per row and in all."""
         there = sum(map(len, self.part.shards)) - self.num_rows
         what = "images" if self.name == "latents" else "prompts"
         files = "1 file" if len(self.todo) == 1 else f"{len(self.todo)} files"
@@ -154,7 +154,7 @@ def _number(shard: Shard) -> int:
 
 
 def size(num: float) -> str:
-    """Bytes in words."""
+    """A number of bytes in words, such as 1.5 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if num < 1024:
             return f"{num:.0f} {unit}" if unit == "B" else f"{num:.1f} {unit}"

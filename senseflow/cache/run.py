@@ -166,7 +166,7 @@ def stacked(shapes: dict[str, Tensor], rows: Iterator[Row], bar: tqdm) -> dict[s
 
 
 def report(folder: Path, jobs: list[Job], unreadable: int) -> None:
-    """What is there now."""
+    """Say what the cache holds now, and how many images could not be read."""
     if unreadable:
         logger.warning(
             "%d images could not be read; training passes over them, and the same command tries "

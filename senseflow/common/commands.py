@@ -13,7 +13,7 @@ logger = logging.getLogger("senseflow")
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line."""
+    """An argument parser that says an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         """One line, the mistake alone; exit status 2."""

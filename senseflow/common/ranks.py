@@ -14,7 +14,7 @@ class AgreedError(Exception):
 
 
 class AgreedOSError(AgreedError, OSError):
-    """The file system's."""
+    """An error of the file system, raised alike on all ranks."""
 
 
 @dataclass(frozen=True)

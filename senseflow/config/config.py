@@ -295,7 +295,7 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run."""
+    """All settings of one run, grouped as in its YAML."""
 
     recipe: str  # which script runs it
     paths: PathsConfig

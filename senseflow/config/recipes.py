@@ -27,7 +27,7 @@ class Recipe:
 
     @property
     def config(self) -> str:
-        """Its published YAML."""
+        """Its published YAML, relative to the repository's root."""
         return f"{self.configs}/{self.name}.yaml"
 
     @property

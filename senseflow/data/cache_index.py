@@ -59,7 +59,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file."""
+    """One safetensors file of a part, and the keys of its rows."""
 
     file: str
     keys: str  # of its rows, one after the other
@@ -77,7 +77,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of rows."""
+    """One kind of rows: what they are made with, their tensors, their files."""
 
     made_with: dict[str, Any]  # what the rows depend on, by the words an error names it with
     versions: dict[str, str]  # of libraries
@@ -126,7 +126,7 @@ def _part(tree: dict[str, Any]) -> Part:
 
 
 def write_index(folder: Path, parts: dict[str, Part]) -> None:
-    """Replace the index."""
+    """Replace index.json, whole or not at all."""
     tree = {"format": FORMAT, "parts": {name: asdict(part) for name, part in parts.items()}}
     write_whole(folder / INDEX, json.dumps(tree, indent=1) + "\n")
 

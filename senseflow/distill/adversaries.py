@@ -186,7 +186,7 @@ class BottleneckDiscriminator:
         return add_noise(d.adapter.path, x, eps, t), t
 
     def _logits(self, d: Distillation, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """(B, L)."""
+        """Logits (B, L) of latents x_t (B, C, h, w) at t (B,)."""
         features = self.adapter.bottleneck(d.fake_score.network, x_t, t, cond)
         logits: Tensor = self.heads.network(features)
         return logits

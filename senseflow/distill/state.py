@@ -79,7 +79,7 @@ class Discriminator(Protocol):
 
     @property
     def heads(self) -> Trained:
-        """What of it learns."""
+        """The part that learns, with its optimizer; the rest is frozen."""
         ...
 
     @property
@@ -134,7 +134,7 @@ class HasTeacher(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device on which the teacher computes."""
         ...
 
 

@@ -88,7 +88,7 @@ def build_vfm(
 
 
 def load_clip(paths: PathsConfig) -> PromptEncoder:
-    """The discriminator's CLIP."""
+    """The frozen CLIP text tower that encodes the discriminator's prompts."""
     return PromptEncoder(paths.clip, paths.clip_weights, paths.clip_quick_gelu)
 
 

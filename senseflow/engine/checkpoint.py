@@ -337,7 +337,7 @@ class OpenCheckpoint:
         return keys | averaged if ema else keys
 
     def read(self, key: str, dtype: torch.dtype) -> Tensor:
-        """One tensor, whole."""
+        """One tensor by its key in the checkpoint, unsharded, in host memory; raises OSError."""
         shape = self.shapes[key]
         value = torch.empty(shape.size, dtype=shape.properties.dtype)
         try:

@@ -48,7 +48,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Inputs(Setup):
-    """What a run reads."""
+    """A setup with the data it is trained on and what a cache knows of them."""
 
     data: Samples
     cache: Cache  # what is known of the data without running an encoder

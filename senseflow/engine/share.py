@@ -39,7 +39,7 @@ class Share:
         return self.rank == 0
 
     def mine(self, items: Sequence[T]) -> Sequence[T]:
-        """Every world_size-th item."""
+        """This rank's items: every world_size-th, from its own number on."""
         return items[self.rank :: self.world_size]
 
     def gather(self, mine: T) -> list[T]:

@@ -19,7 +19,7 @@ from senseflow.sampling.cli import STOPPED, messages
 
 
 class Command(NamedTuple):
-    """One of the three."""
+    """One of the three commands: its flags, and what it does with them."""
 
     purpose: str
     left: str  # by Ctrl-C

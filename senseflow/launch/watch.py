@@ -164,7 +164,7 @@ def end_process(failure: Failure) -> None:
 
 
 def say(failure: Failure) -> None:
-    """Tell the user."""
+    """Print the cause, with its trace if it has one, to stderr."""
     print(f"{failure.trace}error: {failure.message}", file=sys.stderr, flush=True)
 
 

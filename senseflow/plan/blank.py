@@ -41,7 +41,7 @@ class BlankPrompts:
 
 @dataclass(frozen=True)
 class Blank:
-    """One sample."""
+    """A data set of one sample: zeros, in the shapes that `kind` of data has."""
 
     resolution: tuple[int, int]
     latent_shape: tuple[int, int, int]  # of what is trained

@@ -30,7 +30,7 @@ class Gpu:
 
     @property
     def room(self) -> float:
-        """Bytes for tensors."""
+        """Bytes of a GPU's memory that tensors can have."""
         return (self.memory - self.reserve) * GIB
 
 

@@ -90,7 +90,7 @@ class Tracker(TorchDispatchMode):
 
     @property
     def now(self) -> int:
-        """Bytes that live."""
+        """The bytes of all storages that live now."""
         return sum(self.live.values())
 
     def __torch_dispatch__(

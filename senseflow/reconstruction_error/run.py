@@ -97,7 +97,7 @@ def facts_of(inputs: Inputs, num_samples: int) -> dict[str, Any]:
 
 
 def write(folder: Path, found: dict[str, Any], teacher: Teacher, config: Config) -> None:
-    """xi.json, xi.csv and xi.png."""
+    """Write xi.json, xi.csv and xi.png into a folder."""
     anchors, margin = teacher.anchors, config.isg.margin
     tree = {
         "what": "one-step reconstruction error of the teacher over t (thousandths of its clock)",

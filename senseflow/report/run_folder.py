@@ -57,7 +57,7 @@ class RunFolder:
 
     @property
     def planned(self) -> int | None:
-        """train.iter_num."""
+        """The iterations that the run is to have, train.iter_num; None where no number is known."""
         value = self.setting("train", "iter_num")
         return value if isinstance(value, int) else None
 

@@ -123,7 +123,7 @@ class Adapter(ABC):
         return latents
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        """The inverse of `normalise`."""
+        """The network's latents as the VAE's own: z / scale + shift."""
         config = self.pipeline.vae.config
         encoded: Tensor = latents / config.scaling_factor + (config.shift_factor or 0)
         return encoded

@@ -27,7 +27,7 @@ class Batched:
         return type(self)(**{key: torch.cat([t[key] for t in every]) for key in every[0]})
 
     def map(self, change: Change) -> Self:
-        """Every tensor changed alike."""
+        """The batch with `change` applied to every tensor."""
         return type(self)(**{name: change(tensor) for name, tensor in self.tensors.items()})
 
 

@@ -50,7 +50,7 @@ class FluxLearner(Learner):
     def loss(
         self, x_0: Tensor, eps: Tensor, u: Tensor, ids: list[Tensor], dropped: Tensor
     ) -> Tensor:
-        """At guidance 1 throughout."""
+        """The flow loss, mean (v_hat - v)^2, with a guidance of 1 fed to every sample."""
         sigma, x_t = flow_at(x_0, eps, u)
         prompt_embeds, pooled = self.text(without_dropped(ids, self.empty, dropped))
         ones = torch.ones_like(sigma)

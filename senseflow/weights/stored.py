@@ -18,7 +18,7 @@ class Stored(Protocol):
 
     @property
     def shape(self) -> Size:
-        """Known without reading."""
+        """The tensor's shape, known without reading it."""
         ...
 
     def __getitem__(self, rows: Any, /) -> Tensor:
@@ -106,7 +106,7 @@ def component_weights(folder: Path) -> Weights:
 
 
 def open_safetensors(file: Path) -> Weights:
-    """One safetensors file."""
+    """The tensors of one safetensors file; raises ValueError when it is damaged."""
     try:
         with safe_open(str(existing(file)), framework="pt") as opened:
             keys = opened.keys()

@@ -104,7 +104,7 @@ Result = tuple[Checked, list[str], dict[str, Image.Image]]  # and names of rows,
 
 
 def check_images(file: Path, setting: Setting, num_workers: int) -> Result:
-    """A JSON data set."""
+    """What is found in a JSON data set of images."""
     _, paths, prompts = read_lists(file)
     files = [resolve(file.parent, path) for path in paths]
     seen = look_at_all(files, num_workers)
@@ -133,7 +133,7 @@ def check_images(file: Path, setting: Setting, num_workers: int) -> Result:
 
 
 def check_latents(folder: Path, setting: Setting) -> Result:
-    """An LMDB of latents."""
+    """What is found in an LMDB of latents."""
     from senseflow.data.check.latents import latent_findings, latent_numbers, read_rows, require_fit
 
     rows = read_rows(folder)

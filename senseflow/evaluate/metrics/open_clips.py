@@ -136,12 +136,12 @@ class Clip:
         )
 
     def images(self, pixels: Tensor) -> Tensor:
-        """(B, D) of preprocessed pixels (B, 3, H, W)."""
+        """Unit vectors (B, D), float32, of preprocessed pixels (B, 3, H, W)."""
         pixels = pixels.to(self.machine.device, self.machine.dtype)
         return F.normalize(self.model.encode_image(pixels).float(), dim=-1)
 
     def texts(self, texts: list[str]) -> Tensor:
-        """(B, D) of texts."""
+        """Unit vectors (B, D), float32, of B texts."""
         tokens = self.tokenizer(texts).to(self.machine.device)
         return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
 

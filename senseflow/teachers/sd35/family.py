@@ -33,7 +33,7 @@ NUM_TIMES = 1000  # of the scheduler
 
 @dataclass(frozen=True, eq=False)
 class SD35Family(FlowFamily):
-    """One size of SD3.5."""
+    """SD3.5 in one of its sizes, Medium or Large, told apart by dual attention."""
 
     dual_attention: bool = True  # in some blocks: Medium; in none: Large
 
