@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
+from torch.optim.adamw import adamw
 
 from senseflow.config.config import LrSchedulerConfig, OptimizerConfig
 from senseflow.core.ida import align_, require_alike
@@ -15,12 +16,48 @@ from senseflow.optim.rounding import noise_of, random_words, round_stochasticall
 from senseflow.optim.stretches import flat_shard, fused, groups, numbers_of
 
 
+class ShardedAdamW(torch.optim.AdamW):
+    """torch's fused AdamW, on the shards themselves.
+
+    DTensor would look for a sharding of one operation on hundreds of tensors, which takes seconds
+    at the first step and says what is known: all are sharded alike.
+    """
+
+    found_inf: Tensor | None = None  # 0-d float, 1 where the step is to change nothing
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # without a closure
+        """Move the parameters that have a gradient."""
+        for settings in self.param_groups:
+            found: list[list[Tensor]] = [[] for _ in range(6)]
+            cast(Any, self)._init_group(settings, *found)  # makes the first states
+            *sharded, maxima, steps = found
+            weights, gradients, moments, squares = (list(map(flat_shard, s)) for s in sharded)
+            adamw(
+                weights,
+                gradients,
+                moments,
+                squares,
+                maxima,
+                steps,
+                fused=True,
+                found_inf=self.found_inf,
+                amsgrad=False,
+                beta1=settings["betas"][0],
+                beta2=settings["betas"][1],
+                lr=settings["lr"],
+                weight_decay=settings["weight_decay"],
+                eps=settings["eps"],
+                maximize=False,
+            )
+
+
 @dataclass
 class Trained:
     """A network that learns, with its own optimizer."""
 
     network: nn.Module
-    optimizer: torch.optim.AdamW
+    optimizer: ShardedAdamW | CompactAdamW
     base_lr: float
     max_grad_norm: float
 
@@ -34,10 +71,10 @@ class Trained:
         """
         parameters = list(network.parameters())
         betas, eps, decay = config.betas, config.eps, config.weight_decay
-        optimizer: torch.optim.AdamW
+        optimizer: ShardedAdamW | CompactAdamW
         # Fused in either: the kernel reads found_inf, so the host need not wait for the norm.
         if config.states == "float32" and all(p.dtype == torch.float32 for p in parameters):
-            optimizer = torch.optim.AdamW(
+            optimizer = ShardedAdamW(
                 parameters, lr=lr, betas=betas, eps=eps, weight_decay=decay, fused=True
             )
         else:
@@ -67,9 +104,8 @@ class Trained:
         """
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         norm = total_norm(gradients)
-        kernel = cast(Any, self.optimizer)  # what the fused one reads stands in no signature
         # As a GradScaler does: 1 leaves weights, moments and the count of steps alone.
-        kernel.found_inf = (~torch.isfinite(norm)).float()
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()
         if isinstance(self.optimizer, CompactAdamW):
             assert seed is not None, "stochastic rounding needs a seed"
             self.optimizer.seed = seed
@@ -77,7 +113,6 @@ class Trained:
         else:
             share = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1)  # as torch's clip_grad_norm_
             torch._foreach_mul_([flat_shard(g) for g in gradients], share)
-            kernel.grad_scale = None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
