@@ -56,7 +56,7 @@ class Rows:
             raise ValueError(f"{file} cannot be read: {error}") from error
 
     def conditioning(self, prompt: str) -> Conditioning:
-        """Of encoded prompts one, in place of running the text encoders: B = 1, on the host.
+        """One encoded prompt, in place of running the text encoders: B = 1, on the host.
 
         Raises ValueError for one that it does not hold.
         """

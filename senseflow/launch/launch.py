@@ -71,7 +71,7 @@ def launch(
 
 
 def count_gpus() -> int:
-    """Of this node, by a process of its own: no CUDA works in the forks of one that has asked."""
+    """How many GPUs this node has, asked by a fork: CUDA works in no fork of one that asked."""
     child, found = os.fork(), 0
     if child == 0:
         try:

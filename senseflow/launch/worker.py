@@ -81,7 +81,7 @@ def work(read: Callable[[], Inputs], folder: Path, stop: StopRequest) -> Failure
 
 
 def be_deterministic() -> None:
-    """The same bits from the same run on GPUs too, at some cost in speed; before CUDA starts."""
+    """Have GPUs, too, repeat a run bit by bit, at some cost in speed; call before CUDA starts."""
     # cuBLAS reads it once; without, its sums may come in another order each time.
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True)

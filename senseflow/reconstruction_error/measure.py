@@ -142,10 +142,11 @@ def measure_samples(teacher: Teacher, wanted: Measurement, samples: range) -> li
     draws = Draws(wanted.seed, 0, tuple(samples))
     cond = conditioning(teacher, batch)
     x_0 = clean_latents(teacher, batch, draws, "posterior")
+    # One eps at all times and guidances: what differs along the curve is t alone.
     eps = on_device(teacher, draws.normal("eps", adapter.latent_shape()))
 
     def error(guidance: float, time: float) -> Tensor:
-        """Of each sample (B,)."""
+        """The error (B,) of each sample's one-step prediction at one time and guidance."""
         t = times(time, len(x_0), teacher.device)
         x_t = add_noise(adapter.path, x_0, eps, t)
         return reconstruction_error(x_0, predict(teacher, x_t, t, cond, guidance).x_0)

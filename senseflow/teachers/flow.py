@@ -88,6 +88,7 @@ class FlowFamily(Family):
             width=plan.width,
             num_inference_steps=plan.steps,
             sigmas=plan.levels,
+            # Without a scale no unconditional half: a student has its guidance in its weights.
             guidance_scale=self.no_guidance if plan.guidance is None else plan.guidance,
             max_sequence_length=plan.max_sequence_length,
             generator=generators,
