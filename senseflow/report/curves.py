@@ -151,16 +151,6 @@ class Line:
     gaps: list[str]  # where the value is not finite
 
 
-@dataclass(frozen=True)
-class Band:
-    """An upright band that says the values of its place when the pointer is on it."""
-
-    at: str
-    left: str
-    width: str
-    words: str
-
-
 def draw(chart: Chart) -> Markup:
     """An <svg> element; the title and the values of `describe` are its text for screen readers."""
     x, y = scales(chart)
@@ -175,7 +165,7 @@ def draw(chart: Chart) -> Markup:
         iterations=[value for value in ticks(x, 4) if value == int(value)],
         references=[line for line in chart.lines if y.low <= line[0] <= y.high],
         lines=[_line(c, x, y, f"c{k}", alone) for k, c in enumerate(chart.curves.values())],
-        bands=_bands(chart, x, y),
+        bands=_bands(chart, x),
         number=number,
         count=_count,
     )  # fmt: skip
@@ -295,7 +285,10 @@ def smoothed(curve: Curve) -> Curve:
     return Curve(known.iterations, values)
 
 
-def _bands(chart: Chart, x: Scale, y: Scale) -> list[Band]:
+def _bands(chart: Chart, x: Scale) -> list[tuple[str, str, str, str]]:
+    """Middle, left edge, width and words of upright bands, which say the values of their place when
+    the pointer is on them.
+    """
     first = next(iter(chart.curves.values()))
     num = len(first.iterations)
     places = sorted({round(k) for k in np.linspace(0, num - 1, min(num, BANDS))})
@@ -311,5 +304,5 @@ def _bands(chart: Chart, x: Scale, y: Scale) -> list[Band]:
             and curve.iterations[at] == i
         ]
         words = f"iteration {i:.0f}: " + ", ".join(said)
-        bands.append(Band(f"{middle:.1f}", f"{left:.1f}", f"{max(0.5, right - left):.1f}", words))
+        bands.append((f"{middle:.1f}", f"{left:.1f}", f"{max(0.5, right - left):.1f}", words))
     return bands
