@@ -1,14 +1,10 @@
 """Rebuild the embedded teachers and their judge from nothing but scikit-learn's digits.
 
-    python -m senseflow.tiny.build common --output assets/tiny/common        (42 minutes, one core)
-    python -m senseflow.tiny.build flux --output assets/tiny/flux            (50 minutes)
-    python -m senseflow.tiny.build sd35_medium --output assets/tiny/sd35_medium
-    python -m senseflow.tiny.build flux --quick --output quick/flux --common assets/tiny/common
-
 `common` is what all families share: the autoencoder, the judge, and the discriminator's DINOv2 and
-CLIP. Every stage writes a folder beside the output, WORK/STAGE/, which is finished when it holds
-stage.json and is then not done again. The output is put together, and replaced, only when all
-stages are there: pipeline/ (or one folder per network), stages.json, SHA256SUMS, the old README.md.
+CLIP; it takes 42 minutes on one core, FLUX 50. Every stage writes a folder beside the output,
+WORK/STAGE/, which is finished when it holds stage.json and is then not done again. The output is
+put together, and replaced, only when all stages are there: pipeline/ (or one folder per network),
+stages.json, SHA256SUMS, the old README.md.
 """
 
 import dataclasses
@@ -249,8 +245,10 @@ def build_parser() -> Parser:
     """The flags."""
     parser = module_parser(
         "senseflow.tiny.build",
-        "Rebuild an embedded teacher, or what all of them share, from random weights.",
-        "example: python -m senseflow.tiny.build flux --quick --output quick/flux "
+        __doc__,
+        "example: python -m senseflow.tiny.build common --output assets/tiny/common\n"
+        "         python -m senseflow.tiny.build flux --output assets/tiny/flux\n"
+        "         python -m senseflow.tiny.build flux --quick --output quick/flux "
         "--common assets/tiny/common",
     )
     parser.add_argument("target", choices=list(TARGETS))

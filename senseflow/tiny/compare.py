@@ -1,9 +1,5 @@
 """Measure students of several embedded teachers, and put them in one table and one picture.
 
-    python -m senseflow.tiny.compare --common assets/tiny/common --output report \
-        --pair FLUX assets/tiny/flux/pipeline runs/flux \
-        --pair SDXL assets/tiny/sdxl/pipeline runs/sdxl
-
 Each pair of a teacher and its student is a line: the teacher at 28 steps (its FID-T is the floor
 that sampling noise leaves), the teacher at 4 steps with whichever of its samplers is nearer to
 that, the student at 4 steps with the sampler of its recipe. The whole table of each teacher, as
@@ -125,7 +121,7 @@ def build_parser() -> Parser:
     """The flags."""
     parser = module_parser(
         "senseflow.tiny.compare",
-        "Measure students of several embedded teachers: one table, one picture.",
+        __doc__,
         "example: python -m senseflow.tiny.compare --common assets/tiny/common "
         "--pair FLUX assets/tiny/flux/pipeline runs/flux --output report",
     )

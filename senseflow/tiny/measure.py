@@ -1,8 +1,5 @@
 """Measure an embedded teacher and its students: attribute accuracies, FID-T, FID-real, diversity.
 
-    python -m senseflow.tiny.measure --pipeline assets/tiny/flux/pipeline \
-        --common assets/tiny/common --student mine=runs/mine --output report
-
 Samples are drawn with the stock pipeline itself, FLUX, SD3.5 or SDXL. FID-T is the Frechet
 distance, in the judge's features, to the teacher's own pictures at 28 steps of the same prompts;
 every other row, the teacher at 28 steps included (the floor that sampling noise leaves), starts
@@ -187,7 +184,7 @@ def build_parser() -> Parser:
     """The flags."""
     parser = module_parser(
         "senseflow.tiny.measure",
-        "Measure an embedded teacher (FLUX, SD3.5 or SDXL) and its students.",
+        __doc__,
         "example: python -m senseflow.tiny.measure --pipeline assets/tiny/flux/pipeline "
         "--common assets/tiny/common --student mine=student_folder --output report",
     )
