@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -15,6 +16,12 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     """Images (B, 3, H, W) in [-1, 1] as 8-bit pictures."""
     levels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(level.numpy()) for level in levels.permute(0, 2, 3, 1).cpu()]
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """An RGB picture as (3, H, W) float32 in [-1, 1]."""
+    array = torch.from_numpy(np.array(picture, dtype=np.uint8))
+    return array.permute(2, 0, 1).float() / 127.5 - 1
 
 
 def save_whole(picture: Image.Image, file: Path) -> None:

@@ -6,12 +6,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from senseflow.common.pictures import to_tensor
 from senseflow.core.draws import Draws
 from senseflow.data.decode import UNREADABLE, fit, read_rgb
 from senseflow.data.image_lists import read_lists, resolve
@@ -90,9 +88,3 @@ def read_image(path: Path, resolution: tuple[int, int], where: tuple[float, floa
     except UNREADABLE as error:
         raise UnreadableItem(str(path), str(error)) from error
     return to_tensor(fit(picture, resolution, where))
-
-
-def to_tensor(picture: Image.Image) -> Tensor:
-    """(3, H, W) float32 in [-1, 1]."""
-    array = torch.from_numpy(np.array(picture, dtype=np.uint8))
-    return array.permute(2, 0, 1).float() / 127.5 - 1

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 from senseflow.evaluate.metrics import metric
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor, nn
 
 Net = Literal["alex", "vgg"]
@@ -27,6 +26,8 @@ def prepare(given: metric.Given) -> metric.Prepared:
     def open_it(machine: metric.Machine) -> metric.Judge:
         import torch
 
+        from senseflow.common.pictures import to_tensor
+
         network = load_lpips(net, file).to(machine.device)
 
         def distances(pixels: "Tensor", prompts: list[str]) -> "Tensor":
@@ -38,19 +39,10 @@ def prepare(given: metric.Given) -> metric.Prepared:
             return torch.cat(pairs).flatten()
 
         words = f"{metric.square_in_words(side)}, [-1, 1]"
-        return metric.Judge(words, lambda picture: lpips_pixels(picture, side), distances)
+        return metric.Judge(words, lambda p: to_tensor(metric.square(p, side)), distances)
 
     settings = {"net": net, "size": side}
     return metric.Prepared(f"LPIPS v0.1, {net} (torchmetrics)", [file], settings, open_it)
-
-
-def lpips_pixels(picture: "Image.Image", side: int | None) -> "Tensor":
-    """(3, side, side) in [-1, 1]."""
-    import numpy as np
-    import torch
-
-    array = torch.from_numpy(np.array(metric.square(picture, side)))
-    return array.permute(2, 0, 1).float() / 127.5 - 1
 
 
 def load_lpips(net: Net, file: Path) -> "nn.Module":
