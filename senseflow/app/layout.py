@@ -62,9 +62,14 @@ def lay_out(studio: Studio, prompt: str) -> Parts:
                 pictures[side] = _picture(side, studio)
                 captions[side] = gr.HTML(words.named(side), elem_id=f"{side}-caption")
     settings = _settings(studio)
+    gallery = gr.Gallery(  # hidden until there is something in it
+        label="Earlier images: click one to restore its settings", columns=6,
+        height="auto", allow_preview=False, object_fit="contain", format="png", interactive=False,
+        buttons=[], visible=False, elem_id="earlier",
+    )  # fmt: skip
     return Parts(
         text, draw, stop, said, pictures, captions, columns[TEACHER], settings, gr.State([]),
-        _gallery(),
+        gallery,
     )  # fmt: skip
 
 
@@ -113,15 +118,6 @@ def _number(label: str, value: float, step: float = 1, whole: bool = True) -> gr
     precision = 0 if whole else None
     return gr.Number(
         value, label=label, precision=precision, step=step, min_width=90, elem_id=name
-    )  # fmt: skip
-
-
-def _gallery() -> gr.Gallery:
-    """Hidden until there is something in it."""
-    return gr.Gallery(
-        label="Earlier images: click one to restore its settings", columns=6,
-        height="auto", allow_preview=False, object_fit="contain", format="png", interactive=False,
-        buttons=[], visible=False, elem_id="earlier",
     )  # fmt: skip
 
 

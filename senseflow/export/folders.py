@@ -37,9 +37,8 @@ def fill_pipeline(partial: Path, source: Source, link: bool) -> None:
     """The student, the teacher's other parts beside it, and the scheduler that samples it."""
     component, base = source.family.component, source.base
     index = read_json(base / "model_index.json")
-    own = (component, SCHEDULER)
     named = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
-    parts = [name for name in named if name not in own]
+    parts = [name for name in named if name not in (component, SCHEDULER)]
     for part in parts:
         if not (base / part).is_dir():
             raise ValueError(f"the teacher's {base / part} is not there")

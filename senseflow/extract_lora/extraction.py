@@ -20,7 +20,7 @@ from senseflow.common.devices import find_device
 from senseflow.common.files import only_writer, read_json
 from senseflow.config.config import Dtype
 from senseflow.config.families import check_keys
-from senseflow.engine.export import LORA_FILE, Layout, write_component
+from senseflow.engine.export import LORA_FILE, Layout, fill_component, whole_folder
 from senseflow.teachers.family import Family
 from senseflow.weights.card import write_card
 from senseflow.weights.lora import metadata
@@ -83,13 +83,10 @@ def extract(family: Family, wanted: Extraction) -> None:
     card = files.card
     if card and guidance is not None:  # what the base's embedding is fed
         card = dataclasses.replace(card, guidance=guidance)
-
-    def describe(partial: Path) -> None:
+    with only_writer(wanted.output), whole_folder(wanted.output) as partial:
+        fill_component(partial, layout, tensors())
         if card:
             write_card(partial, card)
-
-    with only_writer(wanted.output):
-        write_component(wanted.output, layout, tensors(), describe)
     others = [key for key in both if key.removesuffix(".weight") not in layers]
     rest = sum(float(_difference(base, student, k, device).square().sum()) for k in others)
     energy.total = energy.layers + rest

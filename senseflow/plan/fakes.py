@@ -5,7 +5,7 @@ group is torch's fake one: collectives return at once, whatever the number of ra
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -66,8 +66,7 @@ class Loading(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.depth = 0  # of modules that run
-        self.hooks: list[Any] = []
-        self.patched = patch.object(_SpectralNorm, "_power_method", lambda *_: None)
+        self.stack = ExitStack()
 
     def __enter__(self) -> "Loading":
         def enter(*_: Any) -> None:
@@ -76,19 +75,15 @@ class Loading(TorchDispatchMode):
         def leave(*_: Any) -> None:
             self.depth -= 1
 
-        self.hooks = [
-            register_module_forward_pre_hook(enter),
-            register_module_forward_hook(leave, always_call=True),
-        ]
-        self.patched.start()
+        self.stack.callback(register_module_forward_pre_hook(enter).remove)
+        self.stack.callback(register_module_forward_hook(leave, always_call=True).remove)
+        self.stack.enter_context(patch.object(_SpectralNorm, "_power_method", lambda *_: None))
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self.patched.stop()
-        for hook in self.hooks:
-            hook.remove()
+        self.stack.close()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
