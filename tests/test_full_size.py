@@ -67,13 +67,14 @@ def resized(instance):
     """The same networks at a size that is not square."""
     d = instance.parts
     size = OTHER_SIZE.get(d.config.recipe, (832, 1216))
-    parts = replace(d, adapter=replace(d.adapter, resolution=size))
+    shape = (d.adapter.shape[0], *(s // 8 for s in size))
+    parts = replace(d, adapter=replace(d.adapter, shape=shape))
     batch = instance.batch
     with instance.mode:
         if batch.images is not None:
             batch = replace(batch, images=batch.images.new_empty(1, 3, *size))
         else:
-            batch = replace(batch, latents=batch.latents.new_empty(1, 4, *(s // 8 for s in size)))
+            batch = replace(batch, latents=batch.latents.new_empty(1, *shape))
             batch = replace(batch, other=batch.other and replace(batch, other=None))
     return replace(instance, parts=parts, batch=batch)
 

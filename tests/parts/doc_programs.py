@@ -85,7 +85,7 @@ def program_of(words: list[str]) -> tuple[Program, list[str]] | None:
     if words[0] == "sh":
         assert words[1] in tracked(), f"there is no {words[1]}"
         return Program("trainer", words[1]), words[2:]
-    if words[0] != "python" or words[1].startswith(ELSEWHERE):
+    if words[0] != "python" or words[1].startswith(("-c", *ELSEWHERE)):
         return None
     if words[1] == "-m":
         if words[2] in ("pytest", "pip", "venv"):
