@@ -5,7 +5,7 @@ Both are parts of `senseflow.distill.algorithm`'s iteration through
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +39,6 @@ from senseflow.distill.vfm_features import FrozenBackbone, PromptEncoder
 from senseflow.distill.vfm_heads import Heads
 from senseflow.optim.trained import Trained
 from senseflow.teachers.encoded import Conditioning
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
