@@ -1,6 +1,7 @@
 """The page in a real browser: headless Chromium through playwright, where both are there."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from playwright.sync_api import Browser, ViewportSize, expect, sync_playwright
 from playwright.sync_api import Page as Tab
 
 from senseflow.app.page import Page
+from senseflow.app.studio import TEACHER
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(
@@ -22,13 +24,16 @@ pytestmark = pytest.mark.skipif(
 )
 PATIENCE = 120_000  # milliseconds
 LONG = 1000  # teacher's steps that nobody waits for
+STEP_S = 0.01  # of each, at least: a quick machine would be done before the browser looks
 DESKTOP, PHONE = ViewportSize(width=1280, height=900), ViewportSize(width=390, height=844)
 
 
 @pytest.fixture(scope="module")
 def address(flux_folder, tmp_path_factory) -> Iterator[str]:
     run = save_run(CASES["flux"], flux_folder, tmp_path_factory.mktemp("run"))
-    page = Page(open_from("--pipeline", flux_folder, "--checkpoint", run))
+    studio = open_from("--pipeline", flux_folder, "--checkpoint", run)
+    studio._networks[TEACHER].register_forward_pre_hook(lambda *call: time.sleep(STEP_S))
+    page = Page(studio)
     yield page.launch("127.0.0.1")[0]
     page.close()
 

@@ -47,7 +47,7 @@ def test_another_layout_is_named_before_anything_is_loaded(tmp_path, file):
     assert "\n" not in said and str(tmp_path) in said and "paths.initial" in said
     assert file.removesuffix("/__0_0.distcp") in said
     args = argparse.Namespace(
-        nodes=1, gpus=1, max_restarts=0, save_dir=str(tmp_path), config="no.yaml", overrides=[]
+        nodes=1, gpus=1, max_restarts=0, save_dir=tmp_path, config="no.yaml", overrides=[]
     )
     with pytest.raises(ValueError, match="another layout"):
         check_arguments(args, RECIPES["flux_senseflow"])
