@@ -1,6 +1,6 @@
 """Draws the picture of docs/distil_your_own.md: strips and curves of runs side by side.
 
-python docs/collapse.py runs/own/student runs/own/collapse --output docs/images/collapse.png
+python docs/collapse.py runs/own/student runs/own/collapse --output docs/images/distil_collapse.png
 """
 
 import argparse

@@ -22,6 +22,8 @@ CONFIGS = {
 LONG = ("sd35_senseflow", "sd35_large_senseflow", "sdxl_senseflow")
 MARKED = [pytest.param(n, marks=pytest.mark.long if n in LONG else ()) for n in CONFIGS]
 
+WASTED = [n if n == "flux_senseflow" else pytest.param(n, marks=pytest.mark.long) for n in CONFIGS]
+
 
 @pytest.fixture(scope="module", params=MARKED)
 def run(request, tmp_path_factory):
@@ -62,6 +64,7 @@ class OneWastedForward:
         return self.adapter.predict(network, x_t, t, cond)
 
 
+@pytest.mark.parametrize("run", WASTED, indirect=True)
 def test_one_wasted_forward_is_seen_in_every_kind(run):
     honest = run.parts
     pieces = count_pieces(honest, next(run.data(1))[0])

@@ -42,8 +42,12 @@ SAMPLING = {
     "sd35_senseflow": ["scripts_sd35/test_senseflow_sd35.py", "--sd35_ckpt"],
     "sd35_large_senseflow": ["scripts_sd35/test_senseflow_sd35_large.py", "--sd35_ckpt"],
 }
-BY_PYTHON_ITSELF = {"sdxl_senseflow", "sd35_senseflow"}  # a recipe of each family, with FLUX's of
-# test_training.py, as on the user's machine: nothing is loaded before
+# A recipe of each family as on the user's machine, where nothing is loaded before; FLUX's is in
+# test_training.py.
+BY_PYTHON_ITSELF = [
+    pytest.param("sdxl_senseflow", sys.executable, id="sdxl_senseflow"),
+    pytest.param("sd35_senseflow", sys.executable, id="sd35_itself", marks=pytest.mark.long),
+]
 PROMPT = "a red seven left of a blue two on white"
 
 
@@ -73,11 +77,16 @@ def latents(images, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_a_recipe_trains_and_its_student_is_sampled(name, images, latents, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "python"),
+    [
+        *BY_PYTHON_ITSELF,
+        *(pytest.param(name, PYTHON, id=name) for name in TINY if name != "sdxl_senseflow"),
+    ],
+)
+def test_a_recipe_trains_and_its_student_is_sampled(name, python, images, latents, tmp_path):
     script, config = TINY[name]
-    data = latents if "sdxl" in name else images
-    folder, python = tmp_path / "run", sys.executable if name in BY_PYTHON_ITSELF else PYTHON
+    data, folder = latents if "sdxl" in name else images, tmp_path / "run"
     line = ["sh", script, 1, 1, f"configs/{config}", folder, f"paths.dataset={data}", *SHORT]
     result = run(*line, python=python)
     assert result.returncode == 0, result.stderr

@@ -88,9 +88,7 @@ def load_vae(kind: type[ModelMixin], settings: TeacherSettings, device: torch.de
     """The VAE of a pipeline folder."""
     folder = settings.folder / "vae"
     try:
-        vae: Any = kind.from_pretrained(
-            folder, torch_dtype=settings.vae_dtype, local_files_only=True
-        )
+        vae: Any = kind.from_pretrained(folder, dtype=settings.vae_dtype, local_files_only=True)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{folder} is damaged: {error}") from error
     return vae.to(device).eval().requires_grad_(False)

@@ -44,7 +44,8 @@ def leaves(tree: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 def check_range(field: str, value: float | None, least: float, most: float | None = None) -> None:
     """Raise FieldError for a number that was given and is not in [least, most]."""
-    if value is not None and (value < least or (most is not None and value > most)):
+    # Asked so that NaN, which is neither above nor below anything, is refused.
+    if value is not None and not least <= value <= (math.inf if most is None else most):
         allowed = f"at least {least}" if most is None else f"from {least} to {most}"
         raise FieldError(field, f"{value} must be {allowed}")
 

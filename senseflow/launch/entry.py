@@ -27,6 +27,8 @@ def main(recipe: Recipe) -> None:
     """Entry point of a trainer module: the launcher, or with --worker one process of the run."""
     if "--worker" in sys.argv:
         words = [a for a in sys.argv[1:] if a != "--worker"]
+        if len(words) < 2:
+            sys.exit("error: --worker needs CONFIG SAVE_DIR [key.sub=value ...]")
         work(recipe, Path(words[0]), Path(words[1]), words[2:])
         return
     # First of all: train.time_limit counts the imports too, as the queue's own clock does.

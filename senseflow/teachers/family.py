@@ -242,7 +242,7 @@ class Family(ABC):
         from diffusers import DiffusionPipeline
 
         replaced = {} if network is None else {self.component: network}
-        return DiffusionPipeline.from_pretrained(base, torch_dtype=dtype, **replaced)
+        return DiffusionPipeline.from_pretrained(base, dtype=dtype, **replaced)
 
     @abstractmethod
     def make_scheduler(self, own: "SchedulerMixin", plan: Plan) -> "SchedulerMixin":

@@ -156,6 +156,8 @@ def test_dmd2_has_the_published_numbers():
         ({"dmd__time": "gaussian"}, r"dmd.time: 'gaussian' is none of uniform, logit_normal"),
         ({"dmd__guidance": [8, 1]}, r"dmd.guidance: \[8.0, 1.0\] is not \[low, high\]"),
         ({"ida__lam": 1.5}, r"ida.lam 1.5 must be from 0 to 1"),
+        ({"ida__lam": float("nan")}, r"ida.lam nan must be from 0 to 1"),
+        ({"isg__weight": float("nan")}, r"isg.weight nan must be at least 0"),
         ({"backward_simulation__probability": 2}, r"probability 2.0 must be from 0 to 1"),
         ({"fake_score__ttur": 0}, r"fake_score.ttur 0 must be at least 1"),
         ({"train__iter_num": ...}, r"missing key train.iter_num"),
