@@ -43,10 +43,10 @@ SAMPLING = {
     "sd35_large_senseflow": ["scripts_sd35/test_senseflow_sd35_large.py", "--sd35_ckpt"],
 }
 # A recipe of each family as on the user's machine, where nothing is loaded before; FLUX's is in
-# test_training.py.
+# test_training.py, and not long.
 BY_PYTHON_ITSELF = [
-    pytest.param("sdxl_senseflow", sys.executable, id="sdxl_senseflow"),
-    pytest.param("sd35_senseflow", sys.executable, id="sd35_itself", marks=pytest.mark.long),
+    pytest.param(name, sys.executable, id=f"{name}_itself", marks=pytest.mark.long)
+    for name in ("sdxl_senseflow", "sd35_senseflow")
 ]
 PROMPT = "a red seven left of a blue two on white"
 
@@ -79,10 +79,7 @@ def latents(images, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "python"),
-    [
-        *BY_PYTHON_ITSELF,
-        *(pytest.param(name, PYTHON, id=name) for name in TINY if name != "sdxl_senseflow"),
-    ],
+    [*BY_PYTHON_ITSELF, *(pytest.param(name, PYTHON, id=name) for name in TINY)],
 )
 def test_a_recipe_trains_and_its_student_is_sampled(name, python, images, latents, tmp_path):
     script, config = TINY[name]
