@@ -36,6 +36,7 @@ BEFORE_RESTART_S = 60  # where it is worth more patience
 UNSAID = Failure(
     f"a process on {socket.gethostname()} ended without a cause (see above)", gravity=-1
 )
+NOT_COUNTED = 255  # the exit code of a fork that could not count the GPUs
 AGAIN = "Run the same command again: it goes on from the last complete checkpoint"
 
 Worker = Callable[[], None]  # one process of the run, to its end
@@ -71,15 +72,21 @@ def launch(
 
 
 def count_gpus() -> int:
-    """How many GPUs this node has, asked by a fork: CUDA works in no fork of one that asked."""
-    child, found = os.fork(), 0
+    """How many GPUs this node has, asked by a fork: CUDA works in no fork of one that asked.
+
+    Raises ValueError where the fork could not say: no answer is not the answer 0, a run on the CPU.
+    """
+    child, found = os.fork(), NOT_COUNTED
     if child == 0:
         try:
             found = torch.cuda.device_count()
         finally:
             # At once: whatever was raised, a fork must not go on as a second launcher.
             os._exit(found)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    found = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if not 0 <= found < NOT_COUNTED:  # negative: killed by a signal
+        raise ValueError("the GPUs of this node could not be counted: does nvidia-smi list them?")
+    return found
 
 
 def load_libraries(inputs: Inputs, num_gpus: int) -> None:

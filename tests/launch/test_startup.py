@@ -1,10 +1,14 @@
 """How much is imported before what, and that it asks no device: what runs afterwards is a fork."""
 
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 
+from senseflow.launch.launch import count_gpus
 from senseflow.tiny.pictures import write_dataset
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "timm", "open_clip", "scipy")
@@ -93,3 +97,21 @@ def test_the_trainer_modules_import_neither_torch_nor_numpy():
         "print([name for name in ('torch', 'numpy', 'yaml') if name in sys.modules])"
     )
     assert said == "['yaml']\n"
+
+
+def no_answer() -> int:
+    raise RuntimeError("the driver is too old")
+
+
+def killed() -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+@pytest.mark.parametrize("fails", [no_answer, killed])
+def test_gpus_that_cannot_be_counted_are_no_run_on_the_cpu(fails, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", fails)
+    with pytest.raises(ValueError, match="could not be counted"):
+        count_gpus()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert count_gpus() == 3
