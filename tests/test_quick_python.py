@@ -49,6 +49,7 @@ def test_the_process_is_that_of_the_caller(tmp_path, kind):
         "import os, signal; os.kill(os.getpid(), signal.SIGINT)",
         "import atexit; atexit.register(print, 'last')",
         "import threading as t, time; t.Thread(target=lambda: [time.sleep(.1), print(1)]).start()",
+        "import os, sys; sys.stderr.write('at once'); os._exit(1)",
     ],
 )
 def test_it_ends_as_python_ends(code):

@@ -188,9 +188,8 @@ def run(words: list[str], program: str, base: list[str]) -> None:
     """As Python runs a command line; base: its path without what the line and PYTHONPATH add."""
     start = next(i for i, word in enumerate(words) if word not in OPTIONS)
     options, (kind, *rest) = words[:start], words[start:]
-    for stream in (sys.stdout, sys.stderr):
-        assert isinstance(stream, io.TextIOWrapper)
-        stream.reconfigure(write_through="-u" in options)
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(write_through="-u" in options)  # stderr always writes at once
     sys.executable = program
     multiprocessing.spawn.set_executable(program)
     places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
