@@ -13,18 +13,26 @@ from typing import Any
 PARTIAL = ".partial"  # how the names of unfinished files end, and those of folders begin
 
 
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """While a file is written: an OSError has its name, which a full disk does not say."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+
+
 def write_whole(file: Path, text: str) -> None:
     """Replace a small file so that a reader sees the old or the new one, never half."""
     partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")  # each process its own
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
-    except OSError as error:
-        error.filename = error.filename or str(file)  # which a full disk does not say
-        raise
+        with naming(file):
+            with partial.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -33,21 +41,21 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; a missing or broken file is a ValueError that names it."""
     if not file.is_file():
         raise ValueError(f"{file} not found")
-    try:
-        tree = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    tree = parse_json(file.read_bytes(), str(file))
     if not isinstance(tree, dict):
         raise ValueError(f"{file} holds no JSON object")
     return tree
 
 
-def parse_json(text: str, where: str) -> Any:
-    """What a text says in JSON; raises ValueError, beginning with `where`, when it is none."""
+def parse_json(text: str | bytes, where: str) -> Any:
+    """What a text says in JSON, or the bytes of one in UTF-8, -16 or -32, with a byte order mark or
+    without; raises ValueError, beginning with `where`, when it is none."""
     try:
         return json.loads(text)
+    except RecursionError as error:  # brackets in brackets, thousands deep
+        raise ValueError(f"{where} is not valid JSON: it is nested too deeply") from error
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
+        raise ValueError(f"{where} is not valid JSON: {error}") from error
 
 
 def sha256_of(file: Path) -> str:

@@ -8,6 +8,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from senseflow.common.files import naming
+
 MIN_SIDE = 96  # small pictures are enlarged so that labels can be read
 LABEL_HEIGHT = 16
 
@@ -29,8 +31,9 @@ def save_whole(picture: Image.Image, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
     try:
-        picture.save(partial, format="PNG")
-        os.replace(partial, file)
+        with naming(file):
+            picture.save(partial, format="PNG")
+            os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 

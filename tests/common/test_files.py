@@ -5,10 +5,18 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
-from small_disk import read_only, small_disk
+from PIL import Image
+from small_disk import fill, read_only, small_disk
 
 from senseflow.common.commands import exit_status
-from senseflow.common.files import only_writer, require_writable, write_whole
+from senseflow.common.files import (
+    only_writer,
+    parse_json,
+    read_json,
+    require_writable,
+    write_whole,
+)
+from senseflow.common.pictures import save_whole
 from senseflow.data.check import __main__ as check
 from senseflow.evaluate import results
 from senseflow.plan import __main__ as plan
@@ -69,6 +77,31 @@ def test_a_full_disk_is_named_and_the_earlier_file_stays(tmp_path, capsys):
         assert (disk / "data.json").read_text() == "earlier"
     said = capsys.readouterr().err
     assert f"No space left on device: '{tmp_path}/disk/data.json'. Free some of the disk" in said
+
+
+def test_a_picture_that_a_full_disk_has_no_room_for_is_named(tmp_path):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        fill(disk)
+        with pytest.raises(OSError, match=r"No space left on device: '.*disk/a.png'"):
+            save_whole(Image.new("RGB", (8, 8)), disk / "a.png")
+        assert [f.name for f in disk.iterdir()] == ["fill"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-le"])
+def test_json_in_any_of_utfs_encodings(tmp_path, encoding):
+    """As editors of other systems save it; utf-16 writes a byte order mark too."""
+    file = tmp_path / "a.json"
+    file.write_text('{"a": "é \U0001f600"}', encoding=encoding)
+    assert read_json(file) == {"a": "é \U0001f600"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[" * 5000, "nested too deeply"), ("{", "Expecting"), (b"\xff", "utf-8"), ("", "Expecting")],
+)
+def test_what_is_no_json_is_one_line_with_its_name(text, message):
+    with pytest.raises(ValueError, match=f"^the file is not valid JSON: .*{message}"):
+        parse_json(text, "the file")
 
 
 def test_two_that_write_one_output_do_not_mix_their_files(tmp_path):

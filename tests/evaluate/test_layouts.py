@@ -145,7 +145,7 @@ def test_forms_of_a_prompts_file(name, text, said, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("p.json", "{", "is not JSON"),
+        ("p.json", "{", "is not valid JSON"),
         ("p.json", '{"x": 1}', "must hold strings, objects"),
         ("p.json", '{"keys": ["x"], "prompts": ["a", "b"]}', "not of one length"),
         ("p.json", "[]", "holds no prompts"),
@@ -209,7 +209,7 @@ def test_geneval_without_all_tasks_has_no_mean(tmp_path, caplog):
     ("text", "said"),
     [
         ("", "holds no results"),
-        (geneval_line("colors", True, "a") + "\n{", "line 2 of .* is not JSON"),
+        (geneval_line("colors", True, "a") + "\n{", "line 2 of .* is not valid JSON"),
         ('{"tag": "colors"}', "line 1 of .* it has no 'correct'"),
         ('{"tag": "colours", "correct": true, "metadata": ""}', "tag 'colours'"),
     ],
