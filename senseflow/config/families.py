@@ -77,7 +77,7 @@ def check_config(family: Family, file: Path, config: dict[str, Any]) -> None:
 def check_keys(family: Family, file: Path, keys: Iterable[str]) -> None:
     """Raise ValueError when weights are plainly another family's."""
     keys = list(keys)
-    others = [f for f in FAMILIES if any(key.startswith(f.key_mark) for key in keys)]
+    others = [f for f in FAMILIES if any(key.startswith(f.key_marks) for key in keys)]
     if others and family.name not in {f.name for f in others}:
         raise ValueError(
             f"the weights in {file} are of a {others[0].network_class}; {family.title} has a "

@@ -124,7 +124,7 @@ def check_networks(inputs: Inputs) -> None:
     if settings.lora:
         check_lora(inputs, settings.lora, initial)
     else:
-        begun_with(initial, "generator", inputs.family.student(settings))
+        begun_with(initial, "generator", inputs.family, inputs.family.student(settings))
 
 
 def assemble(inputs: Inputs, ranks: Ranks, initial: Initial) -> Distillation:
@@ -162,7 +162,7 @@ def build_networks(
     if settings.lora:
         return build_roles(family, settings, settings.lora, initial, build)
     generator, fake_score = (
-        build_trained(begun_with(initial, name, family.student(settings)), config, ranks)
+        build_trained(begun_with(initial, name, family, family.student(settings)), config, ranks)
         for name in ("generator", "fake_score")
     )
     return build(family.teacher(settings)), generator, fake_score

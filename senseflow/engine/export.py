@@ -40,19 +40,14 @@ class Layout:
     def plan(
         cls, component: nn.Module, dtype: torch.dtype, max_file_size: str | int = MAX_FILE_SIZE
     ) -> "Layout":
-        """Split as diffusers does; the order of keys is the component's own, odd sizes last.
-
-        Every other tensor then begins on a multiple of ALIGNMENT, in any file.
-        """
+        """Split as diffusers does; the order of keys is the component's own, but `aligned`."""
         tensors = {k: v.to("meta", dtype) for k, v in component.state_dict().items()}
         split = split_torch_state_dict_into_shards(
             tensors, filename_pattern=FILE_PATTERN, max_shard_size=max_file_size
         )
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         files = {
-            name: {
-                k: tensors[k] for k in sorted(ks, key=lambda k: tensors[k].nbytes % ALIGNMENT > 0)
-            }
+            name: aligned({k: tensors[k] for k in ks})
             for name, ks in split.filename_to_tensors.items()
         }
         return cls(component, dtype, files, index if split.is_sharded else None)
@@ -61,6 +56,11 @@ class Layout:
     def keys(self) -> list[str]:
         """All keys of all files, in the order in which they are written."""
         return [key for tensors in self.files.values() for key in tensors]
+
+
+def aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of odd sizes last: every other one then begins on a multiple of ALIGNMENT."""
+    return dict(sorted(tensors.items(), key=lambda item: item[1].nbytes % ALIGNMENT > 0))
 
 
 @dataclass(frozen=True)

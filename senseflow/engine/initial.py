@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -20,6 +20,7 @@ from senseflow.engine.checkpoint_folders import (
     unreadable,
 )
 from senseflow.engine.disk import HostGroup
+from senseflow.teachers.family import Family
 from senseflow.weights.meta import NetworkSource
 from senseflow.weights.stored import Stored, Weights
 from senseflow.weights.student import find_student, open_weights
@@ -78,14 +79,16 @@ def identity(path: Path) -> str:
         return hashlib.sha256(f"{file.stat().st_size}".encode() + stream.read(2**20)).hexdigest()
 
 
-def begun_with(initial: Initial, name: str, source: NetworkSource) -> NetworkSource:
+def begun_with(initial: Initial, name: str, family: Family, source: NetworkSource) -> NetworkSource:
     """A network with its initial weights in place of the teacher's, if there are any.
 
     Raises ValueError naming the keys when they are another network's.
     """
     if name not in initial:
         return source
-    return replace(source, read=reader(initial[name], source.network, source.read))
+    config = dict(cast(Any, source.network).config)
+    weights = family.in_diffusers_names(initial[name], config)
+    return replace(source, read=reader(weights, source.network, source.read))
 
 
 def reader(

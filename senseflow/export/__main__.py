@@ -8,6 +8,8 @@ at a time in memory. The forms:
   pipeline   a whole pipeline: the teacher's other parts beside the student, and the scheduler by
              which plain diffusers samples it at its anchors (LoRA runs: fused)
   comfyui    one safetensors, of any size, for ComfyUI's Load Diffusion Model (LoRA runs: fused)
+  original   the same in the names of the teacher's authors, which GGUF converters, InvokeAI,
+             stable-diffusion.cpp and older ComfyUI read (LoRA runs: fused)
   lora       pytorch_lora_weights.safetensors (LoRA runs; of others: senseflow.extract_lora)
 
 Only read your own runs: a checkpoint's list of tensors is a Python pickle, which can run any code.
@@ -25,7 +27,7 @@ from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.common.files import require_writable
 
 STOPPED = "--output is whole or not there"
-FORMS = ("component", "pipeline", "comfyui", "lora")
+FORMS = ("component", "pipeline", "comfyui", "original", "lora")
 
 EXAMPLES = """examples:
   python -m senseflow.export runs/flux --output flux_student

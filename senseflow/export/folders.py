@@ -1,15 +1,17 @@
-"""A student's folders: its component, a whole pipeline, one file for ComfyUI, a LoRA."""
+"""A student's folders: its component, a whole pipeline, one file in diffusers' names or in those of
+the teacher's authors, a LoRA."""
 
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
 
 from senseflow.common.files import read_json
-from senseflow.engine.export import Layout, fill_component
-from senseflow.export.source import Source, fused
+from senseflow.engine.export import fill_component
+from senseflow.export.source import Source, fused, in_original_names
 from senseflow.weights.card import write_card
 from senseflow.weights.stored import open_safetensors
 
@@ -21,13 +23,15 @@ OTHER_WEIGHTS = (".onnx", ".onnx_data", ".xml", ".msgpack", ".h5", ".ckpt", ".pt
 def fill(form: str, partial: Path, source: Source, name: str, link: bool) -> None:
     """Write a student into an empty folder in one of the forms.
 
-    name: of the finished folder, and of ComfyUI's file. link: the teacher's files as links.
+    name: of the finished folder, and of a single file. link: the teacher's files as links.
     Raises ValueError for a form that this student has not.
     """
     if form == "pipeline":
         fill_pipeline(partial, fused(source), link)
     elif form == "comfyui":
         fill_single_file(partial, fused(source), name)
+    elif form == "original":
+        fill_single_file(partial, in_original_names(fused(source)), name)
     else:
         fill_component(partial, source.layout, source.tensors())
         write_card(partial, source.card)
@@ -99,8 +103,10 @@ def _is_variant(file: Path) -> bool:
 
 
 def fill_single_file(partial: Path, source: Source, name: str) -> None:
-    """All tensors in one file of diffusers' names, whatever its size."""
+    """All tensors in one file, by the names they have in the source, whatever its size."""
     tensors = {key: like for shapes in source.layout.files.values() for key, like in shapes.items()}
-    layout = Layout(None, source.layout.dtype, {f"{name}.safetensors": tensors})
+    layout = replace(
+        source.layout, component=None, files={f"{name}.safetensors": tensors}, index=None
+    )
     fill_component(partial, layout, source.tensors())
     write_card(partial, source.card)

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import export
 from senseflow.engine.checkpoint import OpenCheckpoint
 from senseflow.engine.checkpoint_folders import find_checkpoint
-from senseflow.engine.export import LORA_FILE, Layout
+from senseflow.engine.export import LORA_FILE, Layout, aligned
 from senseflow.engine.inputs import read_setup
 from senseflow.sampling.model import student_guidance
 from senseflow.teachers.family import Family, StockSampling
@@ -27,8 +28,9 @@ from senseflow.weights.card import StudentCard
 from senseflow.weights.fingerprint import base_fingerprint
 from senseflow.weights.lora import scale_in
 from senseflow.weights.meta import meta_network
-from senseflow.weights.stored import Weights, component_weights, open_safetensors
-from senseflow.weights.student import STEP, find_student, is_lora, open_weights
+from senseflow.weights.original import inverse, planned, to_diffusers
+from senseflow.weights.stored import Computed, Weights, component_weights, open_safetensors
+from senseflow.weights.student import STEP, StudentFiles, find_student, is_lora, open_weights
 
 logger = logging.getLogger("senseflow")
 
@@ -153,7 +155,8 @@ def of_folder(
         weights = open_safetensors(files.weights)  # with the component's name before every key
         layout = _lora_layout(files.weights, weights, family.component, stored_as)
     else:
-        layout = _component_layout(files.config, family, stored_as)
+        layout = _component_layout(_config_of(files, base, family, weights.keys), family, stored_as)
+        weights = family.in_diffusers_names(weights, dict(layout.component.config))
     check_shapes(
         files.weights,
         {key.removeprefix(layout.prefix): weights.read(key).shape for key in weights.keys},
@@ -174,11 +177,16 @@ def _config_of_run(step: Path, pretrained_model: Path | None) -> Config | None:
     return read_config(run, pretrained_model) if is_of_run else None
 
 
-def _component_layout(config: Path | None, family: Family, dtype: torch.dtype) -> Layout:
-    """One file or shards, as diffusers saves the network of a config.json."""
-    if config is None:
-        raise ValueError("the student has no config.json of its own beside its weights")
-    network = meta_network(getattr(diffusers, family.network_class), read_json(config))
+def _config_of(files: StudentFiles, base: Path, family: Family, keys: list[str]) -> dict[str, Any]:
+    """The config.json beside a student's weights; the teacher's, fitted, where there is none."""
+    if files.config:
+        return read_json(files.config)
+    return family.fit_config(read_json(base / family.component / "config.json"), keys)
+
+
+def _component_layout(config: dict[str, Any], family: Family, dtype: torch.dtype) -> Layout:
+    """One file or shards, as diffusers saves the network of a config."""
+    network = meta_network(getattr(diffusers, family.network_class), config)
     return Layout.plan(network, dtype)
 
 
@@ -218,6 +226,23 @@ def _warn_of_another_base(source: Source) -> None:
         )
 
 
+def in_original_names(source: Source) -> Source:
+    """A network's tensors as the files of its teacher's authors name, cut and join them.
+
+    Raises ValueError for a network which those files cannot hold.
+    """
+    original, network = source.family.original, source.layout.component
+    if original is None:
+        raise ValueError(f"--form original: {source.family.title} has no names but diffusers'")
+    config = dict(network.config)
+    plan = inverse(to_diffusers(network, lambda key: original.name(key, config)))
+    own, dtype = network.state_dict(), source.layout.dtype
+    held = planned(plan, lambda key: Computed(own[key].shape, partial(source.read, key)))
+    tensors = {key: torch.empty(held(key).shape, dtype=dtype, device="meta") for key in plan}
+    layout = Layout(None, dtype, {"": aligned(tensors)}, prefix=original.prefix)
+    return dataclasses.replace(source, layout=layout, read=lambda key: held(key)[...])
+
+
 def fused(source: Source) -> Source:
     """A LoRA's student as a network of its own: W + scale B A, rounded once to the layout's type.
 
@@ -226,7 +251,9 @@ def fused(source: Source) -> Source:
     if not source.is_lora:
         return source
     folder = source.base / source.family.component
-    layout = _component_layout(folder / "config.json", source.family, source.layout.dtype)
+    layout = _component_layout(
+        read_json(folder / "config.json"), source.family, source.layout.dtype
+    )
     weights, scale = component_weights(folder), scale_in(source.layout.metadata)
     layers = {key.rpartition(".lora_")[0] for key in source.layout.keys}
     lost = sorted(layers - {key.removesuffix(".weight") for key in weights.keys})

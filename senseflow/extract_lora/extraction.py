@@ -61,8 +61,9 @@ def extract(family: Family, wanted: Extraction) -> None:
         raise ValueError(f"--student {wanted.student} is a LoRA already")
     base, student = component_weights(folder), open_weights(files.weights, wanted.ema)
     check_keys(family, files.weights, student.keys)
-    both = _shared_keys(base, student, wanted)
     config = read_json(folder / "config.json")
+    student = family.in_diffusers_names(student, family.fit_config(config, student.keys))
+    both = _shared_keys(base, student, wanted)
     network = meta_network(getattr(diffusers, family.network_class), config)
     kinds = nn.Linear | nn.Conv2d
     names = [name for name, module in network.named_modules() if isinstance(module, kinds)]

@@ -229,6 +229,7 @@ def _find(family: Family, paths: Paths, checkpoint: Path) -> Student:
         return Student(files, None, read_json(own), str(own))
     config, config_name = _choose_config(family, paths, files, weights)
     logger.info("weights: %s\nconfig: %s", files.weights, config_name)
+    weights = family.in_diffusers_names(weights, config)
     return Student(files, weights, config, config_name)
 
 

@@ -15,6 +15,7 @@ from senseflow.common.files import read_json
 from senseflow.core.levels import SIGMAS, Levels
 from senseflow.teachers import folder
 from senseflow.teachers.folder import TeacherSettings
+from senseflow.teachers.original import OriginalNames
 from senseflow.teachers.published import Published
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from senseflow.teachers.adapter import Adapter, Networks
     from senseflow.teachers.encoded import KnownPrompts
     from senseflow.weights.meta import Build, NetworkSource
+    from senseflow.weights.stored import Weights
 
 
 DataKind = Literal["images", "latents"]
@@ -83,6 +85,7 @@ class Family(ABC):
     teacher_steps: int
     teacher_guidance: float  # the pipeline's own number, as dmd.guidance and isg.guidance are
     published: Published
+    original: OriginalNames | None = None  # of its networks in its authors' own files
     levels: Levels = SIGMAS
     embeds_guidance: bool = False  # guidance is an input of the network, not a second forward
     no_guidance: float = 1.0  # the pipeline's number that leaves out its unconditional half
@@ -200,14 +203,35 @@ class Family(ABC):
         return False
 
     def fit_config(self, config: dict[str, Any], keys: list[str]) -> dict[str, Any]:
-        """The teacher's config for a student's weights with these keys."""
+        """The teacher's config for a student's weights with these keys, diffusers' or original."""
         return config
+
+    @property
+    def key_marks(self) -> tuple[str, ...]:
+        """How some key of its weights begins: in diffusers' names, and in its authors'."""
+        return (self.key_mark, *([self.original.mark] if self.original else []))
 
     # ------------------------------------------------------------------------ the networks: seconds
 
     @abstractmethod
     def networks(self) -> "Networks":
         """How all that follows is built: imports the family's `adapter` module."""
+
+    def in_diffusers_names(self, weights: "Weights", config: dict[str, Any]) -> "Weights":
+        """Weights of a network with this config; those by its authors' names are converted.
+
+        Raises ValueError naming keys when a file of the authors does not fit the config.
+        """
+        original = self.original
+        if original is None or not any(key.startswith(original.mark) for key in weights.keys):
+            return weights
+        import diffusers
+
+        from senseflow.weights.meta import meta_network
+        from senseflow.weights.original import converted
+
+        network = meta_network(getattr(diffusers, self.network_class), config)
+        return converted(weights, network, lambda key: original.name(key, config), original.title)
 
     def teacher(self, settings: TeacherSettings) -> "NetworkSource":
         """The frozen teacher of a folder, on the meta device; raises ValueError."""

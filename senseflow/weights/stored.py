@@ -45,6 +45,17 @@ class InFile:
 
 
 @dataclass(frozen=True)
+class Computed:
+    """A tensor that is made of others, whole, whenever any of it is asked for."""
+
+    shape: Size
+    make: Callable[[], Tensor]
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        return self.make()[rows]
+
+
+@dataclass(frozen=True)
 class Weights:
     """Tensors by key, read when asked for."""
 

@@ -36,7 +36,13 @@ STEP = re.compile(r"step_(\d+)$")
 PICKLES = (".pth", ".pt", ".bin")
 PICKLED = ("model", "ema_model")  # where a training checkpoint keeps its weights
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-PREFIXES = ("module.", "model.", *(f"{component}." for component in COMPONENTS))
+NETWORK = "model.diffusion_model."  # before its keys in a checkpoint of all parts
+PREFIXES = (
+    "module.",
+    NETWORK,
+    "model.",
+    *(f"{component}." for component in COMPONENTS),
+)
 FORMS = (
     "a run folder or one of its student/step_* or checkpoints/step_* folders, a diffusers "
     "component folder (config.json and safetensors) or whole pipeline, a .safetensors file, a "
@@ -185,8 +191,14 @@ def _inner(file: Path, tree: Any, ema: bool) -> dict[str, Tensor]:
 
 
 def _stripped(weights: Weights) -> Weights:
-    """Weights whose keys lost what DDP, torch.compile and FSDP wrapped around the network."""
+    """The network's weights alone, whose keys lost what DDP, torch.compile, FSDP and checkpoints of
+    all parts put before them."""
     names = {key: key for key in weights.keys}
+    if inside := {key: key for key in names if key.startswith(NETWORK)}:
+        if others := names.keys() - inside.keys():
+            parts = ", ".join(sorted({key.partition(".")[0] for key in others}))
+            logger.info("of %s the network alone is read, not %s", weights.source, parts)
+        names = inside
     for wrapper in WRAPPERS:
         names = {key.replace(wrapper, ""): name for key, name in names.items()}
     # Only what begins all keys is a wrapper's: a network may have a `model.` of its own.

@@ -12,6 +12,7 @@ from senseflow.common.files import ROOT
 from senseflow.core.levels import one_shift, shifted
 from senseflow.teachers.family import Sides, StockSampling
 from senseflow.teachers.flow import SIDE, FlowFamily, flow_config
+from senseflow.teachers.flux.original import ORIGINAL
 from senseflow.teachers.folder import TeacherSettings, vae_factor
 from senseflow.teachers.published import CLIP_L, FLUX_VAE, T5_XXL, Encoder, Published, Terms
 
@@ -82,7 +83,8 @@ class Flux(FlowFamily):
 
     def fit_config(self, config: dict[str, Any], keys: list[str]) -> dict[str, Any]:
         """The teacher's config for weights that may have dropped the guidance embedding."""
-        return {**config, "guidance_embeds": any("guidance_embedder." in key for key in keys)}
+        guided = any(mark in key for key in keys for mark in ("guidance_embedder.", "guidance_in."))
+        return {**config, "guidance_embeds": guided}
 
     def stock_sampling(self, anchors: tuple[float, ...]) -> StockSampling:
         """FluxPipeline spaces its sigmas from 1 to 1/K, at any size, and its scheduler shifts."""
@@ -134,6 +136,7 @@ FLUX = Flux(
     network_class="FluxTransformer2DModel",
     component="transformer",
     key_mark="single_transformer_blocks.",
+    original=ORIGINAL,
     blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
     base_flag="--flux_ckpt",
     config_flag="--dit_config",

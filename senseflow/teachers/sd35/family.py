@@ -22,6 +22,7 @@ from senseflow.teachers.published import (
     Published,
     Terms,
 )
+from senseflow.teachers.sd35.original import ORIGINAL
 
 if TYPE_CHECKING:
     from senseflow.core.path import FlowPath
@@ -194,6 +195,7 @@ SD35 = SD35Family(
     network_class="SD3Transformer2DModel",
     component="transformer",
     key_mark="pos_embed.proj.",
+    original=ORIGINAL,
     blocks=("JointTransformerBlock",),
     base_flag="--sd35_ckpt",
     config_flag="--transformer_config",

@@ -27,6 +27,7 @@ from senseflow.teachers.published import (
     Published,
     Terms,
 )
+from senseflow.teachers.sdxl.original import ORIGINAL
 
 if TYPE_CHECKING:
     import torch
@@ -246,6 +247,7 @@ SDXL = SDXLFamily(
     network_class="UNet2DConditionModel",
     component="unet",
     key_mark="add_embedding.",
+    original=ORIGINAL,
     blocks=("BasicTransformerBlock",),
     base_flag="--sdxl_ckpt",
     config_flag="--unet_config",
