@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import safe_open
 
 from senseflow.common.files import PARTIAL
+from senseflow.common.weights_files import size_in_words
 from senseflow.data.cache_index import (
     INDEX,
     KEY_DTYPE,
@@ -55,7 +56,7 @@ class Job:
         files = "1 file" if len(self.todo) == 1 else f"{len(self.todo)} files"
         return (
             f"{self.name}: {self.num_rows} {what} to encode, {there} are there; "
-            f"{size(self.part.row_bytes)} each, {size(self.num_bytes)} in {files}"
+            f"{size_in_words(self.part.row_bytes)} each, {size_in_words(self.num_bytes)} in {files}"
         )
 
 
@@ -77,7 +78,8 @@ def plan_cache(
     needed, free = sum(job.num_bytes for job in jobs), shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
-            f"--output {folder}: {size(needed)} are to be written and {size(free)} are free there"
+            f"--output {folder}: {size_in_words(needed)} are to be written and "
+            f"{size_in_words(free)} are free there"
         )
     for left in folder.glob(f"*{PARTIAL}"):
         left.unlink()
@@ -151,12 +153,3 @@ def _keys(shard: Shard) -> list[bytes]:
 def _number(shard: Shard) -> int:
     found = NUMBER.search(shard.file)
     return int(found[1]) if found else -1
-
-
-def size(num: float) -> str:
-    """A number of bytes in words, such as 1.5 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num < 1024:
-            return f"{num:.0f} {unit}" if unit == "B" else f"{num:.1f} {unit}"
-        num /= 1024
-    return f"{num:.2f} TiB"

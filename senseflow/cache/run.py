@@ -12,10 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from senseflow.cache.encoders import Encode, Row, fields_of, open_encoder
-from senseflow.cache.index import Job, plan_cache, size
+from senseflow.cache.index import Job, plan_cache
 from senseflow.common.devices import find_device
 from senseflow.common.files import PARTIAL
 from senseflow.common.quiet import quiet_libraries
+from senseflow.common.weights_files import size_in_words
 from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
 from senseflow.data.cache_index import Part, Shard
@@ -59,7 +60,7 @@ def run(wanted: Wanted) -> None:
     jobs = share.of_main(lambda: plan(wanted, names, inputs))
     for job in jobs:
         logger.info("%s", job.said())
-    whole = size(sum(job.num_bytes for job in jobs))
+    whole = size_in_words(sum(job.num_bytes for job in jobs))
     logger.info("in all %s to write to %s", whole, wanted.output)
     unreadable = sum(make(job, wanted.output, inputs, share) for job in jobs)
     if share.is_main:

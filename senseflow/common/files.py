@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from senseflow.common.weights_files import fault_of
+
 PARTIAL = ".partial"  # how the names of unfinished files end, and those of folders begin
 
 
@@ -41,7 +43,12 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; a missing or broken file is a ValueError that names it."""
     if not file.is_file():
         raise ValueError(f"{file} not found")
-    tree = parse_json(file.read_bytes(), str(file))
+    try:
+        tree = parse_json(file.read_bytes(), str(file))
+    except ValueError as error:
+        if fault := fault_of(file):
+            raise ValueError(f"{file} {fault}") from error
+        raise
     if not isinstance(tree, dict):
         raise ValueError(f"{file} holds no JSON object")
     return tree

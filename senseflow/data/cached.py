@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from senseflow.common.weights_files import fault_in
 from senseflow.data.cache_index import KEY_DTYPE, Part, key_of
 from senseflow.data.items import Item, Position, Samples, UnreadableItem, first_readable
 from senseflow.data.json_images import JsonImages
@@ -53,7 +54,7 @@ class Rows:
             with safe_open(file, framework="pt") as opened:
                 return {name: opened.get_slice(name)[row : row + 1] for name in self.fields}
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} cannot be read: {error}") from error
+            raise ValueError(f"{file} {fault_in(file, error)}") from error
 
     def conditioning(self, prompt: str) -> Conditioning:
         """One encoded prompt, in place of running the text encoders: B = 1, on the host.

@@ -1,12 +1,15 @@
 """The adversary of a configuration: frozen networks, and heads sharded on their device."""
 
 from collections.abc import Callable
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from senseflow.common.ranks import Ranks
+from senseflow.common.weights_files import words_of
 from senseflow.config.config import Config, PathsConfig
 from senseflow.distill.adversaries import (
     BottleneckAdapter,
@@ -59,10 +62,10 @@ def build_vfm(
             paths.dinov2, settings.taps, checkpoint=paths.dinov2_weights, dtype=frozen_dtype
         )
         prompt_encoder = None if text_dim else load_clip(paths).to(ranks.device)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, UnpicklingError, SafetensorError) as error:
         raise ValueError(
             f"paths.dinov2 ({paths.dinov2}, {paths.dinov2_weights}) or paths.clip ({paths.clip}, "
-            f"{paths.clip_weights}) cannot be loaded: {error!r}"
+            f"{paths.clip_weights}) cannot be loaded: {words_of(error)}"
         ) from error
     if prompt_encoder:
         text_dim = prompt_encoder.dim

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from senseflow.common.weights_files import fault_of
 from senseflow.config.config import Config, Dtype, PathsConfig
 from senseflow.core.anchors import Anchors
 from senseflow.core.path import Path as NoisePath
@@ -128,8 +129,8 @@ def check_vfm_paths(paths: PathsConfig, cache: Cache) -> None:
         folder = name.removeprefix("local-dir:")
         if folder != name and not Path(folder).is_dir():
             raise ValueError(f"paths.{key} {name}: there is no such folder")
-        if weights and "/" in weights and not Path(weights).is_file():
-            raise ValueError(f"paths.{key}_weights {weights} is not a file")
+        if weights and "/" in weights and (fault := fault_of(Path(weights))):
+            raise ValueError(f"paths.{key}_weights {weights} {fault}")
 
 
 def bottleneck_of(setup: Setup) -> tuple[int, int, int]:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from safetensors import SafetensorError, safe_open
 from torch import Size, Tensor
 
+from senseflow.common.weights_files import fault_in, fault_of
+
 NAMES = ("diffusion_pytorch_model", "model")
 SUFFIXES = (".safetensors.index.json", ".safetensors")
 
@@ -123,7 +125,7 @@ def open_safetensors(file: Path) -> Weights:
             keys = opened.keys()
             shapes = {key: Size(opened.get_slice(key).get_shape()) for key in keys}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is damaged or not a safetensors file: {error}") from error
+        raise ValueError(f"{file} {fault_in(file, error)}") from error
     return Weights(file, list(shapes), lambda key: InFile(file, key, shapes[key]))
 
 
@@ -133,7 +135,8 @@ def open_index(file: Path) -> Weights:
     try:
         shard_of = dict(json.loads(file.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not an index of safetensors shards: {error!r}") from error
+        fault = fault_of(file) or f"is not an index of safetensors shards: {error!r}"
+        raise ValueError(f"{file} {fault}") from error
     shards = {name: open_safetensors(file.parent / name) for name in set(shard_of.values())}
     lost = [key for key, name in shard_of.items() if key not in shards[name].keys]
     if lost:

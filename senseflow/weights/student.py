@@ -6,7 +6,6 @@ read with weights_only, and a run folder through its student's safetensors alone
 
 import json
 import logging
-import pickle
 import re
 import zipfile
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from senseflow.common.files import read_json
+from senseflow.common.weights_files import DAMAGES, fault_in
 from senseflow.weights.card import StudentCard, read_card
 from senseflow.weights.meta import meta_network
 from senseflow.weights.stored import (
@@ -160,11 +160,8 @@ def _open_pickle(file: Path, ema: bool) -> Weights:
         tree = torch.load(
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
         )
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{file} is damaged or holds more than tensors, which is not read: {reason}"
-        ) from error
+    except DAMAGES as error:
+        raise ValueError(f"{file} {fault_in(file, error)}") from error
     tree = _inner(file, tree, ema)
     return _stripped(Weights(file, list(tree), lambda key: tree[key]))
 

@@ -173,7 +173,7 @@ def test_teacher_weights_do_not_fit_a_config_without_guidance(flux_folder, netwo
 def test_a_truncated_safetensors_file_is_named(kept, component):
     data = (component / WEIGHTS).read_bytes()
     (component / WEIGHTS).write_bytes(data[:kept])
-    with pytest.raises(ValueError, match=rf"{WEIGHTS} is damaged"):
+    with pytest.raises(ValueError, match=rf"{WEIGHTS} is (damaged|empty)"):
         load_network(component)
 
 
@@ -183,7 +183,7 @@ def test_a_truncated_pickle_is_named(kept, zipped, network, tmp_path):
     file = tmp_path / "cut.pth"
     torch.save(network.state_dict(), file, _use_new_zipfile_serialization=zipped)
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"cut\.pth is damaged"):
+    with pytest.raises(ValueError, match=r"cut\.pth (is damaged|is empty|cannot be read)"):
         load_network(file, config_of(network, tmp_path))
 
 
@@ -197,7 +197,7 @@ class Bomb:
 def test_a_pickle_with_code_is_not_run(network, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"model": network.state_dict(), "bomb": Bomb()}, tmp_path / "bomb.pth")
-    with pytest.raises(ValueError, match=r"bomb\.pth is damaged or holds more than tensors"):
+    with pytest.raises(ValueError, match=r"bomb\.pth .* holds more than tensors.*: getattr"):
         load_network(tmp_path / "bomb.pth", config_of(network, tmp_path))
     assert not (tmp_path / "exploded").exists()
 

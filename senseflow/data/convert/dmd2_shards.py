@@ -14,12 +14,10 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from senseflow.common.weights_files import DAMAGES, fault_of, words_of
+
 ARRAY_TYPES = re.compile(r"f2|f4|U\d+")
 PICKLE = "data.pkl"
-DAMAGES = (  # a pickle of arbitrary bytes may fail in any of these ways
-    pickle.UnpicklingError, zipfile.BadZipFile, OSError, EOFError, ValueError, TypeError,
-    AttributeError, KeyError, IndexError, OverflowError, MemoryError,
-)  # fmt: skip
 
 
 def read_shard(file: Path) -> tuple[np.ndarray, list[str]]:
@@ -57,8 +55,7 @@ def _load(file: Path) -> Any:
     except _TorchTensors:
         return _load_tensors(file)
     except DAMAGES as error:
-        reason = f"{type(error).__name__} {error}"
-        raise ValueError(f"{file} is damaged or not a shard of DMD2: {reason}") from error
+        raise ValueError(f"{file} {_fault(file, error)}") from error
     if isinstance(tree, dict):
         return {k: v.value if isinstance(v, _Array) else v for k, v in tree.items()}
     return tree
@@ -67,9 +64,14 @@ def _load(file: Path) -> Any:
 def _load_tensors(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, *DAMAGES) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{file} is damaged or not a shard of DMD2: {reason}") from error
+    except DAMAGES as error:
+        raise ValueError(f"{file} {_fault(file, error)}") from error
+
+
+def _fault(file: Path, error: Exception) -> str:
+    """What is wrong with it, by the file where that tells, else by the error."""
+    known = fault_of(file)
+    return known or f"is damaged or not a shard of DMD2: {type(error).__name__} {words_of(error)}"
 
 
 def _kind(value: Any) -> str:

@@ -7,13 +7,14 @@ answer at once: what needs them is imported where the metric is prepared or open
 """
 
 import hashlib
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+
+from senseflow.common.weights_files import DAMAGES, fault_of, words_of
 
 if TYPE_CHECKING:
     import torch
@@ -168,18 +169,12 @@ def reading(source: str | Path) -> Iterator[None]:
     """A library's error about a file of weights or a config becomes one line that names it."""
     from safetensors import SafetensorError
 
-    damaged = (
-        RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, OSError,
-        SafetensorError,
-    )  # fmt: skip
     try:
         yield
-    except damaged as error:
-        lines = str(error).splitlines() or [repr(error)]
-        reason = lines[0].partition(". ")[0]  # torch goes on to advise reading it unsafely
-        raise ValueError(
-            f"{source} cannot be loaded, it is damaged or of another kind: {reason}"
-        ) from error
+    except (*DAMAGES, SafetensorError) as error:
+        known = fault_of(Path(source)) if Path(source).is_file() else None
+        other = f"cannot be loaded, it is damaged or of another kind: {words_of(error)}"
+        raise ValueError(f"{source} {known or other}") from error
 
 
 def digest_of(folder: Path, names: Iterable[str]) -> str:
