@@ -16,8 +16,8 @@ import torch
 from senseflow.common.commands import exit_status
 from senseflow.config.config import Config, load_config
 from senseflow.config.recipes import RECIPES
-from senseflow.engine.checkpoint import OpenCheckpoint
 from senseflow.engine.checkpoint_folders import find_checkpoint
+from senseflow.engine.checkpoint_reader import OpenCheckpoint
 from senseflow.engine.inputs import teacher_settings
 
 

@@ -54,7 +54,7 @@ class Rows:
             with safe_open(file, framework="pt") as opened:
                 return {name: opened.get_slice(name)[row : row + 1] for name in self.fields}
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} {fault_in(file, error)}") from error
+            raise ValueError(f"{file} {fault_in(Path(file), error)}") from error
 
     def conditioning(self, prompt: str) -> Conditioning:
         """One encoded prompt, in place of running the text encoders: B = 1, on the host.

@@ -10,7 +10,6 @@ and names folders, since listings of a network file system may be stale on the o
 import json
 import logging
 import shutil
-import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from typing import Any, cast
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -38,6 +36,7 @@ from senseflow.engine.checkpoint_folders import (
     read_manifest,
     step_name,
 )
+from senseflow.engine.checkpoint_reader import EMA, IndexedReader, Planner
 from senseflow.engine.disk import (
     HostGroup,
     cause,
@@ -49,12 +48,9 @@ from senseflow.engine.disk import (
 )
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
-from senseflow.weights.stored import Weights
 
 logger = logging.getLogger(__name__)
 
-NETWORK = "generator.network."  # how the keys of the student begin in a checkpoint
-EMA = "ema."
 
 State = dict[str, Any]  # nested, of sharded tensors
 
@@ -230,7 +226,8 @@ class Checkpoints:
         An EMA that it does not hold starts from its network, which is said. Raises ValueError when
         its keys do not fit the networks of this configuration.
         """
-        held = set(dcp.FileSystemReader(str(folder)).read_metadata().state_dict_metadata)
+        reader = IndexedReader(folder)
+        held = set(reader.index.state_dict_metadata)
         has_ema = any(key.startswith(EMA) for key in held)
         state = full_state(trained, ema if has_ema else None)
         wanted = {key for key, value in leaves(state).items() if isinstance(value, torch.Tensor)}
@@ -241,7 +238,7 @@ class Checkpoints:
                 f"missing, such as {', '.join(missing[:5])}"
             )
         try:
-            dcp.load(state, checkpoint_id=str(folder), process_group=self.host.group)
+            dcp.load(state, storage_reader=reader, planner=Planner(), process_group=self.host.group)
         except (dcp.CheckpointException, ValueError) as error:
             raise ValueError(f"{folder} does not fit this configuration: {cause(error)}") from error
         for name, part in trained.items():
@@ -311,60 +308,3 @@ class _Writer(dcp.FileSystemWriter):
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from error
             raise
-
-
-class OpenCheckpoint:
-    """The tensors of a checkpoint, read one at a time and unsharded, without process groups."""
-
-    def __init__(self, folder: Path) -> None:
-        self.reader = _Reader(str(folder))
-        held = self.reader.metadata.state_dict_metadata
-        self.shapes = {k: v for k, v in held.items() if isinstance(v, TensorStorageMetadata)}
-
-    def under(self, prefix: str) -> dict[str, str]:
-        """The keys that begin with `prefix`, by what follows it."""
-        return {k.removeprefix(prefix): k for k in self.shapes if k.startswith(prefix)}
-
-    def weights(self, keys: dict[str, str]) -> Weights:
-        """A network's tensors by its own keys, read in float32 when asked for."""
-        return Weights(Path(self.reader.path), list(keys), lambda key: _Kept(self, keys[key]))
-
-    def student(self, ema: bool) -> dict[str, str]:
-        """Where each tensor of the student (or its EMA, with the student's buffers) is kept."""
-        keys, averaged = self.under(NETWORK), self.under(EMA)
-        if ema and not averaged:
-            raise ValueError(f"{self.reader.path} holds no EMA: the run was trained without one")
-        return keys | averaged if ema else keys
-
-    def read(self, key: str, dtype: torch.dtype) -> Tensor:
-        """One tensor by its key in the checkpoint, unsharded, in host memory; raises OSError."""
-        shape = self.shapes[key]
-        value = torch.empty(shape.size, dtype=shape.properties.dtype)
-        try:
-            with warnings.catch_warnings(action="ignore"):  # that it reads in a single process
-                dcp.load({key: value}, storage_reader=self.reader, no_dist=True)
-        except dcp.CheckpointException as error:
-            raise OSError(f"reading {self.reader.path} failed: {cause(error)}") from error
-        return value.to(dtype)
-
-
-class _Kept:
-    """A tensor of a checkpoint, which is read whole, one at a time."""
-
-    def __init__(self, stored: OpenCheckpoint, key: str) -> None:
-        self.stored, self.key = stored, key
-        self.shape = stored.shapes[key].size
-
-    def __getitem__(self, rows: Any, /) -> Tensor:
-        return self.stored.read(self.key, torch.float32)[rows]
-
-
-class _Reader(dcp.FileSystemReader):
-    """Reads the metadata once, not for every tensor."""
-
-    def __init__(self, folder: str) -> None:
-        super().__init__(folder)
-        self.metadata = super().read_metadata()
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> dcp.Metadata:
-        return self.metadata

@@ -12,13 +12,13 @@ from typing import Any, cast
 
 from torch import nn
 
-from senseflow.engine.checkpoint import OpenCheckpoint
 from senseflow.engine.checkpoint_folders import (
     MANIFEST,
     damage_in,
     find_checkpoint,
     unreadable,
 )
+from senseflow.engine.checkpoint_reader import OpenCheckpoint
 from senseflow.engine.disk import HostGroup
 from senseflow.teachers.family import Family
 from senseflow.weights.meta import NetworkSource
@@ -48,8 +48,7 @@ def newest_undamaged(path: Path, host: HostGroup) -> Path:
 def open_initial(path: Path, choose: Choose = newest) -> Initial:
     """The networks of a run folder or checkpoint; of a student in any form, the generator alone.
 
-    Tensors are read when asked for. Raises ValueError when the path is none of these. A checkpoint
-    is read with its list of tensors, a pickle: only from your own runs.
+    Tensors are read when asked for. Raises ValueError when the path is none of these.
     """
     if not path.exists():
         raise ValueError(

@@ -12,9 +12,6 @@ at a time in memory. The forms:
              stable-diffusion.cpp and older ComfyUI read (LoRA runs: fused)
   lora       pytorch_lora_weights.safetensors (LoRA runs; of others: senseflow.extract_lora)
 
-Only read your own runs: a checkpoint's list of tensors is a Python pickle, which can run any code.
-Of a stranger's run take student/step_*, which is safetensors.
-
 docs/export.md has the call of each form.
 """
 

@@ -18,8 +18,8 @@ from senseflow.config.config import Config, Dtype, load_config
 from senseflow.config.families import check_card_family, check_keys, family_of
 from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import export
-from senseflow.engine.checkpoint import OpenCheckpoint
 from senseflow.engine.checkpoint_folders import find_checkpoint
+from senseflow.engine.checkpoint_reader import OpenCheckpoint
 from senseflow.engine.export import LORA_FILE, Layout, aligned
 from senseflow.engine.inputs import read_setup
 from senseflow.sampling.model import student_guidance

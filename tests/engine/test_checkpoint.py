@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from senseflow.common.ranks import start_ranks
 from senseflow.config.config import OptimizerConfig
 from senseflow.engine.checkpoint import Checkpoints
+from senseflow.engine.checkpoint_reader import OpenCheckpoint
 from senseflow.engine.disk import HostGroup
 from senseflow.engine.export import Layout, export_student
 from senseflow.engine.parallel import fill_shards, shard
@@ -145,6 +149,44 @@ def test_a_checkpoint_of_other_networks_is_refused_by_name(tmp_path):
         checkpoints.load(folder, networks(0))
     with pytest.raises(ValueError, match=r"does not fit this configuration"):
         checkpoints.load(folder, {"generator": networks(0, width=6)["generator"]})
+
+
+def forged(folder: Path, index: object) -> Path:
+    """A checkpoint with another index; its manifest may say what it likes."""
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("named", [os.getcwd, Path, Path.touch])
+@pytest.mark.parametrize("place", ["in", "as"])
+def test_an_index_that_names_a_function_is_refused_wherever_it_is_read(tmp_path, named, place):
+    checkpoints, trained = Checkpoints(tmp_path, 0, RANKS), networks(0)
+    folder = checkpoints.save(1, trained)
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    index.planner_data["generator"] = named
+    forged(folder, index if place == "in" else named)
+    for read in (OpenCheckpoint, lambda folder: checkpoints.load(folder, trained)):
+        with pytest.raises(ValueError, match="which no index does") as error:
+            read(folder)
+        said = str(error.value)
+        assert str(folder / ".metadata") in said and named.__name__ in said and "\n" not in said
+
+
+def test_a_value_beside_the_tensors_that_names_a_function_is_refused(tmp_path):
+    checkpoints, trained = Checkpoints(tmp_path, 0, RANKS), networks(0)
+    trained["generator"].optimizer.param_groups[0]["betas"] = os.getcwd
+    folder = checkpoints.save(1, trained)
+    with pytest.raises(ValueError, match=r"betas: it holds more than tensors.*: posix\.getcwd$"):
+        checkpoints.load(folder, networks(0))
+
+
+def test_what_is_no_index_is_said(tmp_path):
+    folder = Checkpoints(tmp_path, 0, RANKS).save(1, networks(0))
+    with pytest.raises(ValueError, match=r"\.metadata is not the index .*: it is a dict$"):
+        OpenCheckpoint(forged(folder, {"a": 1}))
+    (folder / ".metadata").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"\.metadata is empty"):
+        OpenCheckpoint(folder)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from diffusers import FluxTransformer2DModel
 from python import PYTHON
 from safetensors.torch import load_file
 
-from senseflow.engine.checkpoint import OpenCheckpoint
+from senseflow.engine.checkpoint_reader import OpenCheckpoint
 from senseflow.export import __main__ as export
 from senseflow.tiny.pictures import write_dataset
 from senseflow.weights.card import read_card
