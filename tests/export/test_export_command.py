@@ -165,7 +165,7 @@ def test_errors_are_one_line(finished, tmp_path, capsys):
     assert read_card(out).iteration == 2  # the newest that is whole
 
 
-def test_help_is_light_warns_of_strangers_runs_and_shows_an_example():
+def test_help_is_light_and_shows_an_example():
     heavy = "print(*sys.modules, file=sys.stderr)"
     code = (
         f"import atexit, sys; atexit.register(lambda: {heavy})\n"
@@ -176,7 +176,6 @@ def test_help_is_light_warns_of_strangers_runs_and_shows_an_example():
     )
     assert result.returncode == 0
     assert "torch" not in result.stderr.split()
-    assert "Only read your own runs" in result.stdout
     assert "python -m senseflow.export runs/flux --output" in result.stdout
 
 
