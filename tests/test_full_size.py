@@ -63,6 +63,11 @@ def instance(request, tmp_path_factory):
     return build(RECIPES[request.param], folder)
 
 
+@pytest.fixture(scope="module")
+def counted(instance):
+    return costs(instance)
+
+
 def resized(instance):
     """The same networks at a size that is not square."""
     d = instance.parts
@@ -136,19 +141,13 @@ def test_a_plain_turn_that_is_not_square(instance):
 
 
 @pytest.mark.long
-def test_a_plain_turn(instance):
-    check_plain_turn(instance)
-
-
-@pytest.mark.long
 def test_a_generator_turn_that_is_not_square(instance):
     check_generator_turn(resized(instance))
 
 
 @pytest.mark.long
-def test_the_costs_of_simulated_iterations_add_up(instance):
+def test_the_costs_of_simulated_iterations_add_up(instance, counted):
     """Two kinds that are not among those counted."""
-    counted = costs(instance)
     for kind in ((False, 2, True), (True, 1, True)):
         assert counted.at(*kind) == count(instance, lambda kind=kind: trace(instance, *kind))
     mean = counted.mean(instance.parts.config)
@@ -156,12 +155,12 @@ def test_the_costs_of_simulated_iterations_add_up(instance):
 
 
 @pytest.mark.long
-def test_a_plan_counts_the_same(instance, tmp_path):
+def test_a_plan_counts_the_same(instance, counted, tmp_path):
     """Sharded over two ranks, by the run's own code: the mean of one sample's FLOPs."""
     recipe = RECIPES[instance.parts.config.recipe]
     file = tmp_path / "plan.json"
     command = [sys.executable, "-m", "senseflow.plan", "--config", str(ROOT / recipe.config)]
     flags = ["--gpus", "2", "--memory", "1000", "--output", str(file), "train.batch_size=2"]
     subprocess.run([*command, *flags], check=True)
-    expected = costs(instance).mean(instance.parts.config)
+    expected = counted.mean(instance.parts.config)
     assert json.loads(file.read_text())["mean_flop"] == pytest.approx(expected, rel=1e-3)
