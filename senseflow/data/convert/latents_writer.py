@@ -218,12 +218,15 @@ def _open(folder: Path) -> lmdb.Environment:
     file = folder / DATA
     if file.exists() and not file.is_file():
         raise ValueError(f"{file} is no file")
-    size = file.stat().st_size if file.exists() else 0
+    fresh = not file.exists()
+    size = 0 if fresh else file.stat().st_size
     try:
         # Without LMDB's own lock file: it is written through a map of the file, which ends the
         # process with SIGBUS where the disk is full. `_alone_in` is the lock.
         environment = lmdb.open(str(folder), map_size=max(FIRST_MAP_SIZE, 2 * size), lock=False)
     except lmdb.Error as error:
+        if fresh:  # half of its first two pages, which no one could go on with
+            file.unlink(missing_ok=True)
         raise ValueError(
             f"{file} is not an LMDB, or cannot be written: {error}; {_room(folder)}"
         ) from error
