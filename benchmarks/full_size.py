@@ -41,6 +41,7 @@ from senseflow.distill.measures import Measures
 from senseflow.distill.state import Discriminator, Distillation, Turn
 from senseflow.distill.vfm_features import FrozenBackbone, PromptEncoder
 from senseflow.distill.vfm_heads import Heads, no_power_iterations
+from senseflow.engine.adversary import layers_of
 from senseflow.engine.inputs import check_times, teacher_settings, torch_dtype
 from senseflow.engine.parallel import recompute
 from senseflow.optim.trained import Trained
@@ -224,7 +225,7 @@ def discriminator(
                 backbone.width,
                 prompt_encoder.dim,
                 settings.reference != "none",
-                settings.virtual_batch,
+                layers_of(settings),
                 dtype=torch_dtype(config.precision.heads),
             ).eval()
     return VFMDiscriminator(

@@ -18,7 +18,7 @@ from senseflow.common.fields import check_range, leaves
 from senseflow.common.files import write_whole
 from senseflow.config.recipes import require_recipe
 from senseflow.config.strict_yaml import Removed, read_strictly
-from senseflow.core.names import IsgLoss, TimeLaw
+from senseflow.core.names import IsgLoss, NormSchedule, TextLayer, TimeLaw
 
 Range = tuple[float, float]
 
@@ -215,6 +215,9 @@ class AdversarialConfig:
     reference: Literal["paired", "shuffled", "none"] = "paired"  # vfm: real image compared with
     taps: tuple[int, ...] = (2, 5, 8, 10, 14, 19, 23)  # vfm: DINOv2's blocks; and its embedding
     virtual_batch: int = 1  # vfm: samples that share the statistics of a head's norm
+    # equalized is the release's; what older files, which do not name it, were trained with stays
+    text_layer: TextLayer = "linear"  # vfm: of the prompt; equalized: at lr / sqrt(its length)
+    spectral_norm: NormSchedule = "converged"  # vfm: its power iterations, or the release's
     augment: bool = True  # vfm: DiffAugment on real and fake images
     time_range: Range = (0.0, 999.0)  # bottleneck: of the noise on the latents it sees
     downsamplings: int = 3  # bottleneck: of the head, before its convolution over 4 x 4

@@ -4,3 +4,5 @@ from typing import Literal
 
 TimeLaw = Literal["uniform", "logit_normal"]  # of t: `senseflow.core.anchors`
 IsgLoss = Literal["charbonnier", "l2"]  # `senseflow.core.isg`
+TextLayer = Literal["equalized", "linear"]  # of the prompt in a head: `distill.vfm_heads`
+NormSchedule = Literal["converged", "release"]  # of spectral norm: `distill.vfm_heads`

@@ -5,8 +5,9 @@ They are all that the discriminator trains, on the frozen features of
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from unittest.mock import patch
 
@@ -16,10 +17,20 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 
+from senseflow.core.names import NormSchedule, TextLayer
 from senseflow.weights.meta import seeded
 
 COMMON_DIM = 64
 """Channels in which class map, text and reference meet; the logit is their product's sum."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What the layers of a head are, where `adversarial` of a configuration lets choose."""
+
+    virtual_batch: int = 1  # samples that share the statistics of a norm
+    text: TextLayer = "equalized"  # of the prompt's feature: `EqualizedLinear`, or a plain one
+    spectral_norm: NormSchedule = "converged"  # release: `_ReleasedNorm`
 
 
 class LocalBatchNorm(nn.Module):
@@ -55,6 +66,26 @@ class _Float32(nn.Module):
         return weight.float()
 
 
+class _ReleasedNorm(_SpectralNorm):
+    """Spectral norm on the schedule of the released code.
+
+    Three power iterations where torch's has one, each v before u, and none at the start, where
+    torch's has 15: the vectors begin random.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight, n_power_iterations=3)
+
+    @torch.no_grad()
+    def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
+        if n_power_iterations != self.n_power_iterations:
+            return  # the 15 at the start
+        for _ in range(n_power_iterations):
+            # in place, as torch's: the buffers stay those that a checkpoint knows
+            F.normalize(weight_mat.mH @ self._u, dim=0, eps=self.eps, out=self._v)
+            F.normalize(weight_mat @ self._v, dim=0, eps=self.eps, out=self._u)
+
+
 class SpectralConv(nn.Conv2d):
     """Convolution of odd kernel size with spectral norm, circular padding and a bias.
 
@@ -64,12 +95,22 @@ class SpectralConv(nn.Conv2d):
     under autocast, which would override both dtypes.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        schedule: NormSchedule = "converged",
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel, stride)
         self.margin = kernel // 2
         # First, so that the norm is taken of float32 weights.
         parametrize.register_parametrization(self, "weight", _Float32())
-        spectral_norm(self)
+        if schedule == "release":
+            parametrize.register_parametrization(self, "weight", _ReleasedNorm(self.weight))
+        else:
+            spectral_norm(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C, H, W); a stride of 2 halves the map, rounding up."""
@@ -101,29 +142,70 @@ class Residual(nn.Module):
         return both / math.sqrt(2)
 
 
-def _activated(width: int, kernel: int, virtual_batch: int) -> nn.Sequential:
+class _Scaled(nn.Module):
+    """Weights times a constant, in float32 whatever dtype FSDP gathered them in."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.float() * self.scale
+
+
+class EqualizedLinear(nn.Linear):
+    """A linear layer at an equalized learning rate (Karras et al. 2018, section 4.1).
+
+    The stored weights start from N(0, 1), the bias from 0, and the forward scales the weights by
+    1 / sqrt(in_features). A step of Adam, whose length knows nothing of a gradient's scale, then
+    moves what acts by lr / sqrt(in_features), where it would move a plain layer's weights by lr.
+    In a state dict it is `parametrizations.weight.original`, where a plain layer has `weight`.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        scale = _Scaled(1 / math.sqrt(in_features))
+        parametrize.register_parametrization(self, "weight", scale)
+
+    def reset_parameters(self) -> None:
+        """Draw the stored weights; torch asks for it before they are scaled."""
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+def text_layer_of(keys: Iterable[str]) -> TextLayer | None:
+    """Which text layer heads have whose state dict has these keys; None where they are none."""
+    kinds: dict[str, TextLayer] = {
+        "heads.0.text.weight": "linear",
+        "heads.0.text.parametrizations.weight.original": "equalized",
+    }
+    return next((kinds[key] for key in keys if key in kinds), None)
+
+
+def _activated(width: int, kernel: int, layers: Layers) -> nn.Sequential:
     """Spectral convolution - local batch norm - leaky ReLU."""
     return nn.Sequential(
-        SpectralConv(width, width, kernel),
-        LocalBatchNorm(width, virtual_batch),
+        SpectralConv(width, width, kernel, schedule=layers.spectral_norm),
+        LocalBatchNorm(width, layers.virtual_batch),
         nn.LeakyReLU(0.2, inplace=True),
     )
 
 
-def _common_map(width: int, virtual_batch: int) -> nn.Sequential:
+def _common_map(width: int, layers: Layers) -> nn.Sequential:
     """The trunk, width wide and ending at an eighth of the map's size, then 1x1 to COMMON_DIM.
 
     The strided convolutions stand bare: every activation is in the first layer and the residual
     blocks. On small inputs the last map is 1x1, where a norm over one sample would erase it.
     """
+    conv = partial(SpectralConv, schedule=layers.spectral_norm)
     return nn.Sequential(
-        _activated(width, 1, virtual_batch),
-        SpectralConv(width, width, 3, stride=2),
-        Residual(_activated(width, 3, virtual_batch)),
-        SpectralConv(width, width, 3, stride=2),
-        Residual(_activated(width, 3, virtual_batch)),
-        SpectralConv(width, width, 3, stride=2),
-        SpectralConv(width, COMMON_DIM, 1),
+        _activated(width, 1, layers),
+        conv(width, width, 3, stride=2),
+        Residual(_activated(width, 3, layers)),
+        conv(width, width, 3, stride=2),
+        Residual(_activated(width, 3, layers)),
+        conv(width, width, 3, stride=2),
+        conv(width, COMMON_DIM, 1),
     )
 
 
@@ -131,15 +213,19 @@ class Head(nn.Module):
     """The discriminator of one tap: class map times condition, condition = text + reference.
 
     width: channels of the backbone's features. text_dim: length of the prompt's. reference: whether
-    a second trunk reads the features of a reference image. virtual_batch: of the local batch norms.
+    a second trunk reads the features of a reference image. layers: what they are.
     """
 
-    def __init__(self, width: int, text_dim: int, reference: bool, virtual_batch: int = 1) -> None:
+    def __init__(
+        self, width: int, text_dim: int, reference: bool, layers: Layers | None = None
+    ) -> None:
         super().__init__()
-        self.virtual_batch = virtual_batch
-        self.class_map = _common_map(width, virtual_batch)
-        self.text = nn.Linear(text_dim, COMMON_DIM)
-        self.reference = _common_map(width, virtual_batch) if reference else None
+        layers = layers or Layers()
+        self.virtual_batch = layers.virtual_batch
+        self.class_map = _common_map(width, layers)
+        linear = EqualizedLinear if layers.text == "equalized" else nn.Linear
+        self.text = linear(text_dim, COMMON_DIM)
+        self.reference = _common_map(width, layers) if reference else None
 
     def forward(self, features: Tensor, text: Tensor, reference: Tensor | None) -> Tensor:
         """Judge every place of a map: logits (B, L) float32, L = ceil(h / 8) ceil(w / 8).
@@ -184,10 +270,10 @@ class Heads(nn.Module):
     moves the norms where the heads themselves are stepped; for results that do not depend on
     accumulation, with the first micro-batch of a step only.
 
-    width, text_dim, reference, virtual_batch: of each `Head`. seed: of the initial weights, so that
-    all ranks start from the same heads; the global generator is left as it was. Build on the CPU or
-    the meta device; `draw` makes the heads with their weights again, one after the other, to fill
-    those of the meta device. dtype: of the convolutions; the features are cast to it. Weights stay
+    width, text_dim, reference, layers: of each `Head`. seed: of the initial weights, so that all
+    ranks start from the same heads; the global generator is left as it was. Build on the CPU or the
+    meta device; `draw` makes the heads with their weights again, one after the other, to fill those
+    of the meta device. dtype: of the convolutions; the features are cast to it. Weights stay
     float32.
     """
 
@@ -197,13 +283,13 @@ class Heads(nn.Module):
         width: int,
         text_dim: int,
         reference: bool = True,
-        virtual_batch: int = 1,
+        layers: Layers | None = None,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.dtype = dtype
-        make = partial(Head, width, text_dim, reference, virtual_batch)
+        make = partial(Head, width, text_dim, reference, layers)
         self.draw = partial(seeded, seed, [make] * num_taps)
         self.heads = nn.ModuleList(self.draw())
         self.norms = [module for module in self.modules() if isinstance(module, _SpectralNorm)]

@@ -1,6 +1,9 @@
 """The adversary of a configuration: frozen networks, and heads sharded on their device."""
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, cast
 
@@ -10,7 +13,7 @@ from torch import nn
 
 from senseflow.common.ranks import Ranks
 from senseflow.common.weights_files import words_of
-from senseflow.config.config import Config, PathsConfig
+from senseflow.config.config import AdversarialConfig, Config, PathsConfig
 from senseflow.distill.adversaries import (
     BottleneckAdapter,
     BottleneckDiscriminator,
@@ -19,11 +22,9 @@ from senseflow.distill.adversaries import (
 from senseflow.distill.bottleneck import ClassifierHead, add_encoder_pass
 from senseflow.distill.state import Discriminator
 from senseflow.distill.vfm_features import FrozenBackbone, PromptEncoder
-from senseflow.distill.vfm_heads import Heads, no_power_iterations
-from senseflow.engine.initial import (
-    Initial,
-    reader,
-)
+from senseflow.distill.vfm_heads import Heads, Layers, no_power_iterations, text_layer_of
+from senseflow.engine.disk import HostGroup
+from senseflow.engine.initial import Initial, heads_of, reader
 from senseflow.engine.inputs import Inputs, bottleneck_of, torch_dtype
 from senseflow.engine.parallel import fill_shards, shard
 from senseflow.optim.trained import Trained
@@ -33,6 +34,8 @@ from senseflow.weights.stored import Stored
 
 if TYPE_CHECKING:
     from senseflow.teachers.adapter import Adapter
+
+logger = logging.getLogger(__name__)
 
 
 def build_discriminator(
@@ -76,7 +79,7 @@ def build_vfm(
             width=backbone.width,
             text_dim=text_dim,
             reference=settings.reference != "none",
-            virtual_batch=settings.virtual_batch,
+            layers=layers_of(settings),
             seed=config.train.seed,
             dtype=torch_dtype(config.precision.heads),
         ).eval()
@@ -88,6 +91,34 @@ def build_vfm(
         prompt_encoder,
         _trained(heads, config),
     )
+
+
+def keep_text_layer(inputs: Inputs, folder: Path, initial: Initial, host: HostGroup) -> Inputs:
+    """The inputs with the text layer that the heads were trained with, of the run's own checkpoint
+    or of what it begins with, whatever the configuration says; on rank 0 it is said."""
+    adversary = inputs.config.adversarial
+    if adversary.in_use != "vfm":
+        return inputs
+    own = host.on_main(lambda: heads_of(folder))
+    begun = initial["discriminator"].keys if "discriminator" in initial else []
+    layer = text_layer_of(own or begun) or adversary.text_layer
+    if host.is_main and layer != adversary.text_layer:
+        logger.info(
+            "adversarial.text_layer: %s, not %s: the heads of %s go on as they were trained",
+            *(layer, adversary.text_layer, folder if own else inputs.config.paths.initial),
+        )
+    elif host.is_main and layer == "linear":
+        logger.info(
+            "adversarial.text_layer: linear, the plain layer, which files have that do not name "
+            "one; the release's is equalized"
+        )
+    adversary = replace(adversary, text_layer=layer)
+    return replace(inputs, config=replace(inputs.config, adversarial=adversary))
+
+
+def layers_of(settings: AdversarialConfig) -> Layers:
+    """What the layers of the heads are."""
+    return Layers(settings.virtual_batch, settings.text_layer, settings.spectral_norm)
 
 
 def load_clip(paths: PathsConfig) -> PromptEncoder:

@@ -15,7 +15,7 @@ from senseflow.core.anchors import Anchors
 from senseflow.data.items import Samples
 from senseflow.data.sampler import Share, batches
 from senseflow.distill.state import Distillation
-from senseflow.engine.adversary import build_discriminator
+from senseflow.engine.adversary import build_discriminator, keep_text_layer
 from senseflow.engine.agreement import require_equal
 from senseflow.engine.checkpoint_folders import complete_checkpoints
 from senseflow.engine.disk import HostGroup, share_folder
@@ -101,11 +101,14 @@ def prepare(inputs: Inputs, folder: Path) -> Run:
     share_folder(folder, host)
     if cache.known:
         logger.info("from paths.cache %s: %s", config.paths.cache, ", ".join(cache.known))
-    parts = assemble(inputs, ranks, choose_initial(config, folder, host))
+    initial = choose_initial(config, folder, host)
+    inputs = keep_text_layer(inputs, folder, initial, host)
+    parts = assemble(inputs, ranks, initial)
     samples = cache.samples(inputs.data, see_images=config.adversarial.in_use == "vfm")
     on_gpu = device.type == "cuda"
     data = partial(batches, samples, share(config, ranks), config.data.num_workers, on_gpu)
-    return Run(config, parts, ranks, data, export(inputs, config.precision.compute), folder)
+    written = export(inputs, config.precision.compute)
+    return Run(inputs.config, parts, ranks, data, written, folder)
 
 
 def check_teacher(inputs: Inputs) -> None:

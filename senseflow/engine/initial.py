@@ -14,8 +14,10 @@ from torch import nn
 
 from senseflow.engine.checkpoint_folders import (
     MANIFEST,
+    complete_checkpoints,
     damage_in,
     find_checkpoint,
+    read_manifest,
     unreadable,
 )
 from senseflow.engine.checkpoint_reader import OpenCheckpoint
@@ -34,6 +36,15 @@ Choose = Callable[[Path], Path]  # the checkpoint that a run folder or checkpoin
 def newest(path: Path) -> Path:
     """The newest checkpoint with a good list of tensors; what it holds is not read."""
     return find_checkpoint(path, unreadable)[0]
+
+
+def heads_of(run: Path) -> list[str]:
+    """Names of the heads' tensors in a run's newest checkpoint whose list of tensors is good; none
+    where there is no such checkpoint."""
+    for folder in reversed(complete_checkpoints(run / "checkpoints")):
+        if unreadable(folder, read_manifest(folder)) is None:
+            return list(OpenCheckpoint(folder).under("discriminator.network."))
+    return []
 
 
 def newest_undamaged(path: Path, host: HostGroup) -> Path:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from senseflow.distill.vfm_features import FrozenBackbone, PromptEncoder
-from senseflow.distill.vfm_heads import Head, Heads, LocalBatchNorm, SpectralConv
+from senseflow.distill.vfm_heads import Head, Heads, Layers, LocalBatchNorm, SpectralConv
 
 torch.set_num_threads(1)
 
@@ -441,7 +441,7 @@ def test_virtual_batches_never_mix_real_and_fake_and_iterate_once() -> None:
     text = torch.randn(3, 5)
 
     def heads() -> Heads:
-        return Heads(2, 16, 5, reference=False, virtual_batch=8, seed=1)
+        return Heads(2, 16, 5, reference=False, layers=Layers(virtual_batch=8), seed=1)
 
     together, apart = heads().eval(), heads().eval()
     halves = [apart([maps[part] for maps in both], text, None) for part in (slice(3), slice(3, 6))]
