@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from short_runs import begin, finish
 from training_runs import rows
 
+from senseflow.config.config import load_config
 from senseflow.config.load import load_recipe
 from senseflow.config.recipes import RECIPES
 from senseflow.report.__main__ import main as report
@@ -33,7 +34,10 @@ def old(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def resumed(old, tmp_path_factory) -> tuple[Path, list[str]]:
-    """A copy of the run, carried on to iteration 4 with its own config.yaml; what was said."""
+    """A copy of the run, carried on to iteration 4; what was said.
+
+    With its own config.yaml, but for a key that it does not know and newer files say.
+    """
     run = tmp_path_factory.mktemp("resumed") / "run"
     shutil.copytree(old / "run", run)
     here = [
@@ -42,6 +46,7 @@ def resumed(old, tmp_path_factory) -> tuple[Path, list[str]]:
         f"paths.cache={old / 'cache'}",
         f"paths.dinov2=local-dir:{old / 'dinov2'}",
         "train.iter_num=4",
+        "adversarial.text_layer=equalized",
     ]
     said: list[str] = []
     handler = logging.Handler()
@@ -95,6 +100,15 @@ def test_its_weights_are_those_of_its_own_build(old, resumed, kind):
     assert then.keys() == now.keys()
     for key, value in then.items():
         assert torch.allclose(now[key], value, rtol=0, atol=tolerance), key
+
+
+def test_its_heads_keep_their_plain_text_layer(old, resumed):
+    run, said = resumed
+    assert load_config(old / "run/config.yaml").adversarial.text_layer == "linear"
+    assert load_config(run / "config.yaml").adversarial.text_layer == "linear"
+    (line,) = [line for line in said if "text_layer" in line]
+    assert line.startswith("adversarial.text_layer: linear, not equalized: the heads of")
+    assert "changed configuration" not in line
 
 
 def test_the_run_reads_its_cache(resumed):

@@ -1,8 +1,9 @@
-"""What SenseFlow's discriminator sees, frozen: DINOv2's features of images, CLIP's of prompts.
+"""What SenseFlow's discriminator sees, frozen: DINO's features of images, CLIP's of prompts.
 
 In D(x, c, r) = h(f_VFM(x), c, r), the discriminator of the paper's adversarial objective (Eq. 15),
-f_VFM is a frozen DINOv2 tapped at several depths (`FrozenBackbone`), c the CLIP feature of the
-prompt (`PromptEncoder`) and r f_VFM of a real image. h learns: `senseflow.distill.vfm_heads`.
+f_VFM is a frozen DINOv2 or DINOv3 tapped at several depths (`FrozenBackbone`), c the CLIP feature
+of the prompt (`PromptEncoder`) and r f_VFM of a real image. What learns is h, in
+`senseflow.distill.vfm_heads`.
 """
 
 from collections.abc import Sequence
@@ -13,12 +14,19 @@ import open_clip
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from senseflow.common.files import read_json
+
+LOCAL = "local-dir:"  # before a folder, in timm's names
+MODULES = ("vision_transformer", "eva")  # of timm, with DINOv2 and DINOv3
+ASKED = "a DINOv2 or DINOv3 is asked for, such as vit_large_patch14_dinov2.lvd142m"
+
 
 class FrozenBackbone(nn.Module):
-    """A frozen DINOv2-shaped ViT that turns images into feature maps at several depths.
+    """A frozen ViT, DINOv2 or DINOv3, that turns images into feature maps at several depths.
 
     The parameters never get gradients and the mode is always eval, so gradients flow to the images
     alone.
@@ -28,8 +36,8 @@ class FrozenBackbone(nn.Module):
     input of block 0 always comes first. checkpoint: a local .safetensors or .pth for `name`;
     without it timm finds the weights. random_seed: random weights, and nothing is loaded (for tests
     and planning). dtype: of the weights, the computation and the features.
-    Raises ValueError for a model that is no ViT with a CLS token, a tap that does not exist, and
-    two sources of weights.
+    Raises ValueError for a model of another kind (`create_vit`), a tap that does not exist, and two
+    sources of weights.
     """
 
     mean: Tensor  # (3, 1, 1), of the images it was trained on; std likewise
@@ -47,12 +55,13 @@ class FrozenBackbone(nn.Module):
         vit = create_vit(name, checkpoint, random_seed, dtype)
         if list(taps) != sorted(set(taps)) or not 0 <= min(taps) <= max(taps) < len(vit.blocks):
             raise ValueError(
-                f"taps must ascend within 0..{len(vit.blocks) - 1} for {name}, got {list(taps)}"
+                f"adversarial.taps must ascend within 0..{len(vit.blocks) - 1} for {name}, got "
+                f"{list(taps)}"
             )
-        # an identity in front makes the input of block 0 one more intermediate; what lies behind
-        # the last tap is never run
-        vit.blocks = nn.Sequential(nn.Identity(), *vit.blocks[: max(taps) + 1])
-        vit.norm = nn.Identity()
+        # what lies behind the last tap is never run
+        vit.prune_intermediate_layers(list(taps), prune_norm=True)
+        # in front, so that the input of block 0 is one more intermediate
+        vit.blocks = nn.Sequential(_Passing(), *vit.blocks)
         self.vit = vit.requires_grad_(False)
         self.indices = [0] + [tap + 1 for tap in taps]
         self.width: int = vit.embed_dim
@@ -76,7 +85,8 @@ class FrozenBackbone(nn.Module):
         to deep, the CLS token added to every patch token.
 
         At the images' own size, cropped at the centre to multiples of the patch (1024 -> 1022 for
-        14); the position table is resized to that grid.
+        14, 1024 for 16); timm resizes DINOv2's position table to that grid, and turns DINOv3's
+        rotary positions by it.
         """
         # Normalised in float32: bfloat16 hardly tells the 256 levels of a pixel apart.
         images = (_crop_to_multiple(images.float(), self.vit.patch_embed.patch_size) + 1) / 2
@@ -89,10 +99,25 @@ class FrozenBackbone(nn.Module):
         return [patches + prefix[:, 0, :, None, None] for patches, prefix in pairs]
 
 
+class _Passing(nn.Module):
+    """A block that does nothing; DINOv3's are also told rotary positions."""
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return x
+
+
 def create_vit(
     name: str, checkpoint: str | Path | None, random_seed: int | None, dtype: torch.dtype
-) -> VisionTransformer:
-    """Build the ViT through timm, with exactly one source of weights."""
+) -> VisionTransformer | Eva:
+    """Build the ViT through timm, with exactly one source of weights.
+
+    Of class VisionTransformer, as DINOv2, or Eva, as DINOv3, with a CLS token; raises ValueError
+    for any other, and where every block has rotary positions of its own.
+    """
+    architecture = architecture_of(name)
+    # hf-hub: is known when timm has fetched it
+    if ":" not in architecture and not timm.models.is_model_in_modules(architecture, MODULES):
+        raise ValueError(f"{architecture} is none of timm's vision transformers: {ASKED}")
     if checkpoint is not None and (random_seed is not None or ":" in name):
         raise ValueError(f"{name}: checkpoint {checkpoint} is a second source of weights")
     overlay = None if checkpoint is None else {"file": str(checkpoint)}
@@ -104,13 +129,26 @@ def create_vit(
             pretrained=random_seed is None,
             pretrained_cfg_overlay=overlay,
             num_classes=0,
-            # The position table is resized to the image's grid, not the image to the table's.
+            # Positions are those of the image's grid; the image is not resized to a table's.
             dynamic_img_size=True,
             dtype=dtype,
         )
-    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
-        raise ValueError(f"{name} is not a vision transformer with a CLS token")
+    if not isinstance(vit, VisionTransformer | Eva) or vit.cls_token is None:
+        raise ValueError(f"{name}, a {type(vit).__name__}, has no CLS token to read: {ASKED}")
+    if isinstance(vit, Eva) and vit.rope_mixed:
+        raise ValueError(f"{name} has rotary positions of each block's own: {ASKED}")
     return vit
+
+
+def architecture_of(name: str) -> str:
+    """What timm calls the model of a name or folder; raises ValueError for a folder of none."""
+    if not name.startswith(LOCAL):
+        return name
+    config = Path(name.removeprefix(LOCAL)) / "config.json"
+    architecture = read_json(config).get("architecture")
+    if not isinstance(architecture, str):
+        raise ValueError(f"{config} names no architecture: it is no config of timm")
+    return architecture
 
 
 def _crop_to_multiple(images: Tensor, patch_size: tuple[int, int]) -> Tensor:

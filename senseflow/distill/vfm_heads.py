@@ -108,7 +108,9 @@ class SpectralConv(nn.Conv2d):
         # First, so that the norm is taken of float32 weights.
         parametrize.register_parametrization(self, "weight", _Float32())
         if schedule == "release":
-            parametrize.register_parametrization(self, "weight", _ReleasedNorm(self.weight))
+            # unsafe: torch's check is a forward in train mode, three iterations
+            norm = _ReleasedNorm(self.weight)
+            parametrize.register_parametrization(self, "weight", norm, unsafe=True)
         else:
             spectral_norm(self)
 

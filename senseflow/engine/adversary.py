@@ -121,6 +121,17 @@ def layers_of(settings: AdversarialConfig) -> Layers:
     return Layers(settings.virtual_batch, settings.text_layer, settings.spectral_norm)
 
 
+def check_backbone(config: Config) -> None:
+    """Raise ValueError for a backbone of another kind, taps that it has not and images smaller than
+    its patch; nothing is loaded."""
+    name, size = config.paths.dinov2, config.train.resolution
+    with torch.device("meta"):
+        backbone = FrozenBackbone(name, config.adversarial.taps, random_seed=0)
+    patch = backbone.vit.patch_embed.patch_size
+    if any(side < p for side, p in zip(size, patch, strict=True)):
+        raise ValueError(f"train.resolution {list(size)} is below a patch of {name}, {list(patch)}")
+
+
 def load_clip(paths: PathsConfig) -> PromptEncoder:
     """The frozen CLIP text tower that encodes the discriminator's prompts."""
     return PromptEncoder(paths.clip, paths.clip_weights, paths.clip_quick_gelu)

@@ -15,7 +15,7 @@ from senseflow.core.anchors import Anchors
 from senseflow.data.items import Samples
 from senseflow.data.sampler import Share, batches
 from senseflow.distill.state import Distillation
-from senseflow.engine.adversary import build_discriminator, keep_text_layer
+from senseflow.engine.adversary import build_discriminator, check_backbone, keep_text_layer
 from senseflow.engine.agreement import require_equal
 from senseflow.engine.checkpoint_folders import complete_checkpoints
 from senseflow.engine.disk import HostGroup, share_folder
@@ -121,8 +121,11 @@ def check_teacher(inputs: Inputs) -> None:
 
 
 def check_networks(inputs: Inputs) -> None:
-    """Raise ValueError where the weights a run begins with do not fit; none is loaded."""
+    """Raise ValueError where what a run begins with does not fit, or its adversary's backbone is
+    none; no weights are loaded."""
     check_teacher(inputs)
+    if inputs.config.adversarial.in_use == "vfm":
+        check_backbone(inputs.config)
     settings, initial = inputs.settings, initial_of(inputs.config)
     if settings.lora:
         check_lora(inputs, settings.lora, initial)

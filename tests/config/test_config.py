@@ -42,6 +42,12 @@ def test_flux_recipe_has_the_published_numbers():
     assert (c.train.save_interval, c.train.batch_size) == (1500, 8)
 
 
+def test_a_file_that_names_no_text_layer_keeps_the_plain_one(tmp_path):
+    assert load_config(RECIPE).adversarial.text_layer == "equalized"
+    old = edited(tmp_path, adversarial__text_layer=...)
+    assert load_config(old).adversarial.text_layer == "linear"
+
+
 RECIPES = {
     "flux_senseflow": "FLUX",
     "sd35_senseflow": "SD35",
@@ -54,6 +60,7 @@ VFM = {
     f"adversarial.{k}"
     for k in ("omega_power", "least_omega", "reference", "taps", "virtual_batch", "augment")
 }
+VFM |= {"adversarial.text_layer", "adversarial.spectral_norm"}
 VFM |= VFM_PATHS | {"paths.clip_quick_gelu"}
 BOTTLENECK = {f"adversarial.{k}" for k in ("time_range", "downsamplings", "norm_groups")}
 FLUX_ONLY = {"student.fold_guidance", "student.guidance", "paths.flux_wo_guidance_embed"}

@@ -18,6 +18,8 @@ from senseflow.distill.vfm_heads import Head, Heads, Layers, LocalBatchNorm, Spe
 torch.set_num_threads(1)
 
 WIDTH, TAPS = 24, (0, 2)
+D = 1024  # the width of a ViT-L
+BLOCK = 12 * D * D + 12 * D  # attention and MLP, their biases but q's, k's and v's, norms, scales
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
@@ -35,7 +37,7 @@ def randomize(model: nn.Module) -> None:
 
 
 def vit_folder(path: Path, architecture: str) -> Path:
-    """A timm folder with a 4-block DINOv2-shaped ViT: patch 4, position table 8x8."""
+    """A timm folder with a ViT of 4 blocks and patch 4; a position table, if any, is 8x8."""
     args = {"img_size": 32, "patch_size": 4, "embed_dim": WIDTH, "depth": 4, "num_heads": 2}
     config = {
         "architecture": architecture,
@@ -50,9 +52,17 @@ def vit_folder(path: Path, architecture: str) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["dinov2", "reg4_dinov2"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "vit_small_patch14_dinov2",
+        "vit_small_patch14_reg4_dinov2",
+        "vit_small_patch16_dinov3",  # rotary positions, a CLS token and four registers
+        "vit_small_plus_patch16_dinov3_qkvb",  # and gated layers, as the largest
+    ],
+)
 def vit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return vit_folder(tmp_path_factory.mktemp("vit"), f"vit_small_patch14_{request.param}")
+    return vit_folder(tmp_path_factory.mktemp("vit"), request.param)
 
 
 def hooked_features(folder: Path, images: Tensor) -> list[Tensor]:
@@ -88,17 +98,54 @@ def test_taps_equal_hooks_on_the_whole_model(vit: Path, size: tuple[int, int]) -
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_full_size_backbone_crops_1024_to_73_patches() -> None:
+@pytest.mark.parametrize(
+    ("name", "side", "num"),
+    [
+        # blocks (with biases of q, k and v, and without), patch embedding, prefix, position table
+        ("vit_large_patch14_dinov2.lvd142m", 73, 24 * (BLOCK + 3 * D) + D * (589 + 1 + 37**2 + 1)),
+        ("vit_large_patch16_dinov3.lvd1689m", 64, 24 * BLOCK + D * (769 + 5)),
+    ],
+)
+def test_full_size_backbone_crops_1024_to_whole_patches(name: str, side: int, num: int) -> None:
     with torch.device("meta"):
-        backbone = FrozenBackbone(
-            "vit_large_patch14_dinov2.lvd142m",
-            (2, 5, 8, 10, 14, 19, 23),
-            random_seed=0,
-            dtype=torch.bfloat16,
-        )
+        taps = (2, 5, 8, 10, 14, 19, 23)
+        backbone = FrozenBackbone(name, taps, random_seed=0, dtype=torch.bfloat16)
         features = backbone(torch.zeros(1, 3, 1024, 1024))
-    assert [f.shape for f in features] == [(1, 1024, 73, 73)] * 8
+    assert [f.shape for f in features] == [(1, 1024, side, side)] * 8
     assert {f.dtype for f in features} == {torch.bfloat16}
+    assert sum(p.numel() for p in backbone.parameters()) == num
+
+
+def test_features_are_those_that_timm_gives_of_its_own(vit: Path) -> None:
+    """The middle of 67 x 50 pixels, at the ImageNet-like mean and deviation of the folder."""
+    images = torch.rand(2, 3, 67, 50)
+    whole = timm.create_model(f"local-dir:{vit}", pretrained=True, dynamic_img_size=True).eval()
+    inner = (images[:, :, 1:65, 1:49] - torch.tensor(MEAN)[:, None, None]) / (
+        torch.tensor(STD)[:, None, None]
+    )
+    pairs = whole.forward_intermediates(
+        inner, indices=list(TAPS), return_prefix_tokens=True, intermediates_only=True
+    )
+    features = FrozenBackbone(f"local-dir:{vit}", TAPS)(images * 2 - 1)[1:]
+    for got, (patches, prefix) in zip(features, pairs, strict=True):
+        want = patches + prefix[:, :1].transpose(1, 2)[..., None]
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("convnext_tiny.dinov3_lvd1689m", "convnext_tiny.dinov3_lvd1689m is none of timm's vision"),
+        ("resnet18", "resnet18 is none of timm's vision transformers: a DINOv2 or DINOv3"),
+        ("vit_large_patch16_dinov33", "vit_large_patch16_dinov33 is none of"),
+        ("eva02_tiny_patch14_224", "taps"),  # a ViT: the next thing that is wrong
+        ("vit_base_patch16_siglip_224", "has no CLS token"),
+        ("vit_small_patch16_rope_mixed_224", "each block's own"),
+    ],
+)
+def test_a_backbone_of_another_kind_is_refused_for_what_it_is(name: str, said: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=said):
+        FrozenBackbone(name, (99,), random_seed=0)
 
 
 def test_backbone_drops_what_lies_behind_the_last_tap(vit: Path) -> None:
@@ -406,8 +453,9 @@ def test_heads_come_from_their_seed_alone() -> None:
     assert torch.equal(draw, torch.rand(1))
     assert all(torch.equal(first[key], second[key]) for key in first)
     other = Heads(2, 8, 6, seed=6).state_dict()
-    assert not torch.equal(first["heads.0.text.weight"], other["heads.0.text.weight"])
-    assert not torch.equal(first["heads.0.text.weight"], first["heads.1.text.weight"])
+    weights = "text.parametrizations.weight.original"
+    assert not torch.equal(first[f"heads.0.{weights}"], other[f"heads.0.{weights}"])
+    assert not torch.equal(first[f"heads.0.{weights}"], first[f"heads.1.{weights}"])
 
 
 def test_bfloat16_features_give_close_float32_logits() -> None:

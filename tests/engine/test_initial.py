@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import short_runs
@@ -12,8 +13,10 @@ from student_networks import load_network
 
 from senseflow.config.config import Config
 from senseflow.config.recipes import RECIPES
+from senseflow.engine.adversary import keep_text_layer
 from senseflow.engine.build import check_networks, export
-from senseflow.engine.inputs import read_run
+from senseflow.engine.initial import open_initial
+from senseflow.engine.inputs import Inputs, read_run
 from senseflow.engine.loop import Run
 
 SHORT = ("train.iter_num=2", "fake_score.ttur=1")
@@ -44,6 +47,10 @@ def data(tmp_path_factory) -> Path:
 
 def configure(data: Path, *overrides: str, recipe: str = "flux_senseflow") -> Config:
     return short_runs.configure(data, *SHORT, *overrides, recipe=recipe)
+
+
+def inputs_of(config: Config) -> Inputs:
+    return read_run(config, RECIPES[config.recipe].family)
 
 
 def train(config: Config, folder: Path) -> Run:
@@ -84,6 +91,25 @@ def test_a_checkpoint_of_the_run_will_do(data, trained, tmp_path):
     step = trained.folder / "checkpoints" / "step_0000002"
     run = begin(configure(data, f"paths.initial={step}"), tmp_path)
     assert equal(state(run, "fake_score"), state(trained, "fake_score"))
+
+
+def test_heads_keep_the_text_layer_they_were_trained_with(data, trained, tmp_path, caplog):
+    """Those of a run's own checkpoint, and those it begins with; a plain layer is said."""
+    caplog.set_level("INFO")
+    host = SimpleNamespace(is_main=True, on_main=lambda action: action())
+    plain = inputs_of(configure(data, "adversarial.text_layer=linear"))
+    for folder, initial in ((trained.folder, {}), (tmp_path, open_initial(trained.folder))):
+        kept = keep_text_layer(plain, folder, initial, host)
+        assert kept.config.adversarial.text_layer == "equalized"
+        assert caplog.messages[-1].startswith("adversarial.text_layer: equalized, not linear: the")
+    assert keep_text_layer(plain, tmp_path, {}, host) == plain
+    assert "the release's is equalized" in caplog.messages[-1]
+    silent = inputs_of(configure(data, "adversarial.kind=none"))
+    assert keep_text_layer(silent, trained.folder, {}, host) == silent
+    assert keep_text_layer(inputs_of(configure(data)), trained.folder, {}, host).config == (
+        trained.config
+    )
+    assert len(caplog.messages) == 3
 
 
 def test_a_student_alone_is_the_generator(data, trained, tmp_path):

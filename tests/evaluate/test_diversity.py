@@ -92,6 +92,18 @@ def test_dinov2_of_a_timm_name_and_a_file(seeds, tmp_path, capsys):
     assert "dinov2.pth" in said
 
 
+def test_a_dinov3_is_no_dinov2(seeds, tmp_path, capsys):
+    folder = copy_folder(TINY_DINOV2, tmp_path / "dinov3")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"architecture": "vit_large_patch16_dinov3"})
+    )
+    for name in (f"local-dir:{folder}", "vit_large_patch16_dinov3.lvd1689m"):
+        flags = ("--metrics", "diversity_dinov2", "--dinov2", name)
+        said = error_of(capsys, seeds, tmp_path / "r.json", *flags)
+        assert f"--dinov2 {name} is a DINOv3" in said and "name a DINOv2" in said
+
+
 def test_clip_distances(seeds, tmp_path):
     name, weights = save_open_clip(tmp_path / "tiny")
     flags = ("--metrics", "diversity_clip", "--clip_model", name, "--clip_weights", weights)

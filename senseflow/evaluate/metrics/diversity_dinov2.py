@@ -13,6 +13,7 @@ DINOV2 = metric.Flag[str](
     "vit_large_patch14_dinov2.lvd142m",
 )  # fmt: skip
 WEIGHTS = metric.Flag[Path | None]("--dinov2_weights", "file", "of a timm name")
+FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them
 SIZE = metric.Flag[int]("--dinov2_size", "pixels", "bicubic to this (224)", 224)
 
 
@@ -21,6 +22,7 @@ def prepare(given: metric.Given) -> metric.Prepared:
     name, side = given[DINOV2], given[SIZE]
     if side < 1:
         raise ValueError(f"{SIZE.name} {side} must be at least 1")
+    require_dinov2(name)
     file = find_dinov2(name, given[WEIGHTS])
     settings: dict[str, Any] = {"size": side}
     if name.startswith(metric.LOCAL):
@@ -62,10 +64,10 @@ def find_dinov2(name: str, weights: Path | None) -> Path:
         folder = Path(name.removeprefix(metric.LOCAL))
         if weights:
             raise ValueError(f"--dinov2 {name} has weights: leave out --dinov2_weights")
-        for file in (folder / "model.safetensors", folder / "pytorch_model.bin"):
-            if file.is_file() and (folder / "config.json").is_file():
-                return file
-        raise ValueError(f"{folder} has no config.json with model.safetensors or pytorch_model.bin")
+        found = metric.weights_in(folder, *FILES)
+        if not found or not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} has no config.json with {' or '.join(FILES)}")
+        return found[0]
     if ":" in name or not timm.is_model(name.split(".")[0]):
         raise ValueError(
             f"--dinov2 {name} is neither a timm model nor local-dir:FOLDER; nothing is downloaded"
@@ -76,6 +78,17 @@ def find_dinov2(name: str, weights: Path | None) -> Path:
             "downloaded)"
         )
     return weights
+
+
+def require_dinov2(name: str) -> None:
+    """Raise ValueError for a DINOv3, whose values do not compare with those of this column."""
+    from senseflow.distill.vfm_features import architecture_of
+
+    if "dinov3" in architecture_of(name):
+        raise ValueError(
+            f"--dinov2 {name} is a DINOv3: its distances do not compare with DINOv2's, which this "
+            "column is of; name a DINOv2"
+        )
 
 
 SPEC = metric.Spec(

@@ -130,6 +130,12 @@ class Spec:
         return self.column.metric
 
 
+def weights_in(folder: Path, *patterns: str) -> list[Path]:
+    """A folder's weights, whole or in shards: the files of the first pattern that has any."""
+    found = (sorted(folder.glob(pattern)) for pattern in patterns)
+    return next((files for files in found if files), [])
+
+
 # What several metrics do with a picture
 
 

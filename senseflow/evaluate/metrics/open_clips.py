@@ -24,6 +24,7 @@ from senseflow.evaluate.metrics.metric import (
     reading,
     square,
     square_in_words,
+    weights_in,
 )
 
 CONFIG = "open_clip_config.json"
@@ -96,10 +97,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _weights_in(folder: Path, flag: str) -> Path:
-    for name in NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    found = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".pt")]
+    found = weights_in(folder, *NAMES) or [
+        f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".pt")
+    ]
     if len(found) != 1:
         raise ValueError(
             f"{folder} holds {len(found)} files that may be the weights: say {flag}_weights FILE"

@@ -27,23 +27,17 @@ def prepare(given: metric.Given) -> metric.Prepared:
             f"{processor} has no {PROCESSORS[0]}: name a folder with CLIP-H's processor in "
             "--pick_processor"
         )
+    weights = metric.weights_in(folder, *WEIGHTS)
+    if not weights:
+        raise ValueError(f"{folder} has no weights ({' or '.join(WEIGHTS)})")
     settings = {
         "config": metric.digest_of(folder, ["config.json"]),
         "processor": metric.digest_of(processor, [*PROCESSORS, *metric.TOKENIZER]),
     }
     return metric.Prepared(
-        "transformers CLIPModel", weights_in(folder), settings,
+        "transformers CLIPModel", weights, settings,
         lambda machine: open_pick(folder, processor, machine),
     )  # fmt: skip
-
-
-def weights_in(folder: Path) -> list[Path]:
-    """The weights of a transformers folder, whole or in shards; safetensors first."""
-    for pattern in WEIGHTS:
-        found = sorted(folder.glob(pattern))
-        if found:
-            return found
-    raise ValueError(f"{folder} has no weights ({' or '.join(WEIGHTS)})")
 
 
 def open_pick(folder: Path, processor: Path, machine: metric.Machine) -> metric.Judge:
