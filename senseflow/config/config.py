@@ -42,7 +42,7 @@ class PathsConfig:
     flux_wo_guidance_embed: str | None = None  # folder with transformer/ linked to the teacher's
     initial: str | None = None  # another run, or a student, to begin with in the teacher's place
     cache: str | None = None  # folder of python -m senseflow.cache, in place of the encoders' work
-    dinov2: str = "vit_large_patch14_dinov2.lvd142m"  # timm name, or local-dir:FOLDER
+    dinov2: str = "vit_large_patch14_dinov2.lvd142m"  # timm name (DINOv3's too), local-dir:FOLDER
     dinov2_weights: str | None = None  # a weights file; None: what the name stands for
     clip: str = "ViT-L-14"  # open_clip name, or local-dir:FOLDER
     clip_weights: str | None = "openai"  # open_clip tag or a weights file
@@ -94,7 +94,8 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LrSchedulerConfig:
-    """Linear from start_factor to 1 over the warm-up, constant, then linear to end_factor."""
+    """Linear from start_factor to 1 over the warm-up, constant, then linear to end_factor. Beside
+    IDA a decay leaves a bias (docs/method.md, section 9)."""
 
     warmup_iterations: int = 0  # the first ones of the run
     start_factor: float = 1.0  # of the learning rates at the start of the warm-up
@@ -167,7 +168,8 @@ class FakeScoreConfig:
 
 @dataclass(frozen=True)
 class IdaConfig:
-    """IDA's lambda; None switches it off."""
+    """IDA's lambda; None switches it off. It needs learning rates that do not decay
+    (docs/method.md, section 9)."""
 
     lam: float | None  # phi <- lam phi + (1 - lam) theta; None: off
 
@@ -215,9 +217,9 @@ class AdversarialConfig:
     reference: Literal["paired", "shuffled", "none"] = "paired"  # vfm: real image compared with
     taps: tuple[int, ...] = (2, 5, 8, 10, 14, 19, 23)  # vfm: DINOv2's blocks; and its embedding
     virtual_batch: int = 1  # vfm: samples that share the statistics of a head's norm
-    # equalized is the release's; what older files, which do not name it, were trained with stays
-    text_layer: TextLayer = "linear"  # vfm: of the prompt; equalized: at lr / sqrt(its length)
-    spectral_norm: NormSchedule = "converged"  # vfm: its power iterations, or the release's
+    # Linear for files that do not name it: so are the heads of their runs. Recipes say equalized.
+    text_layer: TextLayer = "linear"  # vfm: of a head; equalized: the release's
+    spectral_norm: NormSchedule = "converged"  # vfm: its power iterations; release: the release's
     augment: bool = True  # vfm: DiffAugment on real and fake images
     time_range: Range = (0.0, 999.0)  # bottleneck: of the noise on the latents it sees
     downsamplings: int = 3  # bottleneck: of the head, before its convolution over 4 x 4
