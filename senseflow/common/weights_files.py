@@ -16,8 +16,9 @@ MOST_HEADER = 100 * 2**20  # bytes of a safetensors header: the format's own lim
 SMALLEST = 10  # bytes of a safetensors file without a tensor
 LFS = b"version https://git-lfs.github.com/spec/"
 MARKUP = (b"<!doctype html", b"<html", b"<?xml", b"<!doctype")
+GGUF = "a GGUF file"
 OTHERS = {  # by how they begin
-    b"GGUF": "a GGUF file",
+    b"GGUF": GGUF,
     b"\x89HDF\r\n\x1a\n": "an HDF5 file (Keras)",
     b"\x93NUMPY": "an array of NumPy",
     b"\x1f\x8b": "a gzip archive: unpack it",
@@ -31,7 +32,11 @@ OTHERS = {  # by how they begin
     b"%PDF": "a PDF",
 }
 SAFETENSORS, PICKLE, JSON = "a safetensors file", "a pickle of torch", "a JSON text"
-NAMED = {".safetensors": SAFETENSORS, ".json": JSON}  # by suffix; any other is a pickle's
+NAMED = {
+    ".safetensors": SAFETENSORS,
+    ".json": JSON,
+    ".gguf": GGUF,
+}  # by suffix; any other is a pickle's
 DAMAGES = (  # a pickle of arbitrary bytes may fail in any of these ways
     pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError,
     TypeError, AttributeError, LookupError, OverflowError, MemoryError,

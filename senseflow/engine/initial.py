@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from senseflow.common.hub_names import said_missing
 from senseflow.engine.checkpoint_folders import (
     MANIFEST,
     complete_checkpoints,
@@ -63,8 +64,8 @@ def open_initial(path: Path, choose: Choose = newest) -> Initial:
     """
     if not path.exists():
         raise ValueError(
-            f"paths.initial {path} does not exist (null: begin with the teacher, or go on from the "
-            "run's own checkpoint)"
+            f"paths.initial {path} {said_missing(path)} (null: begin with the teacher, or go on "
+            "from the run's own checkpoint)"
         )
     if not is_run(path):
         return {"generator": open_weights(find_student(path).weights)}

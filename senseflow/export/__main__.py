@@ -22,6 +22,7 @@ from pathlib import Path
 
 from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.common.files import require_writable
+from senseflow.common.hub_names import said_missing
 
 STOPPED = "--output is whole or not there"
 FORMS = ("component", "pipeline", "comfyui", "original", "lora")
@@ -130,7 +131,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output} is there already: name another, or remove it")
     if args.checkpoint is not None and not args.checkpoint.exists():
         raise ValueError(
-            f"{args.checkpoint} is not a run folder or checkpoint: there is no such folder"
+            f"the run folder or checkpoint {args.checkpoint} {said_missing(args.checkpoint)}"
         )
     if args.checkpoint is not None:
         require_writable("--output", args.output.parent)

@@ -149,8 +149,9 @@ def of_folder(
     check_card_family(family, folder, files.card.family)
     weights = open_weights(files.weights)
     check_keys(family, files.weights, weights.keys)
-    # all tensors of a student have one type
-    stored_as = getattr(torch, dtype) if dtype else weights.tensor(weights.keys[0]).dtype
+    # all tensors of a student have one type; what was in 8 bits is written in bfloat16
+    own = weights.tensor(weights.keys[0]).dtype
+    stored_as = getattr(torch, dtype) if dtype else torch.bfloat16 if own.itemsize == 1 else own
     if is_lora(files.weights):
         weights = open_safetensors(files.weights)  # with the component's name before every key
         layout = _lora_layout(files.weights, weights, family.component, stored_as)

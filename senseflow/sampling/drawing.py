@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from senseflow.common.fields import FieldError, check_choice, check_finite, check_range
+from senseflow.common.hub_names import said_missing
 
 SAMPLERS = ("x0", "euler")
 TWO_STEPS = ("spread", "first")
@@ -67,7 +68,7 @@ class Paths:
                 raise FieldError(field, "is of a student: name its checkpoint, or leave it out")
         for field, path in (("checkpoint", self.checkpoint), ("lora", self.lora)):
             if path and not path.exists():
-                raise FieldError(field, f"{path} does not exist")
+                raise FieldError(field, f"{path} {said_missing(path)}")
         if self.config and not self.config.is_file():
             raise FieldError("config", f"{self.config} is not a file")
 

@@ -5,6 +5,7 @@ rows, and no more: run on the numbers of rows in place of tensors, they say whic
 so also the way back, for which diffusers has nothing.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,6 +16,8 @@ from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from torch import Size, Tensor
 
 from senseflow.weights.stored import Stored, Weights
+
+logger = logging.getLogger(__name__)
 
 NUM_ROWS = 7 * 3072  # of every tensor of numbers: FLUX's converter cuts at rows of the true width
 PREFIX = "model.diffusion_model."  # that all converters know
@@ -131,5 +134,8 @@ def converted(weights: Weights, network: Any, name: Name, authors: str) -> Weigh
     """
     plan, own = to_diffusers(network, name), network.state_dict()
     held = planned(back := inverse(plan), own.__getitem__)
-    weights.require({key: held(key) for key in back}, f"their network in the names of {authors}")
+    weights.require(
+        {key: held(key) for key in back}, f"their network in the original names of {authors}"
+    )
+    logger.info("%s has the original names of %s", weights.source, authors)
     return Weights(weights.source, list(plan), planned(plan, weights.read))

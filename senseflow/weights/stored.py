@@ -64,6 +64,7 @@ class Weights:
     source: Path
     keys: list[str]
     read: Callable[[str], Stored]
+    types: frozenset[str] = frozenset()  # as safetensors call them, where the files say
 
     def tensor(self, key: str) -> Tensor:
         """All of a tensor; raises ValueError when its file is damaged."""
@@ -123,10 +124,12 @@ def open_safetensors(file: Path) -> Weights:
     try:
         with safe_open(str(existing(file)), framework="pt") as opened:
             keys = opened.keys()
-            shapes = {key: Size(opened.get_slice(key).get_shape()) for key in keys}
+            slices = {key: opened.get_slice(key) for key in keys}
+            shapes = {key: Size(held.get_shape()) for key, held in slices.items()}
+            types = frozenset(held.get_dtype() for held in slices.values())
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} {fault_in(file, error)}") from error
-    return Weights(file, list(shapes), lambda key: InFile(file, key, shapes[key]))
+    return Weights(file, list(shapes), lambda key: InFile(file, key, shapes[key]), types)
 
 
 def open_index(file: Path) -> Weights:
@@ -141,7 +144,8 @@ def open_index(file: Path) -> Weights:
     lost = [key for key, name in shard_of.items() if key not in shards[name].keys]
     if lost:
         raise ValueError(f"{file} names {len(lost)} keys its shards lack, such as {lost[0]}")
-    return Weights(file, list(shard_of), lambda key: shards[shard_of[key]].read(key))
+    types = frozenset[str]().union(*(shard.types for shard in shards.values()))
+    return Weights(file, list(shard_of), lambda key: shards[shard_of[key]].read(key), types)
 
 
 def existing(file: Path) -> Path:

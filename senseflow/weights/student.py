@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from senseflow.common.files import read_json
+from senseflow.common.hub_names import in_cache, said_missing
 from senseflow.common.weights_files import DAMAGES, fault_in
 from senseflow.weights.card import StudentCard, read_card
+from senseflow.weights.foreign import ADVICE, open_gguf, readable
 from senseflow.weights.meta import meta_network
 from senseflow.weights.stored import (
     NAMES,
@@ -33,8 +35,9 @@ logger = logging.getLogger(__name__)
 
 COMPONENTS = ("transformer", "unet")  # the trained part of a diffusers pipeline folder
 STEP = re.compile(r"step_(\d+)$")
-PICKLES = (".pth", ".pt", ".bin")
-PICKLED = ("model", "ema_model")  # where a training checkpoint keeps its weights
+GGUF = ".gguf"
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+PICKLED = ("model", "ema_model", "state_dict", "module", "generator")  # where weights are in one
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 NETWORK = "model.diffusion_model."  # before its keys in a checkpoint of all parts
 PREFIXES = (
@@ -46,8 +49,8 @@ PREFIXES = (
 FORMS = (
     "a run folder or one of its student/step_* or checkpoints/step_* folders, a diffusers "
     "component folder (config.json and safetensors) or whole pipeline, a .safetensors file, a "
-    ".safetensors.index.json, a LoRA (pytorch_lora_weights.safetensors), or a .pth, .pt or .bin "
-    "with weights, bare or under 'model' or 'ema_model'"
+    ".safetensors.index.json, a LoRA (pytorch_lora_weights.safetensors), a .gguf, or a "
+    f"{', '.join(PICKLES)} with weights, bare or under {', '.join(PICKLED)}"
 )
 
 
@@ -75,9 +78,10 @@ def find_student(checkpoint: Path, ema: bool = False) -> StudentFiles:
     ema: the average of the student's weights; raises ValueError when there is none.
     """
     if not checkpoint.exists():
-        raise ValueError(f"checkpoint {checkpoint} does not exist; it may be {FORMS}")
+        raise ValueError(f"checkpoint {checkpoint} {said_missing(checkpoint)}; it may be {FORMS}")
     if checkpoint.is_file():
-        if not checkpoint.name.endswith((".safetensors", ".safetensors.index.json", *PICKLES)):
+        suffixes = (".safetensors", ".safetensors.index.json", GGUF, *PICKLES)
+        if not checkpoint.name.endswith(suffixes):
             raise ValueError(f"checkpoint {checkpoint} is not a weights file; it may be {FORMS}")
         return _with_neighbours(checkpoint, ema)
     return _with_neighbours(_weights_file(_component_folder(checkpoint, ema)), ema)
@@ -140,6 +144,10 @@ def _weights_file(folder: Path) -> Path:
                 raise ValueError(
                     f"checkpoint {folder} holds several weights files: {names}; name one"
                 )
+    if held := in_cache(folder):
+        raise ValueError(
+            f"checkpoint {folder} is a folder of the Hub's cache; what was downloaded is {held}"
+        )
     raise ValueError(f"checkpoint {folder} holds no weights; a checkpoint may be {FORMS}")
 
 
@@ -149,10 +157,14 @@ def open_weights(file: Path, ema: bool = False) -> Weights:
     ema: of a pickle, those under 'ema_model' alone.
     """
     if file.name.endswith(".index.json"):
-        return _stripped(open_index(file))
-    if file.suffix == ".safetensors":
-        return _stripped(open_safetensors(file))
-    return _open_pickle(file, ema)
+        weights = open_index(file)
+    elif file.suffix == ".safetensors":
+        weights = open_safetensors(file)
+    elif file.suffix == GGUF:
+        weights = open_gguf(file)
+    else:
+        weights = _open_pickle(file, ema)
+    return _stripped(readable(weights))
 
 
 def _open_pickle(file: Path, ema: bool) -> Weights:
@@ -161,9 +173,11 @@ def _open_pickle(file: Path, ema: bool) -> Weights:
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
         )
     except DAMAGES as error:
-        raise ValueError(f"{file} {fault_in(file, error)}") from error
+        fault = fault_in(file, error)  # a pickle of torchao's names its classes
+        fault = f"is quantized (torchao); {ADVICE}" if "torchao" in fault else fault
+        raise ValueError(f"{file} {fault}") from error
     tree = _inner(file, tree, ema)
-    return _stripped(Weights(file, list(tree), lambda key: tree[key]))
+    return Weights(file, list(tree), lambda key: tree[key])
 
 
 def _inner(file: Path, tree: Any, ema: bool) -> dict[str, Tensor]:
@@ -183,7 +197,7 @@ def _inner(file: Path, tree: Any, ema: bool) -> dict[str, Tensor]:
         or not all(torch.is_tensor(v) for v in found.values())
     ):
         kind = f"keys {list(tree)[:5]}" if isinstance(tree, dict) else type(tree).__name__
-        raise ValueError(f"{file} holds no weights, bare or under 'model' or 'ema_model': {kind}")
+        raise ValueError(f"{file} holds no weights, bare or under {', '.join(PICKLED)}: {kind}")
     return found
 
 

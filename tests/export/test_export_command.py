@@ -151,7 +151,7 @@ def test_errors_are_one_line(finished, tmp_path, capsys):
         assert said.startswith("error: ") and said.count("\n") == 1
         return said
 
-    assert "no such folder" in error_of(tmp_path / "none", "--output", out)
+    assert "none does not exist" in error_of(tmp_path / "none", "--output", out)
     assert "holds no complete checkpoint" in error_of(tmp_path, "--output", out)
     assert "is there already: name another" in error_of(run, "--output", tmp_path / "there")
     damaged = moved / "checkpoints" / "step_0000004"

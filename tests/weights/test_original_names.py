@@ -167,7 +167,10 @@ def test_what_does_not_fit_is_named_by_the_files_own_names(tmp_path, capsys):
     words = [shipped.family.base_flag, shipped.base, "--checkpoint", file, "--prompt", "x"]
     assert main(shipped.family, [*map(str, words), "--output_dir", str(tmp_path / "images")]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "in the names of Stability AI: 1 missing (joint_blocks.0.x_block.attn.proj.bias)" in said
+    assert (
+        "in the original names of Stability AI: 1 missing (joint_blocks.0.x_block.attn.proj.bias)"
+        in said
+    )
     assert "1 not part of the network (stranger)" in said
     assert "1 of another shape (x_embedder.proj.bias [3], not [64])" in said
 
