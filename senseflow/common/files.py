@@ -77,10 +77,7 @@ def require_writable(flag: str, folder: Path) -> None:
 
     flag: what the folder was given as.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        under = "" if there == folder else f" is under {there}, which"
-        raise ValueError(f"{flag} {folder}{under} is a file: name a folder")
+    there = require_folder(flag, folder)
     try:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
@@ -89,20 +86,16 @@ def require_writable(flag: str, folder: Path) -> None:
         ) from error
 
 
-def require_own(flag: str, folder: Path, mark: str) -> None:
-    """Raise ValueError for a folder with files in it that does not have `mark`, the file by which
-    it would be one that the same command has left: nothing is mixed into what is not ours.
-
-    flag: what the folder was given as.
-    """
-    if not folder.is_dir() or (folder / mark).exists():
-        return
-    with os.scandir(folder) as entries:
-        first = next(entries, None)
-    if first is not None:
-        raise ValueError(
-            f"{flag} {folder} has other files in it, such as {first.name}: name a new folder"
-        )
+def require_folder(flag: str, folder: Path) -> Path:
+    """What of a folder is there, it or a parent; raises ValueError where that is a file."""
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    except OSError as error:  # a name that is too long
+        raise ValueError(f"{flag} {str(folder)[:100]}: {error.strerror}") from error
+    if not there.is_dir():
+        under = "" if there == folder else f" is under {there}, which"
+        raise ValueError(f"{flag} {folder}{under} is a file: name a folder")
+    return there
 
 
 @contextmanager

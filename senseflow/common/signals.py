@@ -2,10 +2,13 @@
 
 The launcher blocks STOP_SIGNALS in its main thread, and what is blocked is inherited by the
 processes it starts: a signal that reaches a worker at its very start waits until `StopRequest`
-takes it up. Nothing is lost, and nothing dies of it.
+takes it up. Nothing is lost, and nothing dies of it. Before there are processes there is nothing to
+lose, and the launcher ends at once.
 """
 
 import atexit
+import ctypes
+import logging
 import os
 import signal
 import threading
@@ -21,6 +24,10 @@ STOP_SIGNALS = (  # SIGUSR1: Slurm's warning; SIGHUP: the terminal is closed
     *(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1),
     *([] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]),  # nohup
 )
+logger = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+libc = ctypes.CDLL(None, use_errno=True)
 STARTED = "SENSEFLOW_STARTED"  # in the environment: time.monotonic() when the launcher started
 
 
@@ -66,6 +73,12 @@ class StopRequest:
         """Whether the launcher is gone."""
         return self.launcher is not None and os.getppid() != self.launcher
 
+    def save_first(self) -> None:
+        """From now on there is something to save: the end of the launcher asks for it, where before
+        it ended this process."""
+        if self.launcher is not None:
+            signal_at_end_of(self.launcher, signal.SIGINT)
+
     def finish(self) -> None:
         """The work is done, and a rank waits for the others to be told so by the launcher: it ends
         where there is none to do that."""
@@ -79,7 +92,8 @@ class StopRequest:
 
 
 class Forwarder(threading.Thread):
-    """In the launcher: passes a stop signal on, once to each worker, also to one started later.
+    """In the launcher: passes a stop signal on, once to each worker, also to one started later; as
+    long as none is to be started, it ends the launcher.
 
     Signals are blocked in the main thread (workers inherit that) and read in this one from Python's
     wake-up pipe, so that no call into C++ of the main thread keeps them from it.
@@ -88,6 +102,8 @@ class Forwarder(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="forward stop signals", daemon=True)
         self.received: int | None = None
+        self.forwards = False
+        self.turn = threading.Lock()  # a signal comes before `forward` or after it
         self.pipe, written = os.pipe()
         os.set_blocking(written, False)
         signal.set_wakeup_fd(written, warn_on_full_buffer=False)
@@ -100,12 +116,21 @@ class Forwarder(threading.Thread):
         """The name of the signal that came, if one did."""
         return signal.Signals(self.received).name if self.received else None
 
+    def forward(self) -> None:
+        """From now on there are processes to be told, which save and stop."""
+        with self.turn:
+            self.forwards = True
+
     def run(self) -> None:
-        """Wait for a stop signal, then hand it to every child there is or will be."""
+        """Wait for a stop signal, then hand it to every child there is or will be, or end."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         while self.received is None:
             number = os.read(self.pipe, 1)[0]
             self.received = number if number in STOP_SIGNALS else None
+        with self.turn:
+            if not self.forwards:
+                logger.info("stopped by %s before the processes were started", self.reason)
+                os._exit(0)  # the main thread may be in an import of seconds
         told: set[int] = set()
         while True:
             time.sleep(0.2)
@@ -114,6 +139,15 @@ class Forwarder(threading.Thread):
                     told.add(child.pid)
                     with suppress(psutil.NoSuchProcess):
                         child.send_signal(self.received)
+
+
+def signal_at_end_of(parent: int, number: signal.Signals) -> None:
+    """Have this fork of `parent` get a signal when that process ends, at once where it has ended;
+    another call changes the signal."""
+    if libc.prctl(PR_SET_PDEATHSIG, number) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+    if os.getppid() != parent:  # before the call: the kernel tells of it no more
+        os.kill(os.getpid(), number)
 
 
 def ignore_stop_signals(worker: int = 0) -> None:

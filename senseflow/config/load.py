@@ -1,6 +1,7 @@
 """How a training script reads its YAML: its own recipe's, checked against the processes."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from senseflow.config.recipes import RECIPES, Recipe
 
 logger = logging.getLogger(__name__)
 
+_RECIPE = re.compile(r"^recipe:[ \t]*[\"']?(\w+)", re.MULTILINE)
+
 
 def load_recipe(recipe: Recipe, file: Path, overrides: list[str]) -> Config:
     """The configuration in `file` with `key.sub=value` overrides.
@@ -18,6 +21,11 @@ def load_recipe(recipe: Recipe, file: Path, overrides: list[str]) -> Config:
     all numbers are those of this recipe's own YAML beside it. Raises ValueError for a YAML of
     any other recipe, and for another adversary than this recipe's.
     """
+    if not any(override.startswith("recipe=") for override in overrides):
+        # First, by this line alone: what else is wrong may be so for this script only.
+        said = _RECIPE.search(file.read_text(errors="replace")) if file.is_file() else None
+        if said and said[1] in RECIPES and said[1] not in (recipe.name, recipe.lends_paths):
+            raise _of_another(recipe, file, said[1])
     config, read = load_config(file, overrides), file
     if recipe.lends_paths and config.recipe == recipe.lends_paths:
         read = _beside(recipe, file)
@@ -33,16 +41,20 @@ def load_recipe(recipe: Recipe, file: Path, overrides: list[str]) -> Config:
             read,
         )
     if config.recipe != recipe.name:
-        raise ValueError(
-            f"{read} is the recipe {config.recipe}, which sh {RECIPES[config.recipe].script} runs; "
-            f"this script runs {recipe.name}"
-        )
+        raise _of_another(recipe, read, config.recipe)
     if config.adversarial.in_use not in (recipe.adversary, "none"):
         raise ValueError(
             f"{file}: adversarial.kind {config.adversarial.kind}: {recipe.name} has "
             f"{recipe.adversary} or none"
         )
     return config
+
+
+def _of_another(recipe: Recipe, file: Path, name: str) -> ValueError:
+    return ValueError(
+        f"{file} is the recipe {name}, which sh {RECIPES[name].script} runs; this script runs "
+        f"{recipe.name}"
+    )
 
 
 def _beside(recipe: Recipe, file: Path) -> Path:

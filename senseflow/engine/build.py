@@ -20,6 +20,7 @@ from senseflow.engine.agreement import require_equal
 from senseflow.engine.checkpoint_folders import complete_checkpoints
 from senseflow.engine.disk import HostGroup, share_folder
 from senseflow.engine.export import Layout, StudentExport
+from senseflow.engine.hold import Hold
 from senseflow.engine.initial import (
     Choose,
     Initial,
@@ -88,8 +89,11 @@ def prepare_teacher(inputs: Inputs) -> Teacher:
     )
 
 
-def prepare(inputs: Inputs, folder: Path) -> Run:
-    """Every part of the run, sharded and on its device."""
+def prepare(inputs: Inputs, folder: Path, hold: Hold | None = None) -> Run:
+    """Every part of the run, sharded and on its device.
+
+    hold: on the folder, to be taken before anything is read or written there.
+    """
     config, cache = inputs.config, inputs.cache
     device = join_group()
     check_offload(config.parallel.offload, torch.cuda.device_count())
@@ -99,6 +103,8 @@ def prepare(inputs: Inputs, folder: Path) -> Run:
     ranks = start_ranks(config.parallel.replicas)
     host = HostGroup(ranks)
     share_folder(folder, host)
+    if hold:
+        host.on_main(hold.take)
     if cache.known:
         logger.info("from paths.cache %s: %s", config.paths.cache, ", ".join(cache.known))
     initial = choose_initial(config, folder, host)

@@ -15,12 +15,15 @@ import time
 from functools import partial
 from pathlib import Path
 
+from senseflow.common.commands import Parser
+from senseflow.common.files import require_folder
 from senseflow.common.quiet import set_up_notes
 from senseflow.common.signals import STARTED, Forwarder
 from senseflow.config.config import Config
 from senseflow.config.load import check_split, load_recipe
 from senseflow.config.recipes import Recipe
 from senseflow.engine.checkpoint_folders import require_known_layout
+from senseflow.engine.hold import require_free
 
 
 def main(recipe: Recipe) -> None:
@@ -65,7 +68,7 @@ def share_cores(processes: int) -> None:
 
 def read_arguments(recipe: Recipe) -> argparse.Namespace:
     """The command line of the shell script; options may stand anywhere."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=os.environ.get("SENSEFLOW_SCRIPT", f"sh {recipe.script}"),
         description="Distil a teacher. Run again with the same SAVE_DIR, it goes on from the last "
         "complete checkpoint. Several nodes: the same command on each, with NODE_RANK, MASTER_ADDR "
@@ -73,8 +76,18 @@ def read_arguments(recipe: Recipe) -> argparse.Namespace:
         "process of it, saves a checkpoint and stops.",
         epilog=f"example: sh {recipe.script} 1 8 {recipe.config} runs/{recipe.name} train.seed=1",
     )
-    parser.add_argument("nodes", type=int, metavar="NODES", help="number of nodes")
-    parser.add_argument("gpus", type=int, metavar="GPUS", help="processes per node")
+    example = f"sh {recipe.script} 1 8 {recipe.config} runs/{recipe.name}"
+
+    def count(text: str) -> int:
+        if not text.lstrip("-").isdecimal():
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number: NODES and GPUS, the processes per node, come first, as "
+                f"in {example}"
+            )
+        return int(text)
+
+    parser.add_argument("nodes", type=count, metavar="NODES", help="number of nodes")
+    parser.add_argument("gpus", type=count, metavar="GPUS", help="processes per node")
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the recipe")
     parser.add_argument("save_dir", type=Path, metavar="SAVE_DIR", help="run folder")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
@@ -95,8 +108,8 @@ def check_arguments(args: argparse.Namespace, recipe: Recipe) -> Config:
         raise ValueError(f"NODES {args.nodes} and GPUS {args.gpus} must be at least 1")
     if args.max_restarts < 0:
         raise ValueError(f"--max-restarts {args.max_restarts} must not be negative")
-    if args.save_dir.exists() and not args.save_dir.is_dir():
-        raise ValueError(f"SAVE_DIR {args.save_dir} is a file")
+    require_folder("SAVE_DIR", args.save_dir)
+    require_free(args.save_dir)
     require_known_layout(args.save_dir)
     config = load_recipe(recipe, args.config, args.overrides)
     check_split(config, args.nodes * args.gpus)

@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import elastic_launch
 
 from senseflow.common.quiet import quiet_libraries
-from senseflow.common.signals import Forwarder
+from senseflow.common.signals import Forwarder, signal_at_end_of
 from senseflow.config.config import Config
 from senseflow.engine.inputs import Inputs, check_offload, read_run
 from senseflow.launch.meeting import FIRST_MEETING_S, Meeting, NodeGoneError, place_from
@@ -61,6 +61,7 @@ def launch(
     check_devices(gpus, num_gpus)
     check_offload(config.parallel.offload, num_gpus)
     load_libraries(inputs, num_gpus)
+    stop.forward()
     try:
         meeting = Meeting(place, nodes, lambda: stop.reason is not None)
         return train(meeting, gpus, worker, max_restarts, stop)
@@ -190,8 +191,10 @@ def run_agent(flags: list[str], worker: Worker) -> dict[int, ProcessFailure]:
     words = ["--signals-to-handle=SIGQUIT", "--max-restarts=0", "--start-method=fork", *flags, "-"]
     config, *_ = torchrun.config_from_args(torchrun.parse_args(words))
 
+    launcher = os.getpid()
+
     def begin() -> None:
-        leave_launcher()
+        leave_launcher(launcher)
         try:
             worker()
         except Exception:  # a defect: torchrun would keep it to itself
@@ -214,12 +217,14 @@ def set_notes_of_torchrun(level: int) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def leave_launcher() -> None:
-    """In a new fork: let go of what is the launcher's alone.
+def leave_launcher(launcher: int) -> None:
+    """In a new fork: let go of what is the launcher's alone, but for the fork's own life.
 
     Its sockets would live as long as this process, and so its peers would not hear of its end; in
     their place is nothing, as its objects may still close them.
     """
+    # What waits for the other ranks while it loads would wait for ever without their launcher.
+    signal_at_end_of(launcher, signal.SIGKILL)
     gc.freeze()  # those objects are not for this process to end
     set_notes_of_torchrun(logging.NOTSET)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)

@@ -18,6 +18,7 @@ from senseflow.config.load import check_split, load_recipe
 from senseflow.config.recipes import Recipe
 from senseflow.data.items import UnreadableImagesError
 from senseflow.engine.build import prepare
+from senseflow.engine.hold import Hold
 from senseflow.engine.inputs import Inputs, read_run
 from senseflow.launch.watch import Failure, Watch, report
 
@@ -67,17 +68,25 @@ def work(read: Callable[[], Inputs], folder: Path, stop: StopRequest) -> Failure
             stop.time_limit_s = 3600 * train.time_limit
         if train.deterministic:
             be_deterministic()
-        run = prepare(inputs, folder)
-        done = run.resume()
-        final = (ValueError, AgreedError, UnreadableImagesError)
-        with run.checkpoints:  # waits for a save in the background
-            run.train(done, stop)
+        with Hold(folder, stop.launcher, lambda: stop.reason is not None, end_lost) as hold:
+            run = prepare(inputs, folder, hold)
+            done = run.resume()
+            final = (ValueError, AgreedError, UnreadableImagesError)
+            stop.save_first()
+            with run.checkpoints:  # waits for a save in the background
+                run.train(done, stop)
     except (ValueError, OSError, AgreedError, UnreadableImagesError) as error:
         alone = rank > 0 and not isinstance(error, AgreedError)
         return Failure(f"{here if alone else ''}{error}", isinstance(error, final))
     except Exception as error:
         return Failure(f"{here}{error!r}", trace=traceback.format_exc())
     return None
+
+
+def end_lost(reason: str) -> None:
+    """The end of a run in whose folder another one is: nothing is written any more."""
+    report(Failure(reason, final=True))
+    os._exit(1)
 
 
 def be_deterministic() -> None:

@@ -1,12 +1,16 @@
 """Stop requests: none is lost and none is deadly, from the start of a process to its end."""
 
+import os
+import select
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
-from senseflow.common.signals import STARTED, StopRequest
+from senseflow.common import signals
+from senseflow.common.signals import STARTED, StopRequest, signal_at_end_of
 
 HOUR = 3600.0
 
@@ -108,6 +112,7 @@ def test_the_launcher_passes_a_signal_on_to_a_worker_started_after_it():
         "from senseflow.common.signals import Forwarder\n"
         "forwarder = Forwarder()\n"
         "forwarder.start()\n"
+        "forwarder.forward()\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
         "time.sleep(0.5)\n"
         "worker = ('import time; time.sleep(1); '\n"
@@ -116,6 +121,79 @@ def test_the_launcher_passes_a_signal_on_to_a_worker_started_after_it():
         "print(code, forwarder.reason)"
     )
     assert (result.returncode, result.stdout) == (0, "SIGTERM\n0 SIGTERM\n"), result.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_before_there_are_processes_ends_the_launcher_at_once(name):
+    """Its main thread may be in an import, or in C++, for seconds."""
+    result = run(
+        "import logging, os, signal, threading, time\n"
+        "logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
+        "from senseflow.common.signals import Forwarder\n"
+        "Forwarder().start()\n"
+        f"os.kill(os.getpid(), signal.{name})\n"
+        "threading.Lock().acquire() and time.sleep(50)"
+    )
+    said = f"stopped by {name} before the processes were started\n"
+    assert (result.returncode, result.stderr) == (0, said)
+
+
+def ends_with_its_parent(late: bool) -> bool:
+    """Whether a fork that asked for it dies when its parent is killed, if `late` before it asks."""
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        launcher = os.getpid()
+        if os.fork() == 0:
+            while late and os.getppid() == launcher:
+                time.sleep(0.01)
+            signal_at_end_of(launcher, signal.SIGKILL)
+            os.write(write, b"asked")
+            time.sleep(60)
+            os._exit(1)
+        time.sleep(0 if late else 60)
+        os._exit(0)
+    os.close(write)
+    if not late:
+        assert os.read(read, 5) == b"asked"
+        os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    ready, _, _ = select.select([read], [], [], 20)
+    ended = bool(ready) and os.read(read, 5) == b""  # nobody has the other end
+    os.close(read)
+    return ended
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_fork_ends_with_its_launcher_whenever_that_dies(late):
+    assert ends_with_its_parent(late)
+
+
+def test_in_training_the_end_of_the_launcher_is_a_request_to_save(monkeypatch):
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        signals, "signal_at_end_of", lambda parent, number: asked.append((parent, number))
+    )
+    stop = StopRequest.__new__(StopRequest)
+    stop.launcher = 77
+    stop.save_first()
+    stop.launcher = None  # torchrun's alone: its agent does not end with a word
+    stop.save_first()
+    assert asked == [(77, signal.SIGINT)]
+
+
+def test_ctrl_c_before_the_launcher_listens_leaves_no_traceback():
+    program = "import senseflow.trainer, time; print(1, flush=True); time.sleep(50)"
+    started_as_module = f"import sys; sys.argv = ['-m']; {program}"
+    for words, quiet in ((started_as_module, True), (program, False)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", words], stdout=-1, stderr=-1, text=True, process_group=0
+        )
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGINT
+        assert (said == "") is quiet
 
 
 def test_processes_started_under_the_block_hear_no_signal_and_the_block_ends():

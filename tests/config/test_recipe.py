@@ -67,6 +67,13 @@ def test_the_yaml_of_another_recipe_is_refused_and_its_script_named(recipe, file
         load_recipe(RECIPES[recipe], file, [])
 
 
+def test_the_wrong_recipe_is_said_before_what_else_does_not_fit():
+    with pytest.raises(ValueError, match="this script runs sdxl_senseflow"):
+        load_recipe(RECIPES["sdxl_senseflow"], MEDIUM, ["lr_scheduler.warmup_iterations=1000000"])
+    with pytest.raises(ValueError, match="lr_scheduler"):
+        load_recipe(RECIPES["sd35_senseflow"], MEDIUM, ["lr_scheduler.warmup_iterations=1000000"])
+
+
 def test_a_recipe_keeps_its_own_adversary_or_none():
     file = Path(RECIPES["sdxl_senseflow"].config)
     with pytest.raises(ValueError, match=r"adversarial\.kind bottleneck: sdxl_senseflow has vfm"):

@@ -14,7 +14,7 @@ import pytest
 import torch.distributed as dist
 
 from senseflow.launch import launch
-from senseflow.launch.entry import read_arguments
+from senseflow.launch.entry import check_arguments, read_arguments
 from senseflow.launch.launch import Worker, agree_on_cause, train, violent_death
 from senseflow.launch.meeting import (
     Meeting,
@@ -291,3 +291,24 @@ def test_torchrun_is_told_to_meet_at_the_store_that_is_kept(two):
     assert {"--nnodes=2", "--node-rank=1", "--rdzv-id=job.3"} <= set(flags)
     store = two[1].store
     assert isinstance(store, dist.PrefixStore)
+
+
+@pytest.mark.parametrize(
+    "line", ["c.yaml runs/x", "c.yaml runs/x train.seed=1 a.b=2", "1 c.yaml r x"]
+)
+def test_forgotten_nodes_and_gpus_are_said_in_one_line(monkeypatch, capsys, line):
+    with pytest.raises(SystemExit):
+        arguments(monkeypatch, line)
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    assert "'c.yaml' is not a number: NODES and GPUS" in said and f"sh {RECIPE.script} 1 8" in said
+
+
+def test_a_save_dir_below_a_file_is_said_without_torch(monkeypatch, tmp_path):
+    (tmp_path / "notes").write_text("")
+    args = arguments(monkeypatch, f"1 1 {RECIPE.config} {tmp_path}/notes/run")
+    with pytest.raises(ValueError, match=r"SAVE_DIR .*notes/run is under .*notes, which is a file"):
+        check_arguments(args, RECIPE)
+    args.save_dir = Path("x" * 300)
+    with pytest.raises(ValueError, match=r"^SAVE_DIR x{100}: File name too long$"):
+        check_arguments(args, RECIPE)
