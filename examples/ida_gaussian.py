@@ -97,7 +97,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-2, help="of both networks (0.01)")
     args = parser.parse_args()
     reach = TTUR * args.lr / (1 - LAM)
-    print(f"N = {TTUR}, lr {args.lr:g}: IDA lets phi be N lr / (1 - lambda) = {reach:.2g} from theta")
+    print(
+        f"N = {TTUR}, lr {args.lr:g}: IDA lets phi be N lr / (1 - lambda) = {reach:.2g} from theta"
+    )
     print("| IDA | learning rates | KL | phi - theta | s of student | s of fake score |")
     print("|---|---|---|---|---|---|")
     for lam in (None, LAM):

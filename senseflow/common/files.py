@@ -98,6 +98,22 @@ def require_folder(flag: str, folder: Path) -> Path:
     return there
 
 
+def require_own(flag: str, folder: Path, mark: str) -> None:
+    """Raise ValueError for a folder with files in it that does not have `mark`, the file by which
+    it would be one that the same command has left: nothing is mixed into what is not ours.
+
+    flag: what the folder was given as.
+    """
+    if not folder.is_dir() or (folder / mark).exists():
+        return
+    with os.scandir(folder) as entries:
+        first = next(entries, None)
+    if first is not None:
+        raise ValueError(
+            f"{flag} {folder} has other files in it, such as {first.name}: name a new folder"
+        )
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """While other processes on this machine that ask for the same wait their turn."""

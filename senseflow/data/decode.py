@@ -3,18 +3,42 @@
 An animation is its first frame, CMYK and palettes become RGB without their colour profile.
 """
 
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from senseflow.data.image_files import why_unread
+
+try:  # a phone's .heic, for who has this package
+    from pillow_heif import register_heif_opener
+except ImportError:
+    pass
+else:
+    register_heif_opener()
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def read_rgb(path: Path) -> Image.Image:
     """The picture in a file; raises one of UNREADABLE when it is missing, damaged or none."""
-    with Image.open(path) as opened:
+    with open_image(path) as opened:
         return to_rgb(opened)
+
+
+def open_image(path: Path) -> Image.Image:
+    """A file whose pixels are not read yet; raises one of UNREADABLE."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        # Whoever opens a pipe waits until someone writes to it; some devices never end.
+        raise OSError(f"a pipe, a device or a folder: {path}")
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError as error:
+        if why := why_unread(path.suffix):
+            raise OSError(f"{why}: {path}") from error
+        raise
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

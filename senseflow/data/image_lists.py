@@ -7,21 +7,21 @@ working directory.
 """
 
 import json
+import os
+import re
 from pathlib import Path
 
-from senseflow.common.files import write_whole
+from senseflow.common.files import parse_json, write_whole
 
 LISTS = ("keys", "image_paths", "prompts")
+HALF_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates, which UTF-8 cannot write
 
 
 def read_lists(file: Path) -> tuple[list[str], list[str], list[str]]:
     """keys, image_paths and prompts of a data set file, checked."""
     if not file.is_file():
         raise ValueError(f"data set {file} not found: paths.dataset names a JSON file")
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"data set {file} is not valid JSON: {error}") from error
+    tree = parse_json(file.read_bytes(), f"data set {file}")
     missing = [name for name in LISTS if not isinstance(tree, dict) or name not in tree]
     if missing:
         raise ValueError(f"data set {file} has no {', '.join(missing)}")
@@ -51,4 +51,14 @@ def write_lists(file: Path, rows: list[tuple[str, str, str]]) -> None:
 def resolve(folder: Path, path: str) -> Path:
     """Where an image of the list in `folder` is: beside it if it is there, else as given."""
     beside = folder / path
-    return beside if beside.exists() else Path(path)
+    return beside if os.path.exists(beside) else Path(path)  # no error of a name that is too long
+
+
+def text_fault(text: str) -> str | None:
+    """Why no tokenizer takes a text, though JSON can write it; None of one that can be read."""
+    return "half of a character, as of an emoji cut in two" if HALF_PAIR.search(text) else None
+
+
+def one_line(name: str) -> str:
+    """A file's name, of any characters, as UTF-8 can write it in one line and one column."""
+    return " ".join(name.split()).encode("utf-8", "backslashreplace").decode()

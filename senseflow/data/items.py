@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from senseflow.data.image_lists import one_line
 from senseflow.teachers.encoded import NOTHING, Encoded
 
 logger = logging.getLogger(__name__)
@@ -102,19 +103,21 @@ class Unreadable:
 
     def __post_init__(self) -> None:
         if self.file.exists():
-            self.seen |= {row.partition("\t")[0] for row in self.file.read_text().splitlines()}
+            rows = self.file.read_text(encoding="utf-8").splitlines()
+            self.seen |= {row.partition("\t")[0] for row in rows}
         self.known = len(self.seen)
 
     def note(self, found: list[tuple[str, str]]) -> None:
         """Record samples met in a batch."""
         for path, reason in found:
-            if path in self.seen:
+            name, why = one_line(path), one_line(reason)
+            if name in self.seen:
                 continue
-            self.seen.add(path)
-            logger.warning("skipped %s: %s", path, reason)
+            self.seen.add(name)
+            logger.warning("skipped %s: %s", name, why)
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a") as stream:
-                stream.write(f"{path}\t{reason}\n")
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.write(f"{name}\t{why}\n")
 
     def know(self, names: set[str]) -> None:
         """Take over what other ranks have listed: a file is one, however many meet it."""

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from senseflow.common.pictures import to_tensor
 from senseflow.core.draws import Draws
 from senseflow.data.decode import UNREADABLE, fit, read_rgb
-from senseflow.data.image_lists import read_lists, resolve
+from senseflow.data.image_lists import read_lists, resolve, text_fault
 from senseflow.data.items import Item, Position, UnreadableItem, first_readable
 
 
@@ -20,8 +20,9 @@ class JsonImages(Dataset[Item]):
     """Images resized to cover `resolution` and cropped to it, with their prompts.
 
     crop: "center", or "random" as a function of seed, iteration and global sample index.
-    An image that cannot be read is replaced by the next one in the list that can, and reported;
-    more than max_unreadable in a row raise UnreadableImagesError.
+    An image that cannot be read, or a prompt that no tokenizer takes, is replaced by the next one
+    in the list that can, and reported; more than max_unreadable in a row raise
+    UnreadableImagesError.
     Raises ValueError naming the file when the JSON is not of the form above or holds nothing.
     """
 
@@ -51,18 +52,21 @@ class JsonImages(Dataset[Item]):
         return first_readable(self.sample, position, len(self), self.max_unreadable)
 
     def all_prompts(self) -> Iterator[str]:
-        """The prompts of all samples, in their order."""
-        return iter(self.prompts)
+        """The prompts of all samples, in their order; those no tokenizer takes are left out."""
+        return (prompt for prompt in self.prompts if text_fault(prompt) is None)
 
     def sample(self, position: Position, item: int) -> Item:
         """The data set's sample number `item` at a place of the run; raises UnreadableItem."""
-        path = self.resolve(self.paths[item])
+        listed, path = self.listed(position, item), self.resolve(self.paths[item])
         image = read_image(path, self.resolution, self._where(position))
-        return replace(self.listed(position, item), image=image)
+        return replace(listed, image=image)
 
     def listed(self, position: Position, item: int) -> Item:
-        """One sample without its image, of which nothing is read."""
-        return Item(self.prompts[item], position.index, path=self.paths[item])
+        """One sample without its image, of which nothing is read; raises UnreadableItem."""
+        prompt, path = self.prompts[item], self.paths[item]
+        if why := text_fault(prompt):
+            raise UnreadableItem(f"{self.resolve(path)} (row {item})", f"its prompt holds {why}")
+        return Item(prompt, position.index, path=path)
 
     def resolve(self, path: str) -> Path:
         """Beside the JSON file if it is there, else as given."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from senseflow.data.image_lists import read_lists
-from senseflow.data.items import Position
+from senseflow.data.items import Position, UnreadableImagesError
 from senseflow.data.json_images import JsonImages
 from senseflow.data.make import __main__ as make
 from senseflow.data.make.captioned import Columns, from_folder, from_table
@@ -82,6 +83,75 @@ def test_what_is_left_out_is_named_and_what_is_passed_over_is_counted(tmp_path):
         "alone.txt": "a caption without an image",
     }
     assert found.passed_over == {"hidden": 2, "linked folders": 1, ".md": 1}
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".gif", ".avif", ".JPE"])
+def test_images_of_less_usual_kinds_are_read(tmp_path, caplog, suffix):
+    """In a folder with sidecars, and named by a metadata.jsonl."""
+    caplog.set_level("INFO")
+    for folder in ("sidecar", "table"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (40, 40), "blue").save(tmp_path / folder / f"a{suffix}")
+    (tmp_path / "sidecar" / "a.txt").write_text("a cat")
+    row = {"file_name": f"a{suffix}", "text": "a cat"}
+    (tmp_path / "table" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    for folder in ("sidecar", "table"):
+        file = tmp_path / f"{folder}.json"
+        assert make.main([str(tmp_path / folder), "--output", str(file)]) == 0
+        item = JsonImages(file, (8, 8))[at(0)]
+        assert item.prompt == "a cat" and item.image[2].min() > 0.9
+        assert f"1 images with captions (1 {suffix.lower()})" in caplog.text
+
+
+def test_images_that_pillow_does_not_read_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.delitem(Image.registered_extensions(), ".heic", raising=False)
+    for name in ("a.heic", "b.jxl"):
+        (tmp_path / name).write_bytes(b"....ftypheic")
+        (tmp_path / name).with_suffix(".txt").write_text("a cat")
+    assert make.main([str(tmp_path), "--output", str(tmp_path / "o" / "d.json")]) == 2
+    said = capsys.readouterr().err
+    assert "1 x a .heic image, which Pillow does not read here (pip install pillow-heif)" in said
+    assert "1 x a .jxl image, which Pillow does not read here (write it as .png or .jpg)" in said
+    tree = {"keys": ["0"], "image_paths": ["a.heic"], "prompts": ["a cat"]}
+    (tmp_path / "d.json").write_text(json.dumps(tree))
+    with pytest.raises(UnreadableImagesError, match=r"a .heic image, .* pillow-heif\): .*a.heic"):
+        JsonImages(tmp_path / "d.json", (8, 8))[at(0)]
+
+
+def test_what_a_metadata_row_names_is_an_image_whatever_its_kind(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.ppm")
+    picture(tmp_path / "b.PNG")
+    picture(tmp_path / "b.png", "blue")
+    rows = [("a.ppm", "a"), ("b.png", "small"), ("b.PNG", "large"), (".", "none"), ("x" * 999, "")]
+    lines = [json.dumps({"file_name": n, "text": t}) + "\n" for n, t in rows]
+    (tmp_path / "metadata.jsonl").write_text("".join(lines))
+    found = from_folder(tmp_path, ANY)
+    assert captions(found) == {"a.ppm": "a", "b.PNG": "large", "b.png": "small"}
+    assert len(found.left_out) == 2 and not +found.passed_over
+
+
+def test_pipes_and_broken_links_are_counted_and_nothing_waits_for_them(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a")
+    for name in ("b.png", "c.txt", "metadata.csv"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "d.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "e.png").symlink_to("a.png")
+    found = from_folder(tmp_path, ANY)
+    assert captions(found) == {"a.png": "a"}
+    assert found.left_out == [("e.png", "an image without a caption")]
+    assert found.passed_over == {"pipes, devices and broken links": 4}
+
+
+def test_half_of_an_emoji_is_no_caption_and_a_whole_one_is(tmp_path):
+    picture(tmp_path / "a.png")
+    table = tmp_path / "t.jsonl"
+    texts = [r"cat \ud83d", r"cat \ud83d\ude00", r"a\u0000b"]
+    table.write_text("".join(f'{{"file_name": "a.png", "text": "{t}"}}\n' for t in texts))
+    found = from_table(table, ANY)
+    assert [pair.caption for pair in found.pairs] == ["cat \U0001f600", "a\0b"]
+    assert found.left_out == [("a.png", "a caption with half of a character, as of an emoji cut "
+                               "in two")]  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
@@ -184,6 +254,10 @@ def test_the_json_is_read_by_the_trainers_from_another_folder(tmp_path, caplog):
         (["full", "--images", "x"], "--images is of shards"),
         (["full", "--output", "other.json"], "no data set, left as it is"),
         (["full", "--output", "folder"], "ends in .json"),
+        (["s-{000000..999999999999}.tar"], "stands for 1,000,000,000,000 files"),
+        (["/dev/null"], "is a pipe or a device"),
+        (["deep.jsonl"], "deep.jsonl, line 1: a row is not valid JSON: it is nested too deeply"),
+        (["other"], "a table of captions is called metadata.csv, or named itself as SOURCE"),
     ],
 )
 def test_mistakes_are_said_in_one_line_and_nothing_is_written(
@@ -195,6 +269,8 @@ def test_mistakes_are_said_in_one_line_and_nothing_is_written(
     (tmp_path / "other.json").write_text('{"mine": 1}')
     picture(tmp_path / "bare" / "a.png")
     (tmp_path / "a.csv").write_text("file_name,text\na.png,a\n")
+    (tmp_path / "deep.jsonl").write_text("[" * 5000)
+    picture(tmp_path / "other" / "a.png").with_name("captions.csv").write_text("a")
     for name in "ab":
         picture(tmp_path / "full" / f"{name}.png")
     picture(tmp_path / "full" / "c.png").with_suffix(".txt").write_text("c")

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from python import PYTHON
+from small_disk import fill, grow, small_disk
 
 from senseflow.core.draws import Draws
 from senseflow.data.convert import latents_writer
@@ -292,7 +294,7 @@ def test_bad_shards_are_errors_and_bad_rows_are_skipped(tmp_path, other_teacher,
     assert contents(tmp_path / "one")["latents_shape"] == b"1 4 8 8"
     listed = (tmp_path / "one" / "skipped.txt").read_text()
     assert "vae_latents_000.pt: row 1\tlatents that are not finite" in listed
-    assert "vae_latents_000.pt: row 2\tprompt: 'utf-8' codec can't encode" in listed
+    assert "vae_latents_000.pt: row 2\tits prompt holds half of a character" in listed
     assert run(folder, "--output", tmp_path / "x", "--teacher", other_teacher, device=None) == 2
     assert "the teacher's VAE has 16 channels" in capsys.readouterr().err
 
@@ -400,6 +402,22 @@ def test_no_room_left_is_said_and_loses_nothing(tmp_path, teacher, capfd):
     assert contents(output) == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("free", [0, 4096, 8192, 20480, 200_000])
+def test_a_disk_that_is_full_from_the_start_is_said_and_never_a_crash(tmp_path, capfd, free):
+    """LMDB writes its lock file through a map, which would be a SIGBUS here: there is none."""
+    write_shards(tmp_path / "shards", [900])
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        fill(disk, free)
+        words = (tmp_path / "shards", "--output", disk / "lmdb")
+        assert killed_child(lambda: sys.exit(run(*words, device=None))) == 2
+        said = capfd.readouterr().err.splitlines()[-1]
+        assert re.search(r"lmdb/data.mdb .* be written: .*; the disk has 0 MiB left", said), said
+        (disk / "fill").unlink()
+        grow(disk, "4m")
+        assert run(*words, device=None) == 0
+        assert len(contents(disk / "lmdb")) == 2 * 900 + 5
+
+
 def test_the_map_grows(tmp_path, monkeypatch):
     latents = write_shards(tmp_path / "shards", [2000])
     monkeypatch.setattr(latents_writer, "FIRST_MAP_SIZE", 2**16)
@@ -446,10 +464,30 @@ def test_an_output_that_is_something_else_is_left_alone(tmp_path, teacher, capsy
     assert "noise/data.mdb is not an LMDB" in capsys.readouterr().err
     assert run_images(source, source, teacher) == 2
     assert "is a file: name a folder" in capsys.readouterr().err
+    assert run_images(source, source.parent, teacher) == 2  # the pictures' own folder
+    assert "set has other files in it, such as " in capsys.readouterr().err
+    assert sorted(f.name for f in source.parent.iterdir()) == ["0.png", "1.png", "data.json"]
+    assert sorted(f.name for f in (tmp_path / "theirs").iterdir()) == ["data.mdb", "lock.mdb"]
+
+
+def test_captions_as_editors_leave_them_and_nothing_waits_for_a_pipe(tmp_path, teacher):
+    """A byte order mark is no part of a caption; pipes in the place of images and captions."""
+    folder, output = tmp_path / "set", tmp_path / "lmdb"
+    write_json(folder, 3)
+    (folder / "0.txt").write_text("día", encoding="utf-8-sig")
+    os.mkfifo(folder / "1.txt")
+    os.mkfifo(folder / "3.png")
+    assert run_images(folder, output, teacher) == 0
+    found = contents(output)
+    assert found["latents_shape"] == b"1 4 8 8" and found["prompts_0_data"].decode() == "día"
+    names = [row.split("\t")[0] for row in (output / "skipped.txt").read_text().splitlines()]
+    assert [Path(name).name for name in names] == ["1.png", "2.png"]
 
 
 def test_a_second_writer_is_noticed(tmp_path):
     with LatentsWriter(tmp_path / "lmdb", {}) as first:
+        with pytest.raises(ValueError, match="another process is writing"):
+            LatentsWriter(tmp_path / "lmdb", {})
         chunk = latents_writer.Chunk(np.zeros((1, 4, 2, 2), np.float16), ["a"], [], [1])
         first._stored = b"what this process stored last"
         with pytest.raises(ValueError, match="another process is writing"):
@@ -479,7 +517,11 @@ def test_wrong_arguments_are_one_line(tmp_path, teacher, capsys):
         ((source, "--resolution", SIZE), "--teacher is needed to encode images"),
         ((source, *ready[:2], "--resolution", 15), "both sides must be multiples of 2"),
         ((source, *ready[:2], "--resolution", 1, 2, 3), "one side, or height and width"),
-        ((source, *ready, "--batch_size", 0), "--batch_size 0 must be at least 1"),
+        ((source, *ready, "--batch_size", 0), "--batch_size 0 must be from 1 to 1024"),
+        ((source, *ready, "--batch_size", 10**9), "--batch_size 1000000000 must be from 1 to"),
+        ((source, *ready, "--num_workers", 10**6), "--num_workers 1000000 must be from 1 to"),
+        ((source, *ready[:2], "--resolution", 10**9), "--resolution 1000000000 must be from 1 to"),
+        (("/dev/null", *ready), "is a file of the type none"),
         ((source, *ready, "--max_unreadable", -1), "--max_unreadable -1 must be at least 0"),
         ((source, *ready, "--unscaled"), "--unscaled is of shards"),
         ((source, *ready[2:], "--teacher", tmp_path / "bare"), "is not a diffusers folder"),

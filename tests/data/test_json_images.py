@@ -1,16 +1,20 @@
 """The JSON data set: what it reads, how it fits pictures, and what it says of bad input."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from senseflow.data.image_lists import read_lists
 from senseflow.data.items import Position, Unreadable, UnreadableImagesError
 from senseflow.data.json_images import JsonImages
+
+TOKENIZER = "assets/tiny/flux/pipeline/tokenizer"
 
 
 def write(folder: Path, pictures: list[Image.Image | bytes], **changes) -> Path:
@@ -143,6 +147,44 @@ def test_a_truncated_image_is_replaced_by_the_next_and_reported(tmp_path):
     assert [Path(path).name for path, _ in item.unreadable] == ["0.png", "1.png"]
 
 
+def test_a_prompt_with_half_an_emoji_is_passed_over_as_an_image_that_cannot_be_read(tmp_path):
+    """What scrapers leave that cut a text by its UTF-16 units; JSON can write it, UTF-8 cannot."""
+    prompts = ["a cat \ud83d", "\udc00", "whole \U0001f600"]
+    data = JsonImages(write(tmp_path, [solid("white")] * 3, prompts=prompts), (8, 8))
+    item = data[at(0)]
+    assert item.prompt == "whole \U0001f600" and [*data.all_prompts()] == prompts[2:]
+    name = f"{tmp_path}/0.png (row 0)"
+    assert item.unreadable[0] == (
+        name, "its prompt holds half of a character, as of an emoji cut in two",
+    )  # fmt: skip
+    assert CLIPTokenizer.from_pretrained(TOKENIZER)(item.prompt)["input_ids"]
+    with pytest.raises(TypeError):  # which a run ended with
+        CLIPTokenizer.from_pretrained(TOKENIZER)(prompts[0])
+
+
+def test_pipes_devices_and_names_that_are_none_are_unreadable_and_nothing_waits(tmp_path):
+    file = write(tmp_path, [solid("white")])
+    os.mkfifo(tmp_path / "pipe.png")
+    names = ["pipe.png", "/dev/zero", "x" * 5000, "a\0b", ".", "0.png"]
+    tree = {"keys": names, "image_paths": names, "prompts": names}
+    file.write_text(json.dumps(tree), encoding="utf-8-sig")  # as an editor of Windows saves it
+    item = JsonImages(file, (8, 8))[at(0)]
+    assert item.path == "0.png"
+    reasons = [reason for _, reason in item.unreadable]
+    assert [reason.split(":")[0] for reason in reasons[:2]] == ["a pipe, a device or a folder"] * 2
+    assert "too long" in reasons[2] and "null" in reasons[3]
+
+
+def test_a_name_that_utf8_cannot_write_is_listed_and_known_again(tmp_path):
+    """A file of another system: café in Latin-1; and one with a line end."""
+    for _ in range(2):
+        unreadable = Unreadable(tmp_path / "unreadable.txt", limit=2)
+        unreadable.note([("caf\udce9.png", "cut\nshort"), ("a\nb.png", "cut")])
+        unreadable.check(len(unreadable.seen))
+    rows = (tmp_path / "unreadable.txt").read_text(encoding="utf-8").splitlines()
+    assert rows == ["caf\\udce9.png\tcut short", "a b.png\tcut"]
+
+
 def test_nothing_readable_is_an_error(tmp_path):
     data = JsonImages(write(tmp_path, [b"", b""]), (8, 8))
     with pytest.raises(UnreadableImagesError, match="2 of 2 images in a row could not be read"):
@@ -179,6 +221,7 @@ def test_a_file_that_several_ranks_met_is_one(tmp_path):
     ("text", "message"),
     [
         ("{", "is not valid JSON"),
+        ("[" * 5000, "is not valid JSON: it is nested too deeply"),
         ("[]", "has no keys, image_paths, prompts"),
         ('{"keys": [], "prompts": []}', "has no image_paths"),
         (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from small_disk import grow, small_disk
 
 from senseflow.data.make import __main__ as make
 from senseflow.data.make.captioned import Columns
@@ -45,6 +46,108 @@ def test_braces_stand_for_what_the_shell_makes_of_them():
         "a-098.tar", "a-099.tar", "a-100.tar", "a-101.tar", "b.tar",
     ]  # fmt: skip
     assert len(expand(["{0..1}/s-{00..10}.tar"])) == 22
+    for word in ("s-{000000..999999999999}.tar", "{0..9999}/{0..9999}", "{0..99}{0..99}{0..999}"):
+        with pytest.raises(ValueError, match=r"stands for [0-9,]{9,} files, more than 1,000,000"):
+            expand([word])
+
+
+def test_a_name_ends_at_its_first_dot_and_none_is_lost(tmp_path, capsys):
+    """As webdataset pairs them: `photo.00001.jpg` is the file 00001.jpg of the sample photo."""
+    many = [m for k in range(150) for m in sample(f"photo.{k:05d}", "a cat")]
+    shard(tmp_path / "s.tar", [*sample("good", "a dog"), *many])
+    words = [str(tmp_path / "s.tar"), "--output", str(tmp_path / "d.json")]
+    assert make.main(words) == 2 and not (tmp_path / "d.json").exists()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "300 left out (300 x a name with a dot before its suffix)" in said and len(said) < 500
+    assert "name ends at its first dot: rename the files, or extract the shard" in said
+    listed = (tmp_path / "d.left_out.tsv").read_text().splitlines()
+    assert len(listed) == 300 and listed[0].startswith("photo.00000.jpg\t")
+    assert make.main([*words, "--max_left_out", "300"]) == 0
+    assert json.loads((tmp_path / "d.json").read_text())["keys"] == ["s/good"]
+
+
+def test_the_further_files_of_a_whole_sample_are_counted(tmp_path):
+    members = [
+        *sample("0", "a"),
+        ("0.mask.png", encoded("red")),
+        ("0.seg.PNG", b""),
+        ("0.cls", b""),
+    ]
+    found, _ = from_shards([shard(tmp_path / "s.tar", members)], tmp_path / "images", ANY)
+    assert captions((found, [])) == {"s/0": "a"} and not found.left_out
+    assert found.passed_over == {"further files of a sample": 2, ".cls": 1}
+    members = [("1.jpg", encoded("red", "JPEG")), ("1.blip.txt", b"the caption, it may be")]
+    found, _ = from_shards([shard(tmp_path / "t.tar", members)], tmp_path / "images", ANY)
+    assert found.left_out == [
+        ("1.blip.txt", "a name with a dot before its suffix"),
+        ("t/1", "an image without a caption"),
+    ]
+
+
+def test_what_stands_twice_or_is_no_file_is_left_out(tmp_path):
+    file = shard(tmp_path / "s.tar", [*sample("0", "first"), *sample("0", "in it")])
+    with tarfile.open(file, "a") as tar:
+        for name, kind, size in (
+            ("1.jpg", tarfile.LNKTYPE, 0), ("1.txt", tarfile.SYMTYPE, 0), ("2.png", b"S", 2**40),
+        ):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "0.jpg"
+            if size:  # a sparse file of a terabyte, none of it stored
+                info.type, info.pax_headers = tarfile.REGTYPE, {
+                    "GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.name": name,
+                    "GNU.sparse.size": str(size), "GNU.sparse.map": f"{size},0",
+                }  # fmt: skip
+            tar.addfile(info)
+        for name, data in [*sample("3", "three"), *sample("0", "again")]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    found, damaged = from_shards([file], tmp_path / "images", ANY)
+    assert captions((found, damaged)) == {"s/0": "first", "s/3": "three"} and not damaged
+    assert found.left_out == [
+        ("0.jpg", "a name that stands before in the shard"),
+        ("0.txt", "a name that stands before in the shard"),
+        ("1.jpg", "a link or a device in the place of a file"),
+        ("1.txt", "a link or a device in the place of a file"),
+        ("2.png", "a file of more than 256 MiB"),
+        ("s/0", "a name that stands before in the shard"),
+    ]
+
+
+def test_kinds_of_files_are_said_in_few_words(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    members = [(f"{k}.part{k:04d}", b"") for k in range(500)] + sample("a", "a cat")
+    shard(tmp_path / "s.tar", members)
+    assert make.main([str(tmp_path / "s.tar"), "--output", str(tmp_path / "d.json")]) == 0
+    assert ", 492 of 492 more kinds" in caplog.text
+    assert "1 images with captions (1 .jpg)" in caplog.text and len(caplog.text) < 1000
+
+
+def test_folders_of_something_else_are_left_alone(tmp_path, capsys):
+    shard(tmp_path / "s.tar", sample("0", "zero"))
+    theirs = tmp_path / "images" / "s" / "000000.jpg"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"their own")
+    assert make.main([str(tmp_path / "s.tar"), "--output", str(tmp_path / "d.json")]) == 2
+    assert "did not write: name another folder with --images" in capsys.readouterr().err
+    assert theirs.read_bytes() == b"their own" and not (tmp_path / "images" / "s.json").exists()
+    (tmp_path / "images" / "s.json").write_text("[" * 5000)
+    assert make.main([str(tmp_path / "s.tar"), "--output", str(tmp_path / "d.json")]) == 2
+    assert "s.json is no note of a shard, or damaged" in capsys.readouterr().err
+    assert theirs.read_bytes() == b"their own"
+
+
+def test_a_full_disk_names_the_image_and_the_same_command_goes_on(tmp_path, capsys):
+    shard(tmp_path / "s.tar", [m for k in range(9) for m in (
+        (f"{k}.bmp", encoded("red", "BMP", 64)), (f"{k}.txt", b"a cat"))])  # fmt: skip
+    with small_disk(tmp_path / "disk", "48k") as disk:
+        words = [str(tmp_path / "s.tar"), "--output", str(disk / "d.json")]
+        assert make.main(words) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "No space left on device: " in said and "disk/images/s/00000" in said
+        grow(disk, "1m")
+        assert make.main(words) == 0
+        assert len(json.loads((disk / "d.json").read_text())["keys"]) == 9
 
 
 def test_samples_with_text_or_json_in_any_order(tmp_path):
@@ -111,7 +214,8 @@ def test_damaged_shards_are_said_and_give_what_stands_before(tmp_path, capsys, c
     assert (tmp_path / "images" / "s-0.json").exists()
     assert make.main([*words, "--max_damaged", "1"]) == 0
     assert json.loads(output.read_text())["prompts"] == ["whole", "before"]
-    assert not (tmp_path / "images" / "s-1.json").exists() and whole.exists()
+    assert f"{file}\tdamaged: " in output.with_suffix(".left_out.tsv").read_text()
+    assert "pairs" not in (tmp_path / "images" / "s-1.json").read_text() and whole.exists()
     file.write_bytes(data)  # fetched again
     assert make.main(words) == 0
     assert json.loads(output.read_text())["prompts"] == ["whole", "before", "after"]

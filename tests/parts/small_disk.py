@@ -43,7 +43,7 @@ def grow(folder: Path, size: str) -> None:
     _mount("-o", f"remount,size={size}", folder)
 
 
-def fill(folder: Path) -> None:
-    """Leave no byte free."""
-    free = os.statvfs(folder)
-    (folder / "fill").write_bytes(b"0" * (free.f_bavail * free.f_bsize))
+def fill(folder: Path, free: int = 0) -> None:
+    """Leave so many bytes free."""
+    disk = os.statvfs(folder)
+    (folder / "fill").write_bytes(b"0" * (disk.f_bavail * disk.f_bsize - free))

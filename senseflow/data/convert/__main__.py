@@ -9,13 +9,15 @@ finished LMDB has latents_shape, without which no trainer takes it.
 import argparse
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.common.fields import check_range
-from senseflow.common.files import require_writable
+from senseflow.common.files import require_own, require_writable
+from senseflow.data.image_files import IMAGE_SUFFIXES, files_below
 from senseflow.teachers.folder import vae_factor
 
 if TYPE_CHECKING:
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("senseflow")
 
+DATA = "data.mdb"  # LMDB's own name
 JSON, SHARDS, PICTURES = "JSON data set", "shards of latents", "folder of images"
 SHARD_SUFFIX = ".pt"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+MOST_PIXELS = 2**14  # of a side
+MOST_AT_ONCE = 1024  # images per call of the VAE, threads: more is a slip, and no memory holds it
 EXAMPLES = """examples:
   python -m senseflow.data.convert data.json --output data/lmdb --teacher /path/to/sdxl --resolution 1024
   python -m senseflow.data.convert pictures/ --output data/lmdb --teacher /path/to/FLUX.1-dev --resolution 768 1360
@@ -103,10 +107,12 @@ def find_kind(path: Path) -> str:
     expected = f"expected a .json, a {SHARD_SUFFIX} shard, or a folder of images or shards"
     if not path.exists():
         raise ValueError(f"{path} does not exist; {expected}")
-    if path.is_file():
+    if not path.is_dir():
         kinds = {".json": JSON, SHARD_SUFFIX: SHARDS}
         if path.suffix not in kinds:
             raise ValueError(f"{path} is a file of the type {path.suffix or 'none'}; {expected}")
+        if not path.is_file():
+            raise ValueError(f"{path} is a pipe or a device; {expected}")
         return kinds[path.suffix]
     shards, images = any(path.glob(f"*{SHARD_SUFFIX}")), any(find_images(path))
     if shards == images:
@@ -117,13 +123,15 @@ def find_kind(path: Path) -> str:
 
 def find_images(folder: Path) -> Iterator[Path]:
     """Image files in a folder and below it, in any order."""
-    return (f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = map(folder.joinpath, files_below(folder, Counter()))
+    return (file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def check(args: argparse.Namespace, kind: str) -> None:
     """What needs no network to be read, and defaults; raises ValueError."""
     check_range("max_unreadable", args.max_unreadable, 0)
     require_writable("--output", args.output)
+    require_own("--output", args.output, DATA)
     given = [f"--{name}" for name in IMAGE_FLAGS if getattr(args, name) is not None]
     if kind == SHARDS and given:
         raise ValueError(f"{', '.join(given)}: {args.input} holds latents already, not images")
@@ -141,12 +149,14 @@ def _check_images(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is needed to encode images")
     if len(args.resolution) > 2:
         raise ValueError(f"--resolution {args.resolution}: one side, or height and width")
+    for side in args.resolution:
+        check_range("resolution", side, 1, MOST_PIXELS)
     args.resolution = (args.resolution[0], args.resolution[-1])
     for name, default in DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    check_range("batch_size", args.batch_size, 1)
-    check_range("num_workers", args.num_workers, 1)
+    check_range("batch_size", args.batch_size, 1, MOST_AT_ONCE)
+    check_range("num_workers", args.num_workers, 1, MOST_AT_ONCE)
 
 
 def _check_vae(args: argparse.Namespace) -> None:
@@ -155,7 +165,7 @@ def _check_vae(args: argparse.Namespace) -> None:
         raise ValueError(f"--teacher {args.teacher} is not a diffusers folder: it has no {file}")
     if args.resolution:
         factor = vae_factor(args.teacher)
-        if min(args.resolution) < 1 or any(side % factor for side in args.resolution):
+        if any(side % factor for side in args.resolution):
             raise ValueError(
                 f"--resolution {list(args.resolution)}: both sides must be multiples of {factor}"
             )

@@ -25,7 +25,7 @@ from senseflow.core.draws import Draws
 from senseflow.data.ahead import in_groups
 from senseflow.data.convert.dmd2_shards import read_shard
 from senseflow.data.convert.latents_writer import Chunk, LatentsWriter
-from senseflow.data.image_lists import read_lists, resolve
+from senseflow.data.image_lists import read_lists, resolve, text_fault
 from senseflow.data.items import UnreadableItem
 from senseflow.data.json_images import read_image
 from senseflow.data.latents_lmdb import DTYPE, LatentsScaling, read_vae_config
@@ -247,10 +247,10 @@ def read_prompt(picture: Picture) -> str:
     """Raises UnreadableItem naming the image when its caption is missing or not UTF-8."""
     if isinstance(picture.prompt, str):
         return picture.prompt
+    if not picture.prompt.is_file():  # a pipe, too: its reader would wait for ever
+        raise UnreadableItem(str(picture.path), f"no caption {picture.prompt.name}")
     try:
-        return picture.prompt.read_text(encoding="utf-8").strip()
-    except FileNotFoundError as error:
-        raise UnreadableItem(str(picture.path), f"no caption {picture.prompt.name}") from error
+        return picture.prompt.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UnreadableItem(str(picture.path), f"caption: {error}") from error
 
@@ -290,11 +290,8 @@ def fault(latents: np.ndarray, prompt: str) -> str | None:
     """Why a row cannot be stored."""
     if not np.isfinite(latents).all():
         return "latents that are not finite in float16"
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        return f"prompt: {error}"
-    return None
+    why = text_fault(prompt)
+    return f"its prompt holds {why}" if why else None
 
 
 def _digest(names: list[Any]) -> str:

@@ -45,6 +45,8 @@ def read_shard(file: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _load(file: Path) -> Any:
+    if not file.is_file():  # a pipe, whose reader would wait for ever
+        raise ValueError(f"{file} is no file")
     try:
         with zipfile.ZipFile(file) as archive:
             name = next((n for n in archive.namelist() if n.endswith(f"/{PICKLE}")), None)

@@ -5,15 +5,20 @@ holds a whole number of chunks. latents_shape, which makes it an LMDB of latents
 what is known of the VAE.
 """
 
+import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lmdb
 
+from senseflow.common.files import parse_json, write_whole
+from senseflow.data.image_lists import one_line
 from senseflow.data.latents_lmdb import (
     CONVERSION_KEY,
     DATA,
@@ -64,8 +69,8 @@ class LatentsWriter:
     """One conversion's output.
 
     settings: all that the rows depend on; going on with others is refused.
-    Raises ValueError for a folder that holds something else, OSError when writing fails; what was
-    committed before stays.
+    Raises ValueError for a folder that holds something else or that another process writes to,
+    OSError when writing fails; what was committed before stays.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -73,18 +78,18 @@ class LatentsWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.progress, self.finished = Progress(), False
         self._stored: bytes | None = None  # the progress in the file
-        self.environment = _open(folder)
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(_alone_in(folder))
+            self.environment = _open(folder)
+            stack.callback(self.environment.close)
             self._begin()
-        except BaseException:
-            self.environment.close()
-            raise
+            self._ends = stack.pop_all()
 
     def __enter__(self) -> "LatentsWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.environment.close()
+        self._ends.close()
 
     def add(self, chunk: Chunk) -> None:
         """Commit a chunk and the place after it."""
@@ -134,8 +139,8 @@ class LatentsWriter:
     def list_skipped(self, more: list[tuple[str, str]] | None = None) -> Path:
         """Write the list of what was passed over beside the data."""
         file = self.folder / SKIPPED_LIST
-        rows = [f"{source}\t{reason}\n" for source, reason in [*self.skipped(), *(more or [])]]
-        file.write_text("".join(rows), encoding="utf-8")
+        rows = [*self.skipped(), *(more or [])]
+        write_whole(file, "".join(f"{one_line(name)}\t{one_line(why)}\n" for name, why in rows))
         return file
 
     def _begin(self) -> None:
@@ -145,9 +150,10 @@ class LatentsWriter:
             self.finished = txn.get(SHAPE_KEY) is not None
             num_entries = txn.stat()["entries"]
         if stored is not None:
-            self.progress, self._stored = Progress(**json.loads(stored)), stored
+            self.progress = Progress(**parse_json(stored, f"{self.folder}: its progress"))
+            self._stored = stored
         if begun is not None:
-            self._require_same(json.loads(begun))
+            self._require_same(parse_json(begun, f"{self.folder}: its settings"))
         elif num_entries:
             raise ValueError(f"{self.folder} holds an LMDB that this program did not write")
         else:
@@ -163,11 +169,10 @@ class LatentsWriter:
             if file.stat().st_size < size:  # LMDB may leave out unused pages at the end, which
                 os.truncate(file, size)  # would make a whole file look cut short
         except (lmdb.Error, OSError) as error:
-            free = shutil.disk_usage(self.folder).free / 2**20  # a full disk is EIO to LMDB
             raise OSError(
-                f"{self.folder / DATA} could not be written: {error}; the disk has {free:.0f} MiB "
-                f"left. {self.progress.num_rows} rows are stored; when there is room, the same "
-                "command goes on from them"
+                f"{self.folder / DATA} could not be written: {error}; {_room(self.folder)}. "
+                f"{self.progress.num_rows} rows are stored; when there is room, the same command "
+                "goes on from them"
             ) from error
         self.progress, self._stored = progress, stored
 
@@ -196,18 +201,45 @@ class LatentsWriter:
             )
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder against other writers on this machine; raises ValueError when one has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ValueError(f"another process is writing to {folder}") from error
+    finally:
+        os.close(descriptor)
+
+
 def _open(folder: Path) -> lmdb.Environment:
     file = folder / DATA
-    size = file.stat().st_size if file.exists() else 0
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is no file")
+    fresh = not file.exists()
+    size = 0 if fresh else file.stat().st_size
     try:
-        environment = lmdb.open(str(folder), map_size=max(FIRST_MAP_SIZE, 2 * size))
+        # Without LMDB's own lock file: it is written through a map of the file, which ends the
+        # process with SIGBUS where the disk is full. `_alone_in` is the lock.
+        environment = lmdb.open(str(folder), map_size=max(FIRST_MAP_SIZE, 2 * size), lock=False)
     except lmdb.Error as error:
-        raise ValueError(f"{file} is not an LMDB or cannot be written: {error}") from error
+        if fresh:  # half of its first two pages, which no one could go on with
+            file.unlink(missing_ok=True)
+        raise ValueError(
+            f"{file} is not an LMDB, or cannot be written: {error}; {_room(folder)}"
+        ) from error
     size, needed = file.stat().st_size, whole_size(environment)
     if size < needed:  # reading it would be a SIGBUS
         environment.close()
         raise ValueError(f"{file} is cut short: it has {size} bytes of {needed}; begin it anew")
     return environment
+
+
+def _room(folder: Path) -> str:
+    """What LMDB does not say of a full disk, which is an input/output error to it."""
+    return f"the disk has {shutil.disk_usage(folder).free / 2**20:.0f} MiB left"
 
 
 def _skipped_key(number: int) -> bytes:

@@ -4,8 +4,9 @@ Write data.json (keys, image_paths, prompts) of images with captions. SOURCE is
   a folder (and those below it): x.jpg with x.txt or x.caption beside it, or a metadata.jsonl, .csv
   or .tsv with columns file_name and text;
   such a table alone, with image paths relative to it;
-  WebDataset shards (.tar; jpg, png or webp with txt or json), or a folder of them: their images are
-  extracted, and the same command goes on where it was stopped.
+  WebDataset shards (.tar; an image with txt or json), or a folder of them: their images are
+  extracted, and the same command goes on where it was stopped. As there, a sample's name ends at
+  its first dot.
 Images without a caption and captions without an image are left out, counted and listed.
 
 The next step is `python -m senseflow.data.check`, which opens the images.
@@ -14,6 +15,7 @@ The next step is `python -m senseflow.data.check`, which opens the images.
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,7 +23,7 @@ from pathlib import Path
 from senseflow.common.commands import Parser, exit_status, module_parser
 from senseflow.common.fields import check_range
 from senseflow.common.files import require_writable, write_whole
-from senseflow.data.image_lists import read_lists, write_lists
+from senseflow.data.image_lists import one_line, read_lists, write_lists
 from senseflow.data.make.captioned import (
     CAPTION_COLUMNS,
     NO_CAPTION,
@@ -32,7 +34,7 @@ from senseflow.data.make.captioned import (
     from_folder,
     from_table,
 )
-from senseflow.data.make.webdataset import expand, from_shards, note_of, require_shards
+from senseflow.data.make.webdataset import DOTTED, expand, from_shards, note_of, require_shards
 
 logger = logging.getLogger("senseflow")
 
@@ -42,6 +44,7 @@ EXAMPLES = """examples:
   python -m senseflow.data.make 'shards/{000000..000010}.tar' --output data/data.json
 """  # noqa: E501
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+MOST_SAID = 8  # kinds of files
 EXPECTED = "expected a folder of images, a .jsonl, .csv or .tsv table, or .tar shards"
 
 
@@ -120,8 +123,9 @@ def find_sources(words: list[str]) -> tuple[str, list[Path]]:
         raise ValueError(f"{path} does not exist; {EXPECTED}")
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return "table", paths
-    if path.is_file():
-        raise ValueError(f"{path} is a file of the type {path.suffix or 'none'}; {EXPECTED}")
+    if not path.is_dir():
+        kind = f"file of the type {path.suffix or 'none'}" if path.is_file() else "pipe or a device"
+        raise ValueError(f"{path} is a {kind}; {EXPECTED}")
     shards = sorted(f for f in path.iterdir() if f.name.lower().endswith(SHARD_SUFFIXES))
     shards = [shard for shard in shards if not shard.name.startswith(".")]
     require_shards(shards)
@@ -144,12 +148,13 @@ def look(
             "name another file, or other --images"
         )
     found, damaged = from_shards(paths, images, columns)
-    for shard, reason in damaged:
-        logger.warning("%s: %s", shard, reason)
     if len(damaged) > args.max_damaged:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        listed = list_left_out(args.output, [(str(shard), why) for shard, why in damaged])
         raise ValueError(
-            f"{len(damaged)} of {len(paths)} shards are damaged, such as {damaged[0][0]}: fetch "
-            "them again, or allow it with --max_damaged; the others are extracted and kept"
+            f"{len(damaged)} of {len(paths)} shards are damaged, such as {damaged[0][0]} "
+            f"({damaged[0][1]}), listed in {listed}: fetch them again, or allow it with "
+            "--max_damaged; the others are extracted and kept"
         )
     return found, damaged
 
@@ -157,15 +162,18 @@ def look(
 def write(args: argparse.Namespace, found: Found, damaged: list[tuple[Path, str]]) -> None:
     """The JSON and the list of what is left out, and what both hold in words."""
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    listed = list_left_out(args.output, found.left_out)
-    counts = "; ".join(f"{n} x {why}" for why, n in Counter(w for _, w in found.left_out).items())
+    broken = [(str(shard), why) for shard, why in damaged]
+    listed = list_left_out(args.output, [*found.left_out, *broken])
+    counts = in_words(Counter(why for _, why in found.left_out), " x ")
     said = f"{len(found.left_out)} left out ({counts}), listed in {listed}" if counts else ""
     advice = hint(found, args.caption_column)
     if len(found.left_out) > args.max_left_out:
         raise ValueError(f"{said}; --max_left_out allows {args.max_left_out}{advice}")
     if not found.pairs:
-        said = f"; {said}" if said else f" ({EXPECTED})"
-        raise ValueError(f"no image with a caption in {', '.join(args.source)}{said}{advice}")
+        others = in_words(found.passed_over)
+        said = f"; {said}" if said else f", {others} ({EXPECTED})" if others else f" ({EXPECTED})"
+        more = f" and {len(args.source) - 1} more" if len(args.source) > 1 else ""
+        raise ValueError(f"no image with a caption in {args.source[0]}{more}{said}{advice}")
     home = args.output.parent.resolve()
     # links of an image's folders are followed, its own name is kept
     places = [pair.image.parent.resolve() / pair.image.name for pair in found.pairs]
@@ -174,14 +182,24 @@ def write(args: argparse.Namespace, found: Found, damaged: list[tuple[Path, str]
         for pair, place in zip(found.pairs, places, strict=True)
     ]
     write_lists(args.output, rows)
-    logger.info("%s: %d images with captions", args.output, len(rows))
+    kinds = in_words(Counter(pair.image.suffix.lower() for pair in found.pairs))
+    logger.info("%s: %d images with captions (%s)", args.output, len(rows), kinds)
     if found.left_out:
-        logger.warning("%s", said)
+        logger.warning("%s%s", said, advice)
     if damaged:
-        logger.warning("%d damaged shards, read up to the damage", len(damaged))
-    if kinds := [f"{count} {kind}" for kind, count in sorted(found.passed_over.items()) if count]:
-        logger.info("passed over: %s", ", ".join(kinds))
-    logger.info("next: python -m senseflow.data.check %s --resolution PIXELS", args.output)
+        logger.warning("%d damaged shards, read up to the damage: %s", len(damaged), listed)
+    if others := in_words(found.passed_over):
+        logger.info("passed over: %s", others)
+    file = shlex.quote(str(args.output))
+    logger.info("next: python -m senseflow.data.check %s CONFIG (the YAML of your run)", file)
+
+
+def in_words(counts: Counter[str], between: str = " ") -> str:
+    """`3 .jpg, 1 .png`, the most frequent first: no more words for more files."""
+    kinds = [(kind, num) for kind, num in counts.most_common() if num]
+    said = ", ".join(f"{num}{between}{kind}" for kind, num in kinds[:MOST_SAID])
+    rest = sum(num for _, num in kinds[MOST_SAID:])
+    return f"{said}, {rest} of {len(kinds) - MOST_SAID} more kinds" if rest else said
 
 
 def hint(found: Found, column: str | None) -> str:
@@ -189,8 +207,16 @@ def hint(found: Found, column: str | None) -> str:
     reasons: dict[str, set[str]] = {}
     for name, reason in found.left_out:
         reasons.setdefault(name, set()).add(reason)
+    if any(DOTTED in one for one in reasons.values()):
+        return (
+            "; in a shard a sample's name ends at its first dot: rename the files, or extract the "
+            "shard and name its folder, where names may have dots"
+        )
     if any(both >= {NO_CAPTION, NO_IMAGE} for both in reasons.values()):
         return "; in a shard image and caption stand one after the other: tar --sort=name"
+    if tables := [kind for kind in TABLE_SUFFIXES if found.passed_over[kind]]:
+        kind = tables[0]
+        return f"; a table of captions is called metadata{kind}, or named itself as SOURCE"
     if any(NO_CAPTION in one for one in reasons.values()):
         names = column or " or ".join(CAPTION_COLUMNS)
         return (
@@ -204,8 +230,8 @@ def list_left_out(output: Path, left_out: list[tuple[str, str]]) -> Path:
     """Write name and reason of each, beside the JSON; without any, no list is left there."""
     file = output.with_suffix(".left_out.tsv")
     if left_out:
-        rows = (f"{' '.join(name.split())}\t{reason}\n" for name, reason in left_out)
-        write_whole(file, "".join(rows).encode("utf-8", "backslashreplace").decode())
+        rows = (f"{one_line(name)}\t{one_line(reason)}\n" for name, reason in left_out)
+        write_whole(file, "".join(rows))
     else:
         file.unlink(missing_ok=True)
     return file

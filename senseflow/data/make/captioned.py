@@ -6,9 +6,7 @@ left out without a word: every file is a pair, left out for a reason, or counted
 """
 
 import csv
-import json
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -16,15 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from senseflow.data.convert.__main__ import IMAGE_SUFFIXES
+from senseflow.common.files import parse_json
+from senseflow.data.image_files import IMAGE_SUFFIXES, files_below, why_unread
+from senseflow.data.image_lists import text_fault
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv")
 METADATA = tuple(f"metadata{suffix}" for suffix in TABLE_SUFFIXES)
 FILE_COLUMNS = ("file_name", "image_path", "image", "path")
 CAPTION_COLUMNS = ("text", "caption", "prompt")
-
-HALF_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates, which UTF-8 cannot write
 
 NO_CAPTION = "an image without a caption"
 NO_IMAGE = "a caption without an image"
@@ -51,21 +49,25 @@ class Found:
 
     def add(self, key: str, image: Path, text: object) -> None:
         """A pair, or why there is none."""
-        caption = text if isinstance(text, str) else None
-        if text is None:
-            self.left_out.append((key, NO_CAPTION))
-        elif caption is None or HALF_PAIR.search(caption):
-            self.left_out.append((key, NOT_TEXT))
-        elif not caption.strip():
-            self.left_out.append((key, EMPTY))
+        if why := why_unread(image.suffix) or _caption_fault(text):
+            self.left_out.append((key, why))
         else:
-            self.pairs.append(Pair(key, image, " ".join(caption.split())))
+            self.pairs.append(Pair(key, image, " ".join(str(text).split())))
 
     def extend(self, other: "Found") -> None:
         """Take over what another source holds."""
         self.pairs += other.pairs
         self.left_out += other.left_out
         self.passed_over += other.passed_over
+
+
+def _caption_fault(text: object) -> str | None:
+    if text is None:
+        return NO_CAPTION
+    if not isinstance(text, str):
+        return NOT_TEXT
+    fault = text_fault(text)
+    return f"a caption with {fault}" if fault else None if text.strip() else EMPTY
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,12 @@ def from_folder(folder: Path, columns: Columns) -> Found:
     An image that a metadata table names has its captions from there, one pair each; any other from
     its sidecar. Raises ValueError for a table that cannot be read, OSError for a folder.
     """
-    files, passed_over = walk(folder)
-    found = Found(passed_over=passed_over)
+    found = Found()
+    files = walk(folder, found.passed_over)
     captions = _from_tables(folder, files, columns, found)
     sidecars = {_same(name): name for name in files["sidecar"]}
     used = set()
-    for image in files["image"]:
+    for image in sorted({*files["image"], *captions}):
         own = [s for s in _sidecar_names(image) if s in sidecars]
         used.update(own)
         if image in captions:
@@ -112,30 +114,25 @@ def from_table(file: Path, columns: Columns) -> Found:
         image = file.parent / name
         seen[name] += 1
         key = name if seen[name] == 1 else f"{name}#{seen[name]}"
-        if image.is_file():
+        if os.path.isfile(image):
             found.add(key, image, columns.caption_of(row))
         else:
             found.left_out.append((f"{file}:{number}: {name}", NO_IMAGE))
     return found
 
 
-def walk(folder: Path) -> tuple[dict[str, list[str]], Counter[str]]:
-    """The images, sidecars and tables below a folder, as sorted relative POSIX paths, and how many
-    there are of others: hidden ones, linked folders, other kinds.
+def walk(folder: Path, others: Counter[str]) -> dict[str, list[str]]:
+    """The images, sidecars and tables below a folder, as sorted relative POSIX paths.
+
+    Counts in `others` what `files_below` does, and files of other kinds.
     """
     known: dict[str, list[str]] = {"image": [], "sidecar": [], "table": []}
-    others = Counter[str]()
-    for place, folders, files in os.walk(folder, onerror=_raise):
-        hidden = [name for name in [*folders, *files] if name.startswith(".")]
-        linked = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        others.update({"hidden": len(hidden), "linked folders": len(linked)})
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in (Path(place, name) for name in files if not name.startswith(".")):
-            if (kind := _kind(file)) in known:
-                known[kind].append(file.relative_to(folder).as_posix())
-            else:
-                others[kind] += 1
-    return {kind: sorted(names) for kind, names in known.items()}, +others  # without zeros
+    for name in files_below(folder, others):
+        if (kind := _kind(PurePosixPath(name))) in known:
+            known[kind].append(name)
+        else:
+            others[kind] += 1
+    return {kind: sorted(names) for kind, names in known.items()}
 
 
 def decoded(data: bytes) -> str | bytes:
@@ -154,7 +151,7 @@ def read_table(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if file.suffix.lower() == ".jsonl":
                 for number, line in enumerate(stream, start=1):
                     if line.strip():
-                        row = json.loads(line)
+                        row = parse_json(line, "a row")
                         if not isinstance(row, dict):
                             raise ValueError(f"a row is {type(row).__name__}, not an object")
                         yield number, row
@@ -169,18 +166,23 @@ def read_table(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _from_tables(
     folder: Path, files: dict[str, list[str]], columns: Columns, found: Found
 ) -> dict[str, list[object]]:
-    """The captions that the metadata tables of a folder give to its images."""
+    """The captions that the metadata tables of a folder give to its images.
+
+    A file that a row names is one of its images, whatever its kind.
+    """
     images = {_same(name): name for name in files["image"]}
     captions: dict[str, list[object]] = {}
     for table in files["table"]:
         for number, row in read_table(folder / table):
             name = _file_name(folder / table, number, row, columns)
             below = os.path.normpath(PurePosixPath(table).parent / name)
-            image = images.get(_same(below))
+            image = below if os.path.isfile(folder / below) else images.get(_same(below))
             if image is None:
                 found.left_out.append((f"{table}:{number}: {name}", NO_IMAGE))
             else:
                 captions.setdefault(image, []).append(columns.caption_of(row))
+    others = (_kind(PurePosixPath(image)) for image in captions.keys() - {*files["image"]})
+    found.passed_over.subtract(kind for kind in others if kind in found.passed_over)
     return captions
 
 
@@ -195,7 +197,7 @@ def _file_name(table: Path, number: int, row: dict[str, Any], columns: Columns) 
     return name
 
 
-def _kind(file: Path) -> str:
+def _kind(file: PurePosixPath) -> str:
     suffix = file.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return "image"
@@ -206,19 +208,15 @@ def _kind(file: Path) -> str:
 
 def _sidecar_names(image: str) -> list[str]:
     """The names that an image's caption may have, the likeliest first."""
-    stems = (str(PurePosixPath(image).with_suffix("")), image)
+    stems = (os.path.splitext(image)[0], image)
     return [_same(stem + suffix) for stem in stems for suffix in CAPTION_SUFFIXES]
 
 
 def _same(name: str) -> str:
     """Equal for two spellings of one file: composed and decomposed letters, upper-case suffixes."""
-    path = PurePosixPath(unicodedata.normalize("NFC", name))
-    return str(path.with_suffix(path.suffix.lower()))
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
+    return stem + suffix.lower()
 
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
-
-
-def _raise(error: OSError) -> None:
-    raise error
