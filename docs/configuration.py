@@ -1,20 +1,20 @@
 """Writes docs/configuration.md from senseflow/config/config.py and the published YAMLs.
 
-A key's meaning is the comment beside its field. Its legal range is asked of the dataclass itself: a
-few numbers are tried, and the page says which of them are refused.
+A key's meaning is the comment beside its field, its range is declared in the field's type.
 """
 
 import argparse
 import ast
 import dataclasses
-import types
 import typing
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from senseflow.common.fields import PathText
 from senseflow.config import recipes
 from senseflow.config.config import REMOVED, Config, load_config
+from senseflow.config.strict_yaml import is_union
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "senseflow" / "config" / "config.py"
@@ -39,17 +39,10 @@ a recipe has its numbers: [fidelity.md](fidelity.md).
 - **recipes**: the value in the published YAMLs, the most common one first, then those that differ;
   M and L are SD3.5 Medium and Large.
 - One number stands for both ends of a pair: `train.resolution: 1024`, `isg.guidance: 5`.
+- A range has both its ends unless it says above or below; nothing takes nan or inf.
 - Whatever goes beyond a key's own range (times off the teacher's clock, a margin without room, LoRA
   with another student's configuration) is an error that says what to do, before anything is loaded.
 """
-RANGES = {  # which of -1, 0, 0.5, 1 and 2 are taken
-    (False, True, True, True, True): "0 or more",
-    (False, False, True, True, True): "above 0",
-    (False, False, False, True, True): "1 or more",
-    (False, True, True, True, False): "0 to 1",
-    (False, False, True, False, False): "between 0 and 1",
-    (True, True, True, True, True): "",
-}
 
 
 def page() -> str:
@@ -114,14 +107,12 @@ def row(
     comments: dict[tuple[str, str], str],
 ) -> str:
     """One key."""
-    hint = typing.get_type_hints(cls)[field.name]
-    kind = described(hint)
-    limits = legal(getattr(configs["FLUX"], section), field.name, hint)
+    hint = typing.get_type_hints(cls, include_extras=True)[field.name]
     default = "given" if field.default is dataclasses.MISSING else f"`{plain(field.default)}`"
     values = {name: plain(getattr(getattr(c, section), field.name)) for name, c in configs.items()}
     cells = [
         f"`{section}.{field.name}`",
-        f"{kind}, {limits}" if limits else kind,
+        described(hint),
         default,
         in_recipes(values),
         comments[cls.__name__, field.name],
@@ -130,38 +121,24 @@ def row(
 
 
 def described(hint: Any) -> str:
-    """A type in words."""
+    """A type and its range in words."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return " or ".join(described(a) for a in args if a is not type(None)) + " or `null`"
+    if origin is Annotated:
+        base, rule = args
+        return described(base) if isinstance(rule, PathText) else f"{described(base)}, {rule}"
+    if is_union(hint):
+        inner = " or ".join(described(a) for a in args if a is not type(None))
+        return f"{inner}{',' * (',' in inner and '`' not in inner)} or `null`"
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in args)
     if origin is tuple:
+        kind, comma, limits = described(args[0]).partition(", ")
         if args[-1] is Ellipsis:
-            return "list of names" if args[0] is str else f"list of {described(args[0])}s"
-        return f"pair of {described(args[0])}s"
+            listed = "list of names" if args[0] is str else f"list of {kind}s"
+        else:
+            listed = f"pair of {kind}s"
+        return f"{listed}, each {limits}" if comma else listed
     return {float: "number", int: "whole number", str: "text", bool: "`true`, `false`"}[hint]
-
-
-def legal(section: Any, key: str, hint: Any) -> str:
-    """What numbers the section takes for the key, tried; "" for what is not one number."""
-    kinds = {hint, *typing.get_args(hint)}
-    if typing.get_origin(hint) in (tuple, Literal) or not kinds & {int, float}:
-        return ""
-    tried = tuple(takes(section, key, value) for value in (-1, 0, 0.5, 1, 2))
-    if int in kinds:  # 0.5 is none: as the next whole number
-        tried = (*tried[:2], tried[3], *tried[3:]) if tried[1] else (*tried[:2], False, *tried[3:])
-    return RANGES[tried]
-
-
-def takes(section: Any, key: str, value: float) -> bool:
-    """Whether the section is legal with this value of the key."""
-    also = {"targets": ("to_q",)} if key == "rank" else {}  # which a rank needs
-    try:
-        dataclasses.replace(section, **{key: value, **also})
-    except ValueError:
-        return False
-    return True
 
 
 def plain(value: Any) -> str:

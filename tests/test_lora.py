@@ -233,7 +233,7 @@ def test_extraction_at_full_rank_is_the_student(data, tmp_path, caplog):
     ("overrides", "said"),
     [
         (("lora.rank=0",), "lora.rank 0 must be"),
-        (("lora.alpha=0",), "lora.alpha: 0.0 is not positive"),
+        (("lora.alpha=0",), "lora.alpha 0.0 must be above 0"),
         (("lora.targets=[]",), "lora.targets is empty"),
         (("lora.targets=[to_q, to_x]",), "lora.targets: to_x is no linear layer"),
         (("lora.train=A",), "lora.train: 'A' is none of B, AB"),

@@ -20,6 +20,7 @@ from hosts import (
     two_hosts,
 )
 from safetensors.torch import load_file
+from training_runs import blind_teacher
 
 from senseflow.tiny.pictures import write_dataset
 
@@ -260,8 +261,9 @@ def test_a_signal_while_a_worker_starts_is_not_lost_nor_deadly(nodes, tmp_path, 
     assert not (tmp_path / "run" / "checkpoints").exists() or checkpoints(tmp_path / "run")
 
 
-def test_losses_that_are_not_finite_are_said_once_and_not_repeated(nodes):
-    run = nodes(*SHORT, "optimizer.lr=1e25", "train.save_interval=1", "--max-restarts=3", gpus=2)
+def test_losses_that_are_not_finite_are_said_once_and_not_repeated(nodes, tmp_path):
+    blind = f"paths.pretrained_model={blind_teacher(tmp_path / 'teacher')}"
+    run = nodes(*SHORT, blind, "train.save_interval=1", "--max-restarts=3", gpus=2)
     assert run[0].end(300) == 1
     (error,) = run[0].errors
     assert "not finite in iterations" in error and "Restart" not in run[0].said

@@ -15,7 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from PIL import Image
 from python import PYTHON
 from safetensors.torch import load_file
-from training_runs import full_state, rows, timeless_rows
+from training_runs import blind_teacher, full_state, rows, timeless_rows
 
 from senseflow.config.config import load_config
 from senseflow.config.load import check_split
@@ -148,12 +148,15 @@ def test_a_corrupt_checkpoint_is_passed_over(data, finished, tmp_path):
     assert [r["iteration"] for r in rows(tmp_path / "r")] == [2, 4]
 
 
-def test_non_finite_values_stop_the_run_and_keep_the_checkpoint(data, tmp_path):
-    result = run(data, tmp_path, "optimizer.lr=1e25", "train.iter_num=8", "train.save_interval=1")
+def test_non_finite_values_stop_the_run_and_keep_the_checkpoint(data, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "r")
+    blind = f"paths.pretrained_model={blind_teacher(tmp_path / 'teacher')}"
+    result = run(data, tmp_path / "r", blind, "train.iter_num=8", "train.save_interval=1")
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "not finite in iterations" in result.stderr and "loss/" in result.stderr
-    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert kept and kept[-1] < "step_0000008"
+    assert "not finite in iterations 5 to " in result.stderr and "loss/" in result.stderr
+    assert f"The newest checkpoint in {tmp_path / 'r' / 'checkpoints'} is good" in result.stderr
+    kept = sorted(p.name for p in (tmp_path / "r" / "checkpoints").iterdir())
+    assert kept[-1] == "step_0000004"
 
 
 def test_bad_input_through_the_script_is_one_line(data, tmp_path):

@@ -10,17 +10,43 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-
-from senseflow.common.fields import check_range, leaves
+from senseflow.common.fields import (
+    Bounds,
+    Count,
+    CountOrNone,
+    Guidance,
+    Order,
+    PathName,
+    Pixels,
+    Seed,
+    Share,
+    SmallCount,
+    Workers,
+    leaves,
+)
 from senseflow.common.files import write_whole
 from senseflow.config.recipes import require_recipe
-from senseflow.config.strict_yaml import Removed, read_strictly
+from senseflow.config.strict_yaml import Removed, build, read_tree
+from senseflow.config.yaml_text import dump_yaml
 from senseflow.core.names import IsgLoss, NormSchedule, TextLayer, TimeLaw
 
-Range = tuple[float, float]
+Iterations = Annotated[int, Bounds(1, 10**7 - 1)]  # seven digits in the names of checkpoints
+Fraction = Annotated[float, Bounds(0, 1, above=True)]
+Positive = Annotated[float, Bounds(0, 1e6, above=True)]
+Weight = Annotated[float, Bounds(0, 1e6)]
+Beta = Annotated[float, Bounds(0, 1, below=True)]
+Decay = Annotated[float, Bounds(0, 1, above=True, below=True)]
+Power = Annotated[float, Bounds(0, 100)]
+Shift = Annotated[float, Bounds(0, 100, above=True)]
+Time = Annotated[float, Bounds(0, 1000)]  # thousandths of the teacher's clock
+Block = Annotated[int, Bounds(0, 1000)]
+Halvings = Annotated[int, Bounds(0, 16)]
+GuidanceRange = Annotated[tuple[Guidance, Guidance], Order("[low, high]")]
+Taps = Annotated[tuple[Block, ...], Order("rising")]
+Times = Annotated[tuple[Time, ...], Order("falling")]
+TimeRange = Annotated[tuple[Time, Time], Order("[low, high], not equal")]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -28,24 +54,20 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _require_range(name: str, value: Range) -> None:
-    _require(value[0] <= value[1], f"{name}: {list(value)} is not [low, high]")
-
-
 @dataclass(frozen=True)
 class PathsConfig:
     """Where the networks and the data are; folders of diffusers, files, or names timm knows."""
 
-    pretrained_model: str  # the teacher's diffusers folder
-    dataset: str  # JSON with keys, image_paths, prompts; or an LMDB folder of latents
-    student_config: str | None = None  # config.json of student and fake score; None: the teacher's
-    flux_wo_guidance_embed: str | None = None  # folder with transformer/ linked to the teacher's
-    initial: str | None = None  # another run, or a student, to begin with in the teacher's place
-    cache: str | None = None  # folder of python -m senseflow.cache, in place of the encoders' work
-    dinov2: str = "vit_large_patch14_dinov2.lvd142m"  # timm name (DINOv3's too), local-dir:FOLDER
-    dinov2_weights: str | None = None  # a weights file; None: what the name stands for
-    clip: str = "ViT-L-14"  # open_clip name, or local-dir:FOLDER
-    clip_weights: str | None = "openai"  # open_clip tag or a weights file
+    pretrained_model: PathName  # the teacher's diffusers folder
+    dataset: PathName  # JSON with keys, image_paths, prompts; or an LMDB folder of latents
+    student_config: PathName | None = None  # config.json of student and fake score; None: teacher's
+    flux_wo_guidance_embed: PathName | None = None  # folder with transformer/ linked to teacher's
+    initial: PathName | None = None  # a run or a student to begin with in the teacher's place
+    cache: PathName | None = None  # folder of python -m senseflow.cache, in place of the encoders
+    dinov2: PathName = "vit_large_patch14_dinov2.lvd142m"  # timm name (DINOv3's too), local-dir:FOLDER
+    dinov2_weights: PathName | None = None  # a weights file; None: what the name stands for
+    clip: PathName = "ViT-L-14"  # open_clip name, or local-dir:FOLDER
+    clip_weights: PathName | None = "openai"  # open_clip tag or a weights file
     clip_quick_gelu: bool | None = None  # the activation of a weights file; None: what the tag says
 
 
@@ -53,43 +75,31 @@ class PathsConfig:
 class TrainConfig:
     """The length, batch, seed and rhythm of the run; all intervals in loop iterations."""
 
-    iter_num: int  # length of the run; raise it to go on with a finished one
-    batch_size: int  # global: over all ranks and micro-batches
-    resolution: tuple[int, int]  # height, width in pixels
-    save_interval: int  # iterations between checkpoints
-    log_interval: int = 10  # iterations between rows of stats.jsonl
-    seed: int = 0  # of every random number of the run
-    grad_accumulation: int = 1  # micro-batches per process and iteration
-    keep_last: int = 2  # checkpoints; 0 keeps all
+    iter_num: Iterations  # length of the run; raise it to go on with a finished one
+    batch_size: SmallCount  # global: over all ranks and micro-batches
+    resolution: tuple[Pixels, Pixels]  # height, width in pixels
+    save_interval: Count  # iterations between checkpoints
+    log_interval: Count = 10  # iterations between rows of stats.jsonl
+    seed: Seed = 0  # of every random number of the run
+    grad_accumulation: SmallCount = 1  # micro-batches per process and iteration
+    keep_last: CountOrNone = 2  # checkpoints; 0 keeps all
     async_save: bool = False  # write checkpoints while training goes on; costs host memory
     deterministic: bool = False  # the same bits on GPUs too, at some cost in speed
-    time_limit: float | None = None  # hours since the launch, after which the run saves and stops
-
-    def __post_init__(self) -> None:
-        counts = ("iter_num", "batch_size", "save_interval", "log_interval", "grad_accumulation")
-        for name in counts:
-            check_range(f"train.{name}", getattr(self, name), 1)
-        check_range("train.keep_last", self.keep_last, 0)
-        _require(self.time_limit is None or self.time_limit > 0, "train.time_limit: 0 or less")
-        check_range("train.resolution", min(self.resolution), 1)
+    time_limit: Positive | None = None  # hours since the launch; then the run saves and stops
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW for the generator, the fake score and the heads."""
 
-    lr: float  # of the generator
-    fake_score_lr: float  # of the fake score
-    discriminator_lr: float  # of the discriminator's heads
-    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's, of all three
-    eps: float = 1e-8  # AdamW's, of all three
-    weight_decay: float = 0.0  # AdamW's, of all three
-    max_grad_norm: float = 1.0  # each network's gradient is clipped to this norm
+    lr: Fraction  # of the generator
+    fake_score_lr: Fraction  # of the fake score
+    discriminator_lr: Fraction  # of the discriminator's heads
+    betas: tuple[Beta, Beta] = (0.9, 0.999)  # AdamW's, of all three
+    eps: Fraction = 1e-8  # AdamW's, of all three
+    weight_decay: Weight = 0.0  # AdamW's, of all three
+    max_grad_norm: Positive = 1.0  # each network's gradient is clipped to this norm
     states: Literal["float32", "bfloat16", "8bit"] = "float32"  # how the moments are kept
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "fake_score_lr", "discriminator_lr", "max_grad_norm", "eps"):
-            _require(getattr(self, name) > 0, f"optimizer.{name} must be positive")
 
 
 @dataclass(frozen=True)
@@ -97,40 +107,38 @@ class LrSchedulerConfig:
     """Linear from start_factor to 1 over the warm-up, constant, then linear to end_factor. Beside
     IDA a decay leaves a bias (docs/method.md, section 9)."""
 
-    warmup_iterations: int = 0  # the first ones of the run
-    start_factor: float = 1.0  # of the learning rates at the start of the warm-up
-    decay_iterations: int = 0  # the last ones of the run
-    end_factor: float = 1.0  # of the learning rates at the end of the run
+    warmup_iterations: CountOrNone = 0  # the first ones of the run
+    start_factor: Share = 1.0  # of the learning rates at the start of the warm-up
+    decay_iterations: CountOrNone = 0  # the last ones of the run
+    end_factor: Share = 1.0  # of the learning rates at the end of the run
 
 
 @dataclass(frozen=True)
 class AnchorsConfig:
     """The anchors: `times` on the unshifted clock, then the teacher's own shift."""
 
-    times: tuple[float, ...]  # thousandths, from noisy to clean, before the shift
-    shift: float | None = None  # None: the scheduler's own at the resolution
+    times: Times  # thousandths, from noisy to clean, before the shift
+    shift: Shift | None = None  # None: the scheduler's own at the resolution
 
 
 @dataclass(frozen=True)
 class StudentConfig:
     """How student and fake score start from the teacher's weights."""
 
-    fold_guidance: float | None = None  # fold this guidance into the time embedding's bias
-    guidance: float | None = None  # LoRA on FLUX: the constant its embedding is fed
+    fold_guidance: Guidance | None = None  # fold this guidance into the time embedding's bias
+    guidance: Guidance | None = None  # LoRA on FLUX: the constant its embedding is fed
 
 
 @dataclass(frozen=True)
 class LoraConfig:
     """Student and fake score as adapters of the frozen teacher."""
 
-    rank: int | None = None  # of the adapters; None: student and fake score are whole networks
-    alpha: float | None = None  # the scale is alpha / rank; None: 1
+    rank: SmallCount | None = None  # of the adapters; None: student and fake score are whole
+    alpha: Positive | None = None  # the scale is alpha / rank; None: 1
     train: Literal["B", "AB"] = "B"  # B: with one fixed A for both; AB: A and B of each
     targets: tuple[str, ...] = ()  # ends of the names of linear layers and convolutions
 
     def __post_init__(self) -> None:
-        check_range("lora.rank", self.rank, 1)
-        _require(self.alpha is None or self.alpha > 0, f"lora.alpha: {self.alpha} is not positive")
         _require(
             self.rank is None or len(self.targets) > 0,
             "lora.targets is empty: name the layers that get adapters, such as [to_q, to_k]",
@@ -141,29 +149,20 @@ class LoraConfig:
 class DmdConfig:
     """L_DMD: weight, the teacher's guidance, the law of t (thousandths)."""
 
-    weight: float  # of L_DMD in the loss of the generator; 0: none, no fake score is trained
-    guidance: Range  # the teacher's, drawn per sample
+    weight: Weight  # of L_DMD in the loss of the generator; 0: none, no fake score is trained
+    guidance: GuidanceRange  # the teacher's, drawn per sample
     time: TimeLaw  # law of t
-    time_range: Range = (0.0, 1000.0)  # of t, in thousandths of the teacher's clock
-    floor: float = 1e-4  # of mean |x - x_0_real|, by which the gradient is divided
-
-    def __post_init__(self) -> None:
-        check_range("dmd.weight", self.weight, 0)
-        _require_range("dmd.guidance", self.guidance)
-        _require_range("dmd.time_range", self.time_range)
+    time_range: TimeRange = (0.0, 1000.0)  # of t, in thousandths of the teacher's clock
+    floor: Fraction = 1e-4  # of mean |x - x_0_real|, by which the gradient is divided
 
 
 @dataclass(frozen=True)
 class FakeScoreConfig:
     """L_fake: the law of t, and N, the iterations per generator update (TTUR)."""
 
-    ttur: int  # N: iterations, each a step of the fake score, per update of the generator
+    ttur: Count  # N: iterations, each a step of the fake score, per update of the generator
     time: TimeLaw  # law of t
-    time_range: Range = (0.0, 1000.0)  # of t, in thousandths of the teacher's clock
-
-    def __post_init__(self) -> None:
-        check_range("fake_score.ttur", self.ttur, 1)
-        _require_range("fake_score.time_range", self.time_range)
+    time_range: TimeRange = (0.0, 1000.0)  # of t, in thousandths of the teacher's clock
 
 
 @dataclass(frozen=True)
@@ -171,37 +170,24 @@ class IdaConfig:
     """IDA's lambda; None switches it off. It needs learning rates that do not decay
     (docs/method.md, section 9)."""
 
-    lam: float | None  # phi <- lam phi + (1 - lam) theta; None: off
-
-    def __post_init__(self) -> None:
-        check_range("ida.lam", self.lam, 0, 1)
+    lam: Share | None  # phi <- lam phi + (1 - lam) theta; None: off
 
 
 @dataclass(frozen=True)
 class EmaConfig:
     """The average of the student's weights over its moves; None switches it off."""
 
-    decay: float | None = None  # per update of the generator; None: no average is kept
-
-    def __post_init__(self) -> None:
-        _require(
-            self.decay is None or 0 < self.decay < 1,
-            f"ema.decay: {self.decay} is not between 0 and 1",
-        )
+    decay: Decay | None = None  # per update of the generator; None: no average is kept
 
 
 @dataclass(frozen=True)
 class IsgConfig:
     """ISG: weight (0 switches it off), the teacher's guidance, the mid-point's margin."""
 
-    weight: float  # of L_ISG in the generator's loss; 0: off
-    guidance: Range  # the teacher's on its way to the mid-point, drawn per sample
-    margin: float  # least distance of the mid-point from its anchors, thousandths of their clock
+    weight: Weight  # of L_ISG in the generator's loss; 0: off
+    guidance: GuidanceRange  # the teacher's on its way to the mid-point, drawn per sample
+    margin: Time  # least distance of the mid-point from its anchors, thousandths of their clock
     loss: IsgLoss = "charbonnier"  # l2: the paper's mean square
-
-    def __post_init__(self) -> None:
-        check_range("isg.weight", self.weight, 0)
-        _require_range("isg.guidance", self.guidance)
 
 
 @dataclass(frozen=True)
@@ -210,29 +196,20 @@ class AdversarialConfig:
     fake score's UNet (DMD2). none, or weight 0: no adversary is built."""
 
     kind: Literal["vfm", "bottleneck", "none"]  # none: no adversary
-    weight: float  # of L_adv in the generator's loss; 0: none is built
-    discriminator_weight: float = 1.0  # of L_D in the discriminator's own
-    omega_power: float = 2.0  # vfm: omega is alpha to this power at the student's anchor
-    least_omega: float = 0.0  # vfm: it plays at anchors whose omega is above this
+    weight: Weight  # of L_adv in the generator's loss; 0: none is built
+    discriminator_weight: Positive = 1.0  # of L_D in the discriminator's own
+    omega_power: Power = 2.0  # vfm: omega is alpha to this power at the student's anchor
+    least_omega: Share = 0.0  # vfm: it plays at anchors whose omega is above this
     reference: Literal["paired", "shuffled", "none"] = "paired"  # vfm: real image compared with
-    taps: tuple[int, ...] = (2, 5, 8, 10, 14, 19, 23)  # vfm: DINOv2's blocks; and its embedding
-    virtual_batch: int = 1  # vfm: samples that share the statistics of a head's norm
+    taps: Taps = (2, 5, 8, 10, 14, 19, 23)  # vfm: DINOv2's blocks; and its embedding
+    virtual_batch: SmallCount = 1  # vfm: samples that share the statistics of a head's norm
     # Linear for files that do not name it: so are the heads of their runs. Recipes say equalized.
     text_layer: TextLayer = "linear"  # vfm: of a head; equalized: the release's
     spectral_norm: NormSchedule = "converged"  # vfm: its power iterations; release: the release's
     augment: bool = True  # vfm: DiffAugment on real and fake images
-    time_range: Range = (0.0, 999.0)  # bottleneck: of the noise on the latents it sees
-    downsamplings: int = 3  # bottleneck: of the head, before its convolution over 4 x 4
-    norm_groups: int = 32  # bottleneck: of the head's group norms
-
-    def __post_init__(self) -> None:
-        check_range("adversarial.weight", self.weight, 0)
-        _require(self.discriminator_weight > 0, "adversarial.discriminator_weight must be positive")
-        check_range("adversarial.least_omega", self.least_omega, 0)
-        check_range("adversarial.virtual_batch", self.virtual_batch, 1)
-        check_range("adversarial.downsamplings", self.downsamplings, 0)
-        check_range("adversarial.norm_groups", self.norm_groups, 1)
-        _require_range("adversarial.time_range", self.time_range)
+    time_range: TimeRange = (0.0, 999.0)  # bottleneck: of the noise on the latents it sees
+    downsamplings: Halvings = 3  # bottleneck: of the head, before its convolution over 4 x 4
+    norm_groups: SmallCount = 32  # bottleneck: of the head's group norms
 
     @property
     def in_use(self) -> str:
@@ -244,10 +221,7 @@ class AdversarialConfig:
 class BackwardSimulationConfig:
     """The share of iterations whose clean latent is the student's own sample."""
 
-    probability: float  # 0: always from data; 1: never
-
-    def __post_init__(self) -> None:
-        check_range("backward_simulation.probability", self.probability, 0, 1)
+    probability: Share  # 0: always from data; 1: never
 
 
 Dtype = Literal["float32", "bfloat16"]
@@ -267,26 +241,23 @@ class PrecisionConfig:
 class ParallelConfig:
     """Sharding (FSDP2), recomputation and compilation."""
 
-    replicas: int = 1  # HSDP: groups that each hold the whole network in shards
-    activation_checkpointing: int = 0  # 0: none; 1: every block is recomputed; k: every k-th
+    replicas: SmallCount = 1  # HSDP: groups that each hold the whole network in shards
+    activation_checkpointing: Block = 0  # 0: none; 1: every block is recomputed; k: every k-th
     recomputation: Literal["full", "selective"] = "full"  # selective: keeps matrix products
     compile: bool = False  # blocks and rounding by torch.compile; minutes at first
     offload: Literal["none", "trained"] = "none"  # trained: what learns lives in host memory
-
-    def __post_init__(self) -> None:
-        check_range("parallel.activation_checkpointing", self.activation_checkpointing, 0)
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Reading images (or latents) and prompts."""
 
-    max_sequence_length: int | None = None  # T5 tokens, one number in training and sampling
+    max_sequence_length: SmallCount | None = None  # T5 tokens, one number in training and sampling
     separate_real: bool = False  # draw the discriminator's real samples apart from the prompts
     latents_scaled: bool | None = None  # of an LMDB that does not say; None: as DMD2's, yes
-    num_workers: int = 4  # processes that read; 0: the training process itself
+    num_workers: Workers = 4  # processes that read; 0: the training process itself
     crop: Literal["center", "random"] = "center"  # of images that have another shape
-    max_unreadable: int = 100  # unreadable files met before the run stops
+    max_unreadable: CountOrNone = 100  # unreadable files met before the run stops
 
 
 @dataclass(frozen=True)
@@ -294,8 +265,8 @@ class LogConfig:
     """What the run folder shows besides stats.jsonl."""
 
     tensorboard: bool = True  # event files in tensorboard/
-    sample_interval: int = 500  # iterations between image strips; 0: none
-    num_pictures: int = 4  # samples in a strip
+    sample_interval: CountOrNone = 500  # iterations between image strips; 0: none
+    num_pictures: Annotated[int, Bounds(1, 64)] = 4  # samples in a strip
 
 
 @dataclass(frozen=True)
@@ -360,13 +331,18 @@ class Config:
             "say lr_scheduler.warmup_iterations=0 lr_scheduler.decay_iterations=0, or a larger "
             "train.iter_num",
         )
+        rates = self.optimizer
+        fastest = max(rates.lr, rates.fake_score_lr, rates.discriminator_lr)
+        _require(
+            fastest * rates.weight_decay < 1,
+            f"optimizer.weight_decay {rates.weight_decay:g}: at a learning rate of {fastest:g} "
+            "every step would take more of a weight than there is; their product must be below 1",
+        )
 
 
 REMOVED = {
-    "isg.midpoint": Removed(str, "uniform", "0.1.0", "mid-points are uniform (docs/ablation.md)"),
-    "isg.error_curve": Removed(
-        str | None, None, "0.1.0", "mid-points are uniform (docs/ablation.md)"
-    ),
+    "isg.midpoint": Removed("uniform", "0.1.0", "mid-points are uniform (docs/ablation.md)"),
+    "isg.error_curve": Removed(None, "0.1.0", "mid-points are uniform (docs/ablation.md)"),
 }
 """Keys of older files, which still load."""
 
@@ -377,13 +353,18 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> Config:
     Raises ValueError naming the file and key for an unknown key, a missing one, a wrong type or an
     impossible combination.
     """
-    return read_strictly(Config, Path(file), overrides, REMOVED)
+    return build_config(read_tree(Path(file), overrides), Path(file))
+
+
+def build_config(tree: dict[str, Any], file: Path) -> Config:
+    """The configuration of `strict_yaml.read_tree(file)`; raises ValueError, naming the file."""
+    return build(Config, tree, file, REMOVED)
 
 
 def save_config(config: Config, file: Path) -> None:
     """Write the resolved configuration so that `load_config` reads the same one back."""
     tree = json.loads(json.dumps(dataclasses.asdict(config)))  # lists for tuples
-    write_whole(file, yaml.safe_dump(tree, sort_keys=False))
+    write_whole(file, dump_yaml(tree))
 
 
 def differences(config: Config, other: Config) -> list[str]:

@@ -1,17 +1,15 @@
 """How a training script reads its YAML: its own recipe's, checked against the processes."""
 
 import logging
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from senseflow.common.files import ROOT
-from senseflow.config.config import Config, load_config
+from senseflow.config.config import Config, build_config
 from senseflow.config.recipes import RECIPES, Recipe
+from senseflow.config.strict_yaml import read_tree
 
 logger = logging.getLogger(__name__)
-
-_RECIPE = re.compile(r"^recipe:[ \t]*[\"']?(\w+)", re.MULTILINE)
 
 
 def load_recipe(recipe: Recipe, file: Path, overrides: list[str]) -> Config:
@@ -21,15 +19,11 @@ def load_recipe(recipe: Recipe, file: Path, overrides: list[str]) -> Config:
     all numbers are those of this recipe's own YAML beside it. Raises ValueError for a YAML of
     any other recipe, and for another adversary than this recipe's.
     """
-    if not any(override.startswith("recipe=") for override in overrides):
-        # First, by this line alone: what else is wrong may be so for this script only.
-        said = _RECIPE.search(file.read_text(errors="replace")) if file.is_file() else None
-        if said and said[1] in RECIPES and said[1] not in (recipe.name, recipe.lends_paths):
-            raise _of_another(recipe, file, said[1])
-    config, read = load_config(file, overrides), file
-    if recipe.lends_paths and config.recipe == recipe.lends_paths:
+    # First of all: what else is wrong with another recipe's file is of no interest.
+    config = _load_own(file, overrides, (recipe.name, recipe.lends_paths))
+    if config.recipe == recipe.lends_paths:
         read = _beside(recipe, file)
-        own, paths = load_config(read, overrides), config.paths
+        own, paths = _load_own(read, overrides, (recipe.name,)), config.paths
         if not recipe.family.is_this_size(Path(paths.pretrained_model)):
             logger.info("paths.pretrained_model is %s's: taking this recipe's", config.recipe)
             paths = replace(paths, pretrained_model=own.paths.pretrained_model)
@@ -40,8 +34,6 @@ def load_recipe(recipe: Recipe, file: Path, overrides: list[str]) -> Config:
             recipe.lends_paths,
             read,
         )
-    if config.recipe != recipe.name:
-        raise _of_another(recipe, read, config.recipe)
     if config.adversarial.in_use not in (recipe.adversary, "none"):
         raise ValueError(
             f"{file}: adversarial.kind {config.adversarial.kind}: {recipe.name} has "
@@ -50,11 +42,15 @@ def load_recipe(recipe: Recipe, file: Path, overrides: list[str]) -> Config:
     return config
 
 
-def _of_another(recipe: Recipe, file: Path, name: str) -> ValueError:
-    return ValueError(
-        f"{file} is the recipe {name}, which sh {RECIPES[name].script} runs; this script runs "
-        f"{recipe.name}"
-    )
+def _load_own(file: Path, overrides: list[str], names: tuple[str | None, ...]) -> Config:
+    """The configuration in a file of one of these recipes; raises ValueError for another's."""
+    tree = read_tree(file, overrides)
+    if (found := tree.get("recipe")) in [name for name in RECIPES if name not in names]:
+        raise ValueError(
+            f"{file} is the recipe {found}, which sh {RECIPES[found].script} runs; this script "
+            f"runs {names[0]}"
+        )
+    return build_config(tree, file)
 
 
 def _beside(recipe: Recipe, file: Path) -> Path:

@@ -13,6 +13,7 @@ import torch
 
 from senseflow.common.weights_files import fault_of
 from senseflow.config.config import Config, Dtype, PathsConfig
+from senseflow.core.adversarial import omega
 from senseflow.core.anchors import Anchors
 from senseflow.core.path import Path as NoisePath
 from senseflow.data.cached import Cache
@@ -102,7 +103,8 @@ def check_offload(offload: str, num_gpus: int) -> None:
 
 
 def check_times(config: Config, path: NoisePath, anchors: Anchors) -> None:
-    """Raise ValueError for times off the path's clock, and for an ISG margin without room."""
+    """Raise ValueError for times off the path's clock, an ISG margin without room, and an adversary
+    that plays at no anchor."""
     spans = {
         "anchors.times": (anchors.times[-1], anchors.times[0]),
         "dmd.time_range": config.dmd.time_range,
@@ -118,6 +120,14 @@ def check_times(config: Config, path: NoisePath, anchors: Anchors) -> None:
             )
     if config.isg.weight > 0:
         anchors.check_margin(config.isg.margin)
+    least = config.adversarial.least_omega
+    if config.adversarial.in_use == "vfm" and least > 0:  # 0: at the top anchor alone it is out
+        omegas = omega(path, torch.tensor(anchors.times), config.adversarial.omega_power)
+        if (most := float(omegas.max())) <= least:
+            raise ValueError(
+                f"adversarial.least_omega {least:g}: the adversary would play at no anchor, as the "
+                f"largest omega is {most:.3g}"
+            )
 
 
 def check_vfm_paths(paths: PathsConfig, cache: Cache) -> None:

@@ -26,7 +26,7 @@ from senseflow.distill.measures import STOPWATCH, Measures, image_drift
 from senseflow.distill.state import Distillation, first_samples, real_images
 from senseflow.engine.agreement import Agreement, require_equal
 from senseflow.engine.checkpoint import Checkpoints, State, full_state, students
-from senseflow.engine.checkpoint_folders import step_name
+from senseflow.engine.checkpoint_folders import complete_checkpoints, step_name
 from senseflow.engine.disk import remove_partials, writing
 from senseflow.engine.export import StudentExport, export_student
 from senseflow.engine.log import Log
@@ -157,11 +157,7 @@ class Run:
         # An interval late at most, and nothing is lost: steps that were not finite were no steps.
         bad = [name for name, v in values.items() if not math.isfinite(v)]
         if bad:
-            raise NonFiniteError(
-                f"{', '.join(bad)} not finite in iterations {since + 1} to {iteration}; no "
-                f"step was taken from it. The newest checkpoint in {self.checkpoints.folder} is "
-                "good: lower the learning rate or find the bad input, then run the command again"
-            )
+            raise NonFiniteError(self.not_finite(bad, since, iteration))
         if (gap := self.gap()) is not None:
             values["ida/gap"] = gap
         values |= {
@@ -175,6 +171,18 @@ class Run:
             log.write(iteration, values)
             shown = ("loss/dmd", "loss/isg", "loss/fake", "discriminator/margin", "ida/gap")
             bar.set_postfix({n.split("/")[1]: f"{values[n]:.3g}" for n in shown if n in values})
+
+    def not_finite(self, names: list[str], since: int, iteration: int) -> str:
+        """What happened, what is left, and what to do."""
+        folder, rates = self.checkpoints.folder, self.config.optimizer
+        good = f"The newest checkpoint in {folder} is good"
+        return (
+            f"{', '.join(names)} not finite in iterations {since + 1} to {iteration}; no step was "
+            f"taken from it. {good if complete_checkpoints(folder) else 'No checkpoint is there'}: "
+            f"lower the learning rates (optimizer.lr {rates.lr:g}, fake_score_lr "
+            f"{rates.fake_score_lr:g}, discriminator_lr {rates.discriminator_lr:g}) or find the "
+            "bad input, then run the command again"
+        )
 
     def gap(self) -> float | None:
         """||phi - theta|| / ||theta|| over all parameters and ranks; None while a generator that is

@@ -8,12 +8,12 @@ import typing
 from functools import cache
 
 import pytest
-import yaml
 from doc_pages import ROOT, Page, pages, top_folders, tracked
 from doc_programs import ELSEWHERE, is_path
 
 from senseflow.config import strict_yaml
 from senseflow.config.config import REMOVED, Config
+from senseflow.config.yaml_text import parse_yaml
 
 NAME = r"[a-z_][a-z0-9_]*"
 KEY = re.compile(rf"({NAME})\.({NAME}|\*)(?:(?:=|: ?)(.+))?")
@@ -86,12 +86,12 @@ def check_key(section: str, key: str, value: str | None) -> None:
     if f"{section}.{key}" in REMOVED:
         return
     assert section in SECTIONS, f"the configuration has no section {section}"
-    hints = typing.get_type_hints(SECTIONS[section])
+    hints = typing.get_type_hints(SECTIONS[section], include_extras=True)
     assert key == "*" or key in hints, f"{section} has no key {key}"
     if value is None or key == "*" or re.fullmatch(r"[A-Z][A-Z_]*|k|\.\.\.", value):
         return
     try:
-        strict_yaml._convert(yaml.safe_load(value), hints[key], f"{section}.{key}")
+        strict_yaml._convert(parse_yaml(value, key), hints[key], f"{section}.{key}")
     except ValueError as error:
         raise AssertionError(str(error)) from None
 

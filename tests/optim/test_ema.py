@@ -10,7 +10,6 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from toy import toy_batch, toy_config, toy_distillation
 
 from senseflow.common.ranks import Ranks, start_ranks
-from senseflow.config.config import EmaConfig
 from senseflow.distill.algorithm import train_iteration
 from senseflow.distill.measures import Measures
 from senseflow.optim.ema import Ema
@@ -99,9 +98,3 @@ def test_training_is_the_same_with_and_without_it():
 def test_wrapped_blocks_keep_their_names():
     network = torch.nn.Sequential(checkpoint_wrapper(torch.nn.Linear(2, 2)), torch.nn.Linear(2, 1))
     assert list(Ema.start(network, 0.5).shards) == ["0.weight", "0.bias", "1.weight", "1.bias"]
-
-
-@pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, 2.0])
-def test_a_decay_outside_0_and_1_is_refused(decay):
-    with pytest.raises(ValueError, match=r"ema.decay: .* is not between 0 and 1"):
-        EmaConfig(decay)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from python import PYTHON
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 SCRIPTS = {
@@ -55,6 +56,17 @@ def interrupted(folder: Path, iteration: int, copy: Path) -> Path:
             shutil.rmtree(later)
     (copy / "last_iter").write_text(f"{iteration}\n")
     return copy
+
+
+def blind_teacher(folder: Path) -> Path:
+    """A copy of the embedded FLUX teacher whose VAE sees NaN in every image."""
+    shutil.copytree("assets/tiny/flux/pipeline", folder)
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["encoder.conv_in.bias"].fill_(float("nan"))
+    file.unlink()  # it may be a link
+    save_file(weights, file, {"format": "pt"})
+    return folder
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

@@ -12,8 +12,9 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from senseflow.common.fields import MOST, Bounds, Seed
 from senseflow.config.config import Config, load_config
 from senseflow.config.load import load_recipe
 from senseflow.config.recipes import RECIPES
@@ -53,16 +54,16 @@ class Table:
 class Study:
     """Everything one command runs."""
 
-    seeds: tuple[int, ...]
-    num_prompts: int  # of each measurement, half of them held out
+    seeds: tuple[Seed, ...]
+    num_prompts: Annotated[int, Bounds(2, MOST)]  # of each measurement, half of them held out
     teachers: dict[str, TeacherChoice]
     tables: dict[str, Table]
     overrides: Overrides = field(default_factory=dict)
     quick: Overrides = field(default_factory=dict)  # what --quick changes besides
 
     def __post_init__(self) -> None:
-        if not self.seeds or self.num_prompts < 2:
-            raise ValueError("at least one of seeds, and num_prompts of 2 or more")
+        if not self.seeds:
+            raise ValueError("seeds is empty: name at least one")
         for name, table in self.tables.items():
             if not table.cells or not table.teachers:
                 raise ValueError(f"tables.{name}: cells and teachers must name at least one each")
