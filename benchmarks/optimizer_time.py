@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from senseflow.common.commands import number
+from senseflow.common.fields import Count
 from senseflow.optim.compact_adamw import CompactAdamW
 
 KINDS = [(m, s) for m in (torch.float32, torch.bfloat16) for s in ("float32", "bfloat16", "8bit")]
@@ -134,7 +136,9 @@ def rows(device: str, num: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--elements", type=int, default=2**22, help="of the weight, times of 64")
+    parser.add_argument(
+        "--elements", type=number(Count), default=2**22, help="of the weight, times of 64"
+    )
     parser.add_argument("--output", type=Path, help="markdown file to write the table to")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -23,6 +23,8 @@ from unittest.mock import patch
 import torch
 from tqdm import trange
 
+from senseflow.common.commands import number
+from senseflow.common.fields import Count
 from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
 from senseflow.distill import algorithm as distill
@@ -104,7 +106,7 @@ def measure(run: Run, cycles: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="YAML of a recipe")
-    parser.add_argument("--cycles", type=int, default=4, help="of N iterations each")
+    parser.add_argument("--cycles", type=number(Count), default=4, help="of N iterations each")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     args = parser.parse_args()
     torch.set_num_threads(1)

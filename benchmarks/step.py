@@ -26,6 +26,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from senseflow.common.commands import number
+from senseflow.common.fields import Count
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.ranks import Ranks, join_group, start_ranks
 from senseflow.common.templates import markdown_table
@@ -154,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, type=Path, help="YAML of a recipe")
     parser.add_argument("--data", choices=("images", "latents", "cached"), help="as senseflow.plan")
-    parser.add_argument("--repeats", type=int, default=3, help="of each kind, timed (3)")
+    parser.add_argument("--repeats", type=number(Count), default=3, help="of each kind, timed (3)")
     parser.add_argument("--output", type=Path, help="markdown file to write to")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     args = parser.parse_args()

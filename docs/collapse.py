@@ -8,11 +8,13 @@ import io
 import sys
 from itertools import zip_longest
 from pathlib import Path
+from typing import Annotated
 
 from matplotlib.figure import Figure
 from PIL import Image
 
-from senseflow.common.commands import Parser, exit_status
+from senseflow.common.commands import Parser, exit_status, number
+from senseflow.common.fields import Bounds
 from senseflow.common.pictures import save_whole
 from senseflow.report.run_folder import read_run
 from senseflow.report.signals import Curves, curves_of
@@ -26,7 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python docs/collapse.py", description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="PNG")
-    parser.add_argument("--strips", type=int, default=4, help="of each run, at least 2 (4)")
+    parser.add_argument(
+        "--strips",
+        type=number(Annotated[int, Bounds(2, 64)]),
+        default=4,
+        help="of each run, at least 2 (4)",
+    )
     args = parser.parse_args(arguments)
     return exit_status(lambda: run(args), "nothing was written")
 

@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from toy_2d_report import draw, energy_distance, posterior_mean
 from tqdm import tqdm
 
+from senseflow.common.commands import number
+from senseflow.common.fields import Count, SmallCount
 from senseflow.core.anchors import Anchors, draw_time
 from senseflow.core.dmd import dmd_gradient, dmd_loss, fake_score_loss
 from senseflow.core.ida import align_
@@ -238,11 +240,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("runs/toy_2d"))
-    parser.add_argument("--seeds", type=int, default=3, help="networks trained side by side (3)")
-    parser.add_argument("--iterations", type=int, default=Settings.iterations)
+    parser.add_argument(
+        "--seeds", type=number(SmallCount), default=3, help="networks trained side by side (3)"
+    )
+    parser.add_argument("--iterations", type=number(Count), default=Settings.iterations)
     args = parser.parse_args()
-    if args.seeds < 1 or args.iterations < 1:
-        parser.error("--seeds and --iterations must be at least 1")
     runs, teacher = run(args.seeds, Settings(iterations=args.iterations))
     draw(runs, teacher, args.output / "toy_2d.png")
     for name, (curve, _) in runs.items():

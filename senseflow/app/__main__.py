@@ -11,7 +11,8 @@ import socket
 import sys
 from pathlib import Path
 
-from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.fields import Port
 from senseflow.config.families import family_of
 from senseflow.config.recipes import FAMILIES
 from senseflow.sampling.cli import add_device_flags, add_student_flags, messages
@@ -64,7 +65,7 @@ def _add_server_flags(parser: Parser) -> None:
     group.add_argument(
         "--host", default=HOST, help=f"0.0.0.0: seen by the whole network ({HOST}: by this machine)"
     )
-    group.add_argument("--port", type=int, default=PORT, help=f"({PORT})")
+    group.add_argument("--port", type=number(Port), default=PORT, help=f"({PORT})")
     group.add_argument(
         "--share", action="store_true",
         help="also a public address for a week, through gradio's servers: whoever has it can draw",
@@ -140,8 +141,6 @@ def check_teacher(family: Family, args: argparse.Namespace) -> None:
 
 def check_port(host: str, port: int) -> None:
     """Raise ValueError unless a server can listen there."""
-    if not 0 < port < 2**16:
-        raise ValueError(f"--port {port} is not between 1 and 65535")
     try:
         address, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:

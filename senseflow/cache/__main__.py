@@ -16,8 +16,8 @@ import logging
 import sys
 from pathlib import Path
 
-from senseflow.common.commands import Parser, exit_status, module_parser
-from senseflow.common.fields import check_range
+from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.fields import Count
 from senseflow.common.files import require_writable
 
 EXAMPLES = """examples:
@@ -53,7 +53,7 @@ def build_parser() -> Parser:
     parser.add_argument("--prompts", action="store_true", help="prompts alone")
     parser.add_argument("--latents", action="store_true", help="latents alone")
     parser.add_argument(
-        "--shard_rows", type=int, metavar="N",
+        "--shard_rows", type=number(Count), metavar="N",
         help="rows per file (as many as fit 256 MiB, at most 1024)",
     )  # fmt: skip
     return parser
@@ -66,7 +66,6 @@ def check(args: argparse.Namespace) -> None:
     require_writable("--output", args.output)
     if args.prompts and args.latents:
         raise ValueError("--prompts and --latents: one of them, or neither for both")
-    check_range("shard_rows", args.shard_rows, 1)
 
 
 if __name__ == "__main__":

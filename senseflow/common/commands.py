@@ -5,15 +5,55 @@ import errno
 import logging
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, get_args
 
-from senseflow.common.fields import FieldError
+from senseflow.common.fields import Bounds, FieldError, PathText, short
 
 logger = logging.getLogger("senseflow")
 
 
+@dataclass(frozen=True)
+class Number:
+    """How argparse reads the text of a flag: as a number within bounds."""
+
+    base: type[int] | type[float]
+    bounds: Bounds
+    hint: str = ""  # said after what is no number
+
+    def __call__(self, text: str) -> float:
+        """The number in a text; raises ArgumentTypeError, to which argparse adds the flag."""
+        try:
+            value = self.base(text)
+        except ValueError:
+            what = "a whole number" if self.base is int else "a number"
+            raise argparse.ArgumentTypeError(f"{short(text)} is not {what}{self.hint}") from None
+        if refusal := self.bounds.refusal(value):
+            raise argparse.ArgumentTypeError(f"{short(value)} {refusal}")
+        return value
+
+
+def number(kind: Any, hint: str = "") -> Number:
+    """How a flag of a kind of number is read, such as `senseflow.common.fields.Seed`."""
+    return Number(*get_args(kind), hint)
+
+
+def read_path(text: str) -> Path:
+    """How argparse reads a path; raises ArgumentTypeError for what no file can be called."""
+    if refusal := PathText().refusal(text):
+        raise argparse.ArgumentTypeError(f"{short(text)} {refusal}")
+    return Path(text)
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser that says an error in one line, without the usage."""
+    """An argument parser that says an error in one line, without the usage; `type=Path` reads what
+    can be one.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, read_path)
 
     def error(self, message: str) -> NoReturn:
         """One line, the mistake alone; exit status 2."""
@@ -43,15 +83,17 @@ def exit_status(work: Callable[[], int | None], stopped: str) -> int:
         return work() or 0
     except (ValueError, OSError) as error:
         logger.debug("", exc_info=error)
-        sys.stderr.write(f"error: {_words(error)}\n")
+        sys.stderr.write(f"error: {words_of(error)}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped: {stopped}\n")
         return 130
 
 
-def _words(error: Exception) -> str:
+def words_of(error: Exception) -> str:
     """An error in one line; of a full disk also what to do, as the system's words name no place."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{short(str(error.filename))} {PathText.TOO_LONG}"
     said = error.as_flag if isinstance(error, FieldError) else str(error)
     words = " ".join(said.split())
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

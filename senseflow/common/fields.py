@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import gt, le, lt
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 NAME_BYTES, PATH_BYTES = 255, 4095  # of a file's name and of a path, on Linux
 
@@ -96,9 +96,9 @@ class Order:
 class PathText:
     """Text that can be a path: neither empty nor longer than a file system's names."""
 
-    def __str__(self) -> str:
-        """What the text is."""
-        return "a path"
+    TOO_LONG: ClassVar[str] = (
+        f"is too long for a path: a name has at most {NAME_BYTES} bytes, the whole {PATH_BYTES}"
+    )
 
     def refusal(self, text: str) -> str | None:
         """What is wrong with a path; None: nothing."""
@@ -108,10 +108,7 @@ class PathText:
             return "has a character of code 0: no path has one"
         longest = max(len(name.encode(errors="replace")) for name in text.split("/"))
         if longest > NAME_BYTES or len(text.encode(errors="replace")) > PATH_BYTES:
-            return (
-                f"is too long for a path: a name has at most {NAME_BYTES} bytes, the whole "
-                f"{PATH_BYTES}"
-            )
+            return self.TOO_LONG
         return None
 
 
@@ -124,7 +121,10 @@ CountOrNone = Annotated[int, Bounds(0, MOST)]
 SmallCount = Annotated[int, Bounds(1, 2**16)]  # of what is held at a time: samples, processes
 Workers = Annotated[int, Bounds(0, 256)]  # processes or threads beside this one
 Pixels = Annotated[int, Bounds(1, 2**16 - 1)]  # of a side
+PixelsOrNone = Annotated[int, Bounds(0, 2**16 - 1)]
 Seed = Annotated[int, Bounds(0, 2**63 - 1)]  # of torch's generators
+Threads = Annotated[int, Bounds(1, 256)]  # or processes, of one machine
+Fraction = Annotated[float, Bounds(0, 1, above=True)]
 Guidance = Annotated[float, Bounds(0, 100)]  # published teachers are guided at 1 to 15
 Share = Annotated[float, Bounds(0, 1)]
 Port = Annotated[int, Bounds(1, 2**16 - 1)]
@@ -137,9 +137,9 @@ def check(field: str, value: Any, rule: Rule) -> None:
         raise FieldError(field, f"{short(value)} {refusal}")
 
 
-def check_range(field: str, value: float | None, least: float, most: float = math.inf) -> None:
+def check_range(field: str, value: float | None, least: float, most: float | None = None) -> None:
     """Raise FieldError for a number that was given and is not in [least, most]."""
-    check(field, value, Bounds(least, most))
+    check(field, value, Bounds(least, math.inf if most is None else most))
 
 
 def check_choice(field: str, value: str | None, choices: tuple[str, ...]) -> None:

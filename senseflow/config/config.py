@@ -16,6 +16,7 @@ from senseflow.common.fields import (
     Bounds,
     Count,
     CountOrNone,
+    Fraction,
     Guidance,
     Order,
     PathName,
@@ -33,7 +34,6 @@ from senseflow.config.yaml_text import dump_yaml
 from senseflow.core.names import IsgLoss, NormSchedule, TextLayer, TimeLaw
 
 Iterations = Annotated[int, Bounds(1, 10**7 - 1)]  # seven digits in the names of checkpoints
-Fraction = Annotated[float, Bounds(0, 1, above=True)]
 Positive = Annotated[float, Bounds(0, 1e6, above=True)]
 Weight = Annotated[float, Bounds(0, 1e6)]
 Beta = Annotated[float, Bounds(0, 1, below=True)]
@@ -64,7 +64,7 @@ class PathsConfig:
     flux_wo_guidance_embed: PathName | None = None  # folder with transformer/ linked to teacher's
     initial: PathName | None = None  # a run or a student to begin with in the teacher's place
     cache: PathName | None = None  # folder of python -m senseflow.cache, in place of the encoders
-    dinov2: PathName = "vit_large_patch14_dinov2.lvd142m"  # timm name (DINOv3's too), local-dir:FOLDER
+    dinov2: PathName = "vit_large_patch14_dinov2.lvd142m"  # timm name (v3 too) or local-dir:FOLDER
     dinov2_weights: PathName | None = None  # a weights file; None: what the name stands for
     clip: PathName = "ViT-L-14"  # open_clip name, or local-dir:FOLDER
     clip_weights: PathName | None = "openai"  # open_clip tag or a weights file

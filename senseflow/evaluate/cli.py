@@ -6,7 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from senseflow.common.fields import check_range, flag_names
+from senseflow.common.commands import number
+from senseflow.common.fields import Count, Guidance, Seed, SmallCount, flag_names
 from senseflow.config.families import family_of
 from senseflow.evaluate.layouts import LAYOUTS, TEACHER, Selection
 from senseflow.evaluate.metrics import specs
@@ -14,6 +15,7 @@ from senseflow.evaluate.metrics.metric import Given
 from senseflow.evaluate.score import check_flags
 from senseflow.evaluate.table import make_table
 from senseflow.sampling.cli import (
+    Steps,
     add_machine_flags,
     add_size_flags,
     add_student_flags,
@@ -53,7 +55,7 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         help="one prompt per line, or .json, .jsonl, .tsv with ids; t2i_compbench: the files of "
         "its categories, such as color_val.txt",
     )  # fmt: skip
-    group.add_argument("--num_prompts", type=int, help="at most this many (all)")
+    group.add_argument("--num_prompts", type=number(Count), help="at most this many (all)")
     group.add_argument(
         "--layout", choices=tuple(LAYOUTS), default="seeds",
         help="of the folders: seed_0/00000_words.png, ... (seeds), or the official one of a "
@@ -67,24 +69,31 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=["x0"], help="(x0)")
     group.add_argument(
-        "--steps", nargs="+", type=int, metavar="N",
+        "--steps", nargs="+", type=number(Steps), metavar="N",
         help="of the student: 1, 2, 4 or 8 (as many as it was trained for)",
     )  # fmt: skip
     add_size_flags(group)
-    group.add_argument("--teacher_steps", type=int, help="(the family's: FLUX 50, SDXL 40, ...)")
-    group.add_argument("--teacher_guidance", type=float, help="(the family's)")
     group.add_argument(
-        "--guidance", type=float, help="of a FLUX student that kept its guidance embedding"
+        "--teacher_steps", type=number(Steps), help="(the family's: FLUX 50, SDXL 40, ...)"
+    )
+    group.add_argument("--teacher_guidance", type=number(Guidance), help="(the family's)")
+    group.add_argument(
+        "--guidance",
+        type=number(Guidance),
+        help="of a FLUX student that kept its guidance embedding",
     )
     numbers = ", ".join(f"{name} {layout.num_seeds}" for name, layout in LAYOUTS.items())
-    group.add_argument("--seeds", type=int, help=f"images per prompt ({numbers})")
+    group.add_argument("--seeds", type=number(SmallCount), help=f"images per prompt ({numbers})")
     group.add_argument(
-        "--seed", type=int, default=0, help="image k of prompt i has seed + i + 1000000 k (0)"
+        "--seed",
+        type=number(Seed),
+        default=0,
+        help="image k of prompt i has seed + i + 1000000 k (0)",
     )
     group.add_argument(
-        "--teacher_seed", type=int, help="in place of --seed for the teacher (the same)"
+        "--teacher_seed", type=number(Seed), help="in place of --seed for the teacher (the same)"
     )
-    group.add_argument("--max_sequence_length", type=int, help="T5 tokens")
+    group.add_argument("--max_sequence_length", type=number(SmallCount), help="T5 tokens")
 
 
 def run_generate(args: argparse.Namespace) -> None:
@@ -99,7 +108,6 @@ def run_generate(args: argparse.Namespace) -> None:
     paths = Paths(args.base, args.checkpoint, args.ema, args.config, args.lora)
     drawings, teacher = read_drawings(args)
     machine, output = read_machine(args), read_output(args)
-    check_range("seeds", args.seeds, 1)
     layout = LAYOUTS[args.layout]
     collections = layout.read(args.prompts_file)
     num_seeds = args.seeds or layout.num_seeds
@@ -129,8 +137,6 @@ def run_score(args: argparse.Namespace) -> None:
     given = Given(vars(args))
     if not args.name.strip():
         raise ValueError("--name is empty")
-    check_range("batch_size", args.batch_size, 1)
-    check_range("threads", args.threads, 1)
     if args.output.is_dir():
         raise ValueError(f"--output {args.output} is a folder: name a file")
     check_flags(metrics, given)

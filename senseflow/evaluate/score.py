@@ -5,14 +5,15 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from senseflow.common.commands import Parser
+from senseflow.common.commands import Parser, number
+from senseflow.common.fields import PixelsOrNone, SmallCount, Threads
 from senseflow.evaluate.metrics import specs
 from senseflow.evaluate.metrics.metric import Flag, Given, Spec
 
-KINDS: dict[str, tuple[type, str]] = {  # of flags: their type and metavar
+KINDS: dict[str, tuple[Any, str]] = {  # of flags: their type and metavar
     "file": (Path, "FILE"),
     "folder": (Path, "DIR"),
-    "pixels": (int, "PIXELS"),
+    "pixels": (number(PixelsOrNone), "PIXELS"),
     "text": (str, "TEXT"),
 }
 DESCRIPTION = """\
@@ -78,8 +79,10 @@ def _add_machine_flags(parser: Parser) -> None:
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
         help=f"of the models, but for {whole}, which are float32 (float32)",
     )  # fmt: skip
-    group.add_argument("--batch_size", type=int, default=32)
-    group.add_argument("--threads", type=int, default=4, help="that decode images, per process (4)")
+    group.add_argument("--batch_size", type=number(SmallCount), default=32)
+    group.add_argument(
+        "--threads", type=number(Threads), default=4, help="that decode images, per process (4)"
+    )
 
 
 def _add_metric_flags(parser: Parser) -> None:

@@ -14,8 +14,8 @@ import logging
 import sys
 from pathlib import Path
 
-from senseflow.common.commands import Parser, exit_status, module_parser
-from senseflow.common.fields import check_range
+from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.fields import SmallCount
 from senseflow.common.files import require_writable
 from senseflow.config.families import family_of
 
@@ -42,7 +42,7 @@ def build_parser() -> Parser:
         "--student", type=Path, required=True, metavar="CKPT",
         help="the full student, in any form that --checkpoint of the sampling scripts takes",
     )  # fmt: skip
-    parser.add_argument("--rank", type=int, required=True, help="of every layer")
+    parser.add_argument("--rank", type=number(SmallCount), required=True, help="of every layer")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="must not be there yet"
     )
@@ -54,7 +54,6 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace) -> None:
     """Raises ValueError for what cannot be extracted, OSError for what cannot be written."""
-    check_range("rank", args.rank, 1)
     if args.output.exists():
         raise ValueError(f"--output {args.output} is there already: name another, or remove it")
     require_writable("--output", args.output.parent)

@@ -15,7 +15,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from senseflow.common.commands import Parser
+from senseflow.common.commands import Parser, number, words_of
+from senseflow.common.fields import CountOrNone, SmallCount, Threads
 from senseflow.common.files import require_folder
 from senseflow.common.quiet import set_up_notes
 from senseflow.common.signals import STARTED, Forwarder
@@ -49,7 +50,7 @@ def main(recipe: Recipe) -> None:
         worker = partial(work, recipe, args.config, args.save_dir, args.overrides)
         code = launch(worker, config, recipe.family, args.nodes, args.gpus, args.max_restarts, stop)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {words_of(error)}")
     sys.exit(code)
 
 
@@ -76,24 +77,22 @@ def read_arguments(recipe: Recipe) -> argparse.Namespace:
         "process of it, saves a checkpoint and stops.",
         epilog=f"example: sh {recipe.script} 1 8 {recipe.config} runs/{recipe.name} train.seed=1",
     )
-    example = f"sh {recipe.script} 1 8 {recipe.config} runs/{recipe.name}"
-
-    def count(text: str) -> int:
-        if not text.lstrip("-").isdecimal():
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a number: NODES and GPUS, the processes per node, come first, as "
-                f"in {example}"
-            )
-        return int(text)
-
-    parser.add_argument("nodes", type=count, metavar="NODES", help="number of nodes")
-    parser.add_argument("gpus", type=count, metavar="GPUS", help="processes per node")
+    first = (
+        ": NODES and GPUS, the processes per node, come first, as in "
+        f"sh {recipe.script} 1 8 {recipe.config} runs/{recipe.name}"
+    )
+    parser.add_argument(
+        "nodes", type=number(SmallCount, first), metavar="NODES", help="number of nodes"
+    )
+    parser.add_argument(
+        "gpus", type=number(Threads, first), metavar="GPUS", help="processes per node"
+    )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the recipe")
     parser.add_argument("save_dir", type=Path, metavar="SAVE_DIR", help="run folder")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
     parser.add_argument(
         "--max-restarts",
-        type=int,
+        type=number(CountOrNone),
         default=0,
         metavar="N",
         help="after a failure that need not repeat, start again from the last complete checkpoint, "
@@ -104,10 +103,6 @@ def read_arguments(recipe: Recipe) -> argparse.Namespace:
 
 def check_arguments(args: argparse.Namespace, recipe: Recipe) -> Config:
     """The configuration, and all that can be said without torch; raises ValueError or OSError."""
-    if args.nodes < 1 or args.gpus < 1:
-        raise ValueError(f"NODES {args.nodes} and GPUS {args.gpus} must be at least 1")
-    if args.max_restarts < 0:
-        raise ValueError(f"--max-restarts {args.max_restarts} must not be negative")
     require_folder("SAVE_DIR", args.save_dir)
     require_free(args.save_dir)
     require_known_layout(args.save_dir)

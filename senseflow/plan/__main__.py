@@ -15,12 +15,14 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from senseflow.common.commands import Parser, exit_status, module_parser
-from senseflow.common.fields import check_range
+from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.fields import Bounds, Fraction, SmallCount, Threads
 from senseflow.common.files import ROOT, require_writable, write_whole
 from senseflow.config.recipes import RECIPES
 
+Gib = Annotated[float, Bounds(0, 1e5)]
 EXAMPLES = """examples:
   python -m senseflow.plan --config configs/FLUX/flux_senseflow.yaml --gpus 8 --memory 80
   python -m senseflow.plan --config configs/SD35/sd35_senseflow.yaml --gpus 1 --output plan.md \\
@@ -67,15 +69,17 @@ def build_parser() -> Parser:
     parser = module_parser("senseflow.plan", __doc__, EXAMPLES)
     parser.add_argument("--config", type=Path, metavar="CONFIG", help="YAML file of a recipe")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
-    parser.add_argument("--nodes", type=int, default=1, help="(1)")
-    parser.add_argument("--gpus", type=int, default=8, help="of each node (8)")
-    parser.add_argument("--memory", type=float, default=80, metavar="GIB", help="of a GPU (80)")
+    parser.add_argument("--nodes", type=number(SmallCount), default=1, help="(1)")
+    parser.add_argument("--gpus", type=number(Threads), default=8, help="of each node (8)")
     parser.add_argument(
-        "--reserve", type=float, default=6, metavar="GIB",
+        "--memory", type=number(Gib), default=80, metavar="GIB", help="of a GPU (80)"
+    )
+    parser.add_argument(
+        "--reserve", type=number(Gib), default=6, metavar="GIB",
         help="of that, what no tensor gets: CUDA context, NCCL, work space, fragmentation (6)",
     )  # fmt: skip
     parser.add_argument(
-        "--mfu", type=float, default=0.4,
+        "--mfu", type=number(Fraction), default=0.4,
         help="share of the GPU's dense bfloat16 peak that training reaches (0.4)",
     )  # fmt: skip
     parser.add_argument(
@@ -99,12 +103,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--config is missing: the YAML file of a recipe (or --table)")
     if args.config and not args.config.is_file():
         raise ValueError(f"config file not found: {args.config}")
-    check_range("nodes", args.nodes, 1)
-    check_range("gpus", args.gpus, 1)
-    if not 0 < args.mfu <= 1:
-        raise ValueError(f"--mfu {args.mfu} must be above 0 and at most 1")
-    if not 0 <= args.reserve < args.memory:
-        raise ValueError(f"--reserve {args.reserve:g} must be from 0 to --memory {args.memory:g}")
+    if not args.reserve < args.memory:
+        raise ValueError(f"--reserve {args.reserve:g} must be below --memory {args.memory:g}")
     if args.output and args.output.suffix not in (".md", ".json"):
         raise ValueError(f"--output {args.output} must end in .md or .json")
     if args.output and args.output.is_dir():

@@ -18,9 +18,10 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from senseflow.common.commands import Parser, exit_status, module_parser
-from senseflow.common.fields import check_finite, check_range
+from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.fields import MOST, Bounds, Guidance, SmallCount
 from senseflow.common.files import require_writable
 
 EXAMPLES = """examples:
@@ -52,15 +53,22 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder (default: runs/xi/NAME_OF_CONFIG)"
     )
-    parser.add_argument("--num_samples", type=int, default=256, help="(256)")
     parser.add_argument(
-        "--num_times", type=int, default=40, help="whole thousandths, evenly spread, to 1000 (40)"
+        "--num_samples", type=number(Annotated[int, Bounds(2, MOST)]), default=256, help="(256)"
     )
     parser.add_argument(
-        "--guidance", type=float, action="append", metavar="W",
+        "--num_times",
+        type=number(Annotated[int, Bounds(2, 1000)]),
+        default=40,
+        help="whole thousandths, evenly spread, to 1000 (40)",
+    )
+    parser.add_argument(
+        "--guidance", type=number(Guidance), action="append", metavar="W",
         help="of the teacher (1); may be repeated: a curve each",
     )  # fmt: skip
-    parser.add_argument("--batch_size", type=int, default=4, help="samples per process (4)")
+    parser.add_argument(
+        "--batch_size", type=number(SmallCount), default=4, help="samples per process (4)"
+    )
     return parser
 
 
@@ -71,11 +79,6 @@ def check(args: argparse.Namespace) -> None:
     if not args.config.is_file():
         raise ValueError(f"config file not found: {args.config}")
     require_writable("--output", args.output)
-    check_range("num_samples", args.num_samples, 2)
-    check_range("num_times", args.num_times, 2, 1000)
-    check_range("batch_size", args.batch_size, 1)
-    for guidance in args.guidance:
-        check_finite("guidance", guidance)
     if len(set(args.guidance)) < len(args.guidance):
         raise ValueError(f"--guidance {args.guidance}: the same number twice")
 

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senseflow.common.commands import Parser, exit_status, module_parser
-from senseflow.common.fields import check_range
+from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.fields import Count
 
 if TYPE_CHECKING:
     from senseflow.report.pairs import Pairs
@@ -58,10 +58,16 @@ def build_parser() -> Parser:
         help="what `senseflow.evaluate score` or `table` wrote",
     )  # fmt: skip
     parser.add_argument(
-        "--num_strips", type=int, default=NUM_STRIPS, help=f"at most this many ({NUM_STRIPS})"
+        "--num_strips",
+        type=number(Count),
+        default=NUM_STRIPS,
+        help=f"at most this many ({NUM_STRIPS})",
     )
     parser.add_argument(
-        "--num_samples", type=int, default=NUM_SAMPLES, help=f"prompts at most ({NUM_SAMPLES})"
+        "--num_samples",
+        type=number(Count),
+        default=NUM_SAMPLES,
+        help=f"prompts at most ({NUM_SAMPLES})",
     )
     return parser
 
@@ -76,8 +82,6 @@ def run(args: argparse.Namespace) -> None:
     from senseflow.report.run_folder import read_run
     from senseflow.report.settings import compare
 
-    check_range("num_strips", args.num_strips, 1)
-    check_range("num_samples", args.num_samples, 1)
     folder = read_run(args.run)
     output = args.output or args.run / "report.html"
     if output.is_dir():

@@ -7,13 +7,24 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
-from senseflow.common.commands import Parser, exit_status
-from senseflow.common.fields import check_range, flag_names
+from senseflow.common.commands import Number, Parser, exit_status, number
+from senseflow.common.fields import (
+    Bounds,
+    Count,
+    CountOrNone,
+    Guidance,
+    Pixels,
+    Seed,
+    SmallCount,
+    flag_names,
+)
 from senseflow.common.files import ROOT, require_writable
 from senseflow.config.families import check_base
 from senseflow.sampling.drawing import (
     DTYPES,
+    MOST_STEPS,
     SAMPLERS,
     TWO_STEPS,
     Drawing,
@@ -28,6 +39,7 @@ logger = logging.getLogger("senseflow")
 
 PROMPTS_FILE = "senseflow_test_prompts.txt"
 NUM_PROMPTS = 23
+Steps = Annotated[int, Bounds(1, MOST_STEPS)]
 STOPPED = "finished images are kept, the same command goes on from them"
 
 
@@ -82,7 +94,10 @@ def _add_prompt_flags(parser: Parser) -> None:
         help=f"one per line, or .json, .jsonl, .tsv with ids (default: {PROMPTS_FILE})",
     )  # fmt: skip
     group.add_argument(
-        "--num_prompts", type=int, default=NUM_PROMPTS, help=f"at most this many ({NUM_PROMPTS})"
+        "--num_prompts",
+        type=number(Count),
+        default=NUM_PROMPTS,
+        help=f"at most this many ({NUM_PROMPTS})",
     )
     group.add_argument("--output_dir", type=Path, default=Path("outputs"), help="(./outputs)")
     add_work_flags(group)
@@ -108,9 +123,13 @@ def add_student_flags(group: argparse._ArgumentGroup, config: list[str], default
 
 def add_work_flags(group: argparse._ArgumentGroup) -> None:
     """Where the prompts begin, and what is drawn at once and again."""
-    group.add_argument("--start_idx", type=int, default=0, help="first prompt of the file (0)")
+    group.add_argument(
+        "--start_idx", type=number(CountOrNone), default=0, help="first prompt of the file (0)"
+    )
     group.add_argument("--overwrite", action="store_true", help="make existing images again")
-    group.add_argument("--batch_size", type=int, default=1, help="images drawn at once (1)")
+    group.add_argument(
+        "--batch_size", type=number(SmallCount), default=1, help="images drawn at once (1)"
+    )
 
 
 def add_size_flags(group: argparse._ArgumentGroup) -> None:
@@ -119,8 +138,10 @@ def add_size_flags(group: argparse._ArgumentGroup) -> None:
         "--two_steps", choices=TWO_STEPS, default="spread",
         help="2 steps: anchors 1 and 3, or the first two",
     )  # fmt: skip
-    group.add_argument("--height", type=int, help="pixels (default: trained size, or the base's)")
-    group.add_argument("--width", type=int)
+    group.add_argument(
+        "--height", type=number(Pixels), help="pixels (default: trained size, or the base's)"
+    )
+    group.add_argument("--width", type=number(Pixels))
 
 
 def _default_config(family: Family) -> str:
@@ -134,23 +155,26 @@ def _default_config(family: Family) -> str:
 def _add_sampling_flags(parser: Parser, family: Family) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument(
-        "--steps", type=int,
+        "--steps", type=number(Steps),
         help="1, 2, 4 or 8 (default: 4, the trained anchors; teacher: any, "
         f"{family.teacher_steps})",
     )  # fmt: skip
     add_size_flags(group)
     group.add_argument(
-        family.levels.flag, dest="levels", nargs="+", type=family.levels.number, metavar="X",
+        family.levels.flag, dest="levels", nargs="+", metavar="X",
+        type=Number(family.levels.number, Bounds(0, 1000)),
         help="in place of --steps: which of the trained anchors, falling from the first",
     )  # fmt: skip
     group.add_argument("--sampler", choices=SAMPLERS, help="(default: x0; with --teacher: euler)")
     group.add_argument(
-        "--guidance", type=float, help=f"guidance of the teacher ({family.teacher_guidance:g})"
+        "--guidance",
+        type=number(Guidance),
+        help=f"guidance of the teacher ({family.teacher_guidance:g})",
     )
-    group.add_argument("--seed", type=int, default=0, help="image i has seed + i (0)")
+    group.add_argument("--seed", type=number(Seed), default=0, help="image i has seed + i (0)")
     if family.tokenizer:
         group.add_argument(
-            "--max_sequence_length", type=int,
+            "--max_sequence_length", type=number(SmallCount),
             help="T5 tokens (default: the trained number, or what the base states)",
         )  # fmt: skip
     else:
@@ -210,7 +234,6 @@ def read_machine(args: argparse.Namespace) -> Machine:
 
 def read_output(args: argparse.Namespace) -> Output:
     """Where images go; raises ValueError for a folder that cannot be written, or no share."""
-    check_range("batch_size", args.batch_size, 1)
     require_writable("--output_dir", args.output_dir)
     silent = not args.shard and os.environ.get("RANK", "0") != "0"  # one bar of all ranks
     shard = shard_of(args.shard)

@@ -24,7 +24,8 @@ from safetensors.torch import load_model, save_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.fields import Threads
 from senseflow.common.files import sha256_of
 from senseflow.tiny import flux, sd35, sdxl
 from senseflow.tiny.backbone import save_vit, train_clip, train_vit
@@ -259,7 +260,7 @@ def build_parser() -> Parser:
     parser.add_argument("--work", type=Path, help="folder of stages (default: OUTPUT.building)")
     parser.add_argument("--quick", action="store_true", help="a few iterations of everything")
     parser.add_argument("--stages", nargs="+", help="only these (default: all)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--threads", type=number(Threads), default=1, help="CPU threads")
     return parser
 
 

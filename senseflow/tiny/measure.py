@@ -18,7 +18,8 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.fields import Count, Guidance, SmallCount, Threads
 from senseflow.common.pictures import to_pil
 from senseflow.common.templates import markdown_table
 from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
@@ -198,7 +199,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--guidance",
-        type=float,
+        type=number(Guidance),
         help="the teacher's (default: 3.5 embedded for FLUX, CFG 4.5 for SD3.5, 5 for SDXL)",
     )
     add_common_arguments(parser)
@@ -208,10 +209,12 @@ def build_parser() -> Parser:
 def add_common_arguments(parser: Parser) -> None:
     """What both commands that measure take."""
     parser.add_argument("--common", type=Path, required=True, help="folder that holds judge/")
-    parser.add_argument("--num_prompts", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=3, help="pictures per prompt")
-    parser.add_argument("--columns", type=int, default=12, help="prompts in the picture")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--num_prompts", type=number(Count), default=1000)
+    parser.add_argument("--seeds", type=number(SmallCount), default=3, help="pictures per prompt")
+    parser.add_argument(
+        "--columns", type=number(SmallCount), default=12, help="prompts in the picture"
+    )
+    parser.add_argument("--threads", type=number(Threads), default=1, help="CPU threads")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
 
 

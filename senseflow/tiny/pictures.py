@@ -13,13 +13,15 @@ import math
 import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from senseflow.common.commands import exit_status, module_parser
+from senseflow.common.commands import exit_status, module_parser, number
+from senseflow.common.fields import Bounds, Count, Seed
 from senseflow.common.pictures import to_pil
 from senseflow.tiny.captions import ATTRIBUTES, captions_of, split_scenes
 
@@ -118,7 +120,7 @@ def evaluation_prompts(num: int, held_out: bool) -> list[str]:
     """The first `num` prompts of a fixed shuffle of the training or of the held-out scenes."""
     pool = split_scenes()[int(held_out)]
     if num > len(pool):
-        raise ValueError(f"num is {num}, but there are {len(pool)} such prompts")
+        raise ValueError(f"num_prompts {num}: there are {len(pool)} such prompts")
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(_SPLIT_SEED))
     return captions_of(pool[order[:num]])
 
@@ -132,6 +134,10 @@ def write_dataset(
     prompts_heldout.txt hold `num_prompts` evaluation prompts each, one a line. With `sidecars` the
     caption of x.png stands in x.txt too.
     """
+    prompts = {
+        name: evaluation_prompts(num_prompts, held_out)
+        for name, held_out in (("train", False), ("heldout", True))
+    }
     generator = torch.Generator().manual_seed(seed)
     attributes = draw_scenes(split_scenes()[0], num, generator)
     keys = [f"{index:06d}" for index in range(num)]
@@ -143,9 +149,8 @@ def write_dataset(
     (output / "data.json").write_text(json.dumps(listing))
     for path, prompt in zip(paths, listing["prompts"], strict=True) if sidecars else ():
         (output / path).with_suffix(".txt").write_text(f"{prompt}\n")
-    for name, held_out in (("train", False), ("heldout", True)):
-        prompts = evaluation_prompts(num_prompts, held_out)
-        (output / f"prompts_{name}.txt").write_text("\n".join(prompts) + "\n")
+    for name, lines in prompts.items():
+        (output / f"prompts_{name}.txt").write_text("\n".join(lines) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -156,9 +161,18 @@ def main(arguments: list[str] | None = None) -> int:
         "example: python -m senseflow.tiny.pictures --output data/tiny --num 4000 --seed 0",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--num", type=int, default=4000, help="number of training pictures")
-    parser.add_argument("--seed", type=int, default=0, help="seed of scenes, scans and jitter")
-    parser.add_argument("--num_prompts", type=int, default=1000, help="evaluation prompts per file")
+    parser.add_argument(
+        "--num",
+        type=number(Annotated[int, Bounds(1, 10**6)]),
+        default=4000,
+        help="number of training pictures",
+    )
+    parser.add_argument(
+        "--seed", type=number(Seed), default=0, help="seed of scenes, scans and jitter"
+    )
+    parser.add_argument(
+        "--num_prompts", type=number(Count), default=1000, help="evaluation prompts per file"
+    )
     parser.add_argument(
         "--sidecars", action="store_true", help="captions in x.txt beside x.png too"
     )

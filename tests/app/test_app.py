@@ -109,10 +109,9 @@ def test_a_port_that_is_taken(folders, capsys):
     assert f"--port {port} cannot be used" in error and f"--port {port + 1}" in error
 
 
-@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 0), ("127.0.0.1", 70000), ("no host", 1)])
-def test_hosts_and_ports_that_are_none(host, port):
-    with pytest.raises(ValueError, match="--port" if host == app.HOST else "--host"):
-        app.check_port(host, port)
+def test_a_host_that_is_none():
+    with pytest.raises(ValueError, match="--host no host cannot be used"):
+        app.check_port("no host", 1)
 
 
 def test_gradio_is_asked_for_when_missing(monkeypatch):

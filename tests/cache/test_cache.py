@@ -16,6 +16,7 @@ import torch
 from caches import CONFIGS, config_of, contents, first, losses, make
 from ranks import on_ranks
 from safetensors.torch import load_file
+from statuses import status_of
 from training_runs import rows, train
 
 import senseflow.cache.run as caching
@@ -385,7 +386,10 @@ def test_an_index_that_does_not_do_is_refused(change, message, copied, images):
         (["CONFIG"], "the following arguments are required: --output"),
         (["CONFIG", "--output", "setup.py"], "--output setup.py is a file"),
         (["CONFIG", "--output", "x", "--prompts", "--latents"], "one of them, or neither"),
-        (["CONFIG", "--output", "x", "--shard_rows", "0"], "--shard_rows 0 must be at least 1"),
+        (
+            ["CONFIG", "--output", "x", "--shard_rows", "0"],
+            "argument --shard_rows: 0 must be from 1",
+        ),
         (["CONFIG", "--output", "x", "paths.cahce=y"], "nearest valid key is paths.cache"),
         (["CONFIG", "--output", "x", "paths.dataset=no.json"], "data set no.json not found"),
         (["CONFIG", "--output", "x", "DATA", "data.crop=random"], "data.crop random: an image has"),
@@ -393,10 +397,7 @@ def test_an_index_that_does_not_do_is_refused(change, message, copied, images):
 )
 def test_wrong_input_is_one_line(words, message, images, capsys):
     known = {"CONFIG": CONFIGS["flux_senseflow"], "DATA": f"paths.dataset={images}"}
-    try:
-        assert main([known.get(word, word) for word in words]) == 2
-    except SystemExit as end:
-        assert end.code == 2
+    assert status_of(main, [known.get(word, word) for word in words]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and message in line
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageEnhance
 from scipy.fft import dctn
 from sklearn.datasets import load_sample_images
+from statuses import status_of
 
 from senseflow.data.check import __main__ as check
 from senseflow.data.check.duplicates import BITS, LEVELS, exact_groups, near_groups
@@ -268,7 +269,7 @@ def test_an_lmdb_of_another_size_or_scale_is_said(tmp_path, caplog):
         (["data.json", "--resolution", "8", "8", "8"], "one side, or height and width"),
         (["data.json", "--config", "no.yaml"], "config file not found"),
         (["data.json", "--resolution", "8", "--teacher", "."], "no model_index.json"),
-        (["data.json", "--resolution", "8", "--workers", "0"], "at least 1"),
+        (["data.json", "--resolution", "8", "--workers", "0"], "0 must be from 1"),
         (["data.json", "--resolution", "8", "--output", "data.json"], "is a file"),
         (["bad.json", "--resolution", "8"], "is not valid JSON"),
         (["folder"], "is not an LMDB.* senseflow.data.make makes one"),
@@ -279,7 +280,7 @@ def test_mistakes_are_said_in_one_line(tmp_path, monkeypatch, capsys, words, mes
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert check.main(words) == 2
+    assert status_of(check.main, words) == 2
     said = capsys.readouterr().err
     assert re.search(message, said) and said.count("\n") == 1
     assert not (tmp_path / "runs").exists()

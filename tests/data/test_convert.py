@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from python import PYTHON
 from small_disk import fill, grow, small_disk
+from statuses import status_of
 
 from senseflow.core.draws import Draws
 from senseflow.data.convert import latents_writer
@@ -517,19 +518,19 @@ def test_wrong_arguments_are_one_line(tmp_path, teacher, capsys):
         ((source, "--resolution", SIZE), "--teacher is needed to encode images"),
         ((source, *ready[:2], "--resolution", 15), "both sides must be multiples of 2"),
         ((source, *ready[:2], "--resolution", 1, 2, 3), "one side, or height and width"),
-        ((source, *ready, "--batch_size", 0), "--batch_size 0 must be from 1 to 1024"),
-        ((source, *ready, "--batch_size", 10**9), "--batch_size 1000000000 must be from 1 to"),
-        ((source, *ready, "--num_workers", 10**6), "--num_workers 1000000 must be from 1 to"),
-        ((source, *ready[:2], "--resolution", 10**9), "--resolution 1000000000 must be from 1 to"),
+        ((source, *ready, "--batch_size", 0), "--batch_size: 0 must be from 1 to 1024"),
+        ((source, *ready, "--batch_size", 10**9), "--batch_size: 1000000000 must be from 1 to"),
+        ((source, *ready, "--num_workers", 10**6), "--num_workers: 1000000 must be from 1 to"),
+        ((source, *ready[:2], "--resolution", 10**9), "--resolution: 1000000000 must be from 1"),
         (("/dev/null", *ready), "is a file of the type none"),
-        ((source, *ready, "--max_unreadable", -1), "--max_unreadable -1 must be at least 0"),
+        ((source, *ready, "--max_unreadable", -1), "argument --max_unreadable: -1 must be"),
         ((source, *ready, "--unscaled"), "--unscaled is of shards"),
         ((source, *ready[2:], "--teacher", tmp_path / "bare"), "is not a diffusers folder"),
         ((source, *ready[2:], "--teacher", tmp_path / "unet"), "is not an autoencoder's"),
         ((tmp_path / "shards", *ready), "--resolution: "),
         ((source, *ready, "--device", "tpu9"), "--device tpu9 is not a device"),
     ]:
-        status = main([str(a) for a in (*arguments, "--output", output)])
+        status = status_of(main, [str(a) for a in (*arguments, "--output", output)])
         said = capsys.readouterr().err
         assert status == 2 and said.startswith("error: ") and said.count("\n") == 1, said
         assert message in said

@@ -244,7 +244,7 @@ def test_two_images_at_least(tmp_path, inception, capsys):
         (("--metrics", "fid_t", "--inception", __file__), "fid_t needs --reference"),
         (("--metrics", "hps_v2.1"), "hps_v2.1 needs --hps_v2.1"),
         (("--metrics", "fid"), "invalid choice: 'fid'"),
-        ((*CLIP, "--batch_size", "0"), "--batch_size 0 must be at least 1"),
+        ((*CLIP, "--batch_size", "0"), "argument --batch_size: 0 must be from 1 to 65536"),
         ((*CLIP, "--clip_weights", "nowhere.bin"), "--clip_weights nowhere.bin is not a file"),
         ((*CLIP, "--clip_quick_gelu", "yes"), "invalid choice: 'yes'"),
         ((*CLIP, "--name", " "), "--name is empty"),

@@ -98,10 +98,10 @@ def test_a_full_student_is_no_lora(tmp_path, capsys):
 
 def test_a_rank_beyond_every_layer_is_said_before_its_zeros_are_written(tmp_path, capsys):
     full = save_student("flux", tmp_path / "student")
-    words = ["--base", full.base, "--student", full.folder, "--rank", 100_000]
+    words = ["--base", full.base, "--student", full.folder, "--rank", 50_000]
     words += ["--output", tmp_path / "out"]
     assert extract_lora.main(list(map(str, words))) == 2
-    assert "--rank 100000: no layer has a rank above" in capsys.readouterr().err
+    assert "--rank 50000: no layer has a rank above" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["student"]
 
 

@@ -125,8 +125,8 @@ def parse(program: Program, words: list[str]) -> argparse.Namespace:
 
 
 @cache
-def options(program: Program) -> frozenset[str]:
-    """Every flag of a program and of its subcommands."""
+def parser_of(program: Program) -> argparse.ArgumentParser:
+    """What reads a program's command line."""
 
     def stopping(original: Callable[..., argparse.Namespace]) -> Callable[..., None]:
         def read(self: argparse.ArgumentParser, *args: object) -> None:
@@ -134,15 +134,23 @@ def options(program: Program) -> frozenset[str]:
 
         return read
 
-    return frozenset(_options(_run(program, [], stopping).parser))
+    return _run(program, [], stopping).parser
 
 
-def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+def actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Its arguments and those of its subcommands."""
     for action in parser._actions:
-        yield from action.option_strings
+        yield action
         if isinstance(action, argparse._SubParsersAction):
             for sub in action.choices.values():
-                yield from _options(sub)
+                yield from actions_of(sub)
+
+
+@cache
+def options(program: Program) -> frozenset[str]:
+    """Every flag of a program and of its subcommands."""
+    actions = actions_of(parser_of(program))
+    return frozenset(flag for action in actions for flag in action.option_strings)
 
 
 def _run(program: Program, words: list[str], wrap: Callable[..., Callable[..., None]]) -> Stopped:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from statuses import status_of
 
 from senseflow.plan.__main__ import main
 
@@ -16,9 +17,9 @@ FLUX = "configs/FLUX/flux_senseflow.yaml"
     [
         ([], "--config is missing"),
         (["--config", "nowhere.yaml"], "config file not found: nowhere.yaml"),
-        (["--config", FLUX, "--gpus", "0"], "--gpus 0 must be at least 1"),
-        (["--config", FLUX, "--mfu", "40"], "--mfu 40.0 must be above 0 and at most 1"),
-        (["--config", FLUX, "--reserve", "90"], "--reserve 90 must be from 0 to --memory 80"),
+        (["--config", FLUX, "--gpus", "0"], "argument --gpus: 0 must be from 1 to 256"),
+        (["--config", FLUX, "--mfu", "40"], "argument --mfu: 40.0 must be above 0 and at most 1"),
+        (["--config", FLUX, "--reserve", "90"], "--reserve 90 must be below --memory 80"),
         (["--config", FLUX, "--output", "plan.txt"], "must end in .md or .json"),
         (["--table", "--output", "plan.json"], "--table is markdown"),
         (["--config", FLUX, "train.bath_size=1"], "batch_size"),
@@ -28,7 +29,7 @@ FLUX = "configs/FLUX/flux_senseflow.yaml"
     ],
 )
 def test_wrong_input_is_one_line(arguments, words, capsys):
-    assert main(arguments) == 2
+    assert status_of(main, arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and words in error
 

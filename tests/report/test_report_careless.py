@@ -13,6 +13,7 @@ from made_up_run import (
     write_rows,
 )
 from report_page import write
+from statuses import status_of
 
 from senseflow.report import __main__ as report
 
@@ -20,7 +21,7 @@ PROMPTS = ["a red seven", "a <b>blue</b> two & a “green” one", LONG_PROMPT]
 
 
 def error_of(capsys, *words: str | Path) -> str:
-    assert report.main(list(map(str, words))) == 2
+    assert status_of(report.main, list(map(str, words))) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1, said
     return said
@@ -44,7 +45,7 @@ def test_wrong_paths_are_errors_in_one_line(run, tmp_path, capsys):
     (tmp_path / "three.json").write_text('[{"name": "x", "metric": "FID-T", "value": 1}]')
     said = error_of(capsys, run, "--results", tmp_path / "three.json", *out)
     assert f"{tmp_path / 'three.json'}, entry 0 has no 'num_images'" in said
-    assert "--num_strips 0 must be" in error_of(capsys, run, "--num_strips", "0", *out)
+    assert "--num_strips: 0 must be" in error_of(capsys, run, "--num_strips", "0", *out)
     for flag in ("--teacher_images", "--student_images"):
         assert f"{flag} {tmp_path}/none is not" in error_of(
             capsys, run, flag, tmp_path / "none", *out

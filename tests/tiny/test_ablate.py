@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from statuses import status_of
 
 from senseflow.common.files import only_writer
 from senseflow.common.signals import StopRequest
@@ -226,7 +227,8 @@ def test_a_run_that_diverges_is_a_result(tmp_path, monkeypatch):
     ("changes", "said"),
     [
         ({"sede": [1]}, "unknown key sede; the nearest valid key is seeds"),
-        ({"seeds": []}, "at least one of seeds"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": [-1]}, "seeds[0] -1 must be from 0 to"),
         ({"teachers": {"SDXL": {"config": FLUX}}}, "tables.parts: no teacher 'FLUX' in teachers"),
         ({"overrides": {"ida.lambda": 1}}, "unknown key ida.lambda; the nearest valid key is"),
         ({"overrides": {"ida.lam": 7}}, "ida.lam 7.0 must be"),
@@ -258,11 +260,11 @@ def test_wrong_flags_are_said_in_one_line(tmp_path, capsys):
         (["--study", "nowhere.yaml", "--output", str(tmp_path / "o")], "nowhere.yaml"),
         (["--study", file, "--output", str(tmp_path / "taken")], "is a file"),
         (["--study", file, "--output", str(tmp_path / "o"), "--tables", "x"], "has parts, steps"),
-        (["--study", file, "--output", str(tmp_path / "o"), "--workers", "0"], "at least 1"),
+        (["--study", file, "--output", str(tmp_path / "o"), "--workers", "0"], "0 must be from 1"),
         (["--study", file, "--output", str(tmp_path / "o"), "--report"], "nothing there to report"),
         (["--study", str(tmp_path), "--output", str(tmp_path / "o")], "is a folder"),
     ):
-        assert ablate.main(flags) == 2
+        assert status_of(ablate.main, flags) == 2
         assert said in capsys.readouterr().err
 
 

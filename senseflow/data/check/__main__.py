@@ -17,8 +17,8 @@ import os
 import sys
 from pathlib import Path
 
-from senseflow.common.commands import Parser, exit_status, module_parser
-from senseflow.common.fields import check_range
+from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.fields import Pixels, Threads
 from senseflow.common.files import require_writable
 
 EXAMPLES = """examples:
@@ -56,7 +56,7 @@ def build_parser() -> Parser:
         help="YAML of the run: its resolution, crop, teacher, T5 length and max_unreadable",
     )  # fmt: skip
     parser.add_argument(
-        "--resolution", type=int, nargs="+", metavar="PIXELS",
+        "--resolution", type=number(Pixels), nargs="+", metavar="PIXELS",
         help="one side, or height and width (the config's)",
     )  # fmt: skip
     parser.add_argument(
@@ -67,7 +67,7 @@ def build_parser() -> Parser:
         "--output", type=Path, metavar="DIR", help="(default: runs/check/NAME_OF_DATASET)"
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N",
+        "--workers", type=number(Threads), metavar="N",
         help="processes that open images (as many as this one may use cores)",
     )  # fmt: skip
     return parser
@@ -88,7 +88,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.overrides[0]}: overrides are of a --config")
     if args.config and not args.config.is_file():
         raise ValueError(f"config file not found: {args.config}")
-    if args.resolution and (len(args.resolution) > 2 or min(args.resolution) < 1):
+    if args.resolution and len(args.resolution) > 2:
         raise ValueError(f"--resolution {args.resolution}: one side, or height and width")
     if args.teacher and not (args.teacher / "model_index.json").is_file():
         raise ValueError(f"--teacher {args.teacher} is no diffusers folder: no model_index.json")
@@ -96,7 +96,6 @@ def check(args: argparse.Namespace) -> None:
     require_writable("--output", args.output)
     if args.workers is None:
         args.workers = len(os.sched_getaffinity(0))
-    check_range("workers", args.workers, 1)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from senseflow.common.commands import Parser, exit_status, module_parser
-from senseflow.common.fields import check_range
+from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.fields import Bounds, CountOrNone, Seed, Threads
 from senseflow.common.files import require_own, require_writable
 from senseflow.data.image_files import IMAGE_SUFFIXES, files_below
 from senseflow.teachers.folder import vae_factor
@@ -28,8 +28,8 @@ logger = logging.getLogger("senseflow")
 DATA = "data.mdb"  # LMDB's own name
 JSON, SHARDS, PICTURES = "JSON data set", "shards of latents", "folder of images"
 SHARD_SUFFIX = ".pt"
-MOST_PIXELS = 2**14  # of a side
-MOST_AT_ONCE = 1024  # images per call of the VAE, threads: more is a slip, and no memory holds it
+Side = Annotated[int, Bounds(1, 2**14)]  # pixels
+Batch = Annotated[int, Bounds(1, 1024)]  # per call of the VAE: no memory holds more
 EXAMPLES = """examples:
   python -m senseflow.data.convert data.json --output data/lmdb --teacher /path/to/sdxl --resolution 1024
   python -m senseflow.data.convert pictures/ --output data/lmdb --teacher /path/to/FLUX.1-dev --resolution 768 1360
@@ -67,7 +67,7 @@ def build_parser() -> Parser:
         "made them, to have that checked at training",
     )  # fmt: skip
     parser.add_argument(
-        "--max_unreadable", type=int, default=100, metavar="N",
+        "--max_unreadable", type=number(CountOrNone), default=100, metavar="N",
         help="stop when more samples cannot be read (100)",
     )  # fmt: skip
     _add_image_flags(parser)
@@ -81,14 +81,18 @@ def build_parser() -> Parser:
 def _add_image_flags(parser: Parser) -> None:
     group = parser.add_argument_group("images")
     group.add_argument(
-        "--resolution", type=int, nargs="+", metavar="PIXELS", help="one side, or height and width"
+        "--resolution",
+        type=number(Side),
+        nargs="+",
+        metavar="PIXELS",
+        help="one side, or height and width",
     )
     group.add_argument(
         "--mode", action="store_true", default=None,
         help="the posterior's mean; by default one sample of it, which is what the teachers were "
         "trained on, what DMD2 stored, and what training on images draws",
     )  # fmt: skip
-    group.add_argument("--seed", type=int, help="of the posterior's samples (0)")
+    group.add_argument("--seed", type=number(Seed), help="of the posterior's samples (0)")
     group.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"),
         help="the VAE computes in (float32; SDXL's VAE overflows in float16)",
@@ -96,10 +100,10 @@ def _add_image_flags(parser: Parser) -> None:
     group.add_argument("--device", help="(cuda if there is one, else cpu)")
     group.add_argument(
         "--batch_size",
-        type=int,
+        type=number(Batch),
         help="images per call of the VAE (8); may be another when going on",
     )
-    group.add_argument("--num_workers", type=int, help="threads that read images (4)")
+    group.add_argument("--num_workers", type=number(Threads), help="threads that read images (4)")
 
 
 def find_kind(path: Path) -> str:
@@ -129,7 +133,6 @@ def find_images(folder: Path) -> Iterator[Path]:
 
 def check(args: argparse.Namespace, kind: str) -> None:
     """What needs no network to be read, and defaults; raises ValueError."""
-    check_range("max_unreadable", args.max_unreadable, 0)
     require_writable("--output", args.output)
     require_own("--output", args.output, DATA)
     given = [f"--{name}" for name in IMAGE_FLAGS if getattr(args, name) is not None]
@@ -149,14 +152,10 @@ def _check_images(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is needed to encode images")
     if len(args.resolution) > 2:
         raise ValueError(f"--resolution {args.resolution}: one side, or height and width")
-    for side in args.resolution:
-        check_range("resolution", side, 1, MOST_PIXELS)
     args.resolution = (args.resolution[0], args.resolution[-1])
     for name, default in DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    check_range("batch_size", args.batch_size, 1, MOST_AT_ONCE)
-    check_range("num_workers", args.num_workers, 1, MOST_AT_ONCE)
 
 
 def _check_vae(args: argparse.Namespace) -> None:

@@ -20,8 +20,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from senseflow.common.commands import Parser, exit_status, module_parser
-from senseflow.common.fields import check_range
+from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.fields import CountOrNone
 from senseflow.common.files import require_writable, write_whole
 from senseflow.data.image_lists import one_line, read_lists, write_lists
 from senseflow.data.make.captioned import (
@@ -73,11 +73,11 @@ def build_parser() -> Parser:
         help="tables and shards' json: the caption (text, caption or prompt)",
     )  # fmt: skip
     parser.add_argument(
-        "--max_left_out", type=int, default=100, metavar="N",
+        "--max_left_out", type=number(CountOrNone), default=100, metavar="N",
         help="stop, with the list written, when more is left out (100)",
     )  # fmt: skip
     parser.add_argument(
-        "--max_damaged", type=int, default=0, metavar="N",
+        "--max_damaged", type=number(CountOrNone), default=0, metavar="N",
         help="shards that may be damaged; what stands before the damage is taken (0)",
     )  # fmt: skip
     return parser
@@ -93,8 +93,6 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """The flags and the output; raises ValueError."""
-    check_range("max_left_out", args.max_left_out, 0)
-    check_range("max_damaged", args.max_damaged, 0)
     if args.output.suffix != ".json" or args.output.is_dir():
         raise ValueError(f"--output {args.output}: name a file that ends in .json")
     require_writable("--output", args.output.parent)

@@ -56,13 +56,11 @@ class Flag(Generic[T]):
     choices: tuple[str, ...] | None = None
 
     def check(self, value: Any) -> None:
-        """Raise ValueError for a path that is not there, and for pixels below 0."""
+        """Raise ValueError for a path that is not there."""
         if self.kind == "file" and value and not value.is_file():
             raise ValueError(f"{self.name} {value} is not a file")
         if self.kind == "folder" and value and not value.is_dir():
             raise ValueError(f"{self.name} {value} is not a folder")
-        if self.kind == "pixels" and value < 0:
-            raise ValueError(f"{self.name} {value} must be 0 (none) or a size in pixels")
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from senseflow.common.commands import Parser, exit_status, module_parser
-from senseflow.common.fields import check_range
+from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.fields import Threads
 
 STUDY = Path("configs/ablation.yaml")
 EXAMPLES = """examples:
@@ -38,7 +38,7 @@ def build_parser() -> Parser:
         "--tables", nargs="+", metavar="NAME", help="of the study's tables, these alone"
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1,
+        "--workers", type=number(Threads), default=os.cpu_count() or 1,
         help="trials at a time, a thread each (default: one per core)",
     )  # fmt: skip
     parser.add_argument(
@@ -53,7 +53,6 @@ def run(args: argparse.Namespace) -> None:
     """Raises ValueError for a study that cannot be run."""
     from senseflow.tiny.ablate.run import Ablation  # torch and diffusers, seconds
 
-    check_range("workers", args.workers, 1)
     ablation = Ablation.open(args.study, args.output, args.quick, args.tables)
     if not args.report:
         ablation.run(args.workers)
