@@ -12,9 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from senseflow.config.yaml_text import read_yaml
 from senseflow.report.signals import Facts
 
 STRIP = re.compile(r"step_(\d+)\.png")
@@ -185,8 +185,8 @@ def read_config(file: Path) -> tuple[Tree, list[str]]:
     if not file.is_file():
         return {}, ["There is no config.yaml: recipe, teacher and length are not known."]
     try:
-        tree = yaml.safe_load(_text(file))
-    except yaml.YAMLError:
+        tree = read_yaml(file)
+    except ValueError:
         return {}, ["config.yaml is not valid YAML: recipe, teacher and length are not known."]
     if not isinstance(tree, dict):
         return {}, ["config.yaml holds no sections: recipe, teacher and length are not known."]

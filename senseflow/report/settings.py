@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from senseflow.common.fields import leaves
 from senseflow.common.files import ROOT
+from senseflow.config.yaml_text import read_yaml
 
 Tree = dict[str, Any]
 
@@ -94,7 +93,7 @@ def _recipes(folder: Path, recipe: Any) -> dict[Path, dict[tuple[str, str], Any]
     """The YAMLs of a recipe, and their leaves."""
     found = {}
     for file in sorted(folder.glob("*/*.yaml")):
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = read_yaml(file)
         if isinstance(tree, dict) and tree.get("recipe") == recipe:
             found[file] = leaves_of(tree)
     return found
