@@ -13,6 +13,9 @@ import argparse
 import math
 from dataclasses import dataclass
 
+from senseflow.common.commands import number
+from senseflow.common.fields import Count, Fraction
+
 TAU = 0.75  # sigma of the student's input, on the flow path: alpha = 1 - sigma
 TIMES = [(i + 0.5) / 16 for i in range(16)]  # of L_DMD and L_fake, uniform
 LAM = 0.97
@@ -93,8 +96,10 @@ SCHEDULES = {"constant": (1.0, 0.0), "to a tenth, last quarter": (0.1, 0.25), "t
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description="IDA and the fake score's learning rate.")
-    parser.add_argument("--iterations", type=int, default=20000, help="of each row (20000)")
-    parser.add_argument("--lr", type=float, default=1e-2, help="of both networks (0.01)")
+    parser.add_argument(
+        "--iterations", type=number(Count), default=20000, help="of each row (20000)"
+    )
+    parser.add_argument("--lr", type=number(Fraction), default=1e-2, help="of both networks (0.01)")
     args = parser.parse_args()
     reach = TTUR * args.lr / (1 - LAM)
     print(

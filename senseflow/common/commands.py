@@ -36,7 +36,8 @@ class Number:
 
 def number(kind: Any, hint: str = "") -> Number:
     """How a flag of a kind of number is read, such as `senseflow.common.fields.Seed`."""
-    return Number(*get_args(kind), hint)
+    base, bounds = get_args(kind)
+    return Number(base, bounds, hint)
 
 
 def read_path(text: str) -> Path:

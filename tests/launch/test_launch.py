@@ -301,7 +301,10 @@ def test_forgotten_nodes_and_gpus_are_said_in_one_line(monkeypatch, capsys, line
         arguments(monkeypatch, line)
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1
-    assert "'c.yaml' is not a number: NODES and GPUS" in said and f"sh {RECIPE.script} 1 8" in said
+    assert (
+        "'c.yaml' is not a whole number: NODES and GPUS" in said
+        and f"sh {RECIPE.script} 1 8" in said
+    )
 
 
 def test_a_save_dir_below_a_file_is_said_without_torch(monkeypatch, tmp_path):
