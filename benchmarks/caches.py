@@ -25,9 +25,9 @@ from senseflow.common.files import ROOT
 from senseflow.config.config import Config
 from senseflow.config.load import load_recipe
 from senseflow.config.recipes import RECIPES, Recipe
+from senseflow.config.teacher import teacher_settings
 from senseflow.core.adversarial import omega
 from senseflow.distill.vfm_features import PromptEncoder
-from senseflow.engine.inputs import teacher_settings
 from senseflow.teachers import text_encoders
 
 COLUMNS = (

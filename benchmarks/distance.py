@@ -16,9 +16,9 @@ import torch
 from senseflow.common.commands import exit_status
 from senseflow.config.config import Config, load_config
 from senseflow.config.recipes import RECIPES
+from senseflow.config.teacher import teacher_settings
 from senseflow.engine.checkpoint_folders import find_checkpoint
 from senseflow.engine.checkpoint_reader import OpenCheckpoint
-from senseflow.engine.inputs import teacher_settings
 
 
 def start(config: Config) -> dict[str, torch.Tensor]:

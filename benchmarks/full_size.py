@@ -33,6 +33,7 @@ from senseflow.common.files import ROOT, read_json
 from senseflow.config.config import Config
 from senseflow.config.load import load_recipe
 from senseflow.config.recipes import Recipe
+from senseflow.config.teacher import teacher_settings, torch_dtype
 from senseflow.data.sampler import Batch
 from senseflow.distill import algorithm as distill
 from senseflow.distill.adversaries import BottleneckDiscriminator, VFMDiscriminator
@@ -42,7 +43,7 @@ from senseflow.distill.state import Discriminator, Distillation, Turn
 from senseflow.distill.vfm_features import FrozenBackbone, PromptEncoder
 from senseflow.distill.vfm_heads import Heads, no_power_iterations
 from senseflow.engine.adversary import layers_of
-from senseflow.engine.inputs import check_times, teacher_settings, torch_dtype
+from senseflow.engine.inputs import check_times
 from senseflow.engine.parallel import recompute
 from senseflow.optim.trained import Trained
 from senseflow.plan.rehearsal import trained_of

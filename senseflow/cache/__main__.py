@@ -16,10 +16,18 @@ import logging
 import sys
 from pathlib import Path
 
-from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.commands import (
+    Parser,
+    add_config,
+    exit_status,
+    module_parser,
+    number,
+    take_config,
+)
 from senseflow.common.fields import Count
-from senseflow.common.files import require_writable
+from senseflow.common.files import require_own, require_writable
 
+INDEX = "index.json"  # as `senseflow.data.cache_index`, which imports torch
 EXAMPLES = """examples:
   python -m senseflow.cache configs/FLUX/flux_senseflow.yaml --output /data/flux_cache \\
       paths.pretrained_model=/path/to/FLUX.1-dev paths.dataset=/path/to/dataset.json
@@ -47,8 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 def build_parser() -> Parser:
     """The flags."""
     parser = module_parser("senseflow.cache", __doc__, EXAMPLES)
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of a recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
+    add_config(parser, "YAML file of a recipe")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the cache")
     parser.add_argument("--prompts", action="store_true", help="prompts alone")
     parser.add_argument("--latents", action="store_true", help="latents alone")
@@ -61,9 +68,9 @@ def build_parser() -> Parser:
 
 def check(args: argparse.Namespace) -> None:
     """What needs no torch; raises ValueError."""
-    if not args.config.is_file():
-        raise ValueError(f"config file not found: {args.config}")
+    take_config(args)
     require_writable("--output", args.output)
+    require_own("--output", args.output, INDEX)
     if args.prompts and args.latents:
         raise ValueError("--prompts and --latents: one of them, or neither for both")
 

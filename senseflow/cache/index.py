@@ -29,6 +29,7 @@ from senseflow.weights.safetensors_writer import num_bytes
 NUMBER = re.compile(r"-(\d+)\.safetensors$")
 SHARD_BYTES = 2**28  # 256 MiB: seconds of work, and few enough files for millions of rows
 MOST_ROWS = 1024
+MOST_BYTES = 2**33  # of a file, which is made in memory
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ def plan_cache(
             f"--output {folder}: {size_in_words(needed)} are to be written and "
             f"{size_in_words(free)} are free there"
         )
-    for left in folder.glob(f"*{PARTIAL}"):
-        left.unlink()
+    for left in folder.glob(f"*.safetensors{PARTIAL}"):
+        if NUMBER.search(left.name.removesuffix(PARTIAL)):  # as files of a cache are called
+            left.unlink()
     write_index(folder, parts)
     return jobs
 
@@ -117,6 +119,11 @@ def with_files(
     rest = [key.decode() for key in wanted.tolist() if key not in held]
     first = 1 + max((_number(shard) for shard in part.shards), default=-1)
     rows = most_rows or max(1, min(MOST_ROWS, SHARD_BYTES // part.row_bytes))
+    if (most := min(rows, len(rest)) * part.row_bytes) > MOST_BYTES:
+        raise ValueError(
+            f"--shard_rows {rows}: {size_in_words(most)} of {name} would be held in memory at "
+            f"once; at most {MOST_BYTES // part.row_bytes} rows a file"
+        )
     added = [
         Shard(f"{name}-{number:06d}.safetensors", "".join(rest[start : start + rows]))
         for number, start in enumerate(range(0, len(rest), rows), first)

@@ -74,6 +74,33 @@ def module_parser(module: str, description: str | None, epilog: str) -> Parser:
     )
 
 
+def add_config(parser: argparse.ArgumentParser, what: str) -> None:
+    """CONFIG, with its overrides after it or by the flag --config; `take_config` reads them.
+
+    what: the configuration is, for the help.
+    """
+    parser.add_argument(
+        "overrides", nargs="*", metavar="CONFIG key.sub=value", help=f"{what}; and its overrides"
+    )
+    parser.add_argument("--config", type=Path, metavar="CONFIG", help="the same by its name")
+
+
+def take_config(args: argparse.Namespace, required: bool = True) -> None:
+    """Put the CONFIG among the words where the flag --config would; raises ValueError for a file
+    that is not there, for two, and where it is required for none."""
+    named = [word for word in args.overrides if "=" not in word]
+    args.overrides = [word for word in args.overrides if "=" in word]
+    if args.config is not None:
+        named.append(str(args.config))
+    if len(named) > 1:
+        raise ValueError(f"{named[0]} and {named[1]}: one CONFIG, and overrides as key.sub=value")
+    if required and not named:
+        raise ValueError("CONFIG is missing: the YAML file of a recipe")
+    args.config = Path(named[0]) if named else None
+    if args.config and not args.config.is_file():
+        raise ValueError(f"config file not found: {args.config}")
+
+
 def exit_status(work: Callable[[], int | None], stopped: str) -> int:
     """Do the work of a command; what it returns (None: 0), or, said in one line, 2 for wrong input
     and 130 for Ctrl-C.

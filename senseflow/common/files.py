@@ -106,11 +106,11 @@ def require_own(flag: str, folder: Path, mark: str) -> None:
     """
     if not folder.is_dir() or (folder / mark).exists():
         return
-    with os.scandir(folder) as entries:
-        first = next(entries, None)
+    names = (name for name in sorted(os.listdir(folder)) if not name.endswith(PARTIAL))
+    first = next((name for name in names if name[0] != "." and name != "lost+found"), None)
     if first is not None:
         raise ValueError(
-            f"{flag} {folder} has other files in it, such as {first.name}: name a new folder"
+            f"{flag} {folder} has other files in it, such as {first}: name a new folder"
         )
 
 

@@ -136,4 +136,4 @@ def _cut(file: Path, size: int, header: int) -> str:
         return "whose header is none"
     if size == whole:
         return ""
-    return f"with {size_in_words(size)} in place of {size_in_words(whole)}"
+    return f"with {size:,} bytes in place of {whole:,}"

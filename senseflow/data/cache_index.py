@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from senseflow.common.files import write_whole
+from senseflow.common.files import parse_json, write_whole
 from senseflow.weights.safetensors_writer import TYPES, num_bytes
 
 INDEX = "index.json"
@@ -109,7 +109,7 @@ def read_index(folder: Path) -> dict[str, Part]:
     if not file.is_file():
         raise ValueError(f"{folder} is not a cache: it has no {INDEX}")
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        tree = parse_json(file.read_bytes(), "it")
         if tree["format"] != FORMAT:
             raise ValueError(f"format {tree['format']}; this version reads format {FORMAT}")
         return {name: _part(tree["parts"][name]) for name in PARTS if name in tree["parts"]}

@@ -159,14 +159,8 @@ class LatentsLmdb(Dataset[Item]):
     def sample(self, position: Position, row: int) -> Item:
         """One row, its latents float32 and scaled, at a place of the run; raises UnreadableItem."""
         with self._reading() as txn:
-            data, text = self._row(txn, row)
-        latents = torch.from_numpy(np.frombuffer(data, DTYPE).astype(np.float32)).view(self.shape)
-        if not latents.isfinite().all():
-            raise UnreadableItem(f"{self.folder}: row {row}", "latents that are not finite")
-        try:
-            prompt = text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UnreadableItem(f"{self.folder}: row {row}", f"prompt: {error}") from error
+            stored, prompt = read_row(self.folder, txn, row, self.num, self.shape)
+        latents = torch.from_numpy(stored)
         latents = latents if self.scaled else self.scaling.apply(latents)
         return Item(prompt, position.index, latents=latents)
 
@@ -182,22 +176,7 @@ class LatentsLmdb(Dataset[Item]):
             raise ValueError(f"{self.folder} is damaged: {error}") from error
 
     def _row(self, txn: "lmdb.Transaction[bytes]", row: int) -> tuple[bytes, bytes]:
-        found = []
-        for key in (latents_key(row), prompt_key(row)):
-            value = txn.get(key)
-            if value is None:
-                raise ValueError(
-                    f"{self.folder} has no {key.decode()}, one of the {self.num} rows that its "
-                    "latents_shape promises"
-                )
-            found.append(value)
-        length = int(np.prod(self.shape)) * DTYPE.itemsize
-        if len(found[0]) != length:
-            raise ValueError(
-                f"{self.folder}: {latents_key(row).decode()} has {len(found[0])} bytes, float16 "
-                f"latents {list(self.shape)} have {length}"
-            )
-        return found[0], found[1]
+        return stored_row(self.folder, txn, row, self.num, self.shape)
 
     def _read_num(self, txn: "lmdb.Transaction[bytes]") -> int:
         num, *stored = read_shape(self.folder, txn)
@@ -291,6 +270,49 @@ def read_shape(folder: Path, txn: "lmdb.Transaction[bytes]") -> list[int]:
             f"{folder}: latents_shape is {text!r}, expected four numbers of at least 1: N C h w"
         )
     return shape
+
+
+def stored_row(
+    folder: Path, txn: "lmdb.Transaction[bytes]", row: int, num: int, shape: tuple[int, ...]
+) -> tuple[bytes, bytes]:
+    """The bytes of a row's latents (C, h, w) and of its prompt, row 0 to num - 1.
+
+    Raises ValueError for a row that is missing or of another length.
+    """
+    found = []
+    for key in (latents_key(row), prompt_key(row)):
+        value = txn.get(key)
+        if value is None:
+            raise ValueError(
+                f"{folder} has no {key.decode()}, one of the {num} rows that its latents_shape "
+                "promises"
+            )
+        found.append(value)
+    length = int(np.prod(shape)) * DTYPE.itemsize
+    if len(found[0]) != length:
+        raise ValueError(
+            f"{folder}: {latents_key(row).decode()} has {len(found[0])} bytes, float16 latents "
+            f"{list(shape)} have {length}"
+        )
+    return found[0], found[1]
+
+
+def read_row(
+    folder: Path, txn: "lmdb.Transaction[bytes]", row: int, num: int, shape: tuple[int, ...]
+) -> tuple[np.ndarray, str]:
+    """A row's latents (C, h, w) float32, as they are stored, and its prompt.
+
+    Raises ValueError as `stored_row`, and UnreadableItem for numbers that are not finite and a
+    prompt that is not UTF-8.
+    """
+    data, text = stored_row(folder, txn, row, num, shape)
+    latents: np.ndarray = np.frombuffer(data, DTYPE).astype(np.float32).reshape(shape)
+    if not np.isfinite(latents).all():
+        raise UnreadableItem(f"{folder}: row {row}", "latents that are not finite")
+    try:
+        return latents, text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UnreadableItem(f"{folder}: row {row}", f"prompt: {error}") from error
 
 
 def open_whole(folder: Path) -> lmdb.Environment:

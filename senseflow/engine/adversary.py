@@ -14,6 +14,7 @@ from torch import nn
 from senseflow.common.ranks import Ranks
 from senseflow.common.weights_files import words_of
 from senseflow.config.config import AdversarialConfig, Config, PathsConfig
+from senseflow.config.teacher import torch_dtype
 from senseflow.distill.adversaries import (
     BottleneckAdapter,
     BottleneckDiscriminator,
@@ -25,7 +26,7 @@ from senseflow.distill.vfm_features import FrozenBackbone, PromptEncoder
 from senseflow.distill.vfm_heads import Heads, Layers, no_power_iterations, text_layer_of
 from senseflow.engine.disk import HostGroup
 from senseflow.engine.initial import Initial, heads_of, reader
-from senseflow.engine.inputs import Inputs, bottleneck_of, torch_dtype
+from senseflow.engine.inputs import Inputs, bottleneck_of
 from senseflow.engine.parallel import fill_shards, shard
 from senseflow.optim.trained import Trained
 from senseflow.weights.lora import Role

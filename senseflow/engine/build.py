@@ -11,6 +11,7 @@ from torch import nn
 
 from senseflow.common.ranks import Ranks, join_group, start_ranks
 from senseflow.config.config import Config, Dtype, ParallelConfig
+from senseflow.config.teacher import torch_dtype
 from senseflow.core.anchors import Anchors
 from senseflow.data.items import Samples
 from senseflow.data.sampler import Share, batches
@@ -34,7 +35,6 @@ from senseflow.engine.inputs import (
     Inputs,
     Setup,
     check_offload,
-    torch_dtype,
     what_is_shared,
 )
 from senseflow.engine.loop import Run

@@ -17,7 +17,14 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.commands import (
+    Parser,
+    add_config,
+    exit_status,
+    module_parser,
+    number,
+    take_config,
+)
 from senseflow.common.fields import Bounds, Fraction, SmallCount, Threads
 from senseflow.common.files import ROOT, require_writable, write_whole
 from senseflow.config.recipes import RECIPES
@@ -67,8 +74,7 @@ def make_text(args: argparse.Namespace) -> str:
 def build_parser() -> Parser:
     """The flags."""
     parser = module_parser("senseflow.plan", __doc__, EXAMPLES)
-    parser.add_argument("--config", type=Path, metavar="CONFIG", help="YAML file of a recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
+    add_config(parser, "YAML file of a recipe")
     parser.add_argument("--nodes", type=number(SmallCount), default=1, help="(1)")
     parser.add_argument("--gpus", type=number(Threads), default=8, help="of each node (8)")
     parser.add_argument(
@@ -99,10 +105,7 @@ def build_parser() -> Parser:
 
 def check(args: argparse.Namespace) -> None:
     """What needs no torch; raises ValueError."""
-    if not args.table and args.config is None:
-        raise ValueError("--config is missing: the YAML file of a recipe (or --table)")
-    if args.config and not args.config.is_file():
-        raise ValueError(f"config file not found: {args.config}")
+    take_config(args, required=not args.table)
     if not args.reserve < args.memory:
         raise ValueError(f"--reserve {args.reserve:g} must be below --memory {args.memory:g}")
     if args.output and args.output.suffix not in (".md", ".json"):

@@ -20,7 +20,14 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.commands import (
+    Parser,
+    add_config,
+    exit_status,
+    module_parser,
+    number,
+    take_config,
+)
 from senseflow.common.fields import MOST, Bounds, Guidance, SmallCount
 from senseflow.common.files import require_writable
 
@@ -48,8 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 def build_parser() -> Parser:
     """The flags."""
     parser = module_parser("senseflow.reconstruction_error", __doc__, EXAMPLES)
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of a recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
+    add_config(parser, "YAML file of a recipe")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder (default: runs/xi/NAME_OF_CONFIG)"
     )
@@ -75,9 +81,8 @@ def build_parser() -> Parser:
 def check(args: argparse.Namespace) -> None:
     """What needs no torch; raises ValueError."""
     args.guidance = args.guidance or [1.0]
+    take_config(args)
     args.output = args.output or Path("runs/xi") / args.config.stem
-    if not args.config.is_file():
-        raise ValueError(f"config file not found: {args.config}")
     require_writable("--output", args.output)
     if len(set(args.guidance)) < len(args.guidance):
         raise ValueError(f"--guidance {args.guidance}: the same number twice")

@@ -20,6 +20,7 @@ from statuses import status_of
 from training_runs import rows, train
 
 import senseflow.cache.run as caching
+from senseflow.cache import index
 from senseflow.cache.__main__ import main
 from senseflow.cache.encoders import load_whole
 from senseflow.common.files import read_json
@@ -267,6 +268,37 @@ def test_a_disk_too_small_is_said_before_anything_is_encoded(images, tmp_path, m
     assert " KiB are to be written and 1000 B are free there" in capsys.readouterr().err
 
 
+def test_files_of_something_else_are_left_alone(copied, images, tmp_path, capsys):
+    theirs = tmp_path / "pictures"
+    theirs.mkdir()
+    (theirs / "a.safetensors.partial").write_bytes(b"a download of theirs")
+    (theirs / "b.png").write_bytes(b"")
+    assert make("flux_senseflow", images, theirs, "--prompts") == 2
+    assert "has other files in it, such as b.png: name a new folder" in capsys.readouterr().err
+    assert sorted(f.name for f in theirs.iterdir()) == ["a.safetensors.partial", "b.png"]
+    for name in ("a.safetensors.partial", "prompts-000000.safetensors.partial"):
+        (copied / name).write_bytes(b"")
+    assert make("flux_senseflow", images, copied, "--prompts") == 0
+    assert [f.name for f in copied.glob("*.partial")] == ["a.safetensors.partial"]
+
+
+def test_rows_that_no_memory_holds_are_refused(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(index, "MOST_BYTES", 20_000)
+    assert make("flux_senseflow", images, tmp_path / "c", "--latents", "--shard_rows", 10**9) == 2
+    assert "--shard_rows 1000000000: 32.0 KiB of latents would be held" in capsys.readouterr().err
+
+
+def test_a_caption_that_no_tokenizer_takes_is_passed_over(images, tmp_path):
+    own = shutil.copytree(images.parent, tmp_path / "data") / "data.json"
+    tree = json.loads(own.read_text())
+    tree["prompts"][0] = "half of an emoji \ud83d"
+    own.write_text(json.dumps(tree))
+    assert make("sdxl_dmd2", own, tmp_path / "c") == 0
+    inputs = opened(config_of("sdxl_dmd2", own, f"paths.cache={tmp_path / 'c'}"))
+    item = inputs.cache.samples(inputs.data, see_images=False)[Position(1, 0, 0)]
+    assert item.prompt == tree["prompts"][1] and "half of a character" in item.unreadable[0][1]
+
+
 def test_images_that_cannot_be_read_are_passed_over_and_tried_again(
     images, tmp_path, caplog, capsys
 ):
@@ -355,7 +387,9 @@ def test_a_file_cut_short_under_a_run_is_an_error(copied, images):
     cache = opened(config_of("flux_senseflow", images, f"paths.cache={copied}")).cache
     for file in copied.glob("prompts*"):
         file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"prompts-00000\d.safetensors cannot be read"):
+    with pytest.raises(
+        ValueError, match=r"prompts-00000\d.safetensors is damaged: .* bytes in place"
+    ):
         cache.prompts.conditioning(json.loads(images.read_text())["prompts"][0])
 
 
@@ -390,6 +424,8 @@ def test_an_index_that_does_not_do_is_refused(change, message, copied, images):
             ["CONFIG", "--output", "x", "--shard_rows", "0"],
             "argument --shard_rows: 0 must be from 1",
         ),
+        (["--output", "x"], "CONFIG is missing"),
+        (["CONFIG", "--output", "docs"], "--output docs has other files in it, such as "),
         (["CONFIG", "--output", "x", "paths.cahce=y"], "nearest valid key is paths.cache"),
         (["CONFIG", "--output", "x", "paths.dataset=no.json"], "data set no.json not found"),
         (["CONFIG", "--output", "x", "DATA", "data.crop=random"], "data.crop random: an image has"),

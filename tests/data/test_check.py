@@ -6,20 +6,27 @@ import json
 import re
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image, ImageEnhance
 from scipy.fft import dctn
 from sklearn.datasets import load_sample_images
 from statuses import status_of
 
+from senseflow.config.config import load_config
+from senseflow.config.recipes import RECIPES
 from senseflow.data.check import __main__ as check
+from senseflow.data.check import pictures
 from senseflow.data.check.duplicates import BITS, LEVELS, exact_groups, near_groups
+from senseflow.data.check.findings import plain, share
 from senseflow.data.check.images import cut_away, enlargement
-from senseflow.data.check.latents import require_fit
 from senseflow.data.check.looking import Look, look_at, look_at_all, perceptual_hash
 from senseflow.data.check.wording import caption_findings, read_tokenizers
 from senseflow.data.convert.latents_writer import Chunk, LatentsWriter
+from senseflow.data.items import Position, UnreadableImagesError
+from senseflow.engine.inputs import read_run
 
 TEACHER = Path("assets/tiny/flux/pipeline")
 TINY = "configs/FLUX/flux_senseflow_tiny.yaml"
@@ -123,6 +130,94 @@ def test_more_unreadable_than_allowed_stops_the_run(tmp_path, caplog):
     data_set(tmp_path, {"b.png": b""})
     assert checked(file, tmp_path / "out", "--resolution", "32")[0] == 1  # all of them
     assert "STOPS THE RUN" in caplog.text
+
+
+@pytest.mark.parametrize("override", ["train.resolution=33", "data.max_sequence_length=9999"])
+def test_what_the_trainer_refuses_stops_the_run_in_its_own_words(tmp_path, override):
+    file = data_set(tmp_path, {f"{i}.png": scene(i) for i in range(3)})
+    status, tree = checked(file, tmp_path / "out", TINY, override)
+    config = load_config(TINY, [override, f"paths.dataset={file}"])
+    with pytest.raises(ValueError) as refused:
+        read_run(config, RECIPES[config.recipe].family)
+    assert status == 1 and found(tree)["does not fit"]["words"] == str(refused.value)
+
+
+def test_captions_that_no_tokenizer_takes_are_passed_over_as_in_a_run(tmp_path, caplog):
+    files = {f"{i}.png": scene(i) for i in range(4)}
+    file = data_set(tmp_path, files, **{"1": "a cat \ud83d", "2": "a\0b", "3": "\u202ecat"})
+    for allowed, expected in ((1, 0), (0, 1)):
+        words = (TINY, f"data.max_unreadable={allowed}")
+        status, tree = checked(file, tmp_path / "out", *words)
+        unread = found(tree)["unreadable"]
+        assert (status, unread["samples"]) == (expected, ["1.png"])
+        assert "half of a character" in unread["reasons"][0]
+        assert "empty captions" not in found(tree)
+    config = load_config(TINY, ["data.max_unreadable=0", f"paths.dataset={file}"])
+    with pytest.raises(UnreadableImagesError):  # as training: check and run agree
+        read_run(config, RECIPES[config.recipe].family).data[Position(1, 0, 1)]
+
+
+def test_a_file_that_many_rows_name_counts_once_as_in_a_run(tmp_path):
+    file = data_set(tmp_path, {"a.png": scene(0), "b.png": b""})
+    tree = {
+        column: values + 5 * values[1:] for column, values in json.loads(file.read_text()).items()
+    }
+    file.write_text(json.dumps(tree))
+    status, said = checked(file, tmp_path / "out", TINY, "data.max_unreadable=1")
+    assert status == 0 and len(found(said)["unreadable"]["samples"]) == 6
+
+
+def test_data_sets_of_one_name_have_folders_of_their_own(tmp_path, monkeypatch):
+    """Beside each; without a word of where."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        file = data_set(tmp_path / name, {f"{name}.png": scene(0)})
+        assert check.main([f"{name}/data.json", "--resolution", "8", "--workers", "1"]) == 0
+        tree = json.loads((tmp_path / name / "data.check" / "check.json").read_text())
+        assert tree["dataset"] == str(file.relative_to(tmp_path))
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("count", "num", "words"),
+    [
+        (100, 100, "100 of 100 (100 %)"),
+        (56, 400, "56 of 400 (14 %)"),
+        (1, 10**7, "1 of 10,000,000 (less than 0.01 %)"),
+        (10**6 - 1, 10**6, "999,999 of 1,000,000 (nearly 100 %)"),
+        (0, 5, "0 of 5 (0 %)"),
+    ],
+)
+def test_figures_have_no_exponents(count, num, words):
+    assert share(count, num) == words
+    assert (plain(2740.0), plain(0.034), plain(9.99)) == ("2,740", "0.034", "10")
+
+
+def test_axes_begin_at_zero_and_count_in_equal_steps(tmp_path):
+    axes = Figure().subplots()
+    for values in (np.array([3, 3, 7]), np.array([0.5, 2.0]), np.array([5, 100000]), np.array([])):
+        axes.clear()
+        pictures._histogram(axes, values, "x", 4, "beyond")
+        assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0 and axes.get_yscale() == "linear"
+        assert axes.get_xlim()[1] >= max([*values, 4]) and axes.get_ylim()[1] >= 1
+        assert sum(bar.get_height() for bar in axes.patches) == len(values)
+        assert axes.get_title("left").startswith(f"{(values > 4).sum()} of {len(values)} ")
+    looks = [Look(200, 100, "RGB", 1, False, 1, 9.0, b"", 0, b"")]
+    pictures._sizes(axes, looks, (50, 400))
+    assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0 and axes.get_xlim()[1] > 400
+
+
+def test_white_pictures_have_an_edge_and_the_crops_frame_is_inside(tmp_path):
+    file = data_set(tmp_path, {"a.png": Image.new("RGB", (200, 60), "white")})
+    checked(file, tmp_path / "out", "--resolution", "32")
+    sheet = np.asarray(Image.open(tmp_path / "out" / "suspicious.png"))
+    tile = sheet[22:150, 6:134]  # as training sees it: 128 x 128
+    assert (tile[[0, -1]] < 200).all() and (tile[1:-1, 1:-1] == 255).all()
+    cut = sheet[170 + 22 : 170 + 150, 6:134].astype(int)
+    red, edge = (
+        np.argwhere((cut == colour).all(-1)) for colour in ((200, 64, 47), (138, 151, 163))
+    )
+    assert len(red) and (red.min(0) >= edge.min(0)).all() and (red.max(0) <= edge.max(0)).all()
 
 
 def test_sizes_by_hand():
@@ -250,14 +345,25 @@ def test_an_lmdb_of_latents(tmp_path):
     assert "scale" not in findings
 
 
+def test_a_row_that_is_not_there_stops_the_run(tmp_path):
+    folder = lmdb_of(tmp_path / "lmdb", np.zeros((3, 8, 8, 8)), ["a", "b", "c"])
+    environment = lmdb.open(str(folder), lock=False)
+    with environment.begin(write=True) as txn:
+        txn.delete(b"latents_1_data")
+    environment.close()
+    status, tree = checked(folder, tmp_path / "out")
+    unread = found(tree)["unreadable"]
+    assert status == 1 and unread["samples"] == ["row 1"]
+    assert "has no latents_1_data" in unread["reasons"][0]
+
+
 def test_an_lmdb_of_another_size_or_scale_is_said(tmp_path, caplog):
     latents = 5 * np.random.default_rng(0).normal(size=(4, 8, 8, 8))
     folder = lmdb_of(tmp_path / "lmdb", latents, list("abcd"))
     fits = checked(folder, tmp_path / "out", "--config", TINY)
     assert fits[0] == 0 and list(found(fits[1])) == ["scale"]
     status, tree = checked(folder, tmp_path / "out", "--config", TINY, "train.resolution=64")
-    assert status == 1 and found(tree)["other teacher"]["level"] == "stops"
-    require_fit(folder, TEACHER, (32, 32), None)
+    assert status == 1 and found(tree)["does not fit"]["level"] == "stops"
 
 
 @pytest.mark.parametrize(
@@ -270,6 +376,10 @@ def test_an_lmdb_of_another_size_or_scale_is_said(tmp_path, caplog):
         (["data.json", "--config", "no.yaml"], "config file not found"),
         (["data.json", "--resolution", "8", "--teacher", "."], "no model_index.json"),
         (["data.json", "--resolution", "8", "--workers", "0"], "0 must be from 1"),
+        (["data.json", "--resolution", "8", "--workers", "1000000"], "1000000 must be from 1 to"),
+        (["data.json", "--resolution", "1000000000"], "1000000000 must be from 1 to"),
+        (["data.json", "one.yaml", "two.yaml"], "one.yaml and two.yaml: one CONFIG"),
+        (["data.json", "no.yaml"], "config file not found: no.yaml"),
         (["data.json", "--resolution", "8", "--output", "data.json"], "is a file"),
         (["bad.json", "--resolution", "8"], "is not valid JSON"),
         (["folder"], "is not an LMDB.* senseflow.data.make makes one"),

@@ -15,7 +15,8 @@ FLUX = "configs/FLUX/flux_senseflow.yaml"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "--config is missing"),
+        ([], "CONFIG is missing"),
+        (["one.yaml", "--config", "two.yaml"], "one.yaml and two.yaml: one CONFIG"),
         (["--config", "nowhere.yaml"], "config file not found: nowhere.yaml"),
         (["--config", FLUX, "--gpus", "0"], "argument --gpus: 0 must be from 1 to 256"),
         (["--config", FLUX, "--mfu", "40"], "argument --mfu: 40.0 must be above 0 and at most 1"),

@@ -18,11 +18,12 @@ from torch.distributed.fsdp import FSDPModule
 from benchmarks.flops import count, count_pieces
 from senseflow.config.load import load_recipe
 from senseflow.config.recipes import RECIPES
+from senseflow.config.teacher import teacher_settings
 from senseflow.distill.algorithm import take_turn
 from senseflow.distill.measures import Measures
 from senseflow.distill.state import Turn
 from senseflow.engine.build import prepare
-from senseflow.engine.inputs import read_run, teacher_settings
+from senseflow.engine.inputs import read_run
 from senseflow.plan import remedies as planning_remedies
 from senseflow.plan.costs import Costs, Gpu, kinds_of, peak
 from senseflow.plan.plan import Plan, Wanted, configure

@@ -8,7 +8,7 @@ an LMDB of latents, of which rows, numbers and captions are checked.
 
 Exit status: 0 when nothing would stop the run, 1 when something would, 2 for wrong input.
 
-Results: check.json, numbers.png, suspicious.png.
+Results: check.json, numbers.png, suspicious.png, in a folder beside the data set.
 """
 
 import argparse
@@ -17,12 +17,19 @@ import os
 import sys
 from pathlib import Path
 
-from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.commands import (
+    Parser,
+    add_config,
+    exit_status,
+    module_parser,
+    number,
+    take_config,
+)
 from senseflow.common.fields import Pixels, Threads
 from senseflow.common.files import require_writable
 
 EXAMPLES = """examples:
-  python -m senseflow.data.check data.json --config configs/FLUX/flux_senseflow.yaml \\
+  python -m senseflow.data.check data.json configs/FLUX/flux_senseflow.yaml \\
       paths.pretrained_model=/path/to/FLUX.1-dev
   python -m senseflow.data.check data.json --resolution 1024 --teacher /path/to/FLUX.1-dev
   python -m senseflow.data.check data/lmdb --config configs/sdxl/sdxl_senseflow.yaml
@@ -50,11 +57,9 @@ def build_parser() -> Parser:
     """The flags."""
     parser = module_parser("senseflow.data.check", __doc__, EXAMPLES)
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="JSON, or folder of an LMDB")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
-    parser.add_argument(
-        "--config", type=Path, metavar="CONFIG",
-        help="YAML of the run: its resolution, crop, teacher, T5 length and max_unreadable",
-    )  # fmt: skip
+    add_config(
+        parser, "YAML of the run: its resolution, crop, teacher, T5 length and max_unreadable"
+    )
     parser.add_argument(
         "--resolution", type=number(Pixels), nargs="+", metavar="PIXELS",
         help="one side, or height and width (the config's)",
@@ -64,7 +69,7 @@ def build_parser() -> Parser:
         help="diffusers folder, for its tokenizers (the config's, if it is there)",
     )  # fmt: skip
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="(default: runs/check/NAME_OF_DATASET)"
+        "--output", type=Path, metavar="DIR", help="(default: NAME_OF_DATASET.check beside it)"
     )
     parser.add_argument(
         "--workers", type=number(Threads), metavar="N",
@@ -75,6 +80,7 @@ def build_parser() -> Parser:
 
 def check(args: argparse.Namespace) -> None:
     """What needs no image opened, and defaults; raises ValueError."""
+    take_config(args, required=False)
     if not args.dataset.exists():
         raise ValueError(f"data set {args.dataset} does not exist")
     if args.dataset.is_dir() and not (args.dataset / "data.mdb").exists():
@@ -86,16 +92,20 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--config or --resolution: say at which size the images will be used")
     if args.config is None and args.overrides:
         raise ValueError(f"{args.overrides[0]}: overrides are of a --config")
-    if args.config and not args.config.is_file():
-        raise ValueError(f"config file not found: {args.config}")
-    if args.resolution and len(args.resolution) > 2:
+    if len(args.resolution or []) > 2:
         raise ValueError(f"--resolution {args.resolution}: one side, or height and width")
     if args.teacher and not (args.teacher / "model_index.json").is_file():
         raise ValueError(f"--teacher {args.teacher} is no diffusers folder: no model_index.json")
-    args.output = args.output or Path("runs/check") / args.dataset.stem
+    args.output = args.output or beside(args.dataset)
     require_writable("--output", args.output)
     if args.workers is None:
         args.workers = len(os.sched_getaffinity(0))
+
+
+def beside(dataset: Path) -> Path:
+    """The folder of what is found, where a data set of the same name elsewhere has another."""
+    place = dataset if dataset.name else dataset.absolute()
+    return place.with_name(f"{place.stem if place.is_file() else place.name}.check")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from PIL import Image
 
 from senseflow.common.files import write_whole
 from senseflow.common.pictures import save_whole
-from senseflow.data.check.findings import Checked, Finding, Limits, Place
+from senseflow.config.config import Config, load_config
+from senseflow.config.recipes import RECIPES
+from senseflow.config.teacher import teacher_settings
+from senseflow.data.check.findings import Checked, Finding, Limits, Place, plain
 from senseflow.data.check.images import image_findings, image_numbers
+from senseflow.data.check.latents import latent_findings, latent_numbers, read_rows
 from senseflow.data.check.looking import look_at_all
 from senseflow.data.check.pictures import draw_images, draw_latents, draw_sheet
 from senseflow.data.check.wording import (
@@ -21,7 +26,13 @@ from senseflow.data.check.wording import (
     caption_numbers,
     read_tokenizers,
 )
-from senseflow.data.image_lists import read_lists, resolve
+from senseflow.data.dataset import open_dataset
+from senseflow.data.image_lists import one_line
+from senseflow.data.items import Position, UnreadableItem
+from senseflow.data.json_images import JsonImages
+from senseflow.data.latents_lmdb import LatentsLmdb, LatentsScaling
+from senseflow.teachers.family import Family
+from senseflow.teachers.folder import INDEX, TeacherSettings
 
 logger = logging.getLogger("senseflow")
 
@@ -30,13 +41,33 @@ MARKS = {"stops": "STOPS THE RUN", "warning": "look at", "note": "note"}
 
 
 @dataclass(frozen=True)
+class Training:
+    """The run that is asked about, where its configuration and its teacher are there."""
+
+    config: Config
+    family: Family
+    settings: TeacherSettings
+
+    def open(self, dataset: Path) -> JsonImages | LatentsLmdb:
+        """The data set as the run opens it; raises ValueError where it would end."""
+        self.family.require(self.settings)
+        return open_dataset(
+            dataset,
+            self.settings.resolution,
+            self.family.latent_shape(self.settings),
+            max_unreadable=self.config.data.max_unreadable,
+            latents_scaling=partial(LatentsScaling.of_vae, self.settings.folder / "vae"),
+            latents_scaled=self.config.data.latents_scaled,
+        )
+
+
+@dataclass(frozen=True)
 class Setting:
     """What the flags and the configuration say."""
 
     limits: Limits
     readers: list[Reader]  # of captions
-    teacher: Path | None = None
-    latents_scaled: bool | None = None
+    training: Training | None = None
     samples: int = 0  # that the run draws; 0: not known
 
 
@@ -60,9 +91,16 @@ def run(dataset: Path, setting: Setting, output: Path, num_workers: int) -> bool
     logger.info("%s: %s samples, %.1f s, %.0f per second", dataset, f"{checked.num:,}", time_s,
                 checked.num / max(time_s, 1e-3))  # fmt: skip
     say(checked, names, setting)
-    outcome = "a run would be stopped" if checked.stops else "nothing would stop a run"
-    logger.info("%s. All of it: %s, pictures beside it", outcome, output / "check.json")
+    logger.info("%s. All of it: %s, pictures beside it", outcome(checked), output / "check.json")
     return checked.stops
+
+
+def outcome(checked: Checked) -> str:
+    """What it comes to, in a few words."""
+    if checked.stops:
+        return "a run would be stopped"
+    warned = [finding.name for finding in checked.findings if finding.level == "warning"]
+    return "nothing would stop a run" + (f", but look at: {'; '.join(warned)}" if warned else "")
 
 
 def read_setting(
@@ -76,26 +114,33 @@ def read_setting(
     pixels = resolution or [1, 1]  # an LMDB without a configuration has its own
     sides = (pixels[0], pixels[-1])
     if file is None:
-        return Setting(Limits(sides), read_tokenizers(teacher, None) if teacher else [], teacher)
-    from senseflow.config.config import load_config  # torch, seconds
-
+        return Setting(Limits(sides), read_tokenizers(teacher, None) if teacher else [])
     config = load_config(file, overrides)
     teacher = teacher or Path(config.paths.pretrained_model)
-    if not (teacher / "model_index.json").is_file():
-        logger.warning("teacher %s is not there: caption lengths are in words", teacher)
-        teacher = None
-    length = config.data.max_sequence_length
-    return Setting(
-        Limits(
-            sides if resolution else config.train.resolution,
-            config.data.max_unreadable,
-            config.data.crop == "random",
-        ),
-        read_tokenizers(teacher, length) if teacher else [],
-        teacher,
-        config.data.latents_scaled,
-        config.train.iter_num * config.train.batch_size,
-    )
+    sides = sides if resolution else config.train.resolution
+    limits = Limits(sides, config.data.max_unreadable, config.data.crop == "random")
+    samples = config.train.iter_num * config.train.batch_size
+    if not (teacher / INDEX).is_file():
+        logger.warning(
+            "teacher %s is not there: caption lengths are in words, and whether it takes this "
+            "resolution is not known", teacher,
+        )  # fmt: skip
+        return Setting(limits, [], None, samples)
+    settings = replace(teacher_settings(config), folder=teacher, resolution=sides)
+    training = Training(config, RECIPES[config.recipe].family, settings)
+    readers = read_tokenizers(teacher, config.data.max_sequence_length)
+    return Setting(limits, readers, training, samples)
+
+
+def misfit(dataset: Path, setting: Setting) -> list[Finding]:
+    """What a run would say before it began."""
+    if setting.training is None:
+        return []
+    try:
+        setting.training.open(dataset)
+    except ValueError as error:
+        return [Finding("does not fit", "stops", one_line(str(error)))]
+    return []
 
 
 # ----------------------------------------------------------------------------------- two data sets
@@ -105,15 +150,18 @@ Result = tuple[Checked, list[str], dict[str, Image.Image]]  # and names of rows,
 
 def check_images(file: Path, setting: Setting, num_workers: int) -> Result:
     """What is found in a JSON data set of images."""
-    _, paths, prompts = read_lists(file)
-    files = [resolve(file.parent, path) for path in paths]
-    seen = look_at_all(files, num_workers)
+    resolution = setting.limits.resolution
+    data = JsonImages(file, resolution, max_unreadable=setting.limits.max_unreadable)
+    paths, refused = data.paths, refusals(data)
+    prompts = ["" if i in refused else prompt for i, prompt in enumerate(data.prompts)]
+    files = [data.resolve(path) for path in paths]
+    looks = look_at_all(files, num_workers)
+    seen = [refused.get(place, look) for place, look in enumerate(looks)]
     lengths = {reader.name: reader.lengths(prompts) for reader in setting.readers}
     limits = {reader.name: reader.limit for reader in setting.readers}
-    resolution = setting.limits.resolution
-    findings = image_findings(paths, seen, setting.limits)
+    findings = [*misfit(file, setting), *image_findings(paths, seen, setting.limits)]
     sheet = draw_sheet(files, prompts, seen, findings, resolution)
-    findings += caption_findings(prompts, lengths, limits)
+    findings += caption_findings(prompts, lengths, limits, refused)
     numbers = {
         "resolution": list(resolution),
         "images": image_numbers(seen, resolution),
@@ -132,20 +180,25 @@ def check_images(file: Path, setting: Setting, num_workers: int) -> Result:
     return Checked(len(paths), findings, numbers), paths, pictures
 
 
+def refusals(data: JsonImages) -> dict[int, str]:
+    """Rows that a run passes over whatever their images are, and why."""
+    refused = {}
+    for row in range(len(data)):
+        try:
+            data.listed(Position(1, 0, row), row)
+        except UnreadableItem as error:
+            refused[row] = error.reason
+    return refused
+
+
 def check_latents(folder: Path, setting: Setting) -> Result:
     """What is found in an LMDB of latents."""
-    from senseflow.data.check.latents import latent_findings, latent_numbers, read_rows, require_fit
-
     rows = read_rows(folder)
-    findings = latent_findings(rows, setting.limits.max_unreadable)
-    if setting.teacher and setting.samples:
-        try:
-            require_fit(folder, setting.teacher, setting.limits.resolution, setting.latents_scaled)
-        except ValueError as error:
-            findings.insert(0, Finding("other teacher", "stops", str(error)))
+    findings = [*misfit(folder, setting), *latent_findings(rows, setting.limits.max_unreadable)]
     lengths = {reader.name: reader.lengths(rows.captions) for reader in setting.readers}
     limits = {reader.name: reader.limit for reader in setting.readers}
-    findings += caption_findings(rows.captions, lengths, limits)
+    unread = [row for row, _ in rows.unreadable]
+    findings += caption_findings(rows.captions, lengths, limits, unread)
     numbers = {
         "latents": latent_numbers(rows),
         "captions": caption_numbers(rows.captions, lengths),
@@ -185,14 +238,14 @@ def say(checked: Checked, names: list[str], setting: Setting) -> None:
         sides = ", ".join(f"{name} {value:.0f}" for name, value in images["short_side"].items())
         logger.info("short side: %s; %.1f MiB on disk", sides, images["bytes"] / 2**20)
     if setting.samples:
-        logger.info("the run draws %s samples: each %.3g times", f"{setting.samples:,}",
-                    setting.samples / checked.num)  # fmt: skip
+        times = plain(setting.samples / checked.num)
+        logger.info("the run draws %s samples: each %s times", f"{setting.samples:,}", times)
     for finding in sorted(checked.findings, key=lambda found: list(MARKS).index(found.level)):
         logger.info("%s: %s. %s", MARKS[finding.level], finding.name, finding.words)
         for number, place in enumerate(finding.places[:NUM_SAID]):
             group = place if isinstance(place, list) else [place]
             reason = f": {finding.reasons[number]}" if finding.reasons else ""
-            named = " = ".join(names[i] for i in group[:NUM_SAID])
+            named = " = ".join(one_line(names[i]) for i in group[:NUM_SAID])
             logger.info("    %s%s%s", named, " = ..." * (len(group) > NUM_SAID), reason)
         if len(finding.places) > NUM_SAID:
             logger.info("    and %d more", len(finding.places) - NUM_SAID)

@@ -43,8 +43,21 @@ class Checked:
 
 
 def share(count: int, num: int) -> str:
-    """`3 of 400 (0.8 %)`."""
-    return f"{count:,} of {num:,} ({100 * count / max(num, 1):.2g} %)"
+    """`3 of 400 (0.75 %)`."""
+    return f"{count:,} of {num:,} ({percent(count / max(num, 1))})"
+
+
+def percent(part: float) -> str:
+    """`0.75 %`, `14 %`; never 0 % of some, nor 100 % of nearly all."""
+    value = 100 * part
+    if 0 < value < 0.01 or 99.5 <= value < 100:
+        return "less than 0.01 %" if value < 1 else "nearly 100 %"
+    return f"{plain(value)} %"
+
+
+def plain(value: float) -> str:
+    """Two digits, or a whole number, never an exponent: 0.034, 4.2, 27, 2,740."""
+    return f"{value:,.0f}" if abs(value) >= 9.95 else f"{value:.2g}"
 
 
 def percentiles(values: Iterable[float]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from senseflow.data.check.duplicates import BITS, exact_groups, near_groups
-from senseflow.data.check.findings import Finding, Limits, Place, percentiles, share
+from senseflow.data.check.findings import Finding, Limits, Place, percent, percentiles, plain, share
 from senseflow.data.check.looking import Look, Seen
 
 MOST_CUT = 0.4  # of the picture, by the crop: at 1:1 an aspect beyond 5:3
@@ -28,7 +28,7 @@ def image_findings(paths: list[str], seen: Sequence[Seen], limits: Limits) -> li
     """All that is to be said of the images, those that stop a run first."""
     looks = [found if isinstance(found, Look) else None for found in seen]
     findings = [
-        _unreadable(seen, limits.max_unreadable),
+        _unreadable(paths, seen, limits.max_unreadable),
         _small(looks, limits.resolution),
         _cut(looks, limits),
         _flat(looks),
@@ -52,11 +52,13 @@ def image_numbers(seen: Sequence[Seen], resolution: tuple[int, int]) -> dict[str
     }
 
 
-def _unreadable(seen: Sequence[Seen], limit: int) -> Finding | None:
+def _unreadable(paths: list[str], seen: Sequence[Seen], limit: int) -> Finding | None:
     found = [(place, why) for place, why in enumerate(seen) if isinstance(why, str)]
     if not found:
         return None
-    stops = len(found) > limit or len(found) == len(seen)
+    # A run counts a file once, however many rows name it.
+    num_files = len({(paths[place], why) for place, why in found})
+    stops = num_files > limit or len(found) == len(seen)
     said = f"{share(len(found), len(seen))} cannot be read"
     allowed = f"data.max_unreadable allows {limit}"
     words = f"{said}; {allowed}" if stops else f"{said} and would be passed over; {allowed}"
@@ -72,9 +74,9 @@ def _small(looks: list[Look | None], resolution: tuple[int, int]) -> Finding | N
     height, width = resolution
     words = (
         f"{share(len(places), len(looks))} are smaller than {width}x{height} and would be "
-        f"enlarged, up to {scales[places[0]]:.2g} times: they teach blur"
+        f"enlarged, up to {plain(scales[places[0]])} times: they teach blur"
     )
-    return Finding("small", "warning", words, [*places], [f"{scales[i]:.2g} x" for i in places])
+    return Finding("small", "warning", words, [*places], [f"{plain(scales[i])} x" for i in places])
 
 
 def _cut(looks: list[Look | None], limits: Limits) -> Finding | None:
@@ -85,10 +87,10 @@ def _cut(looks: list[Look | None], limits: Limits) -> Finding | None:
         return None
     where = "random" if limits.random_crop else "centre"
     words = (
-        f"{share(len(places), len(looks))} lose more than {100 * MOST_CUT:.0f} % to the {where} "
-        f"crop, up to {100 * cuts[places[0]]:.0f} %: captions may name what is cut away"
+        f"{share(len(places), len(looks))} lose more than {percent(MOST_CUT)} to the {where} "
+        f"crop, up to {percent(cuts[places[0]])}: captions may name what is cut away"
     )
-    return Finding("cut", "warning", words, [*places], [f"-{100 * cuts[i]:.0f} %" for i in places])
+    return Finding("cut", "warning", words, [*places], [f"-{percent(cuts[i])}" for i in places])
 
 
 def _flat(looks: list[Look | None]) -> Finding | None:

@@ -13,17 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from senseflow.data.check.findings import Finding, Level, percentiles, share
-from senseflow.data.latents_lmdb import (
-    DTYPE,
-    SCALED_KEY,
-    LatentsLmdb,
-    LatentsScaling,
-    latents_key,
-    open_whole,
-    prompt_key,
-    read_shape,
-    read_vae_config,
-)
+from senseflow.data.items import UnreadableItem
+from senseflow.data.latents_lmdb import SCALED_KEY, open_whole, read_row, read_shape
 
 OFF_CENTRE = 1.0  # mean of a channel; scaled latents have means of a few tenths
 DEVIATIONS = (0.4, 2.5)  # of all latents; scaled ones are near 1
@@ -34,23 +25,14 @@ class Rows:
     """What stands in the rows of an LMDB; a caption that cannot be read is empty."""
 
     shape: list[int]  # C h w
-    captions: list[str] = field(default_factory=list)
+    captions: list[str]
     deviations: list[float] = field(default_factory=list)  # of the rows that can be read
     unreadable: list[tuple[int, str]] = field(default_factory=list)
+    fatal: bool = False  # whether some row is missing or of another length, which ends a run
     equal: list[list[int]] = field(default_factory=list)  # groups
     mean: list[float] = field(default_factory=list)  # per channel
     deviation: list[float] = field(default_factory=list)
     scaled: bool | None = None  # None: it does not say
-
-
-def require_fit(
-    folder: Path, teacher: Path, resolution: tuple[int, int], scaled: bool | None
-) -> None:
-    """Raise ValueError when training with this teacher would refuse the LMDB."""
-    vae = read_vae_config(teacher / "vae")
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    shape = (vae["latent_channels"], resolution[0] // factor, resolution[1] // factor)
-    LatentsLmdb(folder, shape, LatentsScaling.of_vae(teacher / "vae"), scaled)
 
 
 def read_rows(folder: Path) -> Rows:
@@ -60,56 +42,45 @@ def read_rows(folder: Path) -> Rows:
         with environment.begin() as txn:
             num, *shape = read_shape(folder, txn)
             said = txn.get(SCALED_KEY)
-            rows = Rows(shape, scaled=None if said is None else said == b"1")
-            _fill(rows, txn, num)
+            rows = Rows(shape, num * [""], scaled=None if said is None else said == b"1")
+            _fill(rows, folder, txn, num)
     except lmdb.Error as error:
         raise ValueError(f"{folder} is damaged: {error}") from error
     return rows
 
 
-def _fill(rows: Rows, txn: "lmdb.Transaction[bytes]", num: int) -> None:
-    channels, length = rows.shape[0], int(np.prod(rows.shape)) * DTYPE.itemsize
+def _fill(rows: Rows, folder: Path, txn: "lmdb.Transaction[bytes]", num: int) -> None:
+    channels, shape = rows.shape[0], tuple(rows.shape)
     sums, squares, places = np.zeros(channels), np.zeros(channels), dict[bytes, list[int]]()
     for row in tqdm(range(num), unit="row", mininterval=0.5):
-        data, caption = txn.get(latents_key(row)), txn.get(prompt_key(row))
-        fault, text = _fault(data, caption, length)
-        rows.captions.append(text)
-        if fault or data is None:
-            rows.unreadable.append((row, fault))
+        try:
+            stored, caption = read_row(folder, txn, row, num, shape)
+        except UnreadableItem as error:
+            rows.unreadable.append((row, error.reason))
             continue
-        latents = np.frombuffer(data, DTYPE).astype(np.float64).reshape(channels, -1)
+        except ValueError as error:
+            rows.unreadable.append((row, str(error)))
+            rows.fatal = True
+            continue
+        rows.captions[row] = caption
+        latents = stored.astype(np.float64).reshape(channels, -1)
         rows.deviations.append(float(latents.std()))
         sums += latents.mean(1)
         squares += np.square(latents).mean(1)
-        places.setdefault(hashlib.blake2b(data, digest_size=16).digest(), []).append(row)
+        places.setdefault(hashlib.blake2b(stored.tobytes(), digest_size=16).digest(), []).append(
+            row
+        )
     rows.equal = [group for group in places.values() if len(group) > 1]
     count = max(len(rows.deviations), 1)
     rows.mean = (sums / count).tolist()
     rows.deviation = np.sqrt((squares / count - (sums / count) ** 2).clip(0)).tolist()
 
 
-def _fault(data: bytes | None, caption: bytes | None, length: int) -> tuple[str, str]:
-    """Why a row cannot be read, if so, and its caption."""
-    if data is None or caption is None:
-        return "it has no latents" if data is None else "it has no caption", ""
-    if len(data) != length:
-        return f"{len(data)} bytes of latents, not {length}", ""
-    try:
-        text = caption.decode()
-    except UnicodeDecodeError as error:
-        return f"caption: {error}", ""
-    finite = bool(np.isfinite(np.frombuffer(data, DTYPE)).all())
-    return "" if finite else "latents that are not finite", text
-
-
 def latent_findings(rows: Rows, max_unreadable: int) -> list[Finding]:
     """All that is to be said of the latents."""
     num, findings = len(rows.captions), []
     if rows.unreadable:
-        stops = len(rows.unreadable) > max_unreadable or any(
-            "no latents" in why or "no caption" in why or "bytes" in why
-            for _, why in rows.unreadable
-        )
+        stops = rows.fatal or len(rows.unreadable) > max_unreadable
         words = (
             f"{share(len(rows.unreadable), num)} cannot be read (data.max_unreadable allows "
             f"{max_unreadable}; a missing row or one of another length ends the run)"

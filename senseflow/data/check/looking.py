@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from senseflow.data.decode import UNREADABLE, to_rgb
+from senseflow.data.decode import UNREADABLE, open_image, to_rgb
 
 SIDE = 32  # of the grey picture that is transformed
 LOWEST = 8  # frequencies each way, and the side of the thumbnail
@@ -52,7 +52,7 @@ Seen = Look | str  # or why it cannot be read
 def look_at(path: str) -> Seen:
     """Decode one file wholly and measure it."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as opened:
+        with warnings.catch_warnings(), open_image(Path(path)) as opened:
             warnings.simplefilter("ignore")  # of files that are odd and still readable
             mode, turned = opened.mode, opened.getexif().get(TURNED, 1) != 1
             num_frames = int(getattr(opened, "n_frames", 1))  # of some formats
@@ -87,10 +87,11 @@ def perceptual_hash(grey: np.ndarray) -> int:
 def look_at_all(paths: list[Path], num_workers: int) -> list[Seen]:
     """What each file holds, in their order; a file listed twice is read once.
 
-    num_workers: processes; 1: this one. Raises ValueError when one is killed.
+    num_workers: processes, as far as there is work for them; 1: this one. Raises ValueError when
+    one is killed.
     """
     distinct = list(dict.fromkeys(map(str, paths)))
-    looks = _looks(distinct, num_workers)
+    looks = _looks(distinct, min(num_workers, -(-len(distinct) // CHUNK)))
     bar = tqdm(looks, total=len(distinct), unit="image", smoothing=0.05, mininterval=0.5)
     seen = dict(zip(distinct, bar, strict=True))
     return [seen[str(path)] for path in paths]

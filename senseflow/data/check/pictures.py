@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image, ImageDraw
 
-from senseflow.data.check.findings import Finding
+from senseflow.data.check.findings import Finding, share
 from senseflow.data.check.images import MOST_CUT, cut_away, enlargement
 from senseflow.data.check.looking import Look, Seen
 from senseflow.data.decode import UNREADABLE, fit, read_rgb
@@ -36,11 +36,11 @@ def draw_images(
     size, scale, cut, caption = figure.subplots(2, 2).flat
     _sizes(size, looks, resolution)
     factors = np.array([enlargement(look, resolution) for look in looks])
-    _histogram(scale, np.log2(factors), "resized by a factor of", 0, "enlarged: blur")
-    scale.xaxis.set_major_formatter(lambda value, _: f"{2**value:.3g}")
+    _histogram(scale, factors, "resized by a factor of", 1, "enlarged, which is blur")
     cuts = np.array([cut_away(look, resolution) for look in looks])
-    _histogram(cut, cuts, "share of the picture that the crop takes", MOST_CUT, "much is lost")
-    _histogram(caption, np.array(lengths), f"{unit} per caption", limit or None, "not read")
+    _histogram(cut, cuts, "share of the picture that the crop takes", MOST_CUT, "lose much", 1)
+    words = np.array(lengths)
+    _histogram(caption, words, f"{unit} per caption", limit or None, "are not read to the end")
     return _rendered(figure)
 
 
@@ -50,6 +50,8 @@ def draw_latents(deviations: list[float], words: list[int]) -> Image.Image:
     rows, caption = figure.subplots(1, 2)
     _histogram(rows, np.array(deviations), "standard deviation of a row's latents", None, "")
     _histogram(caption, np.array(words), "words per caption", None, "")
+    rows.set_ylabel("rows")
+    caption.set_ylabel("rows")
     return _rendered(figure)
 
 
@@ -59,30 +61,44 @@ def _sizes(axes: Axes, looks: list[Look], resolution: tuple[int, int]) -> None:
     height, width = resolution
     axes.axvline(width, color=RED, linestyle="--", linewidth=1)
     axes.axhline(height, color=RED, linestyle="--", linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel="width, pixels", ylabel="height, pixels")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
-    axes.text(width, height, f" {width}x{height}", color=RED, fontsize=9, va="bottom")
-    _finish(axes)
+    axes.set(xlabel="width, pixels", ylabel="height, pixels")
+    axes.set_title(f"the resolution, {width}x{height}", color=RED, fontsize=9, loc="left")
+    _finish(axes, 1.08 * max([width, *widths]), 1.08 * max([height, *heights]))
 
 
 def _histogram(
-    axes: Axes, values: np.ndarray, label: str, limit: float | None, beyond: str
+    axes: Axes,
+    values: np.ndarray,
+    label: str,
+    limit: float | None,
+    beyond: str,
+    most: float | None = None,
 ) -> None:
-    """Counts of finite values; a line at the limit, and what it means to be beyond."""
-    if len(values):
-        axes.hist(values, bins=BINS, color=BLUE, log=True)  # one in 100,000 is seen
+    """Counts of values from 0 to `most` (None: the largest), and how many are above the limit."""
+    most = most or 1.04 * max([*values, limit or 0, 1e-6])
+    if values.dtype.kind == "i":  # a bar for each whole number, or for several
+        step = -(-int(most + 1) // BINS)
+        edges = np.arange(0, max(most, 9) + 2 * step, step) - 0.5
+        axes.hist(values, bins=edges.tolist(), color=BLUE)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        most = float(edges[-1])
+    else:
+        axes.hist(values, bins=BINS, range=(0, most), color=BLUE)
     if limit is not None:
         axes.axvline(limit, color=RED, linestyle="--", linewidth=1)
-        place = axes.get_xaxis_transform()
-        axes.text(limit, 0.98, f" {beyond}", color=RED, fontsize=9, va="top", transform=place)
+        said = f"{share(int((values > limit).sum()), len(values))} {beyond}"
+        axes.set_title(said, color=RED, fontsize=9, loc="left")
     axes.set(xlabel=label, ylabel="images")
-    _finish(axes)
+    _finish(axes, most, max(1.0, axes.get_ylim()[1]))
 
 
-def _finish(axes: Axes) -> None:
+def _finish(axes: Axes, right: float, top: float) -> None:
+    """Both axes begin at zero, so that lengths can be compared by eye."""
+    axes.set_xlim(0, right)
+    axes.set_ylim(0, top)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK, labelsize=9)
 
@@ -152,16 +168,22 @@ def _picture(tile: Tile, resolution: tuple[int, int]) -> Image.Image:
         return square
     frame = None
     if tile.cropped:
-        picture = fit(picture, resolution, (0.5, 0.5))
+        # no larger than it is drawn: a run's resolution may be thousands of pixels
+        small = min(1.0, TILE / max(resolution))
+        height, width = (max(1, round(small * side)) for side in resolution)
+        picture = fit(picture, (height, width), (0.5, 0.5))
     else:
         frame = _frame(picture.size, resolution)
     scale = TILE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     left, top = (TILE - size[0]) // 2, (TILE - size[1]) // 2
     square.paste(picture.resize(size, Image.Resampling.BICUBIC), (left, top))
+    pen = ImageDraw.Draw(square)
+    # its own edge, which a white picture would not have on white
+    pen.rectangle([left, top, left + size[0] - 1, top + size[1] - 1], outline=MUTED)
     if frame:
-        corners = [value * scale + at for value, at in zip(frame, (left, top) * 2, strict=True)]
-        ImageDraw.Draw(square).rectangle([round(corner) for corner in corners], outline=RED)
+        x0, y0, x1, y1 = (round(value * scale) for value in frame)
+        pen.rectangle([left + x0, top + y0, left + x1 - 1, top + y1 - 1], outline=RED)
     return square
 
 
@@ -175,7 +197,7 @@ def _frame(
     if kept[0] * kept[1] > 0.95 * width * height:
         return None
     left, top = (width - kept[0]) / 2, (height - kept[1]) / 2
-    return left, top, left + kept[0] - 1, top + kept[1] - 1
+    return left, top, left + kept[0], top + kept[1]
 
 
 def _cut_to(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:

@@ -1,11 +1,12 @@
 """Captions of a data set: empty ones, repeated ones, and those a teacher's tokenizers cut."""
 
-import json
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from senseflow.common.files import read_json
 from senseflow.data.check.findings import Finding, percentiles, share
 
 TOKENIZER = "tokenizer"
@@ -38,10 +39,10 @@ def read_tokenizers(teacher: Path, t5_length: int | None) -> list[Reader]:
     from transformers import AutoTokenizer  # seconds
 
     index = teacher / "model_index.json"
+    tree = read_json(index)
     try:
-        tree = json.loads(index.read_text(encoding="utf-8"))
         names = sorted(name for name in tree if name.startswith(TOKENIZER) and tree[name][1])
-    except (OSError, ValueError, TypeError, IndexError) as error:
+    except (TypeError, IndexError) as error:
         raise ValueError(f"{index} is not that of a diffusers folder: {error}") from error
     readers = []
     for name in names:
@@ -64,14 +65,20 @@ def repeated(captions: list[str]) -> list[tuple[str, int]]:
 
 
 def caption_findings(
-    captions: list[str], lengths: dict[str, list[int]], limits: dict[str, int]
+    captions: list[str],
+    lengths: dict[str, list[int]],
+    limits: dict[str, int],
+    unread: Collection[int] = (),
 ) -> list[Finding]:
     """All that is to be said of the captions.
 
-    lengths, limits: tokens of each caption, and how many are read, by tokenizer.
+    lengths, limits: tokens of each caption, and how many are read, by tokenizer. unread: places of
+    samples that are passed over, whose captions stand here as empty ones.
     """
     findings = []
-    if empty := [place for place, caption in enumerate(captions) if not caption.strip()]:
+    skipped = set(unread)
+    empty = [i for i, caption in enumerate(captions) if not caption.strip() and i not in skipped]
+    if empty:
         words = f"{share(len(empty), len(captions))} have an empty caption"
         findings.append(Finding("empty captions", "warning", words, [*empty]))
     if again := repeated(captions):
