@@ -41,6 +41,7 @@ setup(
         "evaluate": ["torch-fidelity>=0.4", "torchmetrics>=1.9"],
         "demo": ["scikit-learn>=1.5"],
         "app": ["gradio>=6.31,<7"],
+        "parquet": ["pyarrow>=15"],
         "test": [
             "scikit-learn>=1.5",
             "torch-fidelity>=0.4",

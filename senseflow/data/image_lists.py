@@ -8,13 +8,11 @@ working directory.
 
 import json
 import os
-import re
 from pathlib import Path
 
 from senseflow.common.files import parse_json, write_whole
 
 LISTS = ("keys", "image_paths", "prompts")
-HALF_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates, which UTF-8 cannot write
 
 
 def read_lists(file: Path) -> tuple[list[str], list[str], list[str]]:
@@ -52,11 +50,6 @@ def resolve(folder: Path, path: str) -> Path:
     """Where an image of the list in `folder` is: beside it if it is there, else as given."""
     beside = folder / path
     return beside if os.path.exists(beside) else Path(path)  # no error of a name that is too long
-
-
-def text_fault(text: str) -> str | None:
-    """Why no tokenizer takes a text, though JSON can write it; None of one that can be read."""
-    return "half of a character, as of an emoji cut in two" if HALF_PAIR.search(text) else None
 
 
 def one_line(name: str) -> str:

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from senseflow.common.pictures import to_tensor
+from senseflow.common.tables import text_fault
 from senseflow.core.draws import Draws
 from senseflow.data.decode import UNREADABLE, fit, read_rgb
-from senseflow.data.image_lists import read_lists, resolve, text_fault
+from senseflow.data.image_lists import read_lists, resolve
 from senseflow.data.items import Item, Position, UnreadableItem, first_readable
 
 

@@ -24,6 +24,7 @@ from senseflow.sampling.cli import (
     read_output,
 )
 from senseflow.sampling.drawing import SAMPLERS, Drawing, Paths
+from senseflow.sampling.prompts import FILES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +53,7 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompts")
     group.add_argument(
         "--prompts_file", type=Path, required=True, nargs="+", metavar="FILE",
-        help="one prompt per line, or .json, .jsonl, .tsv with ids; t2i_compbench: the files of "
-        "its categories, such as color_val.txt",
+        help=f"{FILES}; t2i_compbench: the files of its categories, such as color_val.txt",
     )  # fmt: skip
     group.add_argument("--num_prompts", type=number(Count), help="at most this many (all)")
     group.add_argument(

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from senseflow.common.files import read_json
+from senseflow.common.tables import FILE_COLUMNS, find_column
 from senseflow.data.ahead import in_groups
 from senseflow.data.decode import UNREADABLE, read_rgb
-from senseflow.data.image_lists import read_lists
 from senseflow.evaluate.layouts import SAMPLES, SIDECARS, seed_folders
+from senseflow.sampling.job import Prompt
 from senseflow.sampling.prompts import read_prompts_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -62,20 +62,25 @@ def read_folder(folder: Path, prompts_file: Path | None = None) -> ImageSet:
 
     The layouts of GenEval and T2I-CompBench are read by their sidecars.
 
-    prompts_file: .txt, .jsonl or .tsv with a prompt per image, in the order of their names (numbers
-    by value), or .json: {"file name": "prompt"}, or a data set's lists. It takes the place of the
-    sidecars.
+    prompts_file: a list or table of prompts, which takes the place of the sidecars: by the images'
+    names if it has a column of them (FILE_COLUMNS), as a data set has and {"file name": "prompt"},
+    else one per image in the order of their names, numbers by value.
 
     Raises ValueError for a folder without images, an image without its sidecar where others have
     one, sidecars that tell of other settings than the first, or seeds whose prompts differ.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of images")
+    told = (
+        partial(_with_prompts, prompts_file, read_prompts_file(prompts_file))
+        if prompts_file
+        else _with_sidecars
+    )
     seeds = seed_folders(folder)
     if not seeds and prompts_file is None and any(folder.glob(f"*/{SIDECARS}/*.json")):
         images = ImageSet(folder, _read_benchmark(folder))
     else:
-        images = ImageSet(folder, [_read_set(one, prompts_file) for one in seeds or [folder]])
+        images = ImageSet(folder, [told(_image_files(one)) for one in seeds or [folder]])
     for place, one in zip(seeds, images.sets, strict=False):  # a benchmark's folder has no seeds
         if difference := _difference(images.sets[0], one):
             raise ValueError(f"{seeds[0]} and {place} are of different prompts: {difference}")
@@ -129,7 +134,8 @@ def _read_benchmark(folder: Path) -> list[list[Picture]]:
     return [list(one) for one in zip(*rows, strict=True)]
 
 
-def _read_set(folder: Path, prompts_file: Path | None) -> list[Picture]:
+def _image_files(folder: Path) -> list[Path]:
+    """In the order of their names, numbers by value."""
     files = [
         file
         for file in folder.iterdir()
@@ -138,12 +144,7 @@ def _read_set(folder: Path, prompts_file: Path | None) -> list[Picture]:
     ]
     if not files:
         raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
-    files.sort(key=_natural)
-    if prompts_file is not None:
-        return _with_prompts_of(files, prompts_file)
-    if not any(file.with_suffix(".json").exists() for file in files):
-        return [Picture(file, file.name, None) for file in files]
-    return _with_sidecars(files)
+    return sorted(files, key=_natural)
 
 
 def _natural(file: Path) -> list[tuple[int, str]]:
@@ -172,6 +173,9 @@ def _told(file: Path, sidecar: Path, prefix: str = "") -> Picture:
 
 
 def _with_sidecars(files: list[Path]) -> list[Picture]:
+    """In the order of their prompts; without any sidecar, no prompts."""
+    if not any(file.with_suffix(".json").exists() for file in files):
+        return [Picture(file, file.name, None) for file in files]
     found: dict[str, Picture] = {}
     for file in files:
         told = _told(file, file.with_suffix(".json"))
@@ -184,14 +188,14 @@ def _with_sidecars(files: list[Path]) -> list[Picture]:
     return [found[key] for key in sorted(found, key=int)]
 
 
-def _with_prompts_of(files: list[Path], prompts_file: Path) -> list[Picture]:
-    if prompts_file.suffix.lower() == ".json":
-        by_name = _prompts_by_name(prompts_file)
-        absent = [file for file in files if file.name not in by_name]
-        if absent:
-            raise ValueError(f"{prompts_file} has no prompt for {absent[0]}")
-        return [Picture(file, file.name, by_name[file.name]) for file in files]
-    prompts = read_prompts_file(prompts_file)
+def _with_prompts(prompts_file: Path, prompts: list[Prompt], files: list[Path]) -> list[Picture]:
+    """By the names of the files where the prompts have such a column, else in their order."""
+    records = [prompt.record or {} for prompt in prompts]
+    columns = {name: None for record in records for name in record}
+    column = find_column(prompts_file, columns, FILE_COLUMNS)
+    named = [record.get(column) for record in records] if column else []
+    if named and all(isinstance(name, str) for name in named):
+        return _by_name(prompts_file, prompts, list(map(str, named)), files)
     if len(prompts) != len(files):
         raise ValueError(
             f"{prompts_file} has {len(prompts)} prompts for the {len(files)} images of "
@@ -203,14 +207,18 @@ def _with_prompts_of(files: list[Path], prompts_file: Path) -> list[Picture]:
     ]
 
 
-def _prompts_by_name(file: Path) -> dict[str, str]:
-    told = read_json(file)
-    if "image_paths" in told:
-        _, paths, prompts = read_lists(file)
-        return {Path(path).name: prompt for path, prompt in zip(paths, prompts, strict=True)}
-    if not all(isinstance(prompt, str) for prompt in told.values()):
-        raise ValueError(f'{file} is not of the form {{"file name": "prompt", ...}}')
-    return told
+def _by_name(
+    prompts_file: Path, prompts: list[Prompt], named: list[str], files: list[Path]
+) -> list[Picture]:
+    told: dict[str, str] = {}
+    for path, prompt in zip(named, prompts, strict=True):
+        name = Path(path).name
+        if told.setdefault(name, prompt.text) != prompt.text:
+            raise ValueError(f"{prompts_file} has two prompts for {name}")
+    absent = [file for file in files if file.name not in told]
+    if absent:
+        raise ValueError(f"{prompts_file} has no prompt for {absent[0]}")
+    return [Picture(file, file.name, told[file.name]) for file in files]
 
 
 def check_same_prompts(images: ImageSet, reference: ImageSet) -> bool:

@@ -169,8 +169,7 @@ def read_categories(files: list[Path]) -> list[Collection]:
                 f"--prompts_file {file}: --layout t2i_compbench takes one file for each category, "
                 f"named CATEGORY_val.txt or CATEGORY.txt, of {', '.join(CATEGORIES)}"
             )
-        texts = [p.text.partition("\t")[0].strip() for p in read_prompts_file(file)]
-        prompts = [Prompt(index, text) for index, text in enumerate(texts)]
+        prompts = read_prompts_file(file, cut_at_tab=True)
         for prompt in prompts:
             _check_file_name(file, prompt)
         collections.append(Collection(name, file, prompts))

@@ -9,6 +9,7 @@ from senseflow.common.commands import Parser, number
 from senseflow.common.fields import PixelsOrNone, SmallCount, Threads
 from senseflow.evaluate.metrics import specs
 from senseflow.evaluate.metrics.metric import Flag, Given, Spec
+from senseflow.sampling.prompts import FILES
 
 KINDS: dict[str, tuple[Any, str]] = {  # of flags: their type and metavar
     "file": (Path, "FILE"),
@@ -30,8 +31,8 @@ EPILOG = """example:
 
 
 PROMPTS_FORMS = (
-    "in place of sidecars: .txt, .jsonl or .tsv, one per image in the order of their names, or "
-    '.json: {"file name": "prompt"}'
+    f"in place of sidecars ({FILES}): by a column file_name, or as "
+    '{"file name": "prompt"}, else one per image in the order of their names'
 )
 IMAGES = Flag[Path](
     "--images", "folder", "images with the sidecars of our sampling, or any (with --prompts_file); "

@@ -32,7 +32,7 @@ from senseflow.sampling.drawing import (
     Paths,
 )
 from senseflow.sampling.job import Output, Prompt, shard_of
-from senseflow.sampling.prompts import chosen, read_prompts_file
+from senseflow.sampling.prompts import FILES, checked_prompt, chosen, read_prompts_file
 from senseflow.teachers.family import Family
 
 logger = logging.getLogger("senseflow")
@@ -49,14 +49,14 @@ def main(family: Family, arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def work() -> None:
-        with flag_names(levels=family.levels.flag, config=family.config_flag):
+        flags = flag_names(levels=family.levels.flag, config=family.config_flag)
+        with flags, messages():
             paths, drawing = read_paths(family, args), read_drawing(family, args)
             machine, output = read_machine(args), read_output(args)
             prompts = read_prompts(args)[output.shard[0] :: output.shard[1]]
-            with messages():
-                from senseflow.sampling.generate import generate  # torch and diffusers, seconds
+            from senseflow.sampling.generate import generate  # torch and diffusers, seconds
 
-                generate(family, paths, drawing, machine, prompts, output)
+            generate(family, paths, drawing, machine, prompts, output)
 
     return exit_status(work, STOPPED)
 
@@ -91,7 +91,7 @@ def _add_prompt_flags(parser: Parser) -> None:
     group.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
     group.add_argument(
         "--prompts_file", type=Path, metavar="FILE",
-        help=f"one per line, or .json, .jsonl, .tsv with ids (default: {PROMPTS_FILE})",
+        help=f"{FILES} (default: {PROMPTS_FILE})",
     )  # fmt: skip
     group.add_argument(
         "--num_prompts",
@@ -245,13 +245,19 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
     if args.prompt and args.prompts_file:
         raise ValueError("--prompt and --prompts_file exclude each other")
     if args.prompt:
-        if not all(text.strip() for text in args.prompt):
-            raise ValueError("--prompt is empty")
-        return [Prompt(index, text.strip()) for index, text in enumerate(args.prompt)]
+        texts = [checked_prompt("--prompt", text) for text in args.prompt]
+        return [Prompt(index, text) for index, text in enumerate(texts)]
     file = args.prompts_file or Path(PROMPTS_FILE)
     if not args.prompts_file and not file.is_file():
         file = ROOT / PROMPTS_FILE
-    return chosen(read_prompts_file(file), file, args.start_idx, args.num_prompts)
+    prompts = read_prompts_file(file)
+    drawn = chosen(prompts, file, args.start_idx, args.num_prompts)
+    if len(drawn) < len(prompts):
+        logger.info(
+            "%d of the %d are drawn, from number %d on; --num_prompts and --start_idx say which",
+            len(drawn), len(prompts), args.start_idx,
+        )  # fmt: skip
+    return drawn
 
 
 @contextmanager

@@ -1,84 +1,72 @@
-"""Prompts from a file: one per line, or JSON, JSON lines and TSV, which may name each by an id."""
+"""The prompts of a file, whatever table or list it is; the one reader of all commands."""
 
-import csv
+import logging
 from pathlib import Path
 from typing import Any
 
 from senseflow.common.fields import FieldError, check_range
-from senseflow.common.files import parse_json
+from senseflow.common.tables import TEXT_COLUMNS, Table, find_column, open_table, text_fault
 from senseflow.sampling.job import Prompt
 
-TEXT_KEYS = ("prompt", "caption")
-ID_KEYS = ("id", "image_id", "key")
-FORMS = (
-    "strings, objects with 'prompt' or 'caption' and perhaps 'id', or an object with 'prompts' and "
-    "perhaps 'keys'"
-)
+logger = logging.getLogger(__name__)
+
+ID_COLUMNS = ("id", "image_id", "key", "keys")
+FILES = "one a line, or CSV, TSV, JSON, JSON lines, parquet with a column prompt, caption or text"
 
 
-def read_prompts_file(file: Path) -> list[Prompt]:
-    """All prompts of a file, numbered from 0 (blank lines do not count).
+def read_prompts_file(file: Path, cut_at_tab: bool = False) -> list[Prompt]:
+    """All prompts of a file, numbered from 0 (blank lines do not count), and a note of what they
+    were found in.
 
-    .json, .jsonl and .tsv (with a line of column names) may name each prompt by an id; every other
-    file has one prompt per line. Raises ValueError naming the file, and the line.
+    A table may name each by an id. cut_at_tab: what follows a tab in a line of text is no prompt.
+    Raises ValueError naming the file and the place in it.
     """
-    if not file.is_file():
-        raise ValueError(f"--prompts_file {file} is not a file")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--prompts_file {file} is not UTF-8 text: {error}") from error
-    lines = [line.strip() for line in text.split("\n")]
-    if file.suffix == ".json":
-        entries = _entries(file, parse_json(text, f"--prompts_file: {file}"))
-    elif file.suffix == ".jsonl":
-        numbered = ((f"--prompts_file: line {n} of {file}", s) for n, s in enumerate(lines, 1) if s)
-        entries = [parse_json(line, where) for where, line in numbered]
-    elif file.suffix == ".tsv":
-        entries = _rows(file, text)
-    else:
-        entries = [line for line in lines if line]
+    table = open_table(file, TEXT_COLUMNS, cut_at_tab)
+    entries = list(table.rows)
     if not entries:
-        raise ValueError(f"--prompts_file {file} holds no prompts")
-    return [_prompt(file, index, entry) for index, entry in enumerate(entries)]
-
-
-def _rows(file: Path, text: str) -> list[dict[str, Any]]:
-    """The rows of a .tsv, by the names of its columns."""
-    reader = csv.DictReader(text.split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE)
-    try:
-        return list(reader)
-    except csv.Error as error:
-        line = reader.line_num + 1  # counted once it is read
+        raise ValueError(f"{file} holds no prompts")
+    columns = {name: None for _, entry in entries if isinstance(entry, dict) for name in entry}
+    column = find_column(file, columns, TEXT_COLUMNS)
+    if columns and column is None:
         raise ValueError(
-            f"--prompts_file: line {line} of {file} cannot be used: {error}"
-        ) from error
+            f"{file} has no column of prompts ({', '.join(TEXT_COLUMNS)}); its columns are "
+            f"{', '.join(map(repr, list(columns)[:12]))}"
+        )
+    id_columns = [name for wanted in ID_COLUMNS if (name := find_column(file, columns, [wanted]))]
+    prompts = [
+        _prompt(table, index, number, entry, column, id_columns)
+        for index, (number, entry) in enumerate(entries)
+    ]
+    where = "the lines" if table.lines else f"column {column!r}" if column else "the list"
+    inside = f" under {table.inside!r}" if table.inside else ""
+    logger.info("%d prompts from %s%s of %s", len(prompts), where, inside, file)
+    return prompts
 
 
-def _entries(file: Path, tree: Any) -> list[Any]:
-    """The entries of a .json: a list, or a data set's keys and prompts side by side."""
-    if isinstance(tree, list):
-        return tree
-    prompts = tree.get("prompts") if isinstance(tree, dict) else None
-    if not isinstance(prompts, list):
-        raise ValueError(f"--prompts_file {file} must hold {FORMS}")
-    keys = tree.get("keys")
-    if keys is None:
-        return prompts
-    if not isinstance(keys, list) or len(keys) != len(prompts):
-        raise ValueError(f"--prompts_file {file}: keys and prompts are not of one length")
-    return [{"id": key, "prompt": prompt} for key, prompt in zip(keys, prompts, strict=True)]
+def _prompt(
+    table: Table, index: int, number: int, entry: Any, column: str | None, id_columns: list[str]
+) -> Prompt:
+    place = table.place(number)
+    if isinstance(entry, str):
+        return Prompt(index, checked_prompt(place, entry))
+    if not isinstance(entry, dict):
+        raise ValueError(f"{place} is {entry!r:.60}, not a text or an object")
+    if column is None or (text := entry.get(column)) is None:
+        raise ValueError(f"{place} has no {column}: a prompt is missing")
+    text = checked_prompt(f"{place}, column {column!r}", text)
+    ids = [entry[name] for name in id_columns if entry.get(name) is not None]
+    return Prompt(index, text, {**entry, "id": ids[0]} if ids else entry)
 
 
-def _prompt(file: Path, index: int, entry: Any) -> Prompt:
-    if isinstance(entry, str) and entry.strip():
-        return Prompt(index, entry.strip())
-    texts = [entry.get(key) for key in TEXT_KEYS] if isinstance(entry, dict) else []
-    text = next((t for t in texts if isinstance(t, str) and t.strip()), None)
-    if text is None:
-        raise ValueError(f"--prompts_file {file}: entry {index} is no prompt: expected {FORMS}")
-    names = [entry[key] for key in ID_KEYS if entry.get(key) is not None]
-    return Prompt(index, text.strip(), {**entry, "id": names[0]} if names else entry)
+def checked_prompt(place: str, text: object) -> str:
+    """A prompt without spaces around it; raises ValueError, beginning with `place`, for none."""
+    if not isinstance(text, str):
+        raise ValueError(f"{place} is {text!r:.60}, not a text")
+    if not text.strip():
+        raise ValueError(f"{place} is empty: a prompt is missing")
+    if fault := text_fault(text):
+        raise ValueError(f"{place} holds {fault}")
+    return text.strip()
 
 
 def chosen(prompts: list[Prompt], file: Path, start_idx: int, num: int | None) -> list[Prompt]:

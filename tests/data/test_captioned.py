@@ -204,6 +204,40 @@ def test_a_table_alone_with_columns_of_its_own(tmp_path):
         from_table(table.with_suffix(".jsonl"), ANY)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "File_Name;TEXT\na.png;so; red\n"),
+        ("t.tsv", "Image\tCaption\na.png\tso; red\n"),
+        ("t.json", '[{"PATH": "a.png", "Prompt": "so; red"}]'),
+        ("t.JSONL", '{"file_name": "a.png", "text": null, "caption": "so; red"}'),
+        ("t.json", '{"a.png": "so; red"}'),
+    ],
+)
+def test_tables_are_read_as_those_of_prompts_are(name, text, tmp_path):
+    picture(tmp_path / "a.png")
+    text = text.replace("so; red", '"so; red"') if ";TEXT" in text else text
+    (tmp_path / name).write_text(text, encoding="utf-16")
+    assert captions(from_table(tmp_path / name, ANY)) == {"a.png": "so; red"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("t.csv", "file_name,text\na.png,so, red\n", "line 2 has 3 cells, its table 2 columns"),
+        ("t.csv", "file_name,text,Text\na.png,a,b\n", "columns 'text' and 'Text'"),
+        ("t.jsonl", '{"file_name": "a.png", "text": "a"}\n"b"\n', "line 2 is str, not a row"),
+        ("t.json", "a.png: so red", "t.json is not valid JSON"),
+        ("t.csv", "<html>", "is a page"),
+    ],
+)
+def test_a_table_that_would_lose_a_caption_is_refused(name, text, said, tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=said):
+        from_table(tmp_path / name, ANY)
+
+
 def test_the_embedded_pictures_with_sidecars_give_their_own_list(tmp_path):
     write_dataset(tmp_path, 5, seed=0, num_prompts=1, sidecars=True)
     assert make.main([str(tmp_path / "images"), "--output", str(tmp_path / "mine.json")]) == 0

@@ -11,7 +11,6 @@ from small import BASES, make_student, pictures, sidecar
 from senseflow.evaluate.__main__ import main
 from senseflow.evaluate.layouts import GENEVAL_TASKS, LAYOUTS, SEED_STRIDE
 from senseflow.evaluate.official import read_geneval, read_t2i_compbench
-from senseflow.sampling.prompts import read_prompts_file
 
 METADATA = [
     {"tag": "single_object", "include": [{"class": "seven", "count": 1}], "prompt": "a red seven"},
@@ -118,49 +117,6 @@ def test_prompts_a_file_name_cannot_hold_are_refused(tmp_path):
     other.write_text("a two\n")
     with pytest.raises(ValueError, match="one file for each category"):
         LAYOUTS["t2i_compbench"].read([other])
-
-
-# The prompts files
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("p.json", '["a", "b"]', [("a", None), ("b", None)]),
-        ("p.json", '[{"prompt": "a", "id": 7}, "b"]', [("a", 7), ("b", None)]),
-        ("p.json", '{"keys": ["x", "y"], "prompts": ["a", "b"]}', [("a", "x"), ("b", "y")]),
-        ("p.json", '{"prompts": ["a"]}', [("a", None)]),
-        ("p.jsonl", '{"caption": "a", "image_id": 3}\n\n"b"\n', [("a", 3), ("b", None)]),
-        ("p.tsv", 'id\tcaption\n5\ta "quoted" cat\n6\tb\n', [('a "quoted" cat', "5"), ("b", "6")]),
-        ("p.txt", "\ufeff a \n\n b\n", [("a", None), ("b", None)]),
-    ],
-)
-def test_forms_of_a_prompts_file(name, text, said, tmp_path):
-    (tmp_path / name).write_text(text, encoding="utf-8")
-    prompts = read_prompts_file(tmp_path / name)
-    assert [(p.text, p.id) for p in prompts] == said
-    assert [p.index for p in prompts] == list(range(len(said)))
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("p.json", "{", "is not valid JSON"),
-        ("p.json", '{"x": 1}', "must hold strings, objects"),
-        ("p.json", '{"keys": ["x"], "prompts": ["a", "b"]}', "not of one length"),
-        ("p.json", "[]", "holds no prompts"),
-        ("p.json", '["a", " "]', "entry 1 is no prompt"),
-        ("p.jsonl", '"a"\n{"text": "b"}\n', "entry 1 is no prompt"),
-        ("p.jsonl", '"a"\n{"prompt"\n', "line 2 of"),
-        ("p.tsv", "5\ta\n6\tb\n", "entry 0 is no prompt"),
-        ("p.tsv", f"id\tprompt\n5\ta\n6\t{'x' * 131_073}\n", "line 3 of"),
-    ],
-)
-def test_wrong_prompts_files_are_named(name, text, said, tmp_path):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=said) as raised:
-        read_prompts_file(tmp_path / name)
-    assert str(tmp_path / name) in str(raised.value)
 
 
 # Result files

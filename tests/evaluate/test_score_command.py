@@ -10,7 +10,7 @@ from metric_parts import TINY_CLIP, copy_folder, error_of, save_torchscript_ince
 from safetensors.torch import load_file, save_file
 
 from senseflow.evaluate.__main__ import main
-from senseflow.evaluate.folders import Picture, inspect
+from senseflow.evaluate.folders import Picture, inspect, read_folder
 
 CLIP = ("--metrics", "clip", "--clip_model", f"local-dir:{TINY_CLIP}")
 SMALL = (32, 32)
@@ -96,6 +96,34 @@ def test_others_images_with_a_file_of_prompts(images, tmp_path):
         assert value(plain, output, *CLIP, "--prompts_file", file) == pytest.approx(ours, rel=1e-6)
 
 
+def test_a_table_of_prompts_is_read_by_the_images_names_or_in_their_order(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in (8, 9, 10):
+        draw(number, SMALL).save(folder / f"{number}.png")
+    wanted = ["cat 8", "cat 9", "cat 10"]
+    rows = [{"file_name": f"{n}.png", "text": f"cat {n}"} for n in (10, 8, 11, 9)]
+    for name, text in (
+        ("metadata.csv", "Text,File_Name\ncat 10,a/10.png\ncat 9,9.png\ncat 8,8.png\n"),
+        ("metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows)),
+        ("p.tsv", "id\tprompt\n3\tcat 8\n2\tcat 9\n1\tcat 10\n"),
+        ("p.ndjson", "".join(json.dumps({"prompt": text}) + "\n" for text in wanted)),
+        ("list.json", json.dumps(wanted)),
+        ("p.txt", "cat 8\r\ncat 9\r\n\r\ncat 10"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert read_folder(folder, tmp_path / name).prompts == wanted, name
+    for name, text, said in (
+        ("p.csv", "8.png,cat 8\n9.png,cat 9\n10.png,cat 10\n", "no column of prompts"),
+        ("p.csv", "file_name,text\n8.png,a\n8.png,b\n", "has two prompts for 8.png"),
+        ("p.csv", "file_name,text\n8.png,a\n9.png,b\n", r"has no prompt for .*10\.png"),
+        ("p.json", '{"8.png": 1}', "must hold a list of texts"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=said):
+            read_folder(folder, tmp_path / name)
+
+
 def test_real_images_as_a_reference_are_not_compared_by_prompt(images, tmp_path, inception):
     real = write_images(tmp_path / "real", start=70, sidecars=False, size=SMALL)
     flags = ("--metrics", "fid_t", "--reference", real, "--inception", inception)
@@ -143,6 +171,8 @@ def bad_folders(tmp_path):
     (seeds / "seed_1" / "00004_a-black-fox.json").unlink()
     yield seeds, CLIP, "00004 is 'a black fox' in the first and missing in the second"
     yield odd, (*CLIP, "--prompts_file", tmp_path / "one.txt"), "has 1 prompts for the 5 images"
+    (tmp_path / "p.csv").write_text("".join(f"{n}.png,cat {n}\n" for n in range(5)))
+    yield odd, (*CLIP, "--prompts_file", tmp_path / "p.csv"), "p.csv has no column of prompts"
 
 
 def test_a_bad_folder_is_one_clear_line(tmp_path, capsys):

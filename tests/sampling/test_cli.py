@@ -330,6 +330,28 @@ def test_prompt_files_and_names(flux_folder, student, tmp_path):
     assert [s["seed"] for s in sidecars(tmp_path / "out")] == [0, 1, 2, 3]
 
 
+def test_a_table_is_drawn_by_its_column_and_the_share_of_it_that_is_drawn_is_said(
+    flux_folder, student, tmp_path, capsys, monkeypatch
+):
+    """As DrawBench is published, under a name that does not say what it is."""
+    file = tmp_path / "drawbench.txt"
+    file.write_text('Prompts,Category\n"A red car, parked.",Colors\nA black cat,Colors\nx,y\n')
+    monkeypatch.setattr("senseflow.sampling.cli.NUM_PROMPTS", 2)  # for the 23 of the README
+    flags = ["--checkpoint", student, "--steps", 1, "--prompts_file", file, "--output_dir"]
+    assert call(flux_folder, *flags, tmp_path / "two") == 0
+    assert [s["prompt"] for s in sidecars(tmp_path / "two")] == [
+        "A red car, parked.",
+        "A black cat",
+    ]
+    said = capsys.readouterr().err
+    assert f"3 prompts from column 'Prompts' of {file}\n2 of the 3 are drawn" in said
+    assert call(flux_folder, *flags, tmp_path / "three", "--num_prompts", 3) == 0
+    assert len(sidecars(tmp_path / "three")) == 3 and "are drawn" not in capsys.readouterr().err
+    file.write_text("A red car\tColors\nA black cat\tColors\n")
+    assert "has a tab in it" in error_of(capsys, flux_folder, *flags, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_test_prompts_are_23():
     prompts = (ROOT / "senseflow_test_prompts.txt").read_text().splitlines()
     assert len(prompts) == len(set(prompts)) == 23 and all(p.strip() for p in prompts)

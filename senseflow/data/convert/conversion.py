@@ -21,11 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from senseflow.common.devices import find_device
+from senseflow.common.tables import text_fault
 from senseflow.core.draws import Draws
 from senseflow.data.ahead import in_groups
 from senseflow.data.convert.dmd2_shards import read_shard
 from senseflow.data.convert.latents_writer import Chunk, LatentsWriter
-from senseflow.data.image_lists import read_lists, resolve, text_fault
+from senseflow.data.image_lists import read_lists, resolve
 from senseflow.data.items import UnreadableItem
 from senseflow.data.json_images import read_image
 from senseflow.data.latents_lmdb import DTYPE, LatentsScaling, read_vae_config

@@ -1,8 +1,8 @@
 """Makes the JSON data set that the trainers read from images with captions.
 
 Write data.json (keys, image_paths, prompts) of images with captions. SOURCE is
-  a folder (and those below it): x.jpg with x.txt or x.caption beside it, or a metadata.jsonl, .csv
-  or .tsv with columns file_name and text;
+  a folder (and those below it): x.jpg with x.txt or x.caption beside it, or a metadata.jsonl, .csv,
+  .tsv or .parquet with columns file_name and text;
   such a table alone, with image paths relative to it;
   WebDataset shards (.tar; an image with txt or json), or a folder of them: their images are
   extracted, and the same command goes on where it was stopped. As there, a sample's name ends at
@@ -23,12 +23,12 @@ from pathlib import Path
 from senseflow.common.commands import Parser, exit_status, module_parser, number
 from senseflow.common.fields import CountOrNone
 from senseflow.common.files import require_writable, write_whole
+from senseflow.common.tables import SUFFIXES
 from senseflow.data.image_lists import one_line, read_lists, write_lists
 from senseflow.data.make.captioned import (
     CAPTION_COLUMNS,
     NO_CAPTION,
     NO_IMAGE,
-    TABLE_SUFFIXES,
     Columns,
     Found,
     from_folder,
@@ -45,7 +45,7 @@ EXAMPLES = """examples:
 """  # noqa: E501
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 MOST_SAID = 8  # kinds of files
-EXPECTED = "expected a folder of images, a .jsonl, .csv or .tsv table, or .tar shards"
+EXPECTED = f"expected a folder of images, a table ({', '.join(SUFFIXES)}), or .tar shards"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -119,7 +119,7 @@ def find_sources(words: list[str]) -> tuple[str, list[Path]]:
     (path,) = paths
     if not path.exists():
         raise ValueError(f"{path} does not exist; {EXPECTED}")
-    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
         return "table", paths
     if not path.is_dir():
         kind = f"file of the type {path.suffix or 'none'}" if path.is_file() else "pipe or a device"

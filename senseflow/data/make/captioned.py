@@ -5,7 +5,6 @@ Sidecars are `x.txt` or `x.caption` beside `x.jpg` (or `x.jpg.txt`). Tables are 
 left out without a word: every file is a pair, left out for a reason, or counted as passed over.
 """
 
-import csv
 import os
 import unicodedata
 from collections import Counter
@@ -14,14 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from senseflow.common.files import parse_json
+from senseflow.common.tables import FILE_COLUMNS, find_column, open_table, text_fault
 from senseflow.data.image_files import IMAGE_SUFFIXES, files_below, why_unread
-from senseflow.data.image_lists import text_fault
 
 CAPTION_SUFFIXES = (".txt", ".caption")
-TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv")
-METADATA = tuple(f"metadata{suffix}" for suffix in TABLE_SUFFIXES)
-FILE_COLUMNS = ("file_name", "image_path", "image", "path")
+METADATA = tuple(f"metadata{suffix}" for suffix in (".jsonl", ".csv", ".tsv", ".parquet"))
 CAPTION_COLUMNS = ("text", "caption", "prompt")
 
 NO_CAPTION = "an image without a caption"
@@ -77,9 +73,9 @@ class Columns:
     file: str | None = None
     caption: str | None = None
 
-    def caption_of(self, row: dict[str, Any]) -> Any:
-        """The caption; None when no column holds one."""
-        return _first(row, (self.caption,) if self.caption else CAPTION_COLUMNS)
+    def caption_of(self, row: dict[str, Any], place: str = "the json of a sample") -> Any:
+        """The caption; None when no column holds one. Raises ValueError where two could."""
+        return _first(place, row, _caption_columns(self))
 
 
 def from_folder(folder: Path, columns: Columns) -> Found:
@@ -109,15 +105,15 @@ def from_folder(folder: Path, columns: Columns) -> Found:
 def from_table(file: Path, columns: Columns) -> Found:
     """Pairs of one table, whose image paths are relative to it."""
     found, seen = Found(), Counter[str]()
-    for number, row in read_table(file):
-        name = _file_name(file, number, row, columns)
+    for place, row in read_table(file, columns):
+        name = _file_name(place, row, columns)
         image = file.parent / name
         seen[name] += 1
         key = name if seen[name] == 1 else f"{name}#{seen[name]}"
         if os.path.isfile(image):
-            found.add(key, image, columns.caption_of(row))
+            found.add(key, image, columns.caption_of(row, place))
         else:
-            found.left_out.append((f"{file}:{number}: {name}", NO_IMAGE))
+            found.left_out.append((f"{place}: {name}", NO_IMAGE))
     return found
 
 
@@ -143,24 +139,16 @@ def decoded(data: bytes) -> str | bytes:
         return data
 
 
-def read_table(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number and the cells of each row; raises ValueError naming file and line."""
-    number = 0
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            if file.suffix.lower() == ".jsonl":
-                for number, line in enumerate(stream, start=1):
-                    if line.strip():
-                        row = parse_json(line, "a row")
-                        if not isinstance(row, dict):
-                            raise ValueError(f"a row is {type(row).__name__}, not an object")
-                        yield number, row
-            else:
-                delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-                for number, row in enumerate(csv.DictReader(stream, delimiter=delimiter), start=2):
-                    yield number, row
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{file}, line {number}: {error}") from error
+def read_table(file: Path, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The place and the cells of each row; raises ValueError naming the place."""
+    known = [*_file_columns(columns), *_caption_columns(columns)]
+    table = open_table(file, [name.casefold() for name in known])
+    for number, row in table.rows:
+        place = table.place(number)
+        if not isinstance(row, dict):
+            what = "a line of text" if table.lines else type(row).__name__
+            raise ValueError(f"{place} is {what}, not a row of a table")
+        yield place, row
 
 
 def _from_tables(
@@ -173,25 +161,33 @@ def _from_tables(
     images = {_same(name): name for name in files["image"]}
     captions: dict[str, list[object]] = {}
     for table in files["table"]:
-        for number, row in read_table(folder / table):
-            name = _file_name(folder / table, number, row, columns)
+        for place, row in read_table(folder / table, columns):
+            name = _file_name(place, row, columns)
             below = os.path.normpath(PurePosixPath(table).parent / name)
             image = below if os.path.isfile(folder / below) else images.get(_same(below))
             if image is None:
-                found.left_out.append((f"{table}:{number}: {name}", NO_IMAGE))
+                found.left_out.append((f"{place}: {name}", NO_IMAGE))
             else:
-                captions.setdefault(image, []).append(columns.caption_of(row))
+                captions.setdefault(image, []).append(columns.caption_of(row, place))
     others = (_kind(PurePosixPath(image)) for image in captions.keys() - {*files["image"]})
     found.passed_over.subtract(kind for kind in others if kind in found.passed_over)
     return captions
 
 
-def _file_name(table: Path, number: int, row: dict[str, Any], columns: Columns) -> str:
-    wanted = (columns.file,) if columns.file else FILE_COLUMNS
-    name = _first(row, wanted)
+def _file_columns(columns: Columns) -> tuple[str, ...]:
+    return (columns.file,) if columns.file else FILE_COLUMNS
+
+
+def _caption_columns(columns: Columns) -> tuple[str, ...]:
+    return (columns.caption,) if columns.caption else CAPTION_COLUMNS
+
+
+def _file_name(place: str, row: dict[str, Any], columns: Columns) -> str:
+    wanted = _file_columns(columns)
+    name = _first(place, row, wanted)
     if not isinstance(name, str) or not name.strip():
         raise ValueError(
-            f"{table}, line {number}: no image file in a column {' or '.join(wanted)}; it has "
+            f"{place}: no image file in a column {' or '.join(wanted)}; it has "
             f"{', '.join(map(str, row))}: name the column with --file_column"
         )
     return name
@@ -218,5 +214,7 @@ def _same(name: str) -> str:
     return stem + suffix.lower()
 
 
-def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
-    return next((row[name] for name in names if row.get(name) is not None), None)
+def _first(place: str, row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    filled = [name for name, value in row.items() if value is not None]
+    column = find_column(place, filled, names)
+    return None if column is None else row[column]
