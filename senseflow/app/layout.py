@@ -107,17 +107,21 @@ def _settings(studio: Studio) -> Settings:
             )
             with gr.Row():
                 teacher_steps = _number("Teacher's steps", studio.family.teacher_steps)
-                guidance = _number("Guidance", studio.family.teacher_guidance, 0.5, whole=False)
+                scale = studio.teacher_guidance
+                guidance = _number("Guidance", scale, 0.5, whole=False, visible=scale is not None)
     return Settings(
         seed, new_seed, height, width, steps, sampler, with_teacher, teacher_steps, guidance
     )
 
 
-def _number(label: str, value: float, step: float = 1, whole: bool = True) -> gr.Number:
+def _number(
+    label: str, value: float | None, step: float = 1, whole: bool = True, visible: bool = True
+) -> gr.Number:
     name = label.lower().replace("'s ", "-")
     precision = 0 if whole else None
     return gr.Number(
-        value, label=label, precision=precision, step=step, min_width=90, elem_id=name
+        value, label=label, precision=precision, step=step, min_width=90, elem_id=name,
+        visible=visible,
     )  # fmt: skip
 
 

@@ -140,8 +140,9 @@ class Page:
         wanted = Wanted(prompt, Drawing(steps=steps, sampler=sampler, seed=seed, **size))
         plans = [(STUDENT, wanted, self.studio.plan(STUDENT, wanted))]
         if values[chosen.with_teacher] and self.studio.has_teacher:
-            for part in (chosen.teacher_steps, chosen.guidance):
-                _check_filled(part, values)
+            _check_filled(chosen.teacher_steps, values)
+            if self.studio.teacher_guidance is not None:
+                _check_filled(chosen.guidance, values)
             steps, guidance = values[chosen.teacher_steps], values[chosen.guidance]
             try:
                 drawing = Drawing(steps=steps, guidance=guidance, seed=seed, **size)

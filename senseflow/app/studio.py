@@ -13,6 +13,7 @@ from torch import nn
 
 from senseflow.common.fields import check_range
 from senseflow.common.quiet import quiet_libraries
+from senseflow.sampling.cut import Cuts
 from senseflow.sampling.drawing import Drawing, Machine, Paths
 from senseflow.sampling.model import Model, find_model
 from senseflow.sampling.pipeline import Pipeline
@@ -38,6 +39,7 @@ class Drawn:
     wanted: Wanted
     plan: Plan
     levels: list[float]  # sigmas or timesteps that were used
+    cut: Cuts  # what the text encoders left out of the prompt
     time_s: float  # of the whole call: text, network, VAE
     first: bool  # of this network since the start: with what is done only once
 
@@ -65,6 +67,11 @@ class Studio:
         return self.student.family
 
     @property
+    def teacher_guidance(self) -> float | None:
+        """The teacher's own; None: its network takes none, or was not read."""
+        return self._models[TEACHER].plan(Drawing()).guidance if self.has_teacher else None
+
+    @property
     def has_teacher(self) -> bool:
         """Whether the teacher's network was read."""
         return TEACHER in self._models
@@ -86,12 +93,13 @@ class Studio:
         prompt, seed = wanted.prompt.strip(), wanted.drawing.seed
         with self._lock:
             self.pipeline.put(self._models[side], self._networks[side])
+            (cut,) = self.pipeline.cuts([prompt], plan)
             started = time.perf_counter()
             (image,), levels = self.pipeline.draw([prompt], [seed], plan, on_step)
             time_s = time.perf_counter() - started
             first = side not in self._known
             self._known.add(side)
-        return Drawn(image, wanted, plan, levels, time_s, first)
+        return Drawn(image, wanted, plan, levels, cut, time_s, first)
 
 
 def open_studio(family: Family, paths: Paths, with_teacher: bool, machine: Machine) -> Studio:

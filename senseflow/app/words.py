@@ -4,6 +4,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from senseflow.app.studio import STUDENT, TEACHER, Drawn, Studio, Wanted
+from senseflow.sampling import cut
 
 BOLD = Markup("{}<b>{}</b>{}")  # what Markup's format is given is escaped
 FACT = Markup("<span>{}</span>")
@@ -49,6 +50,8 @@ def caption(side: str, drawn: Drawn, levels: str) -> Markup:
     said += [f"seed {drawn.wanted.drawing.seed}", f"{plan.height} × {plan.width}"]
     if side == STUDENT:
         said.append(f"{levels} {', '.join(f'{level:.4g}' for level in drawn.levels)}")
+    if drawn.cut:
+        said.append(f"prompt cut: {cut.said(drawn.cut)}")
     first = Markup(" <small>first image, with warm-up</small>") if drawn.first else ""
     return named(side, seconds(drawn.time_s) + first) + facts(said)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral, Real
 from operator import gt, le, lt
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -142,6 +143,19 @@ def check_range(field: str, value: float | None, least: float, most: float | Non
     check(field, value, Bounds(least, math.inf if most is None else most))
 
 
+def check_whole(field: str, value: int | None, least: int, most: int | None = None) -> None:
+    """Raise FieldError for what was given and is no whole number in [least, most]."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+        raise FieldError(field, f"{value!r} is not a whole number")
+    check_range(field, value, least, most)
+
+
+def check_flag(field: str, value: bool) -> None:
+    """Raise FieldError for what is neither True nor False; "no" would count as True."""
+    if not isinstance(value, bool):
+        raise FieldError(field, f"{value!r} is neither True nor False")
+
+
 def check_choice(field: str, value: str | None, choices: tuple[str, ...]) -> None:
     """Raise FieldError for a word that was given and is none of the choices."""
     if value is not None and value not in choices:
@@ -149,7 +163,9 @@ def check_choice(field: str, value: str | None, choices: tuple[str, ...]) -> Non
 
 
 def check_finite(field: str, value: float | None) -> None:
-    """Raise FieldError for a number that was given and is not finite."""
+    """Raise FieldError for what was given and is no finite number."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise FieldError(field, f"{value!r} is not a number")
     if value is not None and not math.isfinite(value):
         raise FieldError(field, f"{value} is not a finite number")
 

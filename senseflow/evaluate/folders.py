@@ -24,7 +24,7 @@ from senseflow.sampling.prompts import read_prompts_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 GRID = re.compile(r"grid(_\d+of\d+)?\.png")  # what sampling leaves beside its images
-OWN = ("prompt", "index", "seed", "id", "versions")  # what images made in one way may differ in
+OWN = ("prompt", "index", "seed", "id", "cut", "versions")  # what may differ among images
 
 Load = Callable[[Image.Image], Tensor]
 

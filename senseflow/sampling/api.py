@@ -3,12 +3,15 @@
 Torch and diffusers are imported by the first call, so that command lines answer at once.
 """
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senseflow.common.fields import FieldError, check_range
+from senseflow.common.fields import FieldError, check_whole
 from senseflow.config.families import family_of
 from senseflow.sampling.drawing import Drawing, Machine, Paths
+from senseflow.sampling.prompts import checked_prompt
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,8 +38,13 @@ def load_student(
     student in any other form. dtype: bfloat16, float16 or float32; None is bfloat16 on a GPU,
     float32 on a CPU. Raises ValueError for what cannot be read, or is of another family.
     """
-    config, lora = (Path(path) if path else None for path in (config, lora))
-    paths = Paths(Path(base), Path(checkpoint), ema, config, lora)
+    paths = Paths(
+        _path("base", base),
+        _path("checkpoint", checkpoint),
+        ema,
+        None if config is None else _path("config", config),
+        None if lora is None else _path("lora", lora),
+    )
     return _load(paths, Machine(device, dtype, offload))
 
 
@@ -54,8 +62,14 @@ def load_teacher(
     idle parts in host memory. lora: a folder or file to add. Raises ValueError for what cannot be
     read.
     """
-    paths = Paths(Path(base), lora=Path(lora) if lora else None)
+    paths = Paths(_path("base", base), lora=None if lora is None else _path("lora", lora))
     return _load(paths, Machine(device, dtype, offload))
+
+
+def _path(field: str, path: Path | str) -> Path:
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise FieldError(field, f"{path!r} is not a path")
+    return Path(path)
 
 
 def _load(paths: Paths, machine: Machine) -> "Pipeline":
@@ -69,17 +83,25 @@ def _load(paths: Paths, machine: Machine) -> "Pipeline":
 
 
 def sample(
-    pipeline: "Pipeline", prompts: list[str], drawing: Drawing = DEFAULT, batch_size: int = 1
+    pipeline: "Pipeline",
+    prompts: str | Sequence[str],
+    drawing: Drawing = DEFAULT,
+    batch_size: int = 1,
 ) -> list["Image.Image"]:
-    """The images of the prompts, those that the sampling scripts save at this batch size.
+    """The images of the prompts, or of one, those that the scripts save at this batch size.
 
-    Image i has the seed drawing.seed + i. Raises ValueError for what this model cannot draw.
+    Image i has the seed drawing.seed + i. A prompt whose end the text encoders do not read is
+    warned of. Raises ValueError for what this model cannot draw.
     """
-    check_range("batch_size", batch_size, 1)
+    from senseflow.sampling.cut import warn_of_cuts  # with diffusers, which the pipeline has
+
+    check_whole("batch_size", batch_size, 1)
+    if not isinstance(drawing, Drawing):
+        raise FieldError("drawing", f"{drawing!r} is not a Drawing")
+    given = [prompts] if isinstance(prompts, str) else list(prompts)
+    texts = [checked_prompt(f"prompt {number}", text) for number, text in enumerate(given)]
     plan = pipeline.model.plan(drawing)
-    texts = [prompt.strip() for prompt in prompts]
-    if "" in texts:
-        raise FieldError("prompt", f"{texts.index('')} is empty")
+    warn_of_cuts(texts, pipeline.cuts(texts, plan) if texts else [])
     images = []
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]

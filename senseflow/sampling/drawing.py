@@ -7,7 +7,13 @@ such as a student's own steps, `senseflow.sampling.model` checks.
 from dataclasses import dataclass
 from pathlib import Path
 
-from senseflow.common.fields import FieldError, check_choice, check_finite, check_range
+from senseflow.common.fields import (
+    FieldError,
+    check_choice,
+    check_finite,
+    check_flag,
+    check_whole,
+)
 from senseflow.common.hub_names import said_missing
 
 SAMPLERS = ("x0", "euler")
@@ -15,7 +21,14 @@ TWO_STEPS = ("spread", "first")
 DTYPES = ("bfloat16", "float16", "float32")
 MOST_STEPS = 1000  # the teachers' own schedules have no more
 MOST_SIDE = 2**16 - 1  # pixels
-MOST_SEED = 2**63 - 1  # of torch's generators
+MOST_SEED = 2**63 - 1  # the images' own, counted on from it, stay below torch's limit, 2**64
+WHOLE: dict[str, tuple[int, int | None]] = {  # the numbers of a drawing, and their ranges
+    "steps": (1, MOST_STEPS),
+    "height": (1, MOST_SIDE),
+    "width": (1, MOST_SIDE),
+    "max_sequence_length": (1, None),
+    "seed": (0, MOST_SEED),
+}
 
 
 @dataclass(frozen=True)
@@ -36,14 +49,27 @@ class Drawing:
     seed: int = 0  # of the first image; image i has seed + i
 
     def __post_init__(self) -> None:
-        check_range("steps", self.steps, 1, MOST_STEPS)
+        for field, (least, most) in WHOLE.items():
+            value = getattr(self, field)
+            check_whole(field, value, least, most)
+            if value is not None:  # numpy's integers wrap around, and torch takes none as a seed
+                object.__setattr__(self, field, int(value))
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("two_steps", self.two_steps, TWO_STEPS)
         check_finite("guidance", self.guidance)
-        check_range("height", self.height, 1, MOST_SIDE)
-        check_range("width", self.width, 1, MOST_SIDE)
-        check_range("max_sequence_length", self.max_sequence_length, 1)
-        check_range("seed", self.seed, 0, MOST_SEED)
+        for field in ("two_steps", "seed"):
+            if getattr(self, field) is None:
+                raise FieldError(field, "is None: leave it out for its default")
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        levels = self.levels
+        if levels is not None and not (isinstance(levels, tuple | list) and levels):
+            raise FieldError("levels", f"{levels!r} is not a list of noise levels")
+        for level in levels or ():
+            if level is None:
+                raise FieldError("levels", "None is not a number")
+            check_finite("levels", level)
         if self.levels is not None and self.steps is not None:
             said = ", ".join(f"{level:g}" for level in self.levels)
             raise FieldError("levels", f"{said} and steps {self.steps} exclude each other")
@@ -63,6 +89,7 @@ class Paths:
     lora: Path | None = None  # LoRA folder or file to add
 
     def __post_init__(self) -> None:
+        check_flag("ema", self.ema)
         for field, given in (("ema", self.ema), ("config", self.config)):
             if given and not self.checkpoint:
                 raise FieldError(field, "is of a student: name its checkpoint, or leave it out")
@@ -86,3 +113,5 @@ class Machine:
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, DTYPES)
+        check_flag("offload", self.offload)
+        check_flag("compile", self.compile)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 import senseflow
 from senseflow.common.pictures import save_whole
 from senseflow.common.quiet import quiet_libraries
+from senseflow.sampling.cut import in_sidecar, warn_of_cuts
 from senseflow.sampling.drawing import Drawing, Machine, Paths
 from senseflow.sampling.job import Output, Prompt, Shot, missing_shots, prompt_shot
 from senseflow.sampling.model import Model, find_model
@@ -94,6 +95,9 @@ def draw(job: Job, pipeline: Pipeline, output: Output) -> None:
         "python": platform.python_version(),
     }
     name = job.model.family.levels.name
+    prompts = [shot.prompt.text for shot in job.todo]
+    cuts = pipeline.cuts(prompts, job.plan)
+    warn_of_cuts(prompts, cuts)
     with tqdm(
         total=len(job.todo), unit="image", desc=job.name or None, disable=output.silent
     ) as bar:
@@ -101,8 +105,9 @@ def draw(job: Job, pipeline: Pipeline, output: Output) -> None:
             batch = job.todo[start : start + output.batch_size]
             texts, seeds = [shot.prompt.text for shot in batch], [shot.seed for shot in batch]
             images, levels = pipeline.draw(texts, seeds, job.plan)
-            for shot, image in zip(batch, images, strict=True):
-                write_shot(shot, image, {**job.settings, name: levels, "versions": versions})
+            for shot, image, cut in zip(batch, images, cuts[start:], strict=False):
+                made = {**job.settings, name: levels, "versions": versions}
+                write_shot(shot, image, in_sidecar(cut) | made)
                 bar.update()
 
 

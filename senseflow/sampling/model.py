@@ -17,6 +17,7 @@ from senseflow.common.files import read_json
 from senseflow.config.families import check_card_family, check_config, check_keys
 from senseflow.sampling.drawing import Drawing, Paths
 from senseflow.teachers.family import Family, Plan
+from senseflow.teachers.folder import base_config
 from senseflow.weights.card import StudentCard
 from senseflow.weights.fingerprint import base_fingerprint, fingerprint, stored_weights
 from senseflow.weights.stored import Weights
@@ -136,13 +137,28 @@ class Model:
     def _guidance(self, drawing: Drawing) -> float | None:
         wanted = drawing.guidance
         if self.config is None:
-            return self.family.teacher_guidance if wanted is None else float(wanted)
+            return self._teacher_guidance(wanted)
         trained = student_guidance(self.family, self.card, self.config)
         if wanted is None:
             return trained
         if trained is None:
             # a student draws as its teacher does with guidance: it has learnt the scale
             raise FieldError("guidance", f"{wanted:g}: this student takes no guidance")
+        return float(wanted)
+
+    def _teacher_guidance(self, wanted: float | None) -> float | None:
+        """A number that the teacher's own network makes something of; None: it takes none."""
+        family = self.family
+        own = base_config(self.paths.base, family.component)
+        if family.embeds_guidance and not family.takes_guidance(own):
+            if wanted is not None:
+                raise FieldError("guidance", f"{wanted:g}: {self.component} takes no guidance")
+            return None
+        if wanted is None:
+            return family.teacher_guidance
+        if not family.embeds_guidance and wanted < 1 and wanted != family.no_guidance:
+            # the pipeline would draw as with 1, and the sidecar say otherwise
+            raise FieldError("guidance", f"{wanted:g}: the pipeline guides above 1; 1 is without")
         return float(wanted)
 
     def _levels(self, drawing: Drawing) -> list[float] | None:

@@ -11,6 +11,8 @@ from torch import nn
 
 from senseflow.common.devices import find_device
 from senseflow.common.fields import FieldError
+from senseflow.common.quiet import quiet
+from senseflow.sampling.cut import Cuts, find_cuts
 from senseflow.sampling.drawing import Machine
 from senseflow.sampling.model import Model
 from senseflow.teachers.family import Family, Plan
@@ -51,6 +53,7 @@ class Pipeline:
             self._prepare(model.family, model.paths.lora)
             self._ready = True
 
+    @quiet()
     def read(self, model: Model, network: nn.Module | None = None) -> None:
         """A model's network in the place of what was there, on the CPU.
 
@@ -70,6 +73,7 @@ class Pipeline:
             self.stock.register_modules(**{component: network})
         self.model, self._ready = model, False
 
+    @quiet()
     def _prepare(self, family: Family, lora: Path | None) -> None:
         """Add the LoRA, compile, move to the device."""
         if lora:
@@ -83,6 +87,12 @@ class Pipeline:
         else:
             self.stock.to(self.device)
 
+    @quiet()
+    def cuts(self, prompts: list[str], plan: Plan) -> list[Cuts]:
+        """What the text encoders leave out of each prompt."""
+        return find_cuts(self.stock, self.model.family, plan, prompts)
+
+    @quiet()
     def draw(
         self,
         prompts: list[str],

@@ -290,7 +290,7 @@ def test_the_json_is_read_by_the_trainers_from_another_folder(tmp_path, caplog):
         (["full", "--output", "folder"], "ends in .json"),
         (["s-{000000..999999999999}.tar"], "stands for 1,000,000,000,000 files"),
         (["/dev/null"], "is a pipe or a device"),
-        (["deep.jsonl"], "deep.jsonl, line 1: a row is not valid JSON: it is nested too deeply"),
+        (["deep.jsonl"], "deep.jsonl is not valid JSON: it is nested too deeply"),
         (["other"], "a table of captions is called metadata.csv, or named itself as SOURCE"),
     ],
 )

@@ -1,11 +1,15 @@
 """Drawing from Python gives the images of the scripts and of plain pipelines, or says why not."""
 
+import logging
 import subprocess
 import sys
+import warnings
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from command_line import PROMPTS, call, pictures, prompt_flags
 from diffusers import DiffusionPipeline
 from doc_pages import Page
@@ -83,6 +87,27 @@ def test_the_documented_lines_draw_the_scripts_image(tmp_path, monkeypatch):
         (dict(max_sequence_length=0), "max_sequence_length 0 must be at least 1"),
         (dict(seed=-1), f"seed -1 must be from 0 to {2**63 - 1}"),
         (dict(levels=(1.0, 0.9), steps=2), "levels 1, 0.9 and steps 2 exclude each other"),
+        (dict(steps="4"), "steps '4' is not a whole number"),
+        (dict(steps=2.0), "steps 2.0 is not a whole number"),
+        (dict(steps=True), "steps True is not a whole number"),
+        (dict(seed=1.5), "seed 1.5 is not a whole number"),
+        (dict(seed=None), "seed is None: leave it out for its default"),
+        (dict(seed=2**63), f"seed {2**63} must be from 0 to {2**63 - 1}"),
+        (dict(seed=2**64 - 1), f"seed {2**64 - 1} must be from 0 to {2**63 - 1}"),
+        (dict(seed="0"), "seed '0' is not a whole number"),
+        (dict(height=32.0), "height 32.0 is not a whole number"),
+        (dict(width=[32]), "width [32] is not a whole number"),
+        (dict(max_sequence_length="12"), "max_sequence_length '12' is not a whole number"),
+        (dict(guidance="3.5"), "guidance '3.5' is not a number"),
+        (dict(guidance=True), "guidance True is not a number"),
+        (dict(sampler=0), "sampler 0 must be one of x0, euler"),
+        (dict(two_steps=None), "two_steps is None: leave it out for its default"),
+        (dict(levels=()), "levels () is not a list of noise levels"),
+        (dict(levels=1.0), "levels 1.0 is not a list of noise levels"),
+        (dict(levels="1"), "levels '1' is not a list of noise levels"),
+        (dict(levels=(1.0, "0.9")), "levels '0.9' is not a number"),
+        (dict(levels=(1.0, None)), "levels None is not a number"),
+        (dict(levels=(float("nan"),)), "levels nan is not a finite number"),
     ],
 )
 def test_a_drawing_out_of_range_names_field_value_and_range(fields, said):
@@ -109,8 +134,53 @@ def test_what_a_student_cannot_draw(given):
         assert said in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         sample(student, ["x", " "])
-    with pytest.raises(ValueError, match="batch_size 0 must be at least 1"):
-        sample(student, ["x"], batch_size=0)
+    for wrong, said in (
+        ([3], "prompt 0 is 3, not a text"),
+        ([None], "prompt 0 is None, not a text"),
+        (["x", "\ud83d"], "prompt 1 holds .*half of a character"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sample(student, wrong)
+    for batch_size, said in ((0, "0 must be at least 1"), ("2", "'2' is not a whole number")):
+        with pytest.raises(ValueError, match=f"batch_size {said}"):
+            sample(student, ["x"], batch_size=batch_size)
+    with pytest.raises(ValueError, match=r"drawing \{'steps': 4\} is not a Drawing"):
+        sample(student, ["x"], {"steps": 4})
+
+
+def test_one_text_is_one_prompt_and_whole_numbers_of_numpy_are_taken():
+    teacher = load_teacher(BASES["flux"])
+    small = dict(steps=np.int64(1), height=np.int32(32), width=32)
+    (text,) = sample(teacher, "abc", Drawing(seed=np.uint64(2**63 - 1), **small))
+    listed = sample(teacher, ["abc", "abc"], Drawing(seed=2**63 - 1, **small))
+    assert same([text], [np.array(listed[0])])
+    assert not same([text], [np.array(listed[1])])  # whose seed is 2**63
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_nothing_is_said_but_what_is_cut(name, capfd, caplog):
+    """No loading bars, no line per prompt and encoder, no advice on arguments of ours."""
+    levels = [library.utils.logging.get_verbosity() for library in (diffusers, transformers)]
+    diffusers.utils.logging.set_verbosity_warning()
+    transformers.utils.logging.set_verbosity_warning()
+    try:
+        for library in (diffusers, transformers):
+            library.utils.logging.enable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)
+            teacher = load_teacher(BASES[name])
+        sample(teacher, ["word " * 40] * 3, Drawing(steps=1, height=32, width=32))
+        said = capfd.readouterr()
+        assert said.out == said.err == ""
+        (message,) = caplog.messages
+        assert "3 of 3 prompts are longer than the text encoders read" in message
+        for library in (diffusers, transformers):  # a caller's own settings are back
+            assert library.utils.logging.is_progress_bar_enabled()
+            assert library.utils.logging.get_verbosity() == logging.WARNING
+    finally:
+        for library, level in zip((diffusers, transformers), levels, strict=True):
+            library.utils.logging.set_verbosity(level)
+            library.utils.logging.disable_progress_bar()
 
 
 def test_what_cannot_be_loaded(tmp_path):
@@ -127,6 +197,17 @@ def test_what_cannot_be_loaded(tmp_path):
         load_teacher(BASES["flux"], device="toaster")
     with pytest.raises(ValueError, match="config is of a student: name its checkpoint"):
         Paths(BASES["flux"], config=ROOT / "README.md")
+    for wrong, said in (
+        (dict(offload="no"), "offload 'no' is neither True nor False"),
+        (dict(lora=3), "lora 3 is not a path"),
+        (dict(lora=""), "lora '' is not a path"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load_teacher(BASES["flux"], **wrong)
+    with pytest.raises(ValueError, match="base None is not a path"):
+        load_teacher(None)
+    with pytest.raises(ValueError, match="ema 1 is neither True nor False"):
+        load_student(BASES["flux"], run, ema=1)
     with pytest.raises(ValueError, match="lora nowhere does not exist"):
         load_teacher(BASES["flux"], lora="nowhere")
 

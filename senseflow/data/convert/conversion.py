@@ -110,7 +110,7 @@ class Encoder:
             raise ValueError(f"{folder} holds a {name}, expected an {AutoencoderKL.__name__}")
         try:
             vae = AutoencoderKL.from_pretrained(
-                folder, torch_dtype=getattr(torch, dtype), local_files_only=True
+                folder, dtype=getattr(torch, dtype), local_files_only=True
             )
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ValueError(f"the VAE in {folder} cannot be read: {error}") from error

@@ -27,6 +27,7 @@ from senseflow.common.tables import SUFFIXES
 from senseflow.data.image_lists import one_line, read_lists, write_lists
 from senseflow.data.make.captioned import (
     CAPTION_COLUMNS,
+    METADATA_SUFFIXES,
     NO_CAPTION,
     NO_IMAGE,
     Columns,
@@ -212,7 +213,7 @@ def hint(found: Found, column: str | None) -> str:
         )
     if any(both >= {NO_CAPTION, NO_IMAGE} for both in reasons.values()):
         return "; in a shard image and caption stand one after the other: tar --sort=name"
-    if tables := [kind for kind in TABLE_SUFFIXES if found.passed_over[kind]]:
+    if tables := [kind for kind in METADATA_SUFFIXES if found.passed_over[kind]]:
         kind = tables[0]
         return f"; a table of captions is called metadata{kind}, or named itself as SOURCE"
     if any(NO_CAPTION in one for one in reasons.values()):

@@ -17,7 +17,8 @@ from senseflow.common.tables import FILE_COLUMNS, find_column, open_table, text_
 from senseflow.data.image_files import IMAGE_SUFFIXES, files_below, why_unread
 
 CAPTION_SUFFIXES = (".txt", ".caption")
-METADATA = tuple(f"metadata{suffix}" for suffix in (".jsonl", ".csv", ".tsv", ".parquet"))
+METADATA_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+METADATA = tuple(f"metadata{suffix}" for suffix in METADATA_SUFFIXES)
 CAPTION_COLUMNS = ("text", "caption", "prompt")
 
 NO_CAPTION = "an image without a caption"

@@ -151,7 +151,7 @@ class SDXLFamily(Family):
         upcast = base_config(base, "vae").get("force_upcast", True)
         dtypes = {"default": dtype, "vae": torch.float32 if upcast else dtype}
         return StableDiffusionXLPipeline.from_pretrained(
-            base, torch_dtype=dtypes, add_watermarker=False, **replaced
+            base, dtype=dtypes, add_watermarker=False, **replaced
         )
 
     def make_scheduler(self, own: "SchedulerMixin", plan: Plan) -> "SchedulerMixin":
