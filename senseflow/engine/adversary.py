@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+logger = logging.getLogger(__name__)
+
 
 def build_discriminator(
     inputs: Inputs, adapter: "Adapter", fake_score: nn.Module, ranks: Ranks, initial: Initial
@@ -60,6 +62,8 @@ def build_vfm(
 ) -> VFMDiscriminator:
     """Frozen DINOv2 and CLIP text (none with `text_dim`), and sharded heads."""
     settings, paths = config.adversarial, config.paths
+    named = paths.dinov2 if text_dim else f"{paths.dinov2} and CLIP's {paths.clip}"
+    logger.info("reading the discriminator's %s", named)
     frozen_dtype = torch_dtype(config.precision.compute)
     try:
         backbone = FrozenBackbone(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from senseflow.common.ranks import Ranks, join_group, start_ranks
+from senseflow.common.weights_files import size_in_words
 from senseflow.config.config import Config, Dtype, ParallelConfig
 from senseflow.config.teacher import torch_dtype
 from senseflow.core.anchors import Anchors
@@ -146,6 +147,8 @@ def assemble(inputs: Inputs, ranks: Ranks, initial: Initial) -> Distillation:
     """
     config, known = inputs.config, inputs.cache
     build = partial(build_network, config=config, ranks=ranks)
+    encoders = "the VAE" if known.prompts is not None else "the text encoders and the VAE"
+    logger.info("reading %s of %s", encoders, inputs.settings.folder)
     adapter = inputs.family.load_adapter(inputs.settings, ranks.device, build, known.prompts)
     if config.parallel.activation_checkpointing:
         # On theta's turn L_adv goes back through the decoder, often the worst moment for memory.
@@ -174,22 +177,32 @@ def build_networks(
     if settings.lora:
         return build_roles(family, settings, settings.lora, initial, build)
     generator, fake_score = (
-        build_trained(begun_with(initial, name, family, family.student(settings)), config, ranks)
-        for name in ("generator", "fake_score")
+        build_trained(
+            begun_with(initial, name, family, family.student(settings)), config, ranks, said
+        )
+        for name, said in (("generator", "student"), ("fake_score", "fake score"))
     )
-    return build(family.teacher(settings)), generator, fake_score
+    return build(family.teacher(settings), role="teacher"), generator, fake_score
 
 
-def build_trained(source: NetworkSource, config: Config, ranks: Ranks) -> nn.Module:
+def build_trained(source: NetworkSource, config: Config, ranks: Ranks, role: str) -> nn.Module:
     """Student or fake score: its masters in their own type and place."""
     keep_parameters_in(source.network, torch_dtype(config.precision.masters))
-    return build_network(source, config, ranks, offload=config.parallel.offload == "trained")
+    offload = config.parallel.offload == "trained"
+    return build_network(source, config, ranks, offload, role)
 
 
 def build_network(
-    source: NetworkSource, config: Config, ranks: Ranks, offload: bool = False
+    source: NetworkSource, config: Config, ranks: Ranks, offload: bool = False, role: str = ""
 ) -> nn.Module:
-    """Shard a network on the meta device, then read its weights into the shards."""
+    """Shard a network on the meta device, then read its weights into the shards, which is said.
+
+    role: what the network is in the run.
+    """
+    name = f"{f'the {role}, ' if role else ''}{type(source.network).__name__}"
+    num = sum(p.numel() for p in source.network.parameters()) / 1e6
+    size = size_in_words(sum(p.nbytes for p in source.network.parameters()))
+    logger.info("reading %s: %s million parameters, %s", name, f"{num:,.1f}", size)
     # Sharded before it has memory: no rank ever holds the network whole.
     lighten(source, config.parallel)
     compute = torch_dtype(config.precision.compute)

@@ -33,6 +33,7 @@ from senseflow.engine.checkpoint_folders import (
     MANIFEST,
     complete_checkpoints,
     damage_in,
+    pass_over,
     read_manifest,
     step_name,
 )
@@ -203,16 +204,15 @@ class Checkpoints:
                 remove(folder)
 
     def newest(self) -> tuple[int, Path] | None:
-        """Iteration and folder of the newest undamaged checkpoint; says what it passes over."""
-        for folder, manifest in self.host.on_main(self._listing):
+        """Iteration and folder of the newest undamaged checkpoint, None where there is none at all;
+        says what it passes over. Raises ValueError where all are damaged."""
+        listing = self.host.on_main(self._listing)
+        for folder, manifest in listing:
             damage = self.host.first(damage_in(folder, manifest, self.host.share))
             if damage is None:
                 return manifest["iteration"], folder
             self.damaged.add(folder.name)
-            if self.ranks.is_main:
-                logger.warning(
-                    "checkpoint %s is damaged (%s): using the one before", folder, damage
-                )
+            pass_over(folder, damage, is_last=folder == listing[-1][0])
         return None
 
     def _listing(self) -> list[tuple[Path, dict[str, Any]]]:

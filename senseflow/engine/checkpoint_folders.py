@@ -43,8 +43,24 @@ def find_checkpoint(path: Path, damage: Damage | None = None) -> tuple[Path, int
             return folder, manifest["iteration"]
         if is_step:
             raise ValueError(f"checkpoint {folder} is damaged or not complete: {wrong}")
-        logger.warning("checkpoint %s is damaged (%s): using the one before", folder, wrong)
+        pass_over(folder, wrong, is_last=folder == found[0])
     raise ValueError(f"{path} holds no complete checkpoint in {path / 'checkpoints'}")
+
+
+def pass_over(folder: Path, wrong: str, is_last: bool) -> None:
+    """Say that a damaged checkpoint is not used.
+
+    is_last: there is none before it to be used, which is a ValueError: to begin anew would remove
+    what may still be mended.
+    """
+    if is_last:
+        students = folder.parent.parent / "student"
+        raise ValueError(
+            f"no checkpoint in {folder.parent} can be used: the oldest, {folder.name}, is damaged "
+            f"too ({wrong}). Nothing was changed. Put one back from a copy, or name another "
+            f"SAVE_DIR: paths.initial={students} begins there with the newest student"
+        )
+    logger.warning("checkpoint %s is damaged (%s): using the one before", folder, wrong)
 
 
 def checkpoints_of(path: Path) -> list[Path]:

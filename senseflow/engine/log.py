@@ -2,35 +2,46 @@
 
 import json
 import threading
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from senseflow.common.files import write_whole
 from senseflow.engine.disk import writing
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 
 class Log:
-    """stats.jsonl and TensorBoard of a run folder; one row per log interval."""
+    """stats.jsonl and TensorBoard of a run folder; one row per log interval.
 
-    def __init__(self, folder: Path, tensorboard: bool) -> None:
+    done: the iterations the run goes on from: what an earlier start reported of later ones is
+    dropped, because they are done again.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool, done: int = 0) -> None:
         self.file = folder / "stats.jsonl"
         self.events = folder / "tensorboard"
-        self.writer = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # that of rank 0 alone
-
-            with writing(self.events):
-                self.writer = SummaryWriter(str(self.events))
+        self._rewind(done)
+        self.writer = self._open_events(done) if tensorboard else None
         # TensorBoard writes in a thread of its own, whose errors would be said twice.
         threading.excepthook = _unless_disk
 
-    def rewind(self, iteration: int) -> None:
-        """Drop rows later than `iteration`: a resumed run writes them again."""
+    def _rewind(self, done: int) -> None:
         if not self.file.exists():
             return
         rows = self.file.read_text().splitlines()
-        kept = [row for row in rows if _iteration_of(row) <= iteration]
+        kept = [row for row in rows if _iteration_of(row) <= done]
         with writing(self.file):
             write_whole(self.file, "".join(row + "\n" for row in kept))
+
+    def _open_events(self, done: int) -> "SummaryWriter":
+        from torch.utils.tensorboard import SummaryWriter  # that of rank 0 alone
+
+        with writing(self.events):
+            # Earlier files stay as they are: this tells their readers what of them counts no more.
+            return SummaryWriter(str(self.events), purge_step=done + 1)
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
         """Append to stats.jsonl and to the TensorBoard events; raises OSError naming the file."""
@@ -38,6 +49,10 @@ class Log:
         with writing(self.file), self.file.open("a") as stream:
             stream.write(json.dumps({"iteration": iteration, **values}) + "\n")
         if self.writer:
+            if not self.events.is_dir():  # removed under the run
+                with suppress(OSError):  # it has no file to write to
+                    self.writer.close()
+                self.writer = self._open_events(iteration - 1)
             with writing(self.events):
                 for name, value in values.items():
                     self.writer.add_scalar(name, value, iteration)

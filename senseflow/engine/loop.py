@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from senseflow.common.files import write_whole
 from senseflow.common.pictures import labelled_grid, save_whole
 from senseflow.common.ranks import AgreedError, Ranks, any_rank, sum_over_ranks
 from senseflow.common.signals import StopRequest
@@ -79,9 +80,17 @@ class Run:
         if any_rank(stop.reason is not None, self.ranks):
             logger.info("asked to stop before anything was trained")
             return
-        log = Log(self.folder, self.config.log.tensorboard) if self.ranks.is_main else None
-        if log:
-            log.rewind(done)
+        if done >= config.iter_num:
+            logger.info(
+                "nothing is left to train: %d of train.iter_num %d iterations are done; %s",
+                *(done, config.iter_num, self._student(done)),
+            )
+            return
+        log = Log(self.folder, self.config.log.tensorboard, done) if self.ranks.is_main else None
+        logger.info(
+            "iterations %d to %d follow, %.0f s after the start",
+            *(done + 1, config.iter_num, time.monotonic() - stop.started),
+        )
         data = self.data(done + 1)
         strip_due = stopped = False
         began, since = time.perf_counter(), done
@@ -109,11 +118,16 @@ class Run:
                 if last:
                     break
         self.checkpoints.wait()
-        if stopped and self.ranks.is_main:
+        if stopped:
             reason = stop.reason or "a request to another rank"
             logger.info("stopped by %s; iteration %d is saved", reason, iteration)
+        else:
+            logger.info("all %d iterations are done; %s", iteration, self._student(iteration))
         if log:
             log.close()
+
+    def _student(self, iteration: int) -> str:
+        return f"the student is {self.folder / 'student' / step_name(iteration)}"
 
     def iterate(
         self, data: Iterator[list[Batch]], iteration: int
@@ -238,21 +252,36 @@ class Run:
         found = self.checkpoints.newest()
         if found:
             self.checkpoints.load(found[1], self.trained, ema)
-        host.on_main(lambda: open_run_folder(self.folder, self.config))  # the checkpoint fits
+        done = found[0] if found else 0
+        host.on_main(lambda: open_run_folder(self.folder, self.config, done))  # the checkpoint fits
         if found is None:
             return 0
         iteration, folder = found
-        if self.ranks.is_main:
-            logger.info("going on from %s", folder)
+        logger.info("going on from %s, of %d iterations", folder, self.config.train.iter_num)
         # the run may have ended between the two
         self.write_students(iteration, full_state(self.trained, ema), again=False)
         return iteration
 
 
-def open_run_folder(folder: Path, config: Config) -> None:
-    """Save the resolved config; says what differs from an earlier one."""
+def open_run_folder(folder: Path, config: Config, done: int) -> None:
+    """Save the resolved config, and forget what was reported of later iterations than `done`; says
+    what differs from before."""
     for kind in ("student", "ema"):
         remove_partials(folder / kind)
+    for strip in (folder / "samples").glob("step_*.png"):
+        if strip.stem > step_name(done):
+            strip.unlink()
+    last = folder / "last_iter"
+    with writing(last):
+        if done:
+            write_whole(last, f"{done}\n")
+        elif last.exists():
+            logger.warning(
+                "%s says %s, but there is no checkpoint: the run begins anew, and what it reported "
+                "before goes",
+                *(last, last.read_text().strip()[:20]),
+            )
+            last.unlink()
     file = folder / "config.yaml"
     if file.exists():
         try:

@@ -199,7 +199,7 @@ def read_starts(folder: Path) -> list[tuple[float, int | None]]:
     [] for a run without them (log.tensorboard: false).
     """
     starts = []
-    for file in folder.glob("events.out.tfevents.*") if folder.is_dir() else ():
+    for file in sorted(folder.glob("events.out.tfevents.*")):
         match = EVENTS.fullmatch(file.name)
         if match and file.is_file():
             steps = (event.step for event in EventFileLoader(str(file)).Load() if event.step > 0)

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from senseflow.common.ranks import start_ranks
 from senseflow.config.config import OptimizerConfig
 from senseflow.engine.checkpoint import Checkpoints
+from senseflow.engine.checkpoint_folders import find_checkpoint
 from senseflow.engine.checkpoint_reader import OpenCheckpoint
 from senseflow.engine.disk import HostGroup
 from senseflow.engine.export import Layout, export_student
@@ -124,6 +125,23 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path, caplog, damage):
     with caplog.at_level(logging.WARNING):
         assert checkpoints.newest() == (1, good)
     assert "step_0000002 is damaged" in caplog.text and "one before" in caplog.text
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_where_all_are_damaged_the_run_stops_and_nothing_is_changed(tmp_path, caplog, num):
+    """To begin anew would overwrite, and prune, what may still be mended."""
+    checkpoints, trained = Checkpoints(tmp_path, 0, RANKS), networks(0)
+    folders = [checkpoints.save(iteration, trained) for iteration in range(1, 1 + num)]
+    for folder in folders:
+        next(folder.glob("*.distcp")).unlink()
+    there = sorted(tmp_path.rglob("*"))
+    for find in (checkpoints.newest, lambda: find_checkpoint(tmp_path)):
+        caplog.clear()
+        with pytest.raises(ValueError, match="the oldest, step_0000001, is damaged too") as error:
+            find()
+        assert "\n" not in str(error.value) and "is missing" in str(error.value)
+        assert caplog.text.count("using the one before") == num - 1
+    assert sorted(tmp_path.rglob("*")) == there
 
 
 def test_a_half_written_checkpoint_does_not_count(tmp_path):
