@@ -139,8 +139,9 @@ def test_a_pickle_of_torchao_is_named(tmp_path, monkeypatch, capsys):
     """Its tensors are of its own classes, which torch does not read without their code."""
     theirs = types.ModuleType("torchao")
     theirs.Tensor = type("Tensor", (), {"__module__": "torchao", "__qualname__": "Tensor"})
-    monkeypatch.setitem(sys.modules, "torchao", theirs)
-    torch.save({"proj_out.weight": theirs.Tensor()}, tmp_path / "x.bin")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torchao", theirs)
+        torch.save({"proj_out.weight": theirs.Tensor()}, tmp_path / "x.bin")
     assert "x.bin is quantized (torchao)" in refusal(tmp_path / "x.bin", capsys)
 
 
