@@ -4,16 +4,58 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from senseflow.common.fields import FieldError, check_range
+from senseflow.common.files import read_json
 from senseflow.core.levels import counted
 
 CARD = "senseflow.json"  # beside a student's weights: how it was trained
 CARD_FORMAT = 1
+MOST_SIDE = 2**16 - 1  # pixels
+WORDS = {str: "a text", int: "a whole number", float: "a number"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value of the card may be."""
+
+    kind: type
+    least: float = 0
+    most: float | None = None
+    or_null: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise FieldError for a value of another kind, or out of range."""
+        if value is None and self.or_null:
+            return
+        kinds = (int, float) if self.kind is float else self.kind
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            null = " or null" if self.or_null else ""
+            raise FieldError(name, f"{json.dumps(value)} is not {WORDS[self.kind]}{null}")
+        if not isinstance(value, str):
+            check_range(name, value, self.least, self.most)
+
+
+RULES = {
+    "family": Rule(str),
+    "height": Rule(int, 1, MOST_SIDE),
+    "width": Rule(int, 1, MOST_SIDE),
+    "guidance": Rule(float, 0, 1e6, or_null=True),
+    "max_sequence_length": Rule(int, 1, or_null=True),
+    "base_name": Rule(str),
+    "base_fingerprint": Rule(str),
+    "iteration": Rule(int),
+    "ema": Rule(float, 0, 1, or_null=True),
+}
 
 
 @dataclass(frozen=True)
 class StudentCard:
-    """How a student was trained, and so how it is to be sampled: `senseflow.json` beside it."""
+    """How a student was trained, and so how it is to be sampled: `senseflow.json` beside it.
+
+    Raises FieldError, a ValueError, for a value that no student has.
+    """
 
     family: str
     anchors: tuple[float, ...]  # from noisy to clean: sigmas, or SDXL's timesteps as int
@@ -27,6 +69,10 @@ class StudentCard:
     ema: float | None = None  # decay, when the weights are the student's average
 
     def __post_init__(self) -> None:
+        for name, rule in RULES.items():
+            rule.check(name, getattr(self, name))
+        if not isinstance(self.anchors, list | tuple):
+            raise FieldError("anchors", f"{json.dumps(self.anchors)} is not a list of numbers")
         object.__setattr__(self, "anchors", counted(self.anchors))
 
 
@@ -44,14 +90,27 @@ def read_card(folder: Path) -> StudentCard | None:
     file = folder / CARD
     if not file.is_file():
         return None
+    tree = read_json(file)
     try:
-        tree = json.loads(file.read_text())
-        number, base = tree.pop("format"), tree.pop("base")
-        if number != CARD_FORMAT:
-            raise ValueError(f"format {number}; this version reads format {CARD_FORMAT}")
-        card = StudentCard(**tree, base_name=base["name"], base_fingerprint=base["fingerprint"])
-    except KeyError as error:
-        raise ValueError(f"{file} is not a student's card: it has no {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
+        return _card_of(tree)
+    except ValueError as error:
         raise ValueError(f"{file} is not a student's card: {error}") from error
-    return card
+
+
+def _card_of(tree: dict[str, Any]) -> StudentCard:
+    """A card with every key that it must have and no other; raises ValueError naming the key."""
+    number, base = tree.pop("format", None), tree.pop("base", None)
+    if number != CARD_FORMAT:
+        raise ValueError(f"format {json.dumps(number)}; this version reads format {CARD_FORMAT}")
+    if not isinstance(base, dict) or base.keys() != {"name", "fingerprint"}:
+        raise ValueError(f"base {json.dumps(base)} does not have a name and a fingerprint alone")
+    tree |= {f"base_{key}": value for key, value in base.items()}
+    known = {field.name: field for field in dataclasses.fields(StudentCard)}
+    needed = {name for name, field in known.items() if field.default is dataclasses.MISSING}
+    for keys, what in (
+        (needed - tree.keys(), "it has no"),
+        (tree.keys() - known.keys(), "unknown"),
+    ):
+        if keys:
+            raise ValueError(f"{what} {', '.join(sorted(keys))}")
+    return StudentCard(**tree)

@@ -256,26 +256,57 @@ def test_card_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    ("spoil", "said"),
     [
-        {"format": 2},
-        {"anchors": [0.5, 0.9]},
-        {"anchors": []},
-        {"anchors": [1000.0, 904.5]},
-        {"anchors": None},
-        {"base": {}},
-        {"surprise": 1},
+        ({"format": 2}, "format 2; this version reads format 1"),
+        ({"format": None}, "format null"),
+        ({"family": 3}, "family 3 is not a text"),
+        ({"anchors": [0.5, 0.9]}, "anchors .* do not fall"),
+        ({"anchors": []}, "anchors .* do not fall"),
+        ({"anchors": [1000.0, 904.5]}, "anchors .* do not fall"),
+        ({"anchors": ["1"]}, "anchors .* do not fall"),
+        ({"anchors": [float("nan")]}, "anchors .* do not fall"),
+        ({"anchors": None}, "anchors null is not a list of numbers"),
+        ({"anchors": "999"}, 'anchors "999" is not a list of numbers'),
+        ({"height": 0}, "height 0 must be from 1 to 65535"),
+        ({"height": None}, "height null is not a whole number"),
+        ({"height": "32"}, 'height "32" is not a whole number'),
+        ({"width": 32.0}, "width 32.0 is not a whole number"),
+        ({"width": True}, "width true is not a whole number"),
+        ({"guidance": "x"}, 'guidance "x" is not a number or null'),
+        ({"guidance": float("nan")}, "guidance nan must be"),
+        ({"guidance": -1}, "guidance -1 must be from 0"),
+        ({"max_sequence_length": -1}, "max_sequence_length -1 must be at least 1"),
+        ({"max_sequence_length": "x"}, 'max_sequence_length "x" is not a whole number or null'),
+        ({"iteration": -1}, "iteration -1 must be at least 0"),
+        ({"iteration": None}, "iteration null is not a whole number"),
+        ({"ema": 2}, "ema 2 must be from 0 to 1"),
+        ({"base": {}}, "base {} does not have a name and a fingerprint alone"),
+        ({"base": None}, "base null does not have"),
+        ({"base": {"name": 1, "fingerprint": ""}}, "base_name 1 is not a text"),
+        ({"surprise": 1}, "unknown surprise"),
     ],
 )
-def test_damaged_cards_are_named(spoil, tmp_path):
+def test_damaged_cards_name_the_key(spoil, said, tmp_path):
     write_card(tmp_path, CARD)
     file = tmp_path / "senseflow.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **spoil}))
-    with pytest.raises(ValueError, match=r"senseflow\.json is not a student's card"):
+    with pytest.raises(ValueError, match=rf"senseflow\.json is not a student's card: {said}"):
         read_card(tmp_path)
-    file.write_text("[1]")
-    with pytest.raises(ValueError, match=r"senseflow\.json is not a student's card"):
-        read_card(tmp_path)
+
+
+def test_cards_without_a_key_or_in_no_json_are_named(tmp_path):
+    write_card(tmp_path, CARD)
+    file = tmp_path / "senseflow.json"
+    tree = json.loads(file.read_text())
+    for key in tree.keys() - {"ema"}:
+        file.write_text(json.dumps({name: value for name, value in tree.items() if name != key}))
+        with pytest.raises(ValueError, match=rf"senseflow\.json is not a student's card: .*{key}"):
+            read_card(tmp_path)
+    for text, said in (("[]", "holds no JSON object"), ("{", "is not valid JSON")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=rf"senseflow\.json {said}"):
+            read_card(tmp_path)
 
 
 def test_fingerprint_sees_names_sizes_heads_and_tails(tmp_path):
