@@ -14,6 +14,18 @@ from senseflow.teachers.sdxl.family import SDXL
 
 
 @dataclass(frozen=True)
+class Method:
+    """What a student is credited to."""
+
+    title: str
+    paper: str
+
+
+SENSEFLOW = Method("SenseFlow", "https://arxiv.org/abs/2506.00523")
+DMD2 = Method("DMD2", "https://arxiv.org/abs/2405.14867")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What a training script runs; files are named from the root of the repository."""
 
@@ -29,6 +41,11 @@ class Recipe:
     def config(self) -> str:
         """Its published YAML, relative to the repository's root."""
         return f"{self.configs}/{self.name}.yaml"
+
+    @property
+    def method(self) -> Method:
+        """The classifier on the bottleneck of the fake score is DMD2's."""
+        return DMD2 if self.adversary == "bottleneck" else SENSEFLOW
 
     @property
     def draws(self) -> str:

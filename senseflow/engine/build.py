@@ -49,6 +49,7 @@ from senseflow.engine.parallel import (
 )
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
+from senseflow.teachers.folder import name_of
 from senseflow.weights.card import StudentCard
 from senseflow.weights.meta import NetworkSource
 
@@ -264,9 +265,10 @@ def export(setup: Setup, dtype: Dtype) -> StudentExport:
         width=train.resolution[1],
         guidance=settings.guidance if settings.lora else None,
         max_sequence_length=settings.max_sequence_length,
-        base_name=settings.folder.name,
+        base_name=name_of(settings.folder),
         base_fingerprint=setup.fingerprint,
         iteration=0,
+        recipe=setup.config.recipe,
     )
     if settings.lora:
         return StudentExport(lora_layout(family, settings, settings.lora, torch_dtype(dtype)), card)

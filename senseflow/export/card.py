@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from senseflow.common.templates import templates
+from senseflow.config.recipes import RECIPES, Method
 from senseflow.evaluate.results import Result, merge, read_results
 from senseflow.evaluate.table import column_of, compare, markdown
 from senseflow.export.samples import Sample
 from senseflow.export.source import Source
 from senseflow.teachers.published import HUB, Terms
 
-TAGS = ["text-to-image", "diffusion-distillation", "few-step", "senseflow"]
+TAGS = ["text-to-image", "diffusion-distillation", "few-step"]
+LIBRARIES = {"comfyui": "diffusion-single-file", "original": "diffusion-single-file"}  # the Hub's
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class CardFacts:
     name: str
     form: str
     place: str  # what the usage loads: a repository of the Hub, or the folder's name
+    file: str  # what a single file is called
     terms: Terms
     results: list[Result]
     row: str | None  # of the results: this student's
@@ -50,6 +54,7 @@ def _body(source: Source, facts: CardFacts) -> str:
         config=config,
         data=Path(config.paths.dataset).name if config else None,
         is_lora=source.is_lora,
+        methods=[f"[{method.title}]({method.paper})" for method in methods_of(source)],
         teacher=_teacher(source, facts),
         base=terms.base_model or f"/path/to/{card.base_name}",
         dtype=str(source.layout.dtype),
@@ -68,12 +73,17 @@ def _body(source: Source, facts: CardFacts) -> str:
 def metadata(source: Source, facts: CardFacts) -> ModelCardData:
     """What the Hub reads: licence, base model, how it is sampled, results."""
     is_adapter = source.is_lora and facts.form in ("component", "lora")
-    levels: dict[str, Any] = {source.family.levels.name: list(source.card.anchors)}
-    tags = [*TAGS, source.family.name, *(["lora"] if is_adapter else [])]
+    # with "diffusers" the Hub says that a pipeline is loaded from here, which a component is not
+    of_diffusers = "diffusers" if is_adapter or facts.form == "pipeline" else None
+    levels: dict[str, Any] = {source.family.levels.name: list(map(short, source.card.anchors))}
+    methods = methods_of(source)
+    tags = [*TAGS, *([methods[0].title.lower()] if len(methods) == 1 else []), source.family.name]
+    tags += ["lora"] if is_adapter else ["comfyui"] if facts.form == "comfyui" else []
+    base_model = facts.terms.base_model
     return ModelCardData(
-        base_model=facts.terms.base_model,
-        base_model_relation="adapter" if is_adapter else "finetune",
-        library_name="diffusers",
+        base_model=base_model,
+        base_model_relation=base_model and ("adapter" if is_adapter else "finetune"),
+        library_name=LIBRARIES.get(facts.form, of_diffusers),
         license=facts.terms.license,
         license_name=facts.terms.license_name,
         license_link=facts.terms.license_link,
@@ -93,6 +103,19 @@ def _teacher(source: Source, facts: CardFacts) -> str:
     if name is None:
         return f"`{source.card.base_name}` (of the kind of {source.family.title})"
     return f"[{name}]({HUB}/{name})" if name.count("/") == 1 else f"`{name}`"
+
+
+def methods_of(source: Source) -> list[Method]:
+    """What the student is credited to: its recipe's method; where that is not known, those that
+    students of its family may be trained by."""
+    name = source.card.recipe or (source.config.recipe if source.config else None)
+    ours = [r for r in RECIPES.values() if r.family.name == source.family.name]
+    return list(dict.fromkeys(r.method for r in ours if r.name == name or name not in RECIPES))
+
+
+def short(level: float) -> float:
+    """A noise level in as few digits as tell its float32; a timestep as it is."""
+    return level if isinstance(level, int) else float(str(np.float32(level)))
 
 
 def read_evaluation(files: list[Path]) -> list[Result]:
@@ -126,7 +149,8 @@ def call_of(source: Source) -> dict[str, Any]:
     """The arguments of the pipeline's call besides the prompt, at the size trained at."""
     card, stock = source.card, source.stock
     guidance = stock.guidance if source.guidance is None else source.guidance
-    call = {"height": card.height, "width": card.width, **stock.levels, "guidance_scale": guidance}
+    levels = {k: list(map(short, v)) if isinstance(v, list) else v for k, v in stock.levels.items()}
+    call = {"height": card.height, "width": card.width, **levels, "guidance_scale": guidance}
     if card.max_sequence_length is not None:
         call["max_sequence_length"] = card.max_sequence_length
     return call

@@ -65,7 +65,7 @@ def push(folder: Path, repo: str, public: bool) -> None:
         if not public and not api.repo_info(repo).private:
             raise ValueError(f"{repo} is there and public: say --public, or name another")
         commit = api.upload_folder(
-            repo_id=repo, folder_path=folder, commit_message="A student of SenseFlow"
+            repo_id=repo, folder_path=folder, commit_message="A student in few steps"
         )
     except (HTTPError, ConnectionError) as error:
         raise OSError(

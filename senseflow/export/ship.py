@@ -75,10 +75,10 @@ def write(wanted: Export, checkpoint: Path) -> None:
             f"{source.base} --student {checkpoint} --rank 64 --output LORA makes a LoRA of it"
         )
     facts = card_facts(wanted, source)
-    if wanted.push_to_hub and None in (facts.terms.base_model, facts.terms.license):
+    if wanted.push_to_hub and (missing := missing_in(facts.terms)):
         raise ValueError(
             f"--push_to_hub: {source.base} is not {source.family.title} itself: say its "
-            "--base_model and --license"
+            f"{missing[1]}"
         )
     output = wanted.output
     with only_writer(output), whole_folder(output) as partial:
@@ -96,15 +96,22 @@ def write(wanted: Export, checkpoint: Path) -> None:
 
 def said_terms(terms: Terms) -> str:
     """What the card says of teacher and licence, and what to do if that is wrong."""
-    if terms.base_model is None or terms.license is None:
-        return (
-            "README.md lacks the teacher's name or licence: say --base_model and --license before "
-            "you share it"
-        )
+    if missing := missing_in(terms):
+        return f"README.md lacks the teacher's {missing[0]}: say {missing[1]} before you share it"
     return (
         f"README.md names the teacher {terms.base_model}, licence "
         f"{terms.license_name or terms.license}; if it is another, say --base_model and --license"
     )
+
+
+def missing_in(terms: Terms) -> tuple[str, str] | None:
+    """Which of the teacher's name and licence is not known, and the flags that say it."""
+    stated = {
+        "name": ("--base_model", terms.base_model),
+        "licence": ("--license", terms.license),
+    }
+    lacking = {what: flag for what, (flag, value) in stated.items() if value is None}
+    return (" and ".join(lacking), " and ".join(lacking.values())) if lacking else None
 
 
 def card_facts(wanted: Export, source: Source) -> CardFacts:
@@ -115,6 +122,7 @@ def card_facts(wanted: Export, source: Source) -> CardFacts:
         name=wanted.name or wanted.output.name,
         form=wanted.form,
         place=wanted.push_to_hub or wanted.output.name,
+        file=wanted.output.name,
         terms=terms_of(source.family, source.base, named),
         results=results,
         row=own_row(wanted.row, results),

@@ -35,6 +35,15 @@ class TeacherSettings:
     lora: "LoraSettings | None" = None  # None: student and fake score are networks of their own
 
 
+def name_of(folder: Path) -> str:
+    """What a teacher's folder is called: its own name, or that of what it is a part of, where its
+    own says nothing: the Hub's cache names folders by commits, others say `pipeline`."""
+    folder = folder.absolute()
+    if folder.parent.name == "snapshots":
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/")
+    return folder.parent.name if folder.name == "pipeline" else folder.name
+
+
 def base_config(base: Path, part: str) -> dict[str, Any]:
     """config.json of a base's part, {} without one."""
     file = base / part / "config.json"

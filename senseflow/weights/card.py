@@ -29,11 +29,11 @@ class Rule:
         """Raise FieldError for a value of another kind, or out of range."""
         if value is None and self.or_null:
             return
-        kinds = (int, float) if self.kind is float else self.kind
-        if not isinstance(value, kinds) or isinstance(value, bool):
+        whole_too = self.kind is float and isinstance(value, int)
+        if not (isinstance(value, self.kind) or whole_too) or isinstance(value, bool):
             null = " or null" if self.or_null else ""
             raise FieldError(name, f"{json.dumps(value)} is not {WORDS[self.kind]}{null}")
-        if not isinstance(value, str):
+        if self.kind is not str:
             check_range(name, value, self.least, self.most)
 
 
@@ -47,6 +47,7 @@ RULES = {
     "base_fingerprint": Rule(str),
     "iteration": Rule(int),
     "ema": Rule(float, 0, 1, or_null=True),
+    "recipe": Rule(str, or_null=True),
 }
 
 
@@ -67,6 +68,7 @@ class StudentCard:
     base_fingerprint: str  # of the teacher's weights, see base_fingerprint
     iteration: int
     ema: float | None = None  # decay, when the weights are the student's average
+    recipe: str | None = None  # that it was trained by; None: before cards said so
 
     def __post_init__(self) -> None:
         for name, rule in RULES.items():

@@ -117,7 +117,7 @@ def test_a_checkpoint_ships_as_the_students_own_folder_does(finished, tmp_path):
     for name in (name for name in names if (outs[0] / name).is_file()):
         assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes(), name
     card = (outs[0] / "README.md").read_text()
-    assert "| recipe | `flux_senseflow` of SenseFlow |" in card and "EMA, decay 0.5" in card
+    assert "| recipe | `flux_senseflow` |" in card and "EMA, decay 0.5" in card
 
 
 def test_an_older_checkpoint_in_another_type(finished, tmp_path):

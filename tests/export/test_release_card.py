@@ -15,6 +15,7 @@ from students import SHIFT, Shipped, ours, run_script, save_student, script_of, 
 from senseflow.config.config import load_config, save_config
 from senseflow.export.terms import terms_of
 from senseflow.teachers.flux.family import FLUX
+from senseflow.teachers.folder import name_of
 from senseflow.teachers.published import Terms
 from senseflow.teachers.sd35.family import SD35_LARGE
 from senseflow.teachers.sdxl.family import SDXL
@@ -79,6 +80,7 @@ def test_it_says_everything(shipped, tmp_path):
     }
     assert {key: data[key] for key in expected} == expected
     assert data["sigmas"] == pytest.approx(shifted(SHIFT))
+    assert all(len(repr(sigma)) <= 10 for sigma in data["sigmas"])  # float32's digits
     assert {"text-to-image", "senseflow", "flux"} <= set(data["tags"])
     (result,) = data["model-index"][0]["results"]
     assert (
@@ -87,6 +89,7 @@ def test_it_says_everything(shipped, tmp_path):
     )
     for said in (
         "# Digits in 4 steps",
+        "Distilled by [SenseFlow](https://arxiv.org/abs/2506.00523)",
         "| iterations | 200 of 400; the student moves once in 2 (TTUR) |",
         "| data | `data.json` |",
         "| IDA | lambda 0.97 |",
@@ -113,9 +116,62 @@ def test_without_results_and_config_it_says_so(tmp_path):
     card = ModelCard.load(tmp_path / "out" / "README.md")
     data = card.data.to_dict()
     assert data["timesteps"] == [999, 749, 499, 249] and data["guidance_scale"] == 0
-    assert "model-index" not in data and "license" not in data and "base_model" not in data
+    assert "model-index" not in data and "license" not in data
+    assert "base_model" not in data and "base_model_relation" not in data
+    assert "Distilled by [SenseFlow](https://arxiv.org/abs/2506.00523) or [DMD2](" in card.text
     assert "Not measured." in card.text and "config.yaml was not at hand" in card.text
     assert "licence was not stated" in card.text
+
+
+def test_a_student_of_dmd2_credits_dmd2(tmp_path):
+    shipped = save_student("sdxl", tmp_path / "step_0000020", recipe="sdxl_dmd2")
+    assert shipped.export(tmp_path / "out") == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "Distilled by [DMD2](https://arxiv.org/abs/2405.14867); iteration" in card.text
+    assert "SenseFlow" not in card.text.partition("## Evaluation")[0]
+    assert "dmd2" in card.data.tags and "senseflow" not in card.data.tags
+
+
+@pytest.mark.parametrize(
+    ("form", "library", "tagged"),
+    [
+        ("component", None, False),
+        ("pipeline", "diffusers", False),
+        ("comfyui", "diffusion-single-file", True),
+        ("original", "diffusion-single-file", False),
+    ],
+)
+def test_the_hub_is_told_what_reads_it(form, library, tagged, shipped, tmp_path):
+    """By the names of its libraries; a component alone is no pipeline of diffusers."""
+    out = tmp_path / "out"
+    assert shipped.export(out, "--form", form, "--name", "In 4 steps") == 0
+    card = ModelCard.load(out / "README.md")
+    data = card.data.to_dict()
+    assert data.get("library_name") == library and ("comfyui" in data["tags"]) == tagged
+    if library == "diffusion-single-file":
+        assert "`out.safetensors`" in card.text
+
+
+def test_what_the_card_lacks_is_named_alone(shipped, tmp_path, caplog):
+    caplog.set_level("INFO")
+    for number, (flags, said) in enumerate(
+        (
+            (["--license", "cc-by-4.0"], "lacks the teacher's name: say --base_model before"),
+            (["--base_model", "me/t"], "lacks the teacher's licence: say --license before"),
+            ([], "lacks the teacher's name and licence: say --base_model and --license before"),
+        )
+    ):
+        assert shipped.export(tmp_path / str(number), *flags) == 0
+        assert said in caplog.records[-2].message
+    push = ["--push_to_hub", "me/x", "--dry_run", "--license", "mit"]
+    assert shipped.export(tmp_path / "out", *push) == 2
+
+
+def test_a_teacher_is_called_by_what_says_something(tmp_path):
+    at = tmp_path / "models--me--my-flux" / "snapshots" / "0ef5fff789c832c5c7f4e127f94c8b54bbcced44"
+    assert name_of(at) == "me/my-flux"
+    assert name_of(Path("assets/tiny/sd35_medium/pipeline")) == "sd35_medium"
+    assert name_of(tmp_path / "FLUX.1-dev") == "FLUX.1-dev"
 
 
 def test_the_public_teachers_licences_and_no_others(tmp_path, monkeypatch):

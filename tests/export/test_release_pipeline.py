@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from students import ANCHORS, PROMPT, Shipped, ours, run_script, save_student, script_of
 
 from senseflow.export.folders import files_of
@@ -50,6 +51,30 @@ def test_also_at_another_size(shipped, folder, tmp_path, monkeypatch):
     script = script.replace("height=32, width=32", "height=48, width=64")
     theirs, _ = run_script(script, folder, monkeypatch)
     assert np.array_equal(theirs, mine) and mine.shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("kind", ["Image2Image", "Inpainting"])
+def test_beginning_with_a_picture_stays_on_the_anchors(kind, folder, shipped):
+    """diffusers' own pipelines for it, made of the exported one, drop the first steps."""
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipe = getattr(diffusers, f"AutoPipelineFor{kind}").from_pipe(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    if shipped.family.name == "sdxl":  # the embedded one has 8, and the pipeline asks that it be 4
+        pipe.unet.register_to_config(in_channels=4)
+    seen: list[float] = []
+    step = pipe.scheduler.step
+
+    def watched(output, timestep, *args, **kwargs):
+        seen.append(float(timestep))
+        return step(output, timestep, *args, **kwargs)
+
+    pipe.scheduler.step = watched
+    call = dict(height=32, width=32, num_inference_steps=4, guidance_scale=1.0, strength=0.75)
+    call |= {} if kind == "Image2Image" else {"mask_image": Image.new("L", (32, 32), 255)}
+    call |= {"max_sequence_length": 12} if shipped.family.tokenizer else {}
+    pipe(PROMPT, image=Image.new("RGB", (32, 32), "red"), **call)
+    scale = 1 if shipped.family.name == "sdxl" else 1000
+    assert seen == pytest.approx([scale * anchor for anchor in shipped.anchors[1:]], rel=1e-6)
 
 
 def test_its_parts(shipped, folder):

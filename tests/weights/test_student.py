@@ -299,7 +299,7 @@ def test_cards_without_a_key_or_in_no_json_are_named(tmp_path):
     write_card(tmp_path, CARD)
     file = tmp_path / "senseflow.json"
     tree = json.loads(file.read_text())
-    for key in tree.keys() - {"ema"}:
+    for key in tree.keys() - {"ema", "recipe"}:
         file.write_text(json.dumps({name: value for name, value in tree.items() if name != key}))
         with pytest.raises(ValueError, match=rf"senseflow\.json is not a student's card: .*{key}"):
             read_card(tmp_path)

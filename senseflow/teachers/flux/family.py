@@ -117,8 +117,8 @@ class Flux(FlowFamily):
             return f"The node FluxGuidance with {guidance:g}, and {node}."
         return (
             "A FLUX without guidance embedding is taken for Schnell, whose shift is 1: between "
-            f"loader and sampler put {node}, or ModelSamplingAuraFlow with shift {shift:.4g}. Not "
-            "ModelSamplingSD3: it feeds the network 1000 sigma in place of sigma."
+            f"loader and sampler put {node}. Not ModelSamplingSD3: it feeds the network 1000 sigma "
+            "in place of sigma."
         )
 
     def networks(self) -> "Networks":
