@@ -15,12 +15,12 @@ from senseflow.common.fields import (
     check_whole,
 )
 from senseflow.common.hub_names import said_missing
-from senseflow.weights.card import MOST_SIDE
 
 SAMPLERS = ("x0", "euler")
 TWO_STEPS = ("spread", "first")
 DTYPES = ("bfloat16", "float16", "float32")
 MOST_STEPS = 1000  # the teachers' own schedules have no more
+MOST_SIDE = 2**16 - 1  # pixels
 MOST_SEED = 2**63 - 1  # the images' own, counted on from it, stay below torch's limit, 2**64
 WHOLE: dict[str, tuple[int, int | None]] = {  # the numbers of a drawing, and their ranges
     "steps": (1, MOST_STEPS),
