@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from senseflow.common.files import ROOT
-from senseflow.plan.stand_in import copy_teacher, fill, write_holes
+from senseflow.config.config import PathsConfig
+from senseflow.distill.vfm_features import FrozenBackbone
+from senseflow.plan.fakes import Loading, fake_whole
+from senseflow.plan.stand_in import copy_teacher, fill, write_holes, write_vision
 from senseflow.teachers.flux.family import FLUX
 from senseflow.teachers.sd35.family import SD35
 from senseflow.teachers.text_encoders import PROJECTED_CLIP, text_encoder
@@ -60,3 +65,23 @@ def test_nothing_of_the_source_is_written(tmp_path):
     before = {f: f.stat().st_mtime_ns for f in Path(source).rglob("*")}
     copy_teacher(source, tmp_path, FLUX)
     assert before == {f: f.stat().st_mtime_ns for f in Path(source).rglob("*")}
+
+
+def test_a_dinov3_is_made_up_and_costs_what_arithmetic_says(tmp_path):
+    """1024 px are 64 x 64 patches of 16, a CLS token and four registers."""
+    name = "vit_small_patch16_dinov3.lvd1689m"
+    paths = PathsConfig("teacher", "data", dinov2=name, clip="local-dir:clip")
+    (override,) = write_vision(tmp_path, paths)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    file = override.removeprefix("paths.dinov2_weights=")
+    with mode, Loading():
+        backbone = FrozenBackbone(name, (2, 11), checkpoint=file, dtype=torch.bfloat16)
+    fake_whole([backbone], mode)
+    with mode, FlopCounterMode(display=False) as counted:
+        features = backbone(torch.empty(1, 3, 1024, 1024))
+    assert [f.shape for f in features] == [(1, 384, 64, 64)] * 3
+    patches, tokens, width = 64 * 64, 64 * 64 + 5, 384
+    block = (
+        24 * tokens * width**2 + 4 * tokens**2 * width
+    )  # linear layers; attention's two products
+    assert counted.get_total_flops() == 12 * block + 2 * patches * 3 * 16**2 * width
