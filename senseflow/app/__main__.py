@@ -27,6 +27,7 @@ EXAMPLES = """examples:
 """
 HOST, PORT = "127.0.0.1", 7860
 STOPPED = "the page is closed"
+EXAMPLE = "a red fox in the snow"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,7 +54,7 @@ def build_parser() -> Parser:
         "--student_only", action="store_true", help="do not read the teacher's network"
     )
     group.add_argument(
-        "--prompt", default="", metavar="TEXT", help="what the page begins with (nothing)"
+        "--prompt", default=EXAMPLE, metavar="TEXT", help="what the page begins with (%(default)s)"
     )
     _add_server_flags(parser)
     add_device_flags(parser)

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from senseflow.common.fields import flag_names
 from senseflow.common.files import write_whole
 from senseflow.common.quiet import quiet_libraries
 from senseflow.evaluate.layouts import TEACHER, Layout, Selection
@@ -54,7 +55,8 @@ def draw_folders(
             teacher = dataclasses.replace(teacher, height=size.height, width=size.width)
         base = Model(family, Paths(paths.base), None)
         # first: its network comes with the pipeline
-        jobs.insert(0, make(base, teacher, TEACHER))
+        with flag_names(steps="--teacher_steps", guidance="--teacher_guidance"):
+            jobs.insert(0, make(base, teacher, TEACHER))
     for file, text in [
         n for job in jobs for n in missing_notes(job.shots, selection.layout).items()
     ]:

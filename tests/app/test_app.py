@@ -54,6 +54,11 @@ def test_which_folder_is_what(folders, line, base, checkpoint, with_teacher):
     assert teacher_is_read == with_teacher
 
 
+def test_the_page_begins_with_a_prompt_to_draw(folders):
+    begins = [parsed(folders, "--pipeline {flux}" + more).prompt for more in ("", " --prompt x")]
+    assert begins == ["a red fox in the snow", "x"]
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -110,6 +110,24 @@ def check_shot(tab: Tab, file: Path, scheme: str) -> None:
     assert levels.std() > 15
 
 
+def test_both_buttons_are_whole_at_every_width(browser, address):
+    tab = open_tab(browser, address)
+    for width in (320, 400, 447, 448, 480, 560, 620, 640, 641, 800):
+        tab.set_viewport_size(ViewportSize(width=width, height=800))
+        box, draw, stop = (
+            tab.locator(name).bounding_box() for name in ("#buttons", "#draw", "#stop")
+        )
+        for button in (draw, stop):
+            assert button["width"] >= 90 and button["height"] >= 30, (width, button)
+            assert button["x"] >= box["x"] >= 0, (width, button)
+            right, bottom = button["x"] + button["width"], button["y"] + button["height"]
+            assert right <= box["x"] + box["width"] + 1 <= width, (width, button)
+            assert bottom <= box["y"] + box["height"] + 1, (width, button)
+        beside = stop["x"] >= draw["x"] + draw["width"]
+        assert beside or stop["y"] >= draw["y"] + draw["height"], width
+    tab.context.close()
+
+
 def test_errors_are_said_and_the_settings_act(browser, address):
     tab = open_tab(browser, address)
     draw(tab, "")

@@ -184,6 +184,13 @@ def test_other_settings_are_refused_by_name_before_anything_is_drawn(
     assert sorted(whole.rglob("*")) == before
 
 
+def test_a_teachers_guidance_that_its_pipeline_passes_over_is_refused(prompts, tmp_path, capsys):
+    flags = ("--teacher_guidance", 0.5)
+    said = error_of(capsys, prompts, tmp_path / "out", *flags, base=BASES["sd35_medium"])
+    assert "--teacher_guidance 0.5: the pipeline guides above 1" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_of_other_prompts_are_not_left_among_ours(whole, run, prompts, tmp_path, capsys):
     other = tmp_path / "other.txt"
     other.write_text("a red seven\na white zero\n")
