@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from students import SHIFT, Shipped, ours, run_script, save_student, script_of, shifted
 
 from senseflow.config.config import load_config, save_config
+from senseflow.export.ship import said_terms
 from senseflow.export.terms import terms_of
 from senseflow.teachers.flux.family import FLUX
 from senseflow.teachers.folder import name_of
@@ -152,19 +153,17 @@ def test_the_hub_is_told_what_reads_it(form, library, tagged, shipped, tmp_path)
         assert "`out.safetensors`" in card.text
 
 
-def test_what_the_card_lacks_is_named_alone(shipped, tmp_path, caplog):
-    caplog.set_level("INFO")
-    for number, (flags, said) in enumerate(
-        (
-            (["--license", "cc-by-4.0"], "lacks the teacher's name: say --base_model before"),
-            (["--base_model", "me/t"], "lacks the teacher's licence: say --license before"),
-            ([], "lacks the teacher's name and licence: say --base_model and --license before"),
-        )
-    ):
-        assert shipped.export(tmp_path / str(number), *flags) == 0
-        assert said in caplog.records[-2].message
-    push = ["--push_to_hub", "me/x", "--dry_run", "--license", "mit"]
-    assert shipped.export(tmp_path / "out", *push) == 2
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        (Terms(None, "cc-by-4.0"), "lacks the teacher's name: say --base_model before"),
+        (Terms("me/teacher", None), "lacks the teacher's licence: say --license before"),
+        (Terms(None, None), "name and licence: say --base_model and --license before"),
+        (Terms("me/teacher", "mit"), "names the teacher me/teacher, licence mit"),
+    ],
+)
+def test_what_the_card_lacks_is_named_alone(terms, said):
+    assert said in said_terms(terms)
 
 
 def test_a_teacher_is_called_by_what_says_something(tmp_path):

@@ -59,8 +59,9 @@ def test_beginning_with_a_picture_stays_on_the_anchors(kind, folder, shipped):
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipe = getattr(diffusers, f"AutoPipelineFor{kind}").from_pipe(pipe)
     pipe.set_progress_bar_config(disable=True)
-    if shipped.family.name == "sdxl":  # the embedded one has 8, and the pipeline asks that it be 4
-        pipe.unet.register_to_config(in_channels=4)
+    # the embedded ones have 8 channels, and the pipelines for inpainting ask for the published
+    if channels := {"sdxl": 4, "sd35": 16}.get(shipped.family.name):
+        getattr(pipe, shipped.family.component).register_to_config(in_channels=channels)
     seen: list[float] = []
     step = pipe.scheduler.step
 

@@ -1,5 +1,6 @@
 """A network in the names of its authors' files and back: what diffusers reads is the component."""
 
+import dataclasses
 from pathlib import Path
 
 import diffusers
@@ -8,8 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from students import Shipped, ours, save_student
+from teacher_parts import settings_of
 
 from senseflow.config.recipes import RECIPES
+from senseflow.engine.initial import begun_with, open_initial
+from senseflow.export.source import find_source, in_original_names
+from senseflow.extract_lora.__main__ import main as extract_lora
 from senseflow.sampling.cli import main
 from senseflow.weights.meta import meta_network
 from senseflow.weights.original import inverse, planned, to_diffusers
@@ -186,3 +191,27 @@ def test_what_was_exported_is_exported_again(tmp_path):
         for folder in (shipped.folder, tmp_path / "again")
     )
     assert own.keys() == theirs.keys() and all(torch.equal(own[key], theirs[key]) for key in own)
+
+
+def test_other_commands_read_it_too(tmp_path):
+    """extract_lora, and a run that begins with it: as from the component."""
+    shipped = save_student("sd35_medium", tmp_path / "step_0000020")
+    file = exported(shipped, tmp_path / "out")
+    loras = []
+    for student, name in ((shipped.folder, "a"), (file, "b")):
+        words = ["--base", shipped.base, "--student", student, "--rank", 1]
+        assert extract_lora([*map(str, words), "--output", str(tmp_path / name)]) == 0
+        loras.append((tmp_path / name / "pytorch_lora_weights.safetensors").read_bytes())
+    assert loras[0] == loras[1]
+    own = load_file(shipped.folder / "diffusion_pytorch_model.safetensors")
+    source = shipped.family.student(settings_of(shipped.base, resolution=(32, 32)))
+    begun = begun_with(open_initial(file), "generator", shipped.family, source)
+    assert all(torch.equal(begun.read(key)[...], value) for key, value in own.items())
+
+
+def test_a_family_of_no_other_names_says_so(tmp_path):
+    shipped = save_student("flux", tmp_path / "step_0000020")
+    source = find_source(shipped.folder, shipped.base, ema=False, dtype=None)
+    family = dataclasses.replace(shipped.family, original=None)
+    with pytest.raises(ValueError, match=r"--form original: FLUX\.1-dev has no names but"):
+        in_original_names(dataclasses.replace(source, family=family))
