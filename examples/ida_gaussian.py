@@ -4,7 +4,7 @@ Teacher, student and fake score are the exact denoiser of N(0, s^2), each with i
 teacher's is 1, and data are drawn from it. The student denoises x_tau in one step. What it gives is
 a Gaussian too, narrower than its own s, so that the s with which it matches the teacher (2.04) is
 not the s of its samples (1): as at full size, theta is not where phi belongs. Every expectation is
-exact, so nothing here is noise. Needs Python alone:
+exact, so nothing here is noise. Needs no torch:
 
     python examples/ida_gaussian.py
 """

@@ -61,7 +61,7 @@ def _beside(recipe: Recipe, file: Path) -> Path:
 
 
 def check_split(config: Config, world_size: int) -> None:
-    """The global batch must divide over processes and micro-batches."""
+    """The global batch must divide over processes and micro-batches; says what is never done."""
     parts, replicas = world_size * config.train.grad_accumulation, config.parallel.replicas
     if replicas < 1 or world_size % replicas:
         raise ValueError(f"parallel.replicas {replicas} does not divide {world_size} processes")
@@ -69,6 +69,12 @@ def check_split(config: Config, world_size: int) -> None:
         raise ValueError(
             f"train.batch_size {config.train.batch_size} is not a multiple of {world_size} "
             f"processes x train.grad_accumulation {config.train.grad_accumulation}"
+        )
+    if config.fake_score.ttur > config.train.iter_num:
+        logger.warning(
+            "fake_score.ttur %d is above train.iter_num %d: the student is never updated",
+            config.fake_score.ttur,
+            config.train.iter_num,
         )
     micro = config.train.batch_size // parts
     adversary = config.adversarial

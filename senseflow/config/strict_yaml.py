@@ -49,8 +49,13 @@ def read_tree(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
     tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected sections such as 'train:', got {short(tree)}")
+    given: dict[str, str] = {}
     for override in overrides or []:
         _apply_override(tree, override)
+        key, _, value = override.partition("=")
+        if given.setdefault(key.strip(), value) != value:  # as in any command, but not in silence
+            logger.info("%s is given twice: the last, %s, counts", key.strip(), short(value))
+        given[key.strip()] = value
     return tree
 
 

@@ -103,7 +103,7 @@ def score(scoring: Scoring) -> None:
     versions = {"senseflow": senseflow.__version__, **{name: version(name) for name in PACKAGES}}
     share = Share.of_torchrun()
     machine = share.agreed(
-        lambda: Machine(find_device(scoring.device), getattr(torch, scoring.dtype))
+        lambda: Machine(find_device(scoring.device, scoring.dtype), getattr(torch, scoring.dtype))
     )
     specs = list(dict.fromkeys(scoring.metrics))
     prepared = share.agreed(lambda: [spec.prepare(scoring.given) for spec in specs])

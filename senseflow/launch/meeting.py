@@ -9,15 +9,18 @@ import os
 import socket
 import threading
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
+from senseflow.common.commands import number
+from senseflow.common.fields import CountOrNone, Port
 from senseflow.launch.watch import board_name
 
 T = TypeVar("T")
@@ -70,19 +73,19 @@ def place_from(environment: dict[str, str], nodes: int) -> Place:
             f"{nodes} nodes need {', '.join(missing)} in the environment of each (or torchrun's "
             "PET_RDZV_ENDPOINT)"
         )
-    rank, port = (whole_number(name, environment[name]) for name in ("NODE_RANK", "MASTER_PORT"))
+    rank = whole_number("NODE_RANK", environment["NODE_RANK"], CountOrNone)
+    port = whole_number("MASTER_PORT", environment["MASTER_PORT"], Port)
     if rank >= nodes:
         raise ValueError(f"NODE_RANK {rank} is not below NODES {nodes}: nodes are counted from 0")
-    if not 0 < port < 2**16:
-        raise ValueError(f"MASTER_PORT {port} is not between 1 and 65535")
     return Place(environment["MASTER_ADDR"], port, rank)
 
 
-def whole_number(name: str, text: str) -> int:
-    """The number in a text; raises ValueError, naming the variable, for anything else."""
-    if not text.isdecimal():
-        raise ValueError(f"{name} {text!r} is not a whole number")
-    return int(text)
+def whole_number(name: str, text: str, kind: Any) -> int:
+    """The number of a kind in a variable's text; raises ValueError, with its name, for another."""
+    try:
+        return int(number(kind)(text))
+    except ArgumentTypeError as error:
+        raise ValueError(f"{name} {error}") from None
 
 
 class Meeting:

@@ -27,7 +27,7 @@ class Pipeline:
 
     def __init__(self, model: Model, machine: Machine) -> None:
         self.model = model  # whose network is in it
-        self.device = find_device(machine.device)
+        self.device = find_device(machine.device, machine.dtype)
         on_cpu = self.device.type == "cpu"
         if machine.offload and on_cpu:
             raise FieldError("offload", "moves idle parts from a GPU to the host: it needs a GPU")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from senseflow.common.devices import find_device
+from senseflow.common.fields import FieldError
 
 
 @pytest.mark.parametrize("name", ["tpu9", "meta", "mps", "xpu", "cuda", "cuda:7", ""])
@@ -11,6 +12,12 @@ def test_a_device_that_is_not_there_is_one_line(name):
     with pytest.raises(ValueError, match=r"^device") as error:
         find_device(name)
     assert "\n" not in str(error.value)
+
+
+def test_float16_is_refused_where_it_takes_minutes():
+    with pytest.raises(FieldError, match="dtype float16 is for GPUs: on a CPU say float32"):
+        find_device("cpu", "float16")
+    assert find_device("cpu", "bfloat16") == find_device("cpu", None) == torch.device("cpu")
 
 
 def test_without_a_gpu_it_is_the_cpu():

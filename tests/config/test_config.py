@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from senseflow.config.config import Config, differences, load_config, save_config
+from senseflow.config.load import check_split
 
 RECIPE = Path("configs/FLUX/flux_senseflow.yaml")
 
@@ -226,6 +227,35 @@ def test_overrides_and_what_they_may_not_be():
         load_config(RECIPE, ["paths.dataset=*x"])
     with pytest.raises(ValueError, match="seed is not a section"):
         load_config(RECIPE, ["train.seed.x=1"])
+
+
+def test_overrides_as_careless_hands_write_them(caplog):
+    caplog.set_level(logging.INFO)
+    config = load_config(RECIPE, ["train.iter_num =700", " train.seed= 3", "ida.lam = null"])
+    assert (config.train.iter_num, config.train.seed, config.ida.lam) == (700, 3, None)
+    assert not caplog.messages
+    for words in (["train.seed", "=", "3"], ["=3"], ["train.seed"]):
+        with pytest.raises(ValueError, match=r"form key.sub=value, without spaces around ="):
+            load_config(RECIPE, words)
+    again = load_config(RECIPE, ["train.seed=1", "train.log_interval=5", "train.seed=2"])
+    assert again.train.seed == 2
+    assert caplog.messages == ["train.seed is given twice: the last, '2', counts"]
+    load_config(RECIPE, ["train.seed=1", "train.seed=1"])
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("value", [None, {"a": 1}, ["uniform"], 3, "error"])
+def test_a_removed_key_is_refused_by_its_name_whatever_it_holds(tmp_path, value):
+    with pytest.raises(ValueError, match=r"isg.midpoint: .* is no setting since 0.1.0: .*delete"):
+        load_config(edited(tmp_path, isg__midpoint=value))
+
+
+def test_a_student_that_is_never_updated_is_said(caplog):
+    check_split(load_config(RECIPE, ["train.iter_num=500", "fake_score.ttur=500"]), 1)
+    assert not caplog.messages
+    check_split(load_config(RECIPE, ["train.iter_num=500", "fake_score.ttur=501"]), 1)
+    (line,) = caplog.messages
+    assert line == "fake_score.ttur 501 is above train.iter_num 500: the student is never updated"
 
 
 def test_a_removed_key_is_passed_over_at_its_old_default_and_refused_otherwise(tmp_path, caplog):

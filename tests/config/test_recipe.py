@@ -74,6 +74,14 @@ def test_the_wrong_recipe_is_said_before_what_else_does_not_fit():
         load_recipe(RECIPES["sd35_senseflow"], MEDIUM, ["lr_scheduler.warmup_iterations=1000000"])
 
 
+@pytest.mark.parametrize(
+    "override", ["lr_scheduler.decay_iterations=99999999", "train.seed=-1", "train.iter_nmu=1"]
+)
+def test_another_recipe_is_said_before_what_else_is_wrong(override):
+    with pytest.raises(ValueError, match=r"is the recipe sd35_senseflow, which sh exp_sd35/"):
+        load_recipe(RECIPES["flux_senseflow"], MEDIUM, [override])
+
+
 def test_a_recipe_keeps_its_own_adversary_or_none():
     file = Path(RECIPES["sdxl_senseflow"].config)
     with pytest.raises(ValueError, match=r"adversarial\.kind bottleneck: sdxl_senseflow has vfm"):

@@ -104,7 +104,7 @@ class Encoder:
 
         dtype: torch's name. device: torch's name; None: cuda if there is one.
         """
-        place = find_device(device)
+        place = find_device(device, dtype)
         name = read_vae_config(folder).get("_class_name")
         if name != AutoencoderKL.__name__:
             raise ValueError(f"{folder} holds a {name}, expected an {AutoencoderKL.__name__}")
