@@ -7,7 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from senseflow.common.commands import number
-from senseflow.common.fields import Count, Guidance, Seed, SmallCount, flag_names
+from senseflow.common.fields import (
+    Count,
+    Guidance,
+    PathText,
+    Seed,
+    SmallCount,
+    check,
+    flag_names,
+)
 from senseflow.config.families import family_of
 from senseflow.evaluate.layouts import LAYOUTS, TEACHER, Selection
 from senseflow.evaluate.metrics import specs
@@ -103,6 +111,7 @@ def run_generate(args: argparse.Namespace) -> None:
         raise ValueError("--no_teacher leaves nothing to draw without --checkpoint")
     if args.lora and not args.checkpoint:
         raise ValueError("--lora is of a student: name its --checkpoint")
+    check("name", args.name, PathText())
     if args.name == TEACHER or Path(args.name).name != args.name or args.name.startswith("."):
         raise ValueError(f"--name {args.name} does not name a folder of a student")
     paths = Paths(args.base, args.checkpoint, args.ema, args.config, args.lora)

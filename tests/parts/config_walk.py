@@ -5,6 +5,8 @@
 
 import copy
 import dataclasses
+import re
+import runpy
 import time
 import typing
 from collections.abc import Iterator
@@ -71,7 +73,6 @@ REASONS = {
 }
 """Why a number or a list is legal that a careless hand may have written."""
 GENERAL = {
-    "null": "its comment says what null is",
     "off": "false",
     "true": "true",
     "'off'": "a name or a path: asked for when it is opened",
@@ -90,6 +91,9 @@ class Step:
     @property
     def reason(self) -> str | None:
         """Why it is legal; None: nobody has said."""
+        if self.value == "null":
+            said = re.search(r"null: ([^;]+)", meanings()[self.key])
+            return said[1] if said else "none"
         return GENERAL.get(self.value) or REASONS.get((self.key, self.value))
 
 
@@ -144,6 +148,17 @@ def base(file: Path, *overrides: str) -> dict[str, Any]:
     """A configuration with every pair as two numbers."""
     pairs = ("dmd.guidance=[1, 8]", "dmd.time_range=[20, 980]", "train.resolution=[32, 32]")
     return read_tree(file, [*pairs, *overrides])
+
+
+@cache
+def meanings() -> dict[str, str]:
+    """The comment beside every field, by its key."""
+    generator = runpy.run_path("docs/configuration.py")
+    comments = generator["read_comments"](generator["SOURCE"])
+    sections = {cls.__name__: section for section, cls in typing.get_type_hints(Config).items()}
+    return {
+        f"{sections[cls]}.{key}": said for (cls, key), said in comments.items() if cls in sections
+    }
 
 
 def is_int(hint: Any) -> bool:
