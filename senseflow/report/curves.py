@@ -17,6 +17,7 @@ from senseflow.report.signals import Curve, Curves, Facts, Floats
 WIDTH, HEIGHT = 360, 156  # units of the drawing; it scales with its place in the page
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 22
 POINTS = 240  # drawn per curve; of more, each bucket's lowest and highest
+LETTER = 5.0  # width of one in the name of a level, about
 BANDS = 60  # places to hover at
 SMOOTHED_FROM = 24  # rows, from which a running median is drawn over the curve
 DECADES = 50  # highest over lowest value from which the scale is logarithmic
@@ -163,13 +164,46 @@ def draw(chart: Chart) -> Markup:
         y=y,
         levels=ticks(y, 6),
         iterations=[value for value in ticks(x, 4) if value == int(value)],
-        references=[line for line in chart.lines if y.low <= line[0] <= y.high],
+        references=[
+            (level, name, _free_place(level, name, chart, x, y))
+            for level, name in chart.lines
+            if y.low <= level <= y.high
+        ],
         lines=[_line(c, x, y, f"c{k}", alone) for k, c in enumerate(chart.curves.values())],
         bands=_bands(chart, x),
         number=number,
         count=_count,
     )  # fmt: skip
     return Markup(found)
+
+
+def _free_place(level: float, name: str, chart: Chart, x: Scale, y: Scale) -> tuple[str, str, str]:
+    """Where the name of a level stands, x, y and text-anchor: at an end of its line, above or below
+    it, where no curve comes through; above its beginning where all of them do."""
+    spans = {"start": (x.start + 4, x.start + 4 + LETTER * len(name)),
+             "end": (x.end - 4 - LETTER * len(name), x.end - 4)}  # fmt: skip
+    places = [(base, end) for base in (y(level) - 4, y(level) + 11) for end in spans]
+    inside = [place for place in places if TOP + 8 <= place[0] <= HEIGHT - BOTTOM] or places
+
+    def is_free(place: tuple[float, str]) -> bool:
+        base, end = place
+        heights = [_heights(curve, x, y, *spans[end]) for curve in chart.curves.values()]
+        return all(lowest < base - 9 or base + 2 < highest for highest, lowest in heights)
+
+    base, end = next(filter(is_free, inside), inside[0])
+    return f"{spans[end][end == 'end']:.1f}", f"{base:.1f}", end
+
+
+def _heights(curve: Curve, x: Scale, y: Scale, begin: float, end: float) -> tuple[float, float]:
+    """The highest and the lowest place of a curve, as y of the drawing, between two x of it."""
+    known = thinned(curve).finite
+    across = np.array([x(float(i)) for i in known.iterations])
+    if not len(across) or across[-1] < begin or end < across[0]:
+        return math.inf, -math.inf
+    drawn = np.array([y(float(value)) for value in known.values])
+    passed = drawn[(begin <= across) & (across <= end)]
+    heights = [*passed, *np.interp([begin, end], across, drawn)]
+    return min(heights), max(heights)
 
 
 def describe(chart: Chart) -> str:
@@ -213,7 +247,7 @@ def scales(chart: Chart) -> tuple[Scale, Scale]:
         room = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
         low, high = (0.0 if 0 <= low < 0.5 * high else low - room), high + room
     first, last = float(iterations.min()), float(iterations.max())
-    first, last = (0.0, last) if first < 0.2 * last else (first, last)
+    first, last = (0.0, last) if first < 0.2 * last or first == last else (first, last)
     x = Scale(first, last if last > first else first + 1, LEFT, WIDTH - RIGHT)
     return x, Scale(low, high, HEIGHT - BOTTOM, TOP, log)
 

@@ -15,7 +15,7 @@ from senseflow.common.templates import templates
 from senseflow.evaluate.table import results_table_html
 from senseflow.report.curves import Chart, charts_of, draw, number
 from senseflow.report.pictures import Pictures
-from senseflow.report.run_folder import RunFolder, date, duration
+from senseflow.report.run_folder import RunFolder, counted, date, duration
 from senseflow.report.settings import Comparison, Setting
 from senseflow.report.signals import MIN_ROWS, RULES, curves_of, find_signals
 
@@ -71,6 +71,7 @@ def page(report: Report) -> str:
             version=senseflow.__version__,
             anchor=_anchor,
             draw=draw,
+            counted=counted,
             latest=_latest,
         )
     )

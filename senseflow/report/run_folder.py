@@ -42,7 +42,7 @@ class RunFolder:
     folder: Path
     rows: list[Row]
     config: Tree
-    starts: list[tuple[float, int | None]]  # Unix time, and the first row it wrote
+    starts: list[tuple[float, int | None]]  # Unix time, and the first iteration
     saved: int | None  # iteration of the newest checkpoint
     changed_at: float | None  # Unix time of the last row or strip
     strips: list[tuple[int, Path]]
@@ -72,7 +72,7 @@ class RunFolder:
 
     @property
     def resumed(self) -> tuple[int, ...]:
-        """The first row of each start but the first."""
+        """The first iteration of each start but the first; in runs of before, its first row."""
         firsts = [first for _, first in self.starts if first is not None]
         begin = int(self.rows[0]["iteration"]) if self.rows else 0
         return tuple(sorted({first for first in firsts if first > begin}))
@@ -95,7 +95,7 @@ class RunFolder:
     def state(self, now: float) -> State:
         """Nothing in a run folder says that a process is alive: the age of the last row has to."""
         if self.planned is not None and self.done >= self.planned:
-            return State("finished", f"all {self.planned} iterations are done")
+            return State("finished", f"all {counted(self.planned, 'iteration')} done")
         of = f" of {self.planned}" if self.planned is not None else ""
         if self.changed_at is None:
             return State("not begun", f"no row and no strip yet{of and ','}{of} iterations")
@@ -116,6 +116,8 @@ class RunFolder:
 
 def read_run(folder: Path) -> RunFolder:
     """Read a run folder; raises ValueError for a folder that is none."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: name its run folder, such as {folder.parent}")
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a run folder: there is no such folder")
     if not any((folder / name).exists() for name in ("config.yaml", "stats.jsonl")):
@@ -157,12 +159,13 @@ def read_rows(file: Path) -> tuple[list[Row], list[str]]:
         bad.pop()
     if bad:
         where = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        notices.append(f"{len(bad)} rows of stats.jsonl cannot be read and are left out: {where}.")
+        unread = counted(len(bad), "row")
+        notices.append(f"{unread} of stats.jsonl cannot be read and left out: {where}.")
     rows = [row for row in parsed if row is not None]
     newest = {row["iteration"]: row for row in rows}  # a later row replaces an earlier one
     if len(newest) < len(rows):
-        again = len(rows) - len(newest)
-        notices.append(f"{again} iterations stand twice in stats.jsonl: the later row is shown.")
+        again = counted(len(rows) - len(newest), "row")
+        notices.append(f"stats.jsonl has {again} of iterations it has already: the later is shown.")
     return [newest[iteration] for iteration in sorted(newest)], notices
 
 
@@ -194,7 +197,7 @@ def read_config(file: Path) -> tuple[Tree, list[str]]:
 
 
 def read_starts(folder: Path) -> list[tuple[float, int | None]]:
-    """When the run was started, and the first row of each start, from TensorBoard's files.
+    """When the run was started, and the first iteration of each start, from TensorBoard's files.
 
     [] for a run without them (log.tensorboard: false).
     """
@@ -205,6 +208,11 @@ def read_starts(folder: Path) -> list[tuple[float, int | None]]:
             steps = (event.step for event in EventFileLoader(str(file)).Load() if event.step > 0)
             starts.append((float(match[1]), next(steps, None)))
     return sorted(starts, key=lambda start: start[0])
+
+
+def counted(num: int, noun: str) -> str:
+    """Such as "1 row" or "2 rows"."""
+    return f"{num} {noun}{'' if num == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

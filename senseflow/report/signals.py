@@ -63,7 +63,7 @@ class Facts:
     max_grad_norm: float | None = None
     ida: bool = True
     adversary: str = "vfm"  # or "bottleneck", whose loss is logistic
-    resumed: tuple[int, ...] = ()  # the first row after each resume
+    resumed: tuple[int, ...] = ()  # the first iteration after each resume
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def test_the_head(run):
     page = write(run)
     assert page.all("h1") and "my <run>" in page.text
     assert "flux_senseflow" in page.text and "assets/tiny/flux/pipeline" in page.text
-    assert "400 of 400 (100%)" in page.text and "all 400 iterations are done" in page.text
+    assert "400 of 400 (100%)" in page.text and "all 400 iterations done" in page.text
     assert "10 min, 1.5 s per iteration" in page.text  # 400 iterations of 1.5 s
     assert "runs/<my> data/data.json" in page.text
     titles = [a["id"] for a in page.all("section") if "id" in a]

@@ -34,7 +34,8 @@ def test_wrong_paths_are_errors_in_one_line(run, tmp_path, capsys):
     (tmp_path / "short.json").write_text('[{"name": "x", "metric": "FID-T"}]')
     out = ("--output", tmp_path / "out.html")
     assert "no such folder" in error_of(capsys, tmp_path / "none", *out)
-    assert "is not a run folder: there is no" in error_of(capsys, tmp_path / "file", *out)
+    said = error_of(capsys, tmp_path / "file", *out)
+    assert f"{tmp_path / 'file'} is a file: name its run folder, such as {tmp_path}" in said
     assert "neither config.yaml nor stats.jsonl" in error_of(capsys, tmp_path / "empty", *out)
     assert "is a folder: name a file" in error_of(capsys, run, "--output", tmp_path / "empty")
     assert "cannot be read" in error_of(capsys, run, "--results", tmp_path / "none", *out)
@@ -75,7 +76,7 @@ def test_an_empty_and_a_half_written_stats_file(own):
     lines[3] = "\x00\x00garbage"
     lines[5] = '{"iteration": 60, "loss/dmd": "much"}'
     (own / "stats.jsonl").write_text("\n".join(lines) + "\n")
-    assert "2 rows of stats.jsonl cannot be read and are left out: 4, 6." in write(own).text
+    assert "2 rows of stats.jsonl cannot be read and left out: 4, 6." in write(own).text
 
 
 def test_rows_that_are_not_finite(own):
@@ -148,3 +149,11 @@ def test_running_twice_replaces_the_page(own):
     write(own)
     assert (own / "report.html").read_text() != first
     assert not list(own.glob("*.partial"))
+
+
+def test_one_row_is_one_row(own):
+    write_rows(own, rows(1))
+    (own / "stats.jsonl").write_text((own / "stats.jsonl").read_text() * 2)
+    page = write(own)
+    assert "1 row of stats.jsonl over" in page.text and "1 rows" not in page.text
+    assert "stats.jsonl has 1 row of iterations it has already" in page.text

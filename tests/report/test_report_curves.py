@@ -76,6 +76,38 @@ def test_a_drawing_is_small_and_stays_in_its_frame():
         assert 0 <= float(x) <= WIDTH and 0 <= float(y) <= HEIGHT
 
 
+def label_of(text: str) -> tuple[float, float, str]:
+    """x, y and text-anchor of the one name of a level in a drawing; it is drawn over all curves."""
+    (found,) = re.findall(r'<text class="level" x="([^"]+)" y="([^"]+)" text-anchor="(\w+)">', text)
+    assert text.rindex('class="level"') > text.rindex('class="curve')
+    return float(found[0]), float(found[1]), found[2]
+
+
+@pytest.mark.parametrize(
+    ("values", "anchor", "above"),
+    [
+        ([3.0] * 40, "start", True),  # nothing near
+        ([10.4] * 8 + [3.0] * 32, "end", True),  # a curve above the beginning of the line
+        ([10.4] * 40, "start", False),  # above all of it
+    ],
+)
+def test_the_name_of_a_level_stands_where_no_curve_is(values, anchor, above):
+    values[19:21] = 14.0, 1.0  # the scale goes on above and below the level
+    chart = Chart("grad", {"a": curve(values)}, lines=((10.0, "clipped above"),))
+    x, y = scales(chart)
+    at_x, at_y, found = label_of(draw(chart))
+    assert found == anchor and (at_y < y(10.0)) is above
+    assert at_x == (x.start + 4 if anchor == "start" else x.end - 4)
+
+
+def test_one_row_stands_on_an_axis_that_begins_at_zero():
+    one = Chart("loss", {"a": Curve(np.array([500.0]), np.array([2.0]))})
+    x, _ = scales(one)
+    assert (x.low, x.high) == (0.0, 500.0)
+    text = draw(one)
+    assert ">0</text>" in text and ">400</text>" in text and text.count("<circle") == 1
+
+
 def test_values_that_are_not_finite_leave_a_gap_and_a_cross():
     text = draw(Chart("loss", {"a": curve([1, 2, math.nan, 3, math.inf, 2])}))
     path = re.search(r'class="curve c0" d="([^"]+)"', text)
