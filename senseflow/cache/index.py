@@ -6,14 +6,13 @@ yet is made as it was planned, so that an interrupted cache becomes the uninterr
 
 import dataclasses
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 
-from senseflow.common.files import PARTIAL
+from senseflow.common.files import PARTIAL, require_room
 from senseflow.common.weights_files import size_in_words
 from senseflow.data.cache_index import (
     INDEX,
@@ -76,12 +75,7 @@ def plan_cache(
             part = goes_on(folder, name, parts[name], part)
         parts[name] = with_files(folder, name, part, wanted[name], most_rows)
     jobs = [Job(name, parts[name], to_make(folder, parts[name], wanted[name])) for name in fresh]
-    needed, free = sum(job.num_bytes for job in jobs), shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            f"--output {folder}: {size_in_words(needed)} are to be written and "
-            f"{size_in_words(free)} are free there"
-        )
+    require_room("--output", folder, sum(job.num_bytes for job in jobs))
     for left in folder.glob(f"*.safetensors{PARTIAL}"):
         if NUMBER.search(left.name.removesuffix(PARTIAL)):  # as files of a cache are called
             left.unlink()

@@ -4,13 +4,14 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from senseflow.common.weights_files import fault_of
+from senseflow.common.weights_files import fault_of, size_in_words
 
 PARTIAL = ".partial"  # how the names of unfinished files end, and those of folders begin
 
@@ -84,6 +85,16 @@ def require_writable(flag: str, folder: Path) -> None:
         raise ValueError(
             f"{flag} {folder} cannot be written: {error.strerror}; name another"
         ) from error
+
+
+def require_room(flag: str, folder: Path, num_bytes: int) -> None:
+    """Raise ValueError where a folder's disk has less room than is to be written there."""
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise ValueError(
+            f"{flag} {folder}: {size_in_words(num_bytes)} are to be written and "
+            f"{size_in_words(free)} are free there"
+        )
 
 
 def require_folder(flag: str, folder: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import diffusers
 
-from senseflow.common.files import read_json
+from senseflow.common.files import read_json, require_room
 from senseflow.engine.export import fill_component
 from senseflow.export.source import Source, fused, in_original_names
 from senseflow.weights.card import write_card
@@ -26,26 +26,39 @@ def fill(form: str, partial: Path, source: Source, name: str, link: bool) -> Non
     name: of the finished folder, and of a single file. link: the teacher's files as links.
     Raises ValueError for a form that this student has not.
     """
+    if form in ("pipeline", "comfyui", "original"):
+        source = fused(source)
+    if form == "original":
+        source = in_original_names(source)
+    tensors = [like for shapes in source.layout.files.values() for like in shapes.values()]
+    copied = [] if link or form != "pipeline" else [source.base / part for part in parts_of(source)]
+    others = sum(file.stat().st_size for part in copied for file in files_of(part))
+    require_room("--output", partial.parent, sum(like.nbytes for like in tensors) + others)
     if form == "pipeline":
-        fill_pipeline(partial, fused(source), link)
-    elif form == "comfyui":
-        fill_single_file(partial, fused(source), name)
-    elif form == "original":
-        fill_single_file(partial, in_original_names(fused(source)), name)
+        fill_pipeline(partial, source, link)
+    elif form in ("comfyui", "original"):
+        fill_single_file(partial, source, name)
     else:
         fill_component(partial, source.layout, source.tensors())
         write_card(partial, source.card)
 
 
+def parts_of(source: Source) -> list[str]:
+    """What of the teacher's pipeline stands beside the student, by the names in its index; raises
+    ValueError for one that is not there."""
+    index = read_json(source.base / "model_index.json")
+    named = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+    parts = [name for name in named if name not in (source.family.component, SCHEDULER)]
+    for part in parts:
+        if not (source.base / part).is_dir():
+            raise ValueError(f"the teacher's {source.base / part} is not there")
+    return parts
+
+
 def fill_pipeline(partial: Path, source: Source, link: bool) -> None:
     """The student, the teacher's other parts beside it, and the scheduler that samples it."""
     component, base = source.family.component, source.base
-    index = read_json(base / "model_index.json")
-    named = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
-    parts = [name for name in named if name not in (component, SCHEDULER)]
-    for part in parts:
-        if not (base / part).is_dir():
-            raise ValueError(f"the teacher's {base / part} is not there")
+    index, parts = read_json(base / "model_index.json"), parts_of(source)
     (partial / component).mkdir()
     fill_component(partial / component, source.layout, source.tensors())
     write_card(partial / component, source.card)

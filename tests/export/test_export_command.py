@@ -12,9 +12,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 from python import PYTHON
 from safetensors.torch import load_file
+from small_disk import small_disk
 
 from senseflow.engine.checkpoint_reader import OpenCheckpoint
 from senseflow.export import __main__ as export
+from senseflow.export import folders
 from senseflow.tiny.pictures import write_dataset
 from senseflow.weights.card import read_card
 from senseflow.weights.student import find_student
@@ -163,6 +165,23 @@ def test_errors_are_one_line(finished, tmp_path, capsys):
     assert not out.exists()
     assert export.main([str(moved), "--pretrained_model", BASE, "--output", str(out)]) == 0
     assert read_card(out).iteration == 2  # the newest that is whole
+
+
+@pytest.mark.parametrize("form", ["component", "pipeline"])
+def test_a_disk_that_is_too_small_is_said_and_nothing_is_left(
+    finished, tmp_path, capsys, monkeypatch, form
+):
+    with small_disk(tmp_path / "disk", "400k") as disk:
+        words = [str(finished), "--form", form, "--output", str(disk / "out")]
+        capsys.readouterr()
+        assert export.main(words) == 2
+        said = capsys.readouterr().err
+        assert f"--output {disk}: " in said and "are to be written and 4" in said  # 400 KiB
+        monkeypatch.setattr(folders, "require_room", lambda *args: None)  # another one filled it
+        assert export.main(words) == 2
+        full = capsys.readouterr().err
+        assert f"writing {disk / 'out'} failed" in full and "No space left on device" in full
+        assert said.count("\n") == full.count("\n") == 1 and list(disk.iterdir()) == []
 
 
 def test_help_is_light_and_shows_an_example():
