@@ -70,11 +70,13 @@ def fake_gradient(phi: float, variance: float) -> float:
     return total / len(TIMES)
 
 
-def distil(lam: float | None, lr: float, end: float, decay: float, iterations: int) -> list[float]:
+def distil(
+    lam: float | None, lr: float, end: float, decay: float, iterations: int, throughout: bool = True
+) -> list[float]:
     """KL(student || teacher), |phi - theta| and the s of student and fake score at the end.
 
     decay: the last share of the run, over which both rates go to `end` of themselves, as with
-    `lr_scheduler`.
+    `lr_scheduler`. throughout: IDA in the decay too.
     """
     theta, phi = Adam(lr), Adam(lr)
     for iteration in range(1, iterations + 1):
@@ -82,7 +84,7 @@ def distil(lam: float | None, lr: float, end: float, decay: float, iterations: i
         factor = end + (1 - end) * left
         if iteration % TTUR == 0:
             theta.step(dmd_gradient(theta.value, phi.value), factor)
-            if lam is not None:
+            if lam is not None and (throughout or left == 1):
                 phi.value = lam * phi.value + (1 - lam) * theta.value
         phi.step(fake_gradient(phi.value, variance_of(theta.value)), factor)
     ratio = variance_of(theta.value)
@@ -90,7 +92,11 @@ def distil(lam: float | None, lr: float, end: float, decay: float, iterations: i
     return [kl, abs(phi.value - theta.value), math.exp(theta.value), math.exp(phi.value)]
 
 
-SCHEDULES = {"constant": (1.0, 0.0), "to a tenth, last quarter": (0.1, 0.25), "to 0": (0.0, 1.0)}
+SCHEDULES = {
+    "constant": (1.0, 0.0),
+    "to a tenth, last quarter": (0.1, 0.25),
+    "to 0, last half": (0.0, 0.5),
+}
 
 
 def main() -> None:
@@ -107,11 +113,16 @@ def main() -> None:
     )
     print("| IDA | learning rates | KL | phi - theta | s of student | s of fake score |")
     print("|---|---|---|---|---|---|")
-    for lam in (None, LAM):
+    for words, lam, throughout in (
+        ("none", None, True),
+        (str(LAM), LAM, True),
+        (f"{LAM}, none in the decay", LAM, False),
+    ):
         for name, (end, decay) in SCHEDULES.items():
-            found = distil(lam, args.lr, end, decay, args.iterations)
-            cells = [str(lam or "none"), name, *(f"{value:.4f}" for value in found)]
-            print("| " + " | ".join(cells) + " |")
+            if decay or throughout:
+                found = distil(lam, args.lr, end, decay, args.iterations, throughout)
+                cells = [words, name, *(f"{value:.4f}" for value in found)]
+                print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -39,5 +39,7 @@ def test_ida_leaves_a_bias_where_the_rates_decay():
     assert kl < 1e-3
     kl, apart, *_ = distil(LAM, lr, 0.0, 1.0, iterations)
     assert kl > 0.1 and apart < OPTIMUM - 0.5
+    kl, *_ = distil(LAM, lr, 0.0, 0.5, iterations, throughout=False)
+    assert kl < 1e-3
     kl, apart, *_ = distil(LAM, 0.1 * lr, 1.0, 0.0, iterations)
     assert kl > 0.1 and apart <= TTUR * 0.1 * lr / (1 - LAM)
