@@ -4,13 +4,14 @@ import io
 import itertools
 import json
 import re
+import time
 from pathlib import Path
 
 import lmdb
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance
 from scipy.fft import dctn
 from sklearn.datasets import load_sample_images
 from statuses import status_of
@@ -157,6 +158,19 @@ def test_captions_that_no_tokenizer_takes_are_passed_over_as_in_a_run(tmp_path, 
         read_run(config, RECIPES[config.recipe].family).data[Position(1, 0, 1)]
 
 
+def test_files_are_named_as_they_can_be_opened_and_listed_as_the_data_set_has_them(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    data_set(tmp_path / "pictures", {"a.png": b""})
+    tree = {"keys": ["0"], "image_paths": ["../../pictures/a.png"], "prompts": ["a"]}
+    (tmp_path / "lists" / "own").mkdir(parents=True)
+    Path("lists/own/d.json").write_text(json.dumps(tree))
+    _, said = checked(Path("lists/own/d.json"), tmp_path / "out", "--resolution", "8")
+    assert found(said)["unreadable"]["samples"] == tree["image_paths"]
+    assert "\n    pictures/a.png: " in "\n".join(caplog.messages)
+
+
 def test_a_file_that_many_rows_name_counts_once_as_in_a_run(tmp_path):
     file = data_set(tmp_path, {"a.png": scene(0), "b.png": b""})
     tree = {
@@ -205,6 +219,16 @@ def test_axes_begin_at_zero_and_count_in_equal_steps(tmp_path):
     looks = [Look(200, 100, "RGB", 1, False, 1, 9.0, b"", 0, b"")]
     pictures._sizes(axes, looks, (50, 400))
     assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0 and axes.get_xlim()[1] > 400
+
+
+def test_a_caption_is_cut_to_its_tile_however_long_it_is():
+    pen = ImageDraw.Draw(Image.new("RGB", (9, 9)))
+    for text in ("a cat", "", "red " * 5000, "\0", "\u202ecat", "a\nb \ud83d", "雨" * 10**6):
+        start = time.process_time()
+        cut = pictures._cut_to(text, 128, pen)
+        assert pen.textlength(cut) <= 128 and time.process_time() - start < 1
+        assert cut == "a cat" or text != "a cat"
+    assert pen.textlength(pictures._cut_to("red " * 5000, 128, pen)) > 120
 
 
 def test_white_pictures_have_an_edge_and_the_crops_frame_is_inside(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -79,9 +80,9 @@ def run(dataset: Path, setting: Setting, output: Path, num_workers: int) -> bool
     """
     start = time.monotonic()
     if dataset.is_dir():
-        checked, names, pictures = check_latents(dataset, setting)
+        checked, names, places, pictures = check_latents(dataset, setting)
     else:
-        checked, names, pictures = check_images(dataset, setting, num_workers)
+        checked, names, places, pictures = check_images(dataset, setting, num_workers)
     time_s = time.monotonic() - start
     output.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
@@ -90,7 +91,7 @@ def run(dataset: Path, setting: Setting, output: Path, num_workers: int) -> bool
     write_whole(output / "check.json", json.dumps(tree, indent=1) + "\n")
     logger.info("%s: %s samples, %.1f s, %.0f per second", dataset, f"{checked.num:,}", time_s,
                 checked.num / max(time_s, 1e-3))  # fmt: skip
-    say(checked, names, setting)
+    say(checked, places, setting)
     logger.info("%s. All of it: %s, pictures beside it", outcome(checked), output / "check.json")
     return checked.stops
 
@@ -145,7 +146,8 @@ def misfit(dataset: Path, setting: Setting) -> list[Finding]:
 
 # ----------------------------------------------------------------------------------- two data sets
 
-Result = tuple[Checked, list[str], dict[str, Image.Image]]  # and names of rows, and pictures
+# what is found, each row as the data set calls it, where it can be opened, and the pictures
+Result = tuple[Checked, list[str], list[str], dict[str, Image.Image]]
 
 
 def check_images(file: Path, setting: Setting, num_workers: int) -> Result:
@@ -177,7 +179,8 @@ def check_images(file: Path, setting: Setting, num_workers: int) -> Result:
         f"tokens ({tightest})" if tightest else "words",
     )
     pictures = {"numbers.png": drawn, "suspicious.png": sheet}
-    return Checked(len(paths), findings, numbers), paths, pictures
+    places = [os.path.normpath(file) for file in files]
+    return Checked(len(paths), findings, numbers), paths, places, pictures
 
 
 def refusals(data: JsonImages) -> dict[int, str]:
@@ -206,7 +209,7 @@ def check_latents(folder: Path, setting: Setting) -> Result:
     names = [f"row {row}" for row in range(len(rows.captions))]
     words = [len(caption.split()) for caption in rows.captions]
     pictures = {"numbers.png": draw_latents(rows.deviations, words)}
-    return Checked(len(names), findings, numbers), names, pictures
+    return Checked(len(names), findings, numbers), names, names, pictures
 
 
 # ------------------------------------------------------------------------------------- what is said

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from senseflow.data.check.duplicates import BITS, exact_groups, near_groups
-from senseflow.data.check.findings import Finding, Limits, Place, percent, percentiles, plain, share
+from senseflow.data.check.findings import Finding, Limits, percent, percentiles, plain, share
 from senseflow.data.check.looking import Look, Seen
 
 MOST_CUT = 0.4  # of the picture, by the crop: at 1:1 an aspect beyond 5:3
@@ -104,15 +104,16 @@ def _flat(looks: list[Look | None]) -> Finding | None:
 def _equal(paths: list[str], looks: list[Look | None]) -> list[Finding]:
     """Files listed twice, pictures with equal pixels, pictures that nearly are one."""
     first: dict[str, int] = {}
-    again: list[Place] = []
+    again: list[int] = []
     for place, path in enumerate(paths):
         if first.setdefault(path, place) != place:
             again.append(place)
-    once = [None if place in set(again) else look for place, look in enumerate(looks)]
+    repeats = set(again)
+    once = [None if place in repeats else look for place, look in enumerate(looks)]
     findings = []
     if again:
         words = f"{share(len(again), len(paths))} name a file that an earlier row names too"
-        findings.append(Finding("listed again", "note", words, again))
+        findings.append(Finding("listed again", "note", words, [*again]))
     nearly, apart = "are nearly the picture", f"; at most {BITS} of 64 bits of a DCT hash apart"
     for name, groups, said, how in (
         ("duplicates", exact_groups(once), "repeat the pixels", ""),

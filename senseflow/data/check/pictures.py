@@ -1,8 +1,10 @@
 """Pictures of a check: histograms of its numbers, and a sheet of what is suspicious."""
 
 import io
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from senseflow.data.check.findings import Finding, share
 from senseflow.data.check.images import MOST_CUT, cut_away, enlargement
 from senseflow.data.check.looking import Look, Seen
 from senseflow.data.decode import UNREADABLE, fit, read_rgb
+from senseflow.data.image_lists import one_line
 
 INK, MUTED, BLUE, RED = "#22303c", "#8a97a3", "#1f6fb2", "#c8402f"
 TILE, GAP, TEXT, LABEL = 128, 6, 14, 22  # pixels
@@ -202,7 +205,6 @@ def _frame(
 
 def _cut_to(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
     """As much of a text as fits into so many pixels."""
-    text = text.encode("utf-8", "replace").decode()
-    while text and pen.textlength(text) > width:
-        text = text[:-2]
-    return text
+    text = one_line(text)[:width]  # a letter takes a pixel at least; captions may be very long
+    lengths = range(len(text) + 1)
+    return text[: bisect_right(lengths, width, key=lambda n: ceil(pen.textlength(text[:n]))) - 1]

@@ -169,8 +169,9 @@ def write(args: argparse.Namespace, found: Found, damaged: list[tuple[Path, str]
     if len(found.left_out) > args.max_left_out:
         raise ValueError(f"{said}; --max_left_out allows {args.max_left_out}{advice}")
     if not found.pairs:
-        others = in_words(found.passed_over)
-        said = f"; {said}" if said else f", {others} ({EXPECTED})" if others else f" ({EXPECTED})"
+        if others := in_words(found.passed_over):
+            said = f"{said}; passed over: {others}" if said else f"passed over: {others}"
+        said = f"; {said}" if said else f" ({EXPECTED})"
         more = f" and {len(args.source) - 1} more" if len(args.source) > 1 else ""
         raise ValueError(f"no image with a caption in {args.source[0]}{more}{said}{advice}")
     home = args.output.parent.resolve()
