@@ -80,13 +80,13 @@ def build_parser(family: Family) -> Parser:
         "--teacher", action="store_true",
         help="sample the base itself with its own schedule: references for FID-T",
     )  # fmt: skip
-    _add_prompt_flags(parser)
+    _add_prompt_flags(parser, family)
     _add_sampling_flags(parser, family)
     add_machine_flags(parser)
     return parser
 
 
-def _add_prompt_flags(parser: Parser) -> None:
+def _add_prompt_flags(parser: Parser, family: Family) -> None:
     group = parser.add_argument_group("prompts")
     group.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
     group.add_argument(
@@ -99,7 +99,9 @@ def _add_prompt_flags(parser: Parser) -> None:
         default=NUM_PROMPTS,
         help=f"at most this many ({NUM_PROMPTS})",
     )
-    group.add_argument("--output_dir", type=Path, default=Path("outputs"), help="(./outputs)")
+    # A folder of its own: images of two families have the same names.
+    default = Path("outputs") / family.name
+    group.add_argument("--output_dir", type=Path, default=default, help=f"(./{default})")
     add_work_flags(group)
 
 

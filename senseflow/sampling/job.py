@@ -114,4 +114,6 @@ def _changed(shot: Shot, settings: dict[str, Any], unknown: set[str]) -> str:
     if found is None:
         return "its .json is not there or not readable"
     differing = [k for k, v in expected.items() if k not in unknown and found.get(k) != v]
-    return ", ".join(f"{k} {found.get(k)}, now {expected[k]}" for k in differing[:4])
+    # Of another family nearly all is different: its name says it.
+    said = ["family"] if "family" in differing else differing[:2]
+    return ", ".join(f"{k} {found.get(k)}, now {expected[k]}" for k in said)

@@ -11,7 +11,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from senseflow.config.recipes import FAMILIES
 from senseflow.sampling import generate
+from senseflow.sampling.cli import build_parser
 from senseflow.sampling.generate import write_shot
 from senseflow.sampling.job import Prompt, missing_shots, prompt_shot
 from senseflow.teachers.flux.family import FLUX
@@ -93,3 +95,29 @@ def test_an_old_image_never_lies_beside_a_new_sidecar(tmp_path, monkeypatch):
     assert missing_shots([shot], {"steps": 1}, set()) == [shot]
     write_shot(shot, image, {"steps": 1})
     assert Image.open(shot.file).size == (4, 4)
+
+
+def test_images_of_another_family_are_said_in_short(tmp_path):
+    """All five commands of the released code draw the same prompts into ./outputs."""
+    shot = prompt_shot(tmp_path, Prompt(0, "a red fox"), 0)
+    Image.new("RGB", (8, 8)).save(shot.file)
+    flux = {"family": "flux", "base": "/a/" + "long" * 40, "checkpoint": "/b/" + "long" * 40}
+    shot.sidecar.write_text(json.dumps({"prompt": "a red fox", "seed": 0, **flux}))
+    sdxl = {key: f"other {value}" for key, value in flux.items()} | {"family": "sdxl"}
+    with pytest.raises(ValueError) as error:
+        missing_shots([shot], sdxl, set())
+    assert str(error.value) == (
+        f"{shot.file} is there already, made with other settings (family flux, now sdxl): choose "
+        "another --output_dir, or --overwrite"
+    )
+    with pytest.raises(ValueError, match=r"settings \(base .*, now .*, checkpoint [^(]*\): choose"):
+        missing_shots([shot], {**sdxl, "family": "flux", "steps": 4, "height": 8}, set())
+
+
+def test_each_family_has_a_folder_by_default():
+    folders = []
+    for family in FAMILIES:
+        words = [family.base_flag, "base", "--checkpoint", "run"]
+        folders.append(build_parser(family).parse_args(words).output_dir)
+    assert [str(folder) for folder in folders] == [f"outputs/{f.name}" for f in FAMILIES]
+    assert len(set(folders)) == len(FAMILIES)
