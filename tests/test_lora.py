@@ -18,12 +18,12 @@ from senseflow.distill.algorithm import train_iteration
 from senseflow.distill.measures import Measures
 from senseflow.distill.state import denoise, denoise_guided, times
 from senseflow.engine.build import check_networks
-from senseflow.engine.export import LORA_FILE
 from senseflow.engine.inputs import read_run
 from senseflow.engine.loop import Run
 from senseflow.export import __main__ as export_command
 from senseflow.extract_lora import __main__ as extract_lora
 from senseflow.weights.card import read_card
+from senseflow.weights.stored import LORA_FILE
 
 SHORT = ("train.iter_num=4", "train.log_interval=1", "fake_score.ttur=2", "ida.lam=0.9")
 LORA = ("lora.rank=4", "lora.alpha=8")
@@ -211,6 +211,13 @@ def test_extraction_at_full_rank_is_the_student(data, tmp_path, caplog):
     caplog.set_level("INFO")
     assert extract_lora.main([*arguments, "64", "--output", str(tmp_path / "whole")]) == 0
     assert extract_lora.main([*arguments, "1", "--output", str(tmp_path / "one")]) == 0
+    skipped = [*arguments, "1", "--output", str(tmp_path / "less"), "--skip"]
+    assert extract_lora.main([*skipped, "nothing"]) == 2
+    assert extract_lora.main([*skipped, "norm_out.linear", "proj"]) == 0
+    one, less = (load_file(tmp_path / name / LORA_FILE).keys() for name in ("one", "less"))
+    gone = {key.rpartition(".lora_")[0].removeprefix("transformer.") for key in one - less}
+    assert len(less) < len(one) and "norm_out.linear" in gone
+    assert all(layer == "norm_out.linear" or layer.endswith(".proj") for layer in gone)
     for again in (str(tmp_path / "one"), str(tmp_path / "new")):
         lora = ["--base", str(base), "--student", str(tmp_path / "one"), "--rank", "1"]
         assert extract_lora.main([*lora, "--output", again]) == 2
@@ -249,6 +256,10 @@ def test_what_does_not_fit_is_said_before_anything_is_loaded(data, overrides, sa
         check_networks(read_run(config, RECIPES[config.recipe].family))
 
 
+def b_of(state: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [whole(value) for key, value in state.items() if ".lora_B." in key]
+
+
 def test_a_run_goes_on_from_another_loras_adapters(data, trained, tmp_path):
     initial = f"paths.initial={trained.folder}"
     run = begin(configure(data, *LORA, *ALONE, initial, "train.seed=5"), tmp_path / "a")
@@ -261,6 +272,10 @@ def test_a_run_goes_on_from_another_loras_adapters(data, trained, tmp_path):
     theirs = trained.parts.generator.network.state_dict()
     assert all(torch.equal(whole(mine[k]), whole(theirs[k])) for k in theirs)
     family = RECIPES["flux_senseflow"].family
+    other = begin(configure(data, *LORA, *ALONE, student, "lora.alpha=2"), tmp_path / "c")
+    products = (r.trained["generator"].network.state_dict() for r in (other, trained))
+    for mine, theirs in ((0.5 * x, 2.0 * y) for x, y in zip(*map(b_of, products), strict=True)):
+        assert torch.equal(mine, theirs)  # a student's scale is the run's: B is as much larger
     for other in ("lora.alpha=4", "lora.train=AB"):
         with pytest.raises(ValueError, match=r"its lora\.train or its scale"):
             check_networks(read_run(configure(data, *LORA, *ALONE, initial, other), family))

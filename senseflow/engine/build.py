@@ -28,6 +28,7 @@ from senseflow.engine.initial import (
     Initial,
     begun_with,
     identity,
+    is_run,
     newest,
     newest_undamaged,
     open_initial,
@@ -39,7 +40,7 @@ from senseflow.engine.inputs import (
     what_is_shared,
 )
 from senseflow.engine.loop import Run
-from senseflow.engine.lora import build_roles, check_lora, lora_layout
+from senseflow.engine.lora import build_roles, check_lora, initial_adapters, lora_layout
 from senseflow.engine.parallel import (
     compile_forward,
     fill_shards,
@@ -109,7 +110,7 @@ def prepare(inputs: Inputs, folder: Path, hold: Hold | None = None) -> Run:
         host.on_main(hold.take)
     if cache.known:
         logger.info("from paths.cache %s: %s", config.paths.cache, ", ".join(cache.known))
-    initial = choose_initial(config, folder, host)
+    initial = choose_initial(inputs, folder, host)
     inputs = keep_text_layer(inputs, folder, initial, host)
     parts = assemble(inputs, ranks, initial)
     samples = cache.samples(inputs.data, see_images=config.adversarial.in_use == "vfm")
@@ -134,7 +135,7 @@ def check_networks(inputs: Inputs) -> None:
     check_teacher(inputs)
     if inputs.config.adversarial.in_use == "vfm":
         check_backbone(inputs.config)
-    settings, initial = inputs.settings, initial_of(inputs.config)
+    settings, initial = inputs.settings, initial_of(inputs)
     if settings.lora:
         check_lora(inputs, settings.lora, initial)
     else:
@@ -241,17 +242,22 @@ def share(config: Config, ranks: Ranks) -> Share:
     )
 
 
-def initial_of(config: Config, choose: Choose = newest) -> Initial:
+def initial_of(inputs: Inputs, choose: Choose = newest) -> Initial:
     """What the run begins with in the teacher's place."""
-    return open_initial(Path(config.paths.initial), choose) if config.paths.initial else {}
+    if not inputs.config.paths.initial:
+        return {}
+    path, lora = Path(inputs.config.paths.initial), inputs.settings.lora
+    if lora and path.exists() and not is_run(path):
+        return initial_adapters(inputs.family, inputs.settings.folder, lora, path)
+    return open_initial(path, choose)
 
 
-def choose_initial(config: Config, folder: Path, host: HostGroup) -> Initial:
+def choose_initial(inputs: Inputs, folder: Path, host: HostGroup) -> Initial:
     """What the run begins with, checked for damage unless it has a checkpoint of its own."""
     begins = not host.on_main(lambda: complete_checkpoints(folder / "checkpoints"))
-    initial = initial_of(config, partial(newest_undamaged, host=host) if begins else newest)
+    initial = initial_of(inputs, partial(newest_undamaged, host=host) if begins else newest)
     if initial and begins and host.is_main:
-        logger.info("beginning with %s of %s", ", ".join(initial), config.paths.initial)
+        logger.info("beginning with %s of %s", ", ".join(initial), inputs.config.paths.initial)
     return initial
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,9 @@ from senseflow.common.files import PARTIAL
 from senseflow.engine.disk import HostGroup, empty_folder, publish, sync, writing
 from senseflow.weights.card import StudentCard, write_card
 from senseflow.weights.safetensors_writer import ALIGNMENT, write_safetensors
+from senseflow.weights.stored import LORA_FILE
 
 MAX_FILE_SIZE = "10GB"
-LORA_FILE = "pytorch_lora_weights.safetensors"
 FILE_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 
 Describe = Callable[[Path], None]  # writes what else belongs into the folder
@@ -33,8 +33,33 @@ class Layout:
     dtype: torch.dtype
     files: dict[str, dict[str, Tensor]]  # file name -> key -> meta tensor
     index: dict[str, Any] | None = None  # of the files, when they are more than one
-    prefix: str = ""  # of every key in the files
-    metadata: dict[str, str] = field(default_factory=lambda: {"format": "pt"})  # of the headers
+    names: Mapping[str, str] = field(default_factory=dict)  # of keys in the files, if others
+    scale: float = 1.0  # of a LoRA's products B A; B is written times it
+
+    @classmethod
+    def of_lora(
+        cls,
+        tensors: dict[str, Tensor],
+        dtype: torch.dtype,
+        name: Callable[[str], str],
+        scale: float = 1.0,
+    ) -> "Layout":
+        """One file of adapters, in the order of `tensors`, by key in the network.
+
+        name: a key's in the file.
+        """
+        shapes = {key: value.to("meta", dtype) for key, value in tensors.items()}
+        return cls(
+            None, dtype, {LORA_FILE: shapes}, names={k: name(k) for k in shapes}, scale=scale
+        )
+
+    def written(self, key: str, tensor: Tensor) -> Tensor:
+        """What is written of a tensor, before it is rounded.
+
+        Readers of LoRA look for alpha in the header, in tensors, or nowhere, and then take alpha /
+        rank for 1: so it is in B.
+        """
+        return tensor * self.scale if self.scale != 1 and ".lora_B." in key else tensor
 
     @classmethod
     def plan(
@@ -85,7 +110,7 @@ def export_student(
     the same OSError on all ranks.
     """
     # Lazily: the next tensor is gathered when the one before it is on the disk.
-    stream = (host.whole(state[key], layout.dtype) for key in layout.keys)
+    stream = (host.whole(layout.written(key, state[key]), layout.dtype) for key in layout.keys)
 
     def take() -> None:
         try:
@@ -112,8 +137,8 @@ def fill_component(folder: Path, layout: Layout, tensors: Iterator[Tensor | None
     if layout.component:
         layout.component.save_config(folder)
     for name, shapes in layout.files.items():
-        named = {layout.prefix + key: like for key, like in shapes.items()}
-        write_safetensors(folder / name, named, tensors, layout.metadata)
+        named = {layout.names.get(key, key): like for key, like in shapes.items()}
+        write_safetensors(folder / name, named, tensors)
     if layout.index:
         index = json.dumps(layout.index, indent=2, sort_keys=True) + "\n"
         (folder / f"{FILE_PATTERN.format(suffix='')}.index.json").write_text(index)

@@ -24,6 +24,7 @@ from senseflow.engine.checkpoint_folders import (
 from senseflow.engine.checkpoint_reader import OpenCheckpoint
 from senseflow.engine.disk import HostGroup
 from senseflow.teachers.family import Family
+from senseflow.weights.lora_files import is_lora
 from senseflow.weights.meta import NetworkSource
 from senseflow.weights.stored import Stored, Weights
 from senseflow.weights.student import find_student, open_weights
@@ -68,7 +69,10 @@ def open_initial(path: Path, choose: Choose = newest) -> Initial:
             "from the run's own checkpoint)"
         )
     if not is_run(path):
-        return {"generator": open_weights(find_student(path).weights)}
+        weights = open_weights(find_student(path).weights)
+        if is_lora(weights.keys):
+            raise ValueError(f"paths.initial {path} is a LoRA: a run of lora.rank begins with it")
+        return {"generator": weights}
     folder = choose(path)
     stored = OpenCheckpoint(folder)
     kept = {name: stored.under(f"{name}.network.") for name in TRAINED}

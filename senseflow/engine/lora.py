@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from senseflow.config.config import load_config
-from senseflow.engine.export import LORA_FILE, Layout
+from senseflow.engine.export import Layout
 from senseflow.engine.initial import Initial, is_run
 from senseflow.engine.inputs import Inputs
 from senseflow.teachers.family import Family
@@ -13,14 +13,14 @@ from senseflow.teachers.folder import TeacherSettings
 from senseflow.weights.lora import (
     ADAPTERS,
     Role,
-    metadata,
     share,
-    stated_scale,
     with_adapters_of,
 )
+from senseflow.weights.lora_files import is_lora, read_lora
 from senseflow.weights.lora_settings import LoraSettings
 from senseflow.weights.meta import Build
-from senseflow.weights.student import find_student
+from senseflow.weights.stored import Weights
+from senseflow.weights.student import find_student, open_lora
 
 
 def build_roles(
@@ -47,31 +47,52 @@ def lora_layout(
     """A student's `pytorch_lora_weights.safetensors`, as the pipelines of diffusers read it."""
     _, base = share(family.teacher(settings), lora)
     state = Role(base, ADAPTERS[0]).state_dict()
-    tensors = {key: value.to("meta", dtype) for key, value in state.items()}
-    header = metadata(family.component, lora.rank, lora.alpha, list(lora.targets))
-    prefix = f"{family.component}."
-    return Layout(None, dtype, {LORA_FILE: tensors}, prefix=prefix, metadata=header)
+    name = family.lora_key(settings.folder)
+    return Layout.of_lora(state, dtype, name, lora.alpha / lora.rank)
+
+
+def initial_adapters(family: Family, base: Path, lora: LoraSettings, student: Path) -> Initial:
+    """What a run of this scale begins with of a LoRA student, in any form and of any scale.
+
+    Raises ValueError for what is none, or is not for this teacher alone.
+    """
+    weights = open_lora(find_student(student).weights)
+    if not is_lora(weights.keys):
+        raise ValueError(f"{_wrong(student)}: {weights.source} holds no adapters")
+    found = read_lora(weights, [family.adapted(base)], family.pipeline_class)
+    found.require_all()
+    scale = lora.alpha / lora.rank
+    tensors = {
+        key: value / scale if ".lora_B." in key and scale != 1 else value
+        for key, value in found.of(family.component).items()
+    }
+    return {ADAPTERS[0]: Weights(found.file, list(tensors), lambda key: tensors[key])}
+
+
+def _wrong(path: Path) -> str:
+    return f"paths.initial {path} is no LoRA that this run can go on from"
 
 
 def check_lora(inputs: Inputs, lora: LoraSettings, initial: Initial) -> None:
     """Raise ValueError for targets this teacher has not, and for an initial run or student that is
-    no LoRA of the same rank, scale, factors trained and targets."""
+    no LoRA of the same rank and targets, or a run of another scale or other factors trained."""
     _, base = share(inputs.family.teacher(inputs.settings), lora)
     if not inputs.config.paths.initial:
         return
     path = Path(inputs.config.paths.initial)
-    wrong = f"paths.initial {path} is no LoRA that this run can go on from"
+    wrong = _wrong(path)
     try:
         for name in initial.keys() & set(ADAPTERS):
             initial[name].require(Role(base, name).state_dict())
     except ValueError as error:
         raise ValueError(f"{wrong}: {error}") from error
-    if is_run(path):
-        run = path.parent.parent if path.parent.name == "checkpoints" else path
-        other = load_config(run / "config.yaml").lora
-        same = other.train == lora.train
-        scale = (other.alpha or other.rank or 0) / (other.rank or 1)
-    else:
-        same, scale = True, stated_scale(find_student(path).weights)
-    if not same or scale != lora.alpha / lora.rank:
-        raise ValueError(f"{wrong}: its lora.train or its scale, alpha / rank = {scale:g}, differs")
+    if not is_run(path):
+        return  # a student's products have no scale of their own
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    other = load_config(run / "config.yaml").lora
+    scale = (other.alpha or other.rank or 0) / (other.rank or 1)
+    if other.train != lora.train or scale != lora.alpha / lora.rank:
+        raise ValueError(
+            f"{wrong}: its lora.train or its scale, alpha / rank = {scale:g}, differs; its "
+            "student/step_* may be named instead"
+        )

@@ -24,6 +24,7 @@ from senseflow.evaluate.score import check_flags
 from senseflow.evaluate.table import make_table
 from senseflow.sampling.cli import (
     Steps,
+    add_lora_flags,
     add_machine_flags,
     add_size_flags,
     add_student_flags,
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the teacher's diffusers folder; its model_index.json tells the family",
     )  # fmt: skip
     add_student_flags(what, ["--config"], "the checkpoint's own, else the base's")
-    what.add_argument("--lora", type=Path, metavar="PATH", help="LoRA to add to the student")
+    add_lora_flags(what)
     what.add_argument("--no_teacher", action="store_true", help="draw the student alone")
     what.add_argument(
         "--name", default="student", help="begins the names of the student's folders (student)"
@@ -114,7 +115,7 @@ def run_generate(args: argparse.Namespace) -> None:
     check("name", args.name, PathText())
     if args.name == TEACHER or Path(args.name).name != args.name or args.name.startswith("."):
         raise ValueError(f"--name {args.name} does not name a folder of a student")
-    paths = Paths(args.base, args.checkpoint, args.ema, args.config, args.lora)
+    paths = Paths(args.base, args.checkpoint, args.ema, args.config, args.lora, args.lora_partial)
     drawings, teacher = read_drawings(args)
     machine, output = read_machine(args), read_output(args)
     layout = LAYOUTS[args.layout]

@@ -72,7 +72,8 @@ def write(wanted: Export, checkpoint: Path) -> None:
     if wanted.form == "lora" and not source.is_lora:
         raise ValueError(
             f"{checkpoint} was trained in full: python -m senseflow.extract_lora --base "
-            f"{source.base} --student {checkpoint} --rank 64 --output LORA makes a LoRA of it"
+            f"{source.base} --student {checkpoint} --rank 64 --output {wanted.output} makes a LoRA "
+            "of it"
         )
     facts = card_facts(wanted, source)
     if wanted.push_to_hub and (missing := missing_in(facts.terms)):

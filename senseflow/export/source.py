@@ -10,7 +10,6 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from senseflow.common.files import read_json
@@ -20,17 +19,23 @@ from senseflow.config.recipes import RECIPES
 from senseflow.engine.build import export
 from senseflow.engine.checkpoint_folders import find_checkpoint
 from senseflow.engine.checkpoint_reader import OpenCheckpoint
-from senseflow.engine.export import LORA_FILE, Layout, aligned
+from senseflow.engine.export import Layout, aligned
 from senseflow.engine.inputs import read_setup
 from senseflow.sampling.model import student_guidance
 from senseflow.teachers.family import Family, StockSampling
 from senseflow.weights.card import StudentCard
 from senseflow.weights.fingerprint import base_fingerprint
-from senseflow.weights.lora import scale_in
+from senseflow.weights.lora_files import is_lora, read_lora
 from senseflow.weights.meta import meta_network
 from senseflow.weights.original import inverse, planned, to_diffusers
-from senseflow.weights.stored import Computed, Weights, component_weights, open_safetensors
-from senseflow.weights.student import STEP, StudentFiles, find_student, is_lora, open_weights
+from senseflow.weights.stored import Computed, component_weights
+from senseflow.weights.student import (
+    STEP,
+    StudentFiles,
+    find_student,
+    open_lora,
+    open_weights,
+)
 
 logger = logging.getLogger("senseflow")
 
@@ -44,7 +49,7 @@ class Source:
     card: StudentCard
     config: Config | None  # of its run, where that is known
     layout: Layout  # of a component, or of a LoRA
-    read: Callable[[str], Tensor]  # a tensor by its key in the layout, in the layout's type
+    read: Callable[[str], Tensor]  # as written: by key in the layout, in the layout's type
 
     @property
     def is_lora(self) -> bool:
@@ -116,7 +121,9 @@ def of_checkpoint(
         ),
         config=config,
         layout=layout,
-        read=lambda key: stored.read(keys[key], layout.dtype),
+        read=lambda key: layout.written(key, stored.read(keys[key], torch.float32)).to(
+            layout.dtype
+        ),
     )
 
 
@@ -152,22 +159,31 @@ def of_folder(
     # all tensors of a student have one type; what was in 8 bits is written in bfloat16
     own = weights.tensor(weights.keys[0]).dtype
     stored_as = getattr(torch, dtype) if dtype else torch.bfloat16 if own.itemsize == 1 else own
-    if is_lora(files.weights):
-        weights = open_safetensors(files.weights)  # with the component's name before every key
-        layout = _lora_layout(files.weights, weights, family.component, stored_as)
-    else:
-        layout = _component_layout(_config_of(files, base, family, weights.keys), family, stored_as)
-        weights = family.in_diffusers_names(weights, dict(layout.component.config))
-    check_shapes(
-        files.weights,
-        {key.removeprefix(layout.prefix): weights.read(key).shape for key in weights.keys},
-        layout,
-    )
+    if is_lora(weights.keys):
+        return _of_lora(files, family, base, config, stored_as)
+    layout = _component_layout(_config_of(files, base, family, weights.keys), family, stored_as)
+    weights = family.in_diffusers_names(weights, dict(layout.component.config))
+    shapes = {key: weights.read(key).shape for key in weights.keys}
+    check_shapes(files.weights, shapes, layout)
 
     def read(key: str) -> Tensor:
-        return weights.tensor(layout.prefix + key).to(stored_as).contiguous()
+        return weights.tensor(key).to(stored_as).contiguous()
 
     return Source(base, family, files.card, config, layout, read)
+
+
+def _of_lora(
+    files: StudentFiles, family: Family, base: Path, config: Config | None, dtype: torch.dtype
+) -> Source:
+    """A LoRA in any form, which is written in ours; it is in memory."""
+    assert files.card
+    lora = read_lora(open_lora(files.weights), [family.adapted(base)], family.pipeline_class)
+    lora.require_all()
+    tensors = lora.of(family.component)
+    layout = Layout.of_lora(tensors, dtype, family.lora_key(base))
+    return Source(
+        base, family, files.card, config, layout, lambda key: tensors[key].to(dtype).contiguous()
+    )
 
 
 def _config_of_run(step: Path, pretrained_model: Path | None) -> Config | None:
@@ -189,20 +205,6 @@ def _component_layout(config: dict[str, Any], family: Family, dtype: torch.dtype
     """One file or shards, as diffusers saves the network of a config."""
     network = meta_network(getattr(diffusers, family.network_class), config)
     return Layout.plan(network, dtype)
-
-
-def _lora_layout(file: Path, weights: Weights, component: str, dtype: torch.dtype) -> Layout:
-    """The file's own keys, and what its header says of rank and scale."""
-    with safe_open(str(file), framework="pt") as opened:
-        header = dict(opened.metadata() or {})
-    prefix = f"{component}."
-    if other := [key for key in weights.keys if not key.startswith(prefix)]:
-        raise ValueError(f"the LoRA {file} is not of the {component} alone: {other[0]}")
-    tensors = {
-        key.removeprefix(prefix): torch.empty(weights.read(key).shape, dtype=dtype, device="meta")
-        for key in weights.keys
-    }
-    return Layout(None, dtype, {LORA_FILE: tensors}, prefix=prefix, metadata=header)
 
 
 def check_shapes(where: Path, held: dict[str, torch.Size], layout: Layout) -> None:
@@ -240,14 +242,15 @@ def in_original_names(source: Source) -> Source:
     own, dtype = network.state_dict(), source.layout.dtype
     held = planned(plan, lambda key: Computed(own[key].shape, partial(source.read, key)))
     tensors = {key: torch.empty(held(key).shape, dtype=dtype, device="meta") for key in plan}
-    layout = Layout(None, dtype, {"": aligned(tensors)}, prefix=original.prefix)
+    names = {key: original.prefix + key for key in tensors}
+    layout = Layout(None, dtype, {"": aligned(tensors)}, names=names)
     return dataclasses.replace(source, layout=layout, read=lambda key: held(key)[...])
 
 
 def fused(source: Source) -> Source:
-    """A LoRA's student as a network of its own: W + scale B A, rounded once to the layout's type.
+    """A LoRA's student as a network of its own: W + B A, rounded once to the layout's type.
 
-    A network stays as it is. Raises ValueError for adapters of layers the teacher has not.
+    A network stays as it is. Raises ValueError for DoRA, which is no sum.
     """
     if not source.is_lora:
         return source
@@ -255,18 +258,20 @@ def fused(source: Source) -> Source:
     layout = _component_layout(
         read_json(folder / "config.json"), source.family, source.layout.dtype
     )
-    weights, scale = component_weights(folder), scale_in(source.layout.metadata)
+    weights = component_weights(folder)
     layers = {key.rpartition(".lora_")[0] for key in source.layout.keys}
-    lost = sorted(layers - {key.removesuffix(".weight") for key in weights.keys})
-    if lost:
-        raise ValueError(f"the LoRA has layers that {folder} has not, such as {lost[0]}")
+    more = [
+        key for key in source.layout.keys if not key.endswith(("lora_A.weight", "lora_B.weight"))
+    ]
+    if more:
+        raise ValueError(f"only products B A are fused, and the LoRA holds more, such as {more[0]}")
 
     def read(key: str) -> Tensor:
         # summed in float32: a step of a LoRA is often smaller than a bfloat16 weight's last digit
         weight, layer = weights.tensor(key).float().contiguous(), key.removesuffix(".weight")
         if layer in layers and key.endswith(".weight"):
             a, b = (source.read(f"{layer}.lora_{factor}.weight").float() for factor in "AB")
-            weight = weight + scale * (b.flatten(1) @ a.flatten(1)).view_as(weight)
+            weight = weight + (b.flatten(1) @ a.flatten(1)).view_as(weight)
         return weight.to(layout.dtype)
 
     return dataclasses.replace(source, layout=layout, read=read)

@@ -44,6 +44,10 @@ def build_parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--rank", type=number(SmallCount), required=True, help="of every layer")
     parser.add_argument(
+        "--skip", nargs="+", default=[], metavar="LAYER",
+        help="ends of the names of layers to leave out: norm_out.linear of FLUX, for InvokeAI",
+    )  # fmt: skip
+    parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="must not be there yet"
     )
     parser.add_argument("--ema", action="store_true", help="the average of the student's weights")

@@ -20,13 +20,13 @@ from senseflow.common.devices import find_device
 from senseflow.common.files import only_writer, read_json
 from senseflow.config.config import Dtype
 from senseflow.config.families import check_keys
-from senseflow.engine.export import LORA_FILE, Layout, fill_component, whole_folder
+from senseflow.engine.export import Layout, fill_component, whole_folder
 from senseflow.teachers.family import Family
 from senseflow.weights.card import write_card
-from senseflow.weights.lora import metadata
+from senseflow.weights.lora_files import is_lora
 from senseflow.weights.meta import meta_network
 from senseflow.weights.stored import Weights, component_weights
-from senseflow.weights.student import find_student, is_lora, open_weights
+from senseflow.weights.student import find_student, open_weights
 
 logger = logging.getLogger("senseflow")
 
@@ -47,6 +47,7 @@ class Extraction:
     base: Path
     student: Path
     rank: int
+    skip: list[str]  # ends of the names of layers
     output: Path
     ema: bool
     dtype: Dtype
@@ -57,9 +58,9 @@ def extract(family: Family, wanted: Extraction) -> None:
     """Write the LoRA folder and say what it keeps; raises ValueError for another network's
     student."""
     folder, files = wanted.base / family.component, find_student(wanted.student, wanted.ema)
-    if is_lora(files.weights):
-        raise ValueError(f"--student {wanted.student} is a LoRA already")
     base, student = component_weights(folder), open_weights(files.weights, wanted.ema)
+    if is_lora(student.keys):
+        raise ValueError(f"--student {wanted.student} is a LoRA already")
     check_keys(family, files.weights, student.keys)
     config = read_json(folder / "config.json")
     student = family.in_diffusers_names(student, family.fit_config(config, student.keys))
@@ -68,16 +69,19 @@ def extract(family: Family, wanted: Extraction) -> None:
     kinds = nn.Linear | nn.Conv2d
     names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
     layers = [name for name in names if f"{name}.weight" in both]
+    layers = _without(layers, wanted.skip)
     _require_rank(wanted.rank, base, layers)
     dtype = getattr(torch, wanted.dtype)
     device, energy = find_device(wanted.device), Energy()
-    layout = _layout(family.component, base, layers, wanted.rank, dtype)
+    layout = Layout.of_lora(
+        _factors(base, layers, wanted.rank), dtype, family.lora_key(wanted.base)
+    )
 
     def tensors() -> Iterator[Tensor]:
         for name in tqdm(layers, unit="layer", disable=None):
             difference = _difference(base, student, f"{name}.weight", device)
             energy.layers += float(difference.square().sum())
-            for factor in factors(difference, wanted.rank, energy):
+            for factor in truncated(difference, wanted.rank, energy):
                 yield factor.to("cpu", dtype).contiguous()
 
     guidance = family.teacher_guidance if family.takes_guidance(config) else None
@@ -92,18 +96,21 @@ def extract(family: Family, wanted: Extraction) -> None:
     rest = sum(float(_difference(base, student, k, device).square().sum()) for k in others)
     energy.total = energy.layers + rest
     only = sorted(set(base.keys) ^ set(student.keys))
-    logger.info("%s", "\n".join(report(wanted.output, energy, only, guidance)))
+    logger.info("%s", "\n".join(report(wanted, energy, only, guidance)))
 
 
-def report(output: Path, energy: Energy, only: list[str], guidance: float | None) -> list[str]:
+def report(
+    wanted: Extraction, energy: Energy, only: list[str], guidance: float | None
+) -> list[str]:
     """What was kept and what was left out, in lines."""
     kept, rest = (
         f"{100 * part / energy.total if energy.total else 0:.2f} %"
         for part in (energy.kept, energy.total - energy.layers)
     )
     lines = [
-        f"{output} keeps {kept} of the energy of student minus base",
-        f"left out: {rest} of it in biases, norms and other tensors that a LoRA cannot hold",
+        f"{wanted.output} keeps {kept} of the energy of student minus base",
+        f"left out: {rest} of it in biases, norms and other tensors that a LoRA cannot hold"
+        + (f", and in {', '.join(wanted.skip)}" if wanted.skip else ""),
     ]
     if only:
         more = ", ..." if len(only) > 3 else ""
@@ -120,7 +127,7 @@ def report(output: Path, energy: Energy, only: list[str], guidance: float | None
     return lines
 
 
-def factors(difference: Tensor, rank: int, energy: Energy) -> tuple[Tensor, Tensor]:
+def truncated(difference: Tensor, rank: int, energy: Energy) -> tuple[Tensor, Tensor]:
     """A (rank, in, ...) and B (out, rank, ...) with B A nearest to a weight's difference (out, in,
     ...), float32; rows and columns beyond its own rank are zero. Adds to `energy` what they keep.
     """
@@ -145,6 +152,17 @@ def _shared_keys(base: Weights, student: Weights, wanted: Extraction) -> list[st
     return both
 
 
+def _without(layers: list[str], skip: list[str]) -> list[str]:
+    """Raises ValueError for the end of no layer's name, or of all."""
+    for end in skip:
+        if not any(f".{layer}".endswith(f".{end}") for layer in layers):
+            raise ValueError(f"--skip {end}: no layer is called so, but such as {layers[-1]}")
+    kept = [x for x in layers if not f".{x}".endswith(tuple(f".{end}" for end in skip))]
+    if not kept:
+        raise ValueError(f"--skip {' '.join(skip)}: no layer is left")
+    return kept
+
+
 def _require_rank(rank: int, base: Weights, layers: list[str]) -> None:
     """Raise ValueError for a rank beyond that of every layer: the rest would be zeros."""
     shapes = [base.read(f"{name}.weight").shape for name in layers]
@@ -162,15 +180,12 @@ def _difference(base: Weights, student: Weights, key: str, device: torch.device)
     return mine - theirs
 
 
-def _layout(
-    component: str, base: Weights, layers: list[str], rank: int, dtype: torch.dtype
-) -> Layout:
-    """A before B, layer by layer."""
+def _factors(base: Weights, layers: list[str], rank: int) -> dict[str, Tensor]:
+    """Without memory: A before B, layer by layer."""
     tensors = {}
     for name in layers:
         shape = base.read(f"{name}.weight").shape
         ones = (1,) * (len(shape) - 2)
         for factor, size in (("A", (rank, *shape[1:])), ("B", (shape[0], rank, *ones))):
-            tensors[f"{name}.lora_{factor}.weight"] = torch.empty(size, dtype=dtype, device="meta")
-    header = metadata(component, rank, rank, layers)
-    return Layout(None, dtype, {LORA_FILE: tensors}, prefix=f"{component}.", metadata=header)
+            tensors[f"{name}.lora_{factor}.weight"] = torch.empty(size, device="meta")
+    return tensors

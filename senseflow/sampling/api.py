@@ -31,6 +31,7 @@ def load_student(
     ema: bool = False,
     config: Path | str | None = None,
     lora: Path | str | None = None,
+    lora_partial: bool = False,
 ) -> "Pipeline":
     """A student, ready to draw; the arguments are the flags of the sampling scripts.
 
@@ -44,6 +45,7 @@ def load_student(
         ema,
         None if config is None else _path("config", config),
         None if lora is None else _path("lora", lora),
+        lora_partial,
     )
     return _load(paths, Machine(device, dtype, offload))
 
@@ -55,14 +57,19 @@ def load_teacher(
     device: str | None = None,
     offload: bool = False,
     lora: Path | str | None = None,
+    lora_partial: bool = False,
 ) -> "Pipeline":
     """The base itself, ready to draw with its own schedule.
 
     dtype: bfloat16, float16 or float32; None is bfloat16 on a GPU, float32 on a CPU. offload: keep
-    idle parts in host memory. lora: a folder or file to add. Raises ValueError for what cannot be
-    read.
+    idle parts in host memory. lora: a folder or file to add; lora_partial: also one of which a part
+    fits nowhere. Raises ValueError for what cannot be read.
     """
-    paths = Paths(_path("base", base), lora=None if lora is None else _path("lora", lora))
+    paths = Paths(
+        _path("base", base),
+        lora=None if lora is None else _path("lora", lora),
+        lora_partial=lora_partial,
+    )
     return _load(paths, Machine(device, dtype, offload))
 
 

@@ -75,7 +75,7 @@ def build_parser(family: Family) -> Parser:
         help=f"diffusers folder of {family.title}: text encoders, VAE, scheduler",
     )  # fmt: skip
     add_student_flags(paths, [family.config_flag], _default_config(family))
-    paths.add_argument("--lora", type=Path, metavar="PATH", help="LoRA folder or file to add")
+    add_lora_flags(paths)
     paths.add_argument(
         "--teacher", action="store_true",
         help="sample the base itself with its own schedule: references for FID-T",
@@ -120,6 +120,15 @@ def add_student_flags(group: argparse._ArgumentGroup, config: list[str], default
     group.add_argument(
         *config, dest="config", type=Path, metavar="JSON",
         help=f"config.json of the student's network (default: {default})",
+    )  # fmt: skip
+
+
+def add_lora_flags(group: argparse._ArgumentGroup) -> None:
+    """A LoRA on top."""
+    group.add_argument("--lora", type=Path, metavar="PATH", help="LoRA folder or file to add")
+    group.add_argument(
+        "--lora_partial", action="store_true",
+        help="also a LoRA of which a part fits nowhere; which is said",
     )  # fmt: skip
 
 
@@ -209,7 +218,7 @@ def read_paths(family: Family, args: argparse.Namespace) -> Paths:
     if not args.teacher and not args.checkpoint:
         raise ValueError("--checkpoint is missing (or say --teacher to sample the base itself)")
     check_base(family, args.base)
-    return Paths(args.base, args.checkpoint, args.ema, args.config, args.lora)
+    return Paths(args.base, args.checkpoint, args.ema, args.config, args.lora, args.lora_partial)
 
 
 def read_drawing(family: Family, args: argparse.Namespace) -> Drawing:

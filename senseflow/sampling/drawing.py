@@ -87,12 +87,16 @@ class Paths:
     ema: bool = False  # the average of the student's weights
     config: Path | None = None  # config.json of the student's network; None: its own, or the base's
     lora: Path | None = None  # LoRA folder or file to add
+    lora_partial: bool = False  # also one of which a part fits nowhere
 
     def __post_init__(self) -> None:
         check_flag("ema", self.ema)
+        check_flag("lora_partial", self.lora_partial)
         for field, given in (("ema", self.ema), ("config", self.config)):
             if given and not self.checkpoint:
                 raise FieldError(field, "is of a student: name its checkpoint, or leave it out")
+        if self.lora_partial and not self.lora:
+            raise FieldError("lora_partial", "is of a LoRA: name it, or leave it out")
         for field, path in (("checkpoint", self.checkpoint), ("lora", self.lora)):
             if path and not path.exists():
                 raise FieldError(field, f"{path} {said_missing(path)}")

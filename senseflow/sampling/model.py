@@ -16,17 +16,18 @@ from senseflow.common.fields import FieldError
 from senseflow.common.files import read_json
 from senseflow.config.families import check_card_family, check_config, check_keys
 from senseflow.sampling.drawing import Drawing, Paths
+from senseflow.sampling.lora import lora_on_top, lora_student
 from senseflow.teachers.family import Family, Plan
 from senseflow.teachers.folder import base_config
 from senseflow.weights.card import StudentCard
 from senseflow.weights.fingerprint import base_fingerprint, fingerprint, stored_weights
+from senseflow.weights.lora_files import Lora, is_lora
 from senseflow.weights.stored import Weights
 from senseflow.weights.student import (
     StudentFiles,
     build_lora_student,
     build_student,
     find_student,
-    is_lora,
     open_weights,
 )
 
@@ -41,7 +42,7 @@ class Student:
     """A checkpoint's weights, found and looked into, but not read yet."""
 
     files: StudentFiles
-    weights: Weights | None  # None: a LoRA on the base's own
+    weights: Weights | Lora  # a LoRA is on the base's own
     config: dict[str, Any]
     config_name: str
 
@@ -53,6 +54,7 @@ class Model:
     family: Family
     paths: Paths
     student: Student | None  # None: the base itself, the teacher
+    lora: Lora | None = None  # on top
 
     @property
     def component(self) -> Path:
@@ -85,8 +87,8 @@ class Model:
         """Read the student's network, on the CPU."""
         student = self.student
         assert student, "the teacher's network is read with its pipeline"
-        if student.weights is None:
-            return build_lora_student(student.files.weights, self.component, dtype)
+        if isinstance(student.weights, Lora):
+            return build_lora_student(student.weights, self.component, dtype)
         return build_student(student.weights, student.config, dtype, student.config_name)
 
     def plan(self, drawing: Drawing) -> Plan:
@@ -198,6 +200,7 @@ class Model:
             "config": self.student.config_name if self.student else None,
             "lora": str(lora.resolve()) if lora else None,
             "lora_weights": _short(lora_files) if lora else None,
+            "lora_unused_layers": len(self.lora.lost) or None if self.lora else None,
             "steps": plan.steps,
             "sampler": plan.sampler,
             self.family.levels.name: plan.levels,
@@ -229,7 +232,8 @@ def find_model(family: Family, paths: Paths) -> Model:
     Raises ValueError when the checkpoint is not of this family, or is no checkpoint.
     """
     student = _find(family, paths, paths.checkpoint) if paths.checkpoint else None
-    return Model(family, paths, student)
+    own = student.weights if student and isinstance(student.weights, Weights) else None
+    return Model(family, paths, student, lora_on_top(family, paths, own))
 
 
 def _find(family: Family, paths: Paths, checkpoint: Path) -> Student:
@@ -237,12 +241,13 @@ def _find(family: Family, paths: Paths, checkpoint: Path) -> Student:
     _check_card(family, paths, checkpoint, files.card)
     weights = open_weights(files.weights, files.ema)
     check_keys(family, files.weights, weights.keys)
-    if is_lora(files.weights):
+    if is_lora(weights.keys):
         if paths.config:
             raise FieldError("config", f"{paths.config}: a LoRA is for the base's own network")
         own = paths.base / family.component / "config.json"
         logger.info("LoRA: %s\nbase: %s", files.weights, own.parent)
-        return Student(files, None, read_json(own), str(own))
+        lora = lora_student(family, paths.base, files.weights)
+        return Student(files, lora, read_json(own), str(own))
     config, config_name = _choose_config(family, paths, files, weights)
     logger.info("weights: %s\nconfig: %s", files.weights, config_name)
     weights = family.in_diffusers_names(weights, config)

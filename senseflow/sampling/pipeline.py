@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -14,8 +13,9 @@ from senseflow.common.fields import FieldError
 from senseflow.common.quiet import quiet
 from senseflow.sampling.cut import Cuts, find_cuts
 from senseflow.sampling.drawing import Machine
+from senseflow.sampling.lora import add_lora
 from senseflow.sampling.model import Model
-from senseflow.teachers.family import Family, Plan
+from senseflow.teachers.family import Plan
 
 
 class Pipeline:
@@ -50,7 +50,7 @@ class Pipeline:
         if model is not self.model or self.stock is None:
             self.read(model, network)
         if not self._ready:
-            self._prepare(model.family, model.paths.lora)
+            self._prepare(model)
             self._ready = True
 
     @quiet()
@@ -74,13 +74,13 @@ class Pipeline:
         self.model, self._ready = model, False
 
     @quiet()
-    def _prepare(self, family: Family, lora: Path | None) -> None:
+    def _prepare(self, model: Model) -> None:
         """Add the LoRA, compile, move to the device."""
-        if lora:
-            add_lora(self.stock, family, lora)
+        if model.lora:
+            add_lora(self.stock, model.lora)
         if self._machine.compile:
             for module in self.network.modules():
-                if type(module).__name__ in family.blocks:
+                if type(module).__name__ in model.family.blocks:
                     module.compile()
         if self._machine.offload:
             self.stock.enable_model_cpu_offload(device=self.device)
@@ -120,16 +120,3 @@ class Pipeline:
             self.stock.maybe_free_model_hooks()  # offloading begins anew after a stop
         used = getattr(self.stock.scheduler, family.levels.name)[: plan.steps].tolist()
         return images, plan.levels or used
-
-
-def add_lora(stock: DiffusionPipeline, family: Family, path: Path) -> None:
-    """Load a LoRA folder or file; raises FieldError when it changes nothing."""
-    file = path.name if path.is_file() else None
-    try:
-        stock.load_lora_weights(path.parent if file else path, weight_name=file)
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
-        raise FieldError("lora", f"{path} does not fit: {error}") from error
-    if not stock.get_active_adapters():
-        raise FieldError("lora", f"{path} holds nothing for the {family.component}")
-    if len(adapters := stock.get_list_adapters()[family.component]) > 1:
-        stock.set_adapters(adapters)  # the student's own LoRA stays

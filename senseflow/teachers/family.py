@@ -7,7 +7,9 @@ holds a subclass of `Family` and an `adapter` module with the networks; a recipe
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from senseflow.core.path import Path as NoisePath
     from senseflow.teachers.adapter import Adapter, Networks
     from senseflow.teachers.encoded import KnownPrompts
+    from senseflow.weights.lora_files import Component
     from senseflow.weights.meta import Build, NetworkSource
     from senseflow.weights.stored import Weights
 
@@ -210,6 +213,27 @@ class Family(ABC):
     def key_marks(self) -> tuple[str, ...]:
         """How some key of its weights begins: in diffusers' names, and in its authors'."""
         return (self.key_mark, *([self.original.mark] if self.original else []))
+
+    # -------------------------------------------------------------------------------- LoRA files
+
+    def kohya_names(self, base: Path) -> Callable[[str], str] | None:
+        """A layer's name in LoRA files of kohya's form, where that is what clients read; None:
+        they read diffusers'."""
+        return None
+
+    def lora_key(self, base: Path) -> Callable[[str], str]:
+        """The key in a LoRA file that we write of a layer's factor, `X.lora_A.weight`."""
+        from senseflow.weights.lora_files import written_key
+
+        return partial(written_key, self.component, self.kohya_names(base))
+
+    def adapted(self, base: Path, weights: "Weights | None" = None) -> "Component":
+        """The network that LoRA files are for; weights: a student's, else the base's own."""
+        from senseflow.weights.lora_files import Component, layer_shapes
+        from senseflow.weights.stored import component_weights
+
+        weights = component_weights(base / self.component) if weights is None else weights
+        return Component(self.component, layer_shapes(weights), self.kohya_names(base))
 
     # ------------------------------------------------------------------------ the networks: seconds
 

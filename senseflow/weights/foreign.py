@@ -26,7 +26,6 @@ FEW_BITS = {  # by how some key ends, the program that reads it
     r"\.weight[:_](_?data|qdata|tensor_impl\S*|int_data)|\._weight_qdata": "torchao",
     r"\.weight_scale_2": "NVFP4",
 }
-LORA = re.compile(r"lora_(unet|transformer|te\d?)_.+|.+\.lora_(down|up)\..*")  # not diffusers' own
 SCALES = (".scale_weight", ".weight_scale")  # ComfyUI's two names for the scale of a weight in fp8
 BESIDE = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant")  # such a weight
 MARKER = "scaled_fp8"  # a tensor that is nothing but a sign
@@ -36,14 +35,8 @@ ADVICE = "students are read from weights of 16 or 32 bits: give those it was mad
 def readable(weights: Weights) -> Weights:
     """The same weights with the scales of ComfyUI's 8 bits multiplied in.
 
-    Raises ValueError, saying what they are, for few bits that only their own program reads, and
-    for a LoRA in other names than diffusers'.
+    Raises ValueError, saying what they are, for few bits that only their own program reads.
     """
-    if any(LORA.fullmatch(key) for key in weights.keys):
-        raise ValueError(
-            f"{weights.source} is a LoRA and no student: give it as --lora, on the teacher or on a "
-            "student"
-        )
     for ends, program in FEW_BITS.items():
         if any(re.search(f"(?:{ends})$", key) for key in weights.keys):
             raise ValueError(f"{weights.source} is quantized ({program}); {ADVICE}")

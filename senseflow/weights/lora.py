@@ -5,20 +5,17 @@ at B = 0, where every role is the teacher. A `Role` is the shared network with o
 or none, and the parameters of that adapter alone: a network argument like any other.
 """
 
-import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from senseflow.core.draws import Draws
@@ -28,7 +25,6 @@ from senseflow.weights.stored import Stored, Weights
 
 ADAPTERS = ("generator", "fake_score")
 FACTOR = re.compile(r"(?P<layer>.+)\.(?P<factor>lora_[AB])\.(?P<adapter>\w+)\.weight")
-METADATA = "lora_adapter_metadata"  # diffusers' key of a file's header
 
 
 class SharedBase:
@@ -183,28 +179,3 @@ def _require_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
                 f"lora.targets: {target} is no linear layer or convolution of this teacher, which "
                 f"has such as {', '.join(names[-3:])}"
             )
-
-
-def metadata(component: str, rank: int, alpha: float, targets: list[str]) -> dict[str, str]:
-    """The header by which diffusers knows rank and scale of a `pytorch_lora_weights.safetensors`.
-
-    component: the folder of the network in a pipeline, with which all keys of the file begin.
-    """
-    facts = {"r": rank, "lora_alpha": alpha, "target_modules": targets}
-    named = {f"{component}.{key}": value for key, value in facts.items()}
-    return {"format": "pt", METADATA: json.dumps(named, indent=2, sort_keys=True)}
-
-
-def stated_scale(file: Path) -> float:
-    """alpha / rank by the header of a LoRA file; 1 where it says nothing, as diffusers reads it."""
-    with safe_open(str(file), framework="pt") as opened:
-        header = opened.metadata() or {}
-    return scale_in(header)
-
-
-def scale_in(header: Mapping[str, str]) -> float:
-    """alpha / rank by a header's metadata; 1 where it says nothing."""
-    facts = {
-        key.split(".")[-1]: value for key, value in json.loads(header.get(METADATA, "{}")).items()
-    }
-    return float(facts.get("lora_alpha", 1)) / float(facts.get("r", 1))

@@ -26,9 +26,9 @@ ALIGNMENT = 64  # bytes, of the first tensor: matrix products of a mapped file r
 PLAIN = {"format": "pt"}  # what a header says of the file besides its tensors
 
 
-def header(shapes: Mapping[str, Tensor], metadata: Mapping[str, str] = PLAIN) -> bytes:
+def header(shapes: Mapping[str, Tensor]) -> bytes:
     """What stands before the tensors of a file; shapes: by key, also on the meta device."""
-    tree: dict[str, dict[str, Any]] = {"__metadata__": dict(metadata)}
+    tree: dict[str, dict[str, Any]] = {"__metadata__": PLAIN}
     end = 0
     for key, like in shapes.items():
         start, end = end, end + like.nbytes
@@ -52,11 +52,10 @@ def write_safetensors(
     file: Path,
     shapes: Mapping[str, Tensor],
     tensors: Iterator[Tensor | None],
-    metadata: Mapping[str, str] = PLAIN,
 ) -> None:
     """Write one file; `tensors` yields at least those of `shapes`, in that order."""
     with file.open("wb") as stream:
-        stream.write(header(shapes, metadata))
+        stream.write(header(shapes))
         for like in shapes.values():
             tensor = next(tensors)
             assert tensor is not None and (tensor.shape, tensor.dtype) == (like.shape, like.dtype)

@@ -12,6 +12,7 @@ from torch import Size, Tensor
 from senseflow.common.weights_files import fault_in, fault_of
 
 NAMES = ("diffusion_pytorch_model", "model")
+LORA_FILE = "pytorch_lora_weights.safetensors"
 SUFFIXES = (".safetensors.index.json", ".safetensors")
 
 

@@ -10,10 +10,11 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import diffusers
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from senseflow.common.files import read_json
@@ -21,6 +22,7 @@ from senseflow.common.hub_names import in_cache, said_missing
 from senseflow.common.weights_files import DAMAGES, fault_in
 from senseflow.weights.card import StudentCard, read_card
 from senseflow.weights.foreign import ADVICE, open_gguf, readable
+from senseflow.weights.lora_files import Lora, add_adapters
 from senseflow.weights.meta import meta_network
 from senseflow.weights.stored import (
     NAMES,
@@ -242,31 +244,19 @@ def build_student(
     return network.eval().requires_grad_(False)
 
 
-def is_lora(file: Path) -> bool:
-    """Whether a weights file holds adapters, by its keys."""
-    return file.suffix == ".safetensors" and any(
-        ".lora_A." in key for key in open_safetensors(file).keys
-    )
+def open_lora(file: Path) -> Weights:
+    """The tensors of a LoRA file with their prefixes, which tell the networks apart, in memory: it
+    has thousands. Raises ValueError when it is damaged."""
+    if file.suffix != ".safetensors":
+        return open_weights(file)
+    keys = open_safetensors(file).keys
+    tensors = load_file(file)
+    return Weights(file, keys, lambda key: tensors[key])
 
 
-def build_lora_student(file: Path, base: Path, dtype: torch.dtype) -> nn.Module:
-    """The network of a teacher's component folder with the adapters of a LoRA file on it.
-
-    Raises ValueError when the file holds anything that is not for this network.
-    """
+def build_lora_student(lora: Lora, base: Path, dtype: torch.dtype) -> nn.Module:
+    """The network of a teacher's component folder with the adapters of a LoRA on it."""
     config = base / "config.json"
     network = build_student(component_weights(base), read_json(config), dtype, str(config))
-    layers = {f"{base.name}.{name}" for name, _ in network.named_modules()}
-    lost = [k for k in open_safetensors(file).keys if k.rpartition(".lora_")[0] not in layers]
-    if lost:
-        raise ValueError(
-            f"the LoRA {file} does not fit {config}: {len(lost)} keys are not part of the network, "
-            f"such as {', '.join(lost[:5])}"
-        )
-    try:
-        cast(Any, network).load_lora_adapter(
-            str(file.parent), prefix=base.name, weight_name=file.name
-        )
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise ValueError(f"the LoRA {file} does not fit {config}: {error}") from error
+    add_adapters(network, lora.of(base.name))
     return network.eval().requires_grad_(False)

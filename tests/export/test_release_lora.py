@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from students import Shipped, ours, run_script, save_student, script_of
 
-from senseflow.engine.export import LORA_FILE
 from senseflow.extract_lora import __main__ as extract_lora
 from senseflow.weights.card import read_card, write_card
-from senseflow.weights.lora import metadata
+from senseflow.weights.lora_files import METADATA
+from senseflow.weights.stored import LORA_FILE
 
 TARGETS = ["to_q", "proj_mlp", "ff.net.2"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -35,12 +35,13 @@ def network() -> FluxTransformer2DModel:
 
 @pytest.fixture(scope="module")
 def shipped(network, tmp_path_factory) -> Shipped:
-    """As a LoRA run leaves it."""
+    """As diffusers saves it, alpha in the header."""
     full = save_student("flux", tmp_path_factory.mktemp("full") / "student", guidance=3.5)
     folder = tmp_path_factory.mktemp("lora") / "step_0000020"
     folder.mkdir()
     state = get_peft_model_state_dict(network)
-    header = metadata("transformer", 4, 8, TARGETS)
+    facts = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS}
+    header = {METADATA: json.dumps({f"transformer.{k}": v for k, v in facts.items()})}
     tensors = {f"transformer.{key}": value.contiguous() for key, value in state.items()}
     save_file(tensors, folder / LORA_FILE, header)
     write_card(folder, read_card(full.folder))
@@ -48,11 +49,12 @@ def shipped(network, tmp_path_factory) -> Shipped:
 
 
 def test_beside_its_teacher(shipped, tmp_path, monkeypatch):
-    """The file as it was, and the card's script draws our image with it."""
+    """The file with its scale in B, and the card's script draws our image with it."""
     out = tmp_path / "lora"
     assert shipped.export(out, "--form", "lora", "--base_model", shipped.base) == 0
     mine, theirs = (load_file(folder / LORA_FILE) for folder in (out, shipped.folder))
-    assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[k], theirs[k] * (2 if "lora_B" in k else 1)) for k in mine)
     data = ModelCard.load(out / "README.md").data.to_dict()
     assert data["base_model_relation"] == "adapter" and data["guidance_scale"] == 3.5
     picture, _ = run_script(script_of(out), out, monkeypatch)
@@ -110,9 +112,10 @@ def test_adapters_of_other_layers(shipped, tmp_path, capsys):
     folder.mkdir()
     state = {"transformer.nothing.lora_A.weight": torch.zeros(4, 8)}
     state["transformer.nothing.lora_B.weight"] = torch.zeros(8, 4)
-    save_file(state, folder / LORA_FILE, metadata("transformer", 4, 8, ["nothing"]))
+    save_file(state, folder / LORA_FILE)
     write_card(folder, read_card(shipped.folder))
     odd = Shipped(folder, shipped.base, shipped.family, shipped.anchors)
     assert odd.export(tmp_path / "out", "--form", "pipeline") == 2
-    assert "has layers that" in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of its 1 layers fit nowhere (not part of the network: transformer.nothing)" in said
     assert not (tmp_path / "out").exists()

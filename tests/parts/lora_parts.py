@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flux_pipeline
@@ -11,14 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import noop_context_fn
 
+from senseflow.common.files import read_json
 from senseflow.common.ranks import start_ranks
 from senseflow.engine.parallel import fill_shards, recompute, shard
 from senseflow.teachers.flux import adapter as flux
 from senseflow.teachers.sd35 import adapter as sd35
 from senseflow.teachers.sdxl import adapter as sdxl
+from senseflow.teachers.sdxl.original import layer_name
 from senseflow.weights.lora import ADAPTERS, Role, share
+from senseflow.weights.lora_files import Component, Lora, layer_shapes, read_lora
 from senseflow.weights.lora_settings import LoraSettings
 from senseflow.weights.meta import NetworkSource
+from senseflow.weights.stored import component_weights
+from senseflow.weights.student import open_lora
 
 CPU = torch.device("cpu")
 
@@ -161,6 +168,26 @@ def move(role: Role, seed: int) -> None:
         for value in role.parameters():
             new = torch.randn(value.shape, generator=generator) * 0.2
             value.copy_(torch.distributed.tensor.distribute_tensor(new, value.device_mesh))
+
+
+PIPELINES = {
+    "FluxTransformer2DModel": "FluxPipeline",
+    "SD3Transformer2DModel": "StableDiffusion3Pipeline",
+    "UNet2DConditionModel": "StableDiffusionXLPipeline",
+}
+
+
+def component_of(folder: Path) -> Component:
+    """A saved network as LoRA files know it."""
+    kohya = partial(layer_name, config=read_json(folder / "config.json"))
+    shapes = layer_shapes(component_weights(folder))
+    return Component(folder.name, shapes, kohya if folder.name == "unet" else None)
+
+
+def adapters_for(file: Path, folder: Path) -> Lora:
+    """A LoRA file, read for a saved network."""
+    pipeline = PIPELINES[read_json(folder / "config.json")["_class_name"]]
+    return read_lora(open_lora(file), [component_of(folder)], pipeline)
 
 
 def whole(tensor: Tensor) -> Tensor:

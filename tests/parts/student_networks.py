@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import torch
+from lora_parts import adapters_for
 from torch import nn
 
 from senseflow.common.files import read_json
+from senseflow.weights.lora_files import is_lora
 from senseflow.weights.student import (
     build_lora_student,
     build_student,
     find_student,
-    is_lora,
     open_weights,
 )
 
@@ -23,9 +24,10 @@ def load_network(
 ) -> nn.Module:
     """On the CPU; base: the component folder of the teacher that a LoRA is for."""
     files = find_student(checkpoint)
-    if is_lora(files.weights):
+    weights = open_weights(files.weights)
+    if is_lora(weights.keys):
         assert base is not None
-        return build_lora_student(files.weights, base, dtype)
+        return build_lora_student(adapters_for(files.weights, base), base, dtype)
     config = config or files.config
     assert config is not None
-    return build_student(open_weights(files.weights), read_json(config), dtype, str(config))
+    return build_student(weights, read_json(config), dtype, str(config))

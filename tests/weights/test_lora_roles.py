@@ -1,10 +1,10 @@
 """One frozen network in three roles: what each computes, who learns, and what IDA does to them."""
 
-import json
+from functools import partial
 
 import pytest
 import torch
-from lora_parts import CASES, Shared, gradients, make_shared, whole
+from lora_parts import CASES, Shared, adapters_for, component_of, gradients, make_shared, whole
 from peft.tuners.lora import LoraLayer
 from ranks import on_ranks
 from safetensors import safe_open
@@ -13,10 +13,11 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from senseflow.core.ida import align_
 from senseflow.distill.state import frozen
-from senseflow.engine.export import LORA_FILE, Layout, write_component
+from senseflow.engine.export import Layout, write_component
 from senseflow.engine.parallel import local_shards
-from senseflow.weights.lora import metadata, stated_scale
-from senseflow.weights.student import build_lora_student, is_lora
+from senseflow.weights.lora_files import written_key
+from senseflow.weights.stored import LORA_FILE
+from senseflow.weights.student import build_lora_student
 
 FLUX_LAYERS = [  # of one double and one single block, by hand
     "transformer_blocks.0.attn.to_q",
@@ -121,7 +122,8 @@ def test_gradients_are_those_of_peft_on_one_whole_network(tmp_path):
     found = gradients(shared.generator)
     assert found.keys() == reference.keys()
     for key in found:
-        torch.testing.assert_close(found[key], reference[key], rtol=1e-4, atol=1e-7)
+        # in the file B is twice as large: the scale is in it
+        torch.testing.assert_close(found[key], 2 * reference[key], rtol=1e-4, atol=1e-7)
 
 
 def stock(shared, folder, name="transformer"):
@@ -129,12 +131,13 @@ def stock(shared, folder, name="transformer"):
     component = folder / name
     shared.plain.save_pretrained(component)
     state = {k: whole(v) for k, v in shared.generator.state_dict().items()}
-    header = metadata(name, 4, 8.0, list(shared.case.targets))
-    layout = Layout(None, torch.float32, {LORA_FILE: state}, prefix=f"{name}.", metadata=header)
-    write_component(folder / "lora", layout, iter(state.values()), lambda _: None)
-    file = folder / "lora" / LORA_FILE
-    assert is_lora(file) and stated_scale(file) == 2.0
-    return build_lora_student(file, component, torch.float32)
+    key = partial(written_key, name, component_of(component).kohya)
+    layout = Layout.of_lora(state, torch.float32, key, scale=2.0)
+    tensors = (layout.written(key, value) for key, value in state.items())
+    write_component(folder / "lora", layout, tensors, lambda _: None)
+    lora = adapters_for(folder / "lora" / LORA_FILE, component)
+    lora.require_all()
+    return build_lora_student(lora, component, torch.float32)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -153,12 +156,13 @@ def test_a_file_for_another_network_names_its_keys(tmp_path):
     (tmp_path / "flux").mkdir(), (tmp_path / "sd35").mkdir()
     stock(make_shared("flux"), tmp_path / "flux")
     stock(make_shared("sd35"), tmp_path / "sd35")
-    with pytest.raises(ValueError, match=r"does not fit .* keys are not part of the network"):
-        file = tmp_path / "sd35" / "lora" / LORA_FILE
-        build_lora_student(file, tmp_path / "flux" / "transformer", torch.float32)
+    file = tmp_path / "sd35" / "lora" / LORA_FILE
+    lora = adapters_for(file, tmp_path / "flux" / "transformer")
+    with pytest.raises(ValueError, match=r"does not fit: \d+ of its \d+ layers fit nowhere"):
+        lora.require_all()
 
 
-def test_the_header_is_what_diffusers_itself_writes(tmp_path):
+def test_what_diffusers_writes_with_alpha_in_its_header_is_what_we_write_with_it_in_b(tmp_path):
     from diffusers import FluxPipeline
 
     shared = make_shared("flux")
@@ -170,15 +174,12 @@ def test_the_header_is_what_diffusers_itself_writes(tmp_path):
             "r": 4, "lora_alpha": 8.0, "target_modules": list(shared.case.targets)
         },
     )  # fmt: skip
-    read = []
-    for folder in ("lora", "theirs"):
-        with safe_open(tmp_path / folder / LORA_FILE, "pt") as file:
-            header = file.metadata()
-            facts = json.loads(header.pop("lora_adapter_metadata"))
-            tensors = load_file(tmp_path / folder / LORA_FILE)
-            read.append((header, facts, tensors))
-    assert read[0][:2] == read[1][:2] and read[0][2].keys() == read[1][2].keys()
-    assert all(torch.equal(read[0][2][k], read[1][2][k]) for k in read[0][2])
+    files = [tmp_path / folder / LORA_FILE for folder in ("lora", "theirs")]
+    mine, theirs = (adapters_for(file, tmp_path / "transformer").tensors for file in files)
+    assert mine.keys() == theirs.keys() == load_file(files[0]).keys()
+    assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+    with safe_open(files[0], "pt") as file:
+        assert file.metadata() == {"format": "pt"}
 
 
 def effective(role, layer: str) -> torch.Tensor:

@@ -5,7 +5,9 @@ and DMD2's students are sampled in one way.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ from senseflow.teachers.published import (
     Published,
     Terms,
 )
-from senseflow.teachers.sdxl.original import ORIGINAL
+from senseflow.teachers.sdxl.original import ORIGINAL, layer_name
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +113,10 @@ class SDXLFamily(Family):
     def sampled_at(self, path: "NoisePath", anchors: "Anchors") -> tuple[float, ...]:
         """The integer steps themselves."""
         return anchors.times
+
+    def kohya_names(self, base: Path) -> Callable[[str], str]:
+        """The authors' names: InvokeAI reads no others, ComfyUI of diffusers' but a part."""
+        return partial(layer_name, config=base_config(base, self.component))
 
     def default_anchors(self, base: Path, num: int) -> list[float]:
         """LCM's grid; four are 999, 749, 499, 249."""

@@ -47,4 +47,9 @@ def name(key: str, config: dict[str, Any]) -> str:
     return f"output_blocks.{each * level + number}.{place}.{rest}"
 
 
+def layer_name(layer: str, config: dict[str, Any]) -> str:
+    """A layer's name: of its weight, without that."""
+    return name(f"{layer}.weight", config).removesuffix(".weight")
+
+
 ORIGINAL = OriginalNames("Stability AI", "label_emb.", "model.diffusion_model.", name)

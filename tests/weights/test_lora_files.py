@@ -1,0 +1,406 @@
+"""LoRA files in every form that people have, and which layers clients know by which names.
+
+The expected update of a layer is (alpha / rank) B A by its definition. Networks are the small ones
+of lora_parts.py, and the full-size ones by shapes alone.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from lora_clients import comfyui, invokeai, stable_diffusion_cpp
+from lora_parts import CASES
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from senseflow.config.config import load_config
+from senseflow.config.recipes import FAMILIES
+from senseflow.engine.export import Layout, fill_component
+from senseflow.teachers.family import Family
+from senseflow.teachers.sdxl.original import layer_name
+from senseflow.weights.lora_files import METADATA, Component, Lora, is_lora, read_lora, written_key
+from senseflow.weights.stored import LORA_FILE, Weights
+from senseflow.weights.student import open_lora
+
+OF = {
+    "flux": "FluxPipeline",
+    "sd35": "StableDiffusion3Pipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+}
+RANK = 4
+Pairs = dict[str, tuple[Tensor, Tensor, float]]  # A, B and alpha by layer
+
+
+def layers_of(network: nn.Module) -> dict[str, torch.Size]:
+    kinds = nn.Linear | nn.Conv2d
+    return {n: m.weight.shape for n, m in network.named_modules() if isinstance(m, kinds)}
+
+
+@cache
+def component(name: str) -> Component:
+    """A small network, by its shapes."""
+    with torch.device("meta"):
+        network = CASES[name].make()
+    kohya = partial(layer_name, config=dict(network.config)) if name == "sdxl" else None
+    return Component("unet" if kohya else "transformer", layers_of(network), kohya)
+
+
+@cache
+def published(family: Family) -> nn.Module:
+    """Its full-size network, without memory."""
+    with torch.device("meta"):
+        return getattr(diffusers, family.network_class).from_config(family.published.denoiser)
+
+
+def full_size(family: Family) -> Component:
+    """The published network, by its shapes."""
+    kohya = partial(layer_name, config=family.published.denoiser)
+    shapes = layers_of(published(family))
+    return Component(family.component, shapes, kohya if family.name == "sdxl" else None)
+
+
+def pairs_of(shapes: dict[str, torch.Size], alphas: Callable[[int], float]) -> Pairs:
+    """Random factors of every layer; alphas: by the layer's number."""
+    draw = torch.Generator().manual_seed(0)
+    pairs = {}
+    for number, (layer, shape) in enumerate(shapes.items()):
+        a = torch.randn(RANK, *shape[1:], generator=draw)
+        b = torch.randn(shape[0], RANK, *(1,) * (len(shape) - 2), generator=draw)
+        pairs[layer] = (a, b, alphas(number))
+    return pairs
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    return b.flatten(1).double() @ a.flatten(1).double()
+
+
+def check(lora: Lora, of: str, pairs: Pairs) -> None:
+    """Every layer's B A is what the file meant."""
+    lora.require_all()
+    found = lora.of(of)
+    assert found.keys() == {f"{layer}.lora_{f}.weight" for layer in pairs for f in "AB"}
+    for layer, (a, b, alpha) in pairs.items():
+        mine = product(*(found[f"{layer}.lora_{f}.weight"] for f in "AB"))
+        torch.testing.assert_close(mine, alpha / RANK * product(a, b), rtol=1e-6, atol=1e-6)
+
+
+def written(names: Callable[[str], str], down: str, up: str, pairs: Pairs) -> dict[str, Tensor]:
+    """Tensors with alpha as a tensor of its own."""
+    tensors = {}
+    for layer, (a, b, alpha) in pairs.items():
+        tensors |= {names(layer) + down: a, names(layer) + up: b}
+        tensors[f"{names(layer)}.alpha"] = torch.tensor(alpha)
+    return tensors
+
+
+def flat(prefix: str) -> Callable[[str], str]:
+    return lambda layer: f"{prefix}_{layer.replace('.', '_')}"
+
+
+KOHYA = (".lora_down.weight", ".lora_up.weight")
+PEFT = (".lora_A.weight", ".lora_B.weight")
+FORMS = {
+    "diffusers": lambda c: (lambda layer: f"{c.name}.{layer}", *PEFT),
+    "peft": lambda c: (lambda layer: f"base_model.model.{layer}", *PEFT),
+    "kohya with diffusers' names": lambda c: (flat("lora_unet"), *KOHYA),
+    "OneTrainer": lambda c: (flat("lora_transformer"), *KOHYA),
+    "LyCORIS": lambda c: (flat("lycoris"), *KOHYA),
+}
+ALPHAS = {
+    "below": lambda number: 1.0,
+    "at": lambda number: 4.0,
+    "above": lambda number: 12.0,
+    "by layer": lambda number: number % 3 + 1.0,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_form_is_the_same_adapters(name, tmp_path):
+    part = component(name)
+    pairs = pairs_of(part.shapes, ALPHAS["by layer"])
+    for form in FORMS.values():
+        save_file(written(*form(part), pairs), tmp_path / "lora.safetensors")
+        check(read(tmp_path / "lora.safetensors", part, name), part.name, pairs)
+
+
+def read(file: Path, part: Component, name: str) -> Lora:
+    weights = open_lora(file)
+    assert is_lora(weights.keys)
+    return read_lora(weights, [part], OF[name])
+
+
+def test_sdxl_by_its_authors_names_and_by_diffusers_older_ones(tmp_path):
+    part = component("sdxl")
+    pairs = pairs_of(part.shapes, ALPHAS["by layer"])
+    names = lambda layer: "lora_unet_" + part.kohya(layer).replace(".", "_")  # noqa: E731
+    older = lambda layer: "unet." + layer.replace(".to_", ".processor.to_").replace("to_out.0", "to_out")  # noqa: E731,E501  # fmt: skip
+    forms = {"kohya": (names, *KOHYA), "older": (older, ".lora.down.weight", ".lora.up.weight")}
+    for form, words in forms.items():
+        save_file(written(*words, pairs), tmp_path / f"{form}.safetensors")
+        check(read(tmp_path / f"{form}.safetensors", part, "sdxl"), "unet", pairs)
+    processors = {k.replace(".lora.", "_lora.") if ".to_" in k else k: v
+                  for k, v in load_file(tmp_path / "older.safetensors").items()}  # fmt: skip
+    kept = {k: v for k, v in processors.items() if "alpha" not in k}
+    save_file(kept, tmp_path / "processors.safetensors")
+    plain = {layer: (a, b, float(RANK)) for layer, (a, b, _) in pairs.items()}
+    check(read(tmp_path / "processors.safetensors", part, "sdxl"), "unet", plain)
+
+
+@pytest.mark.parametrize("size", ["small", "full"])
+def test_the_names_of_sdxls_authors_are_those_that_diffusers_converts(size):
+    family = next(f for f in FAMILIES if f.name == "sdxl")
+    with torch.device("meta"):
+        network = CASES["sdxl"].make() if size == "small" else published(family)
+    config = dict(network.config)
+    keys = [key.rpartition(".") for key in network.state_dict()]
+    theirs = {f"model.diffusion_model.{layer_name(m, config)}.{p}": f"{m}.{p}" for m, _, p in keys}
+    found = convert_ldm_unet_checkpoint(dict(theirs), config)
+    assert len(theirs) == len(keys) and {k: v for k, v in found.items() if k != v} == {}
+    assert found.keys() == {f"{m}.{p}" for m, _, p in keys}
+
+
+def test_the_scale_in_a_header_is_peft_s_own(tmp_path):
+    """Patterns of ranks and alphas, as peft itself scales by them."""
+    with torch.random.fork_rng(devices=[]):
+        network = CASES["flux"].make()
+        config = LoraConfig(
+            r=4, lora_alpha=6, target_modules=["to_q", "proj_out"], init_lora_weights=False,
+            rank_pattern={"single_transformer_blocks.0.proj_out": 2}, alpha_pattern={"to_q": 1},
+        )  # fmt: skip
+        inject_adapter_in_model(config, network)
+    facts = {k: getattr(config, k) for k in ("r", "lora_alpha", "rank_pattern", "alpha_pattern")}
+    state = get_peft_model_state_dict(network)
+    header = {METADATA: json.dumps({f"transformer.{k}": v for k, v in facts.items()})}
+    save_file({f"transformer.{k}": v.contiguous() for k, v in state.items()},
+              tmp_path / "a.safetensors", header)  # fmt: skip
+    lora = read(tmp_path / "a.safetensors", component("flux"), "flux")
+    lora.require_all()
+    (tmp_path / "peft").mkdir()
+    save_file({f"base_model.model.{k}": v.contiguous() for k, v in state.items()},
+              tmp_path / "peft" / "adapter_model.safetensors")  # fmt: skip
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(facts))
+    beside = read(tmp_path / "peft" / "adapter_model.safetensors", component("flux"), "flux")
+    layers = {key.rpartition(".lora_")[0] for key in state}
+    assert len(layers) > 3
+    for layer in layers:
+        delta = network.get_submodule(layer).get_delta_weight("default")
+        for found in (lora, beside):
+            mine = product(*(found.of("transformer")[f"{layer}.lora_{f}.weight"] for f in "AB"))
+            torch.testing.assert_close(mine.float(), delta.flatten(1), rtol=1e-5, atol=1e-6)
+
+
+def test_a_scale_that_bfloat16_cannot_hold_is_not_rounded_into_it(tmp_path):
+    layer = "transformer_blocks.0.attn.to_q"
+    a, b = (torch.ones(3, 64).bfloat16(), torch.full((64, 3), 1.0).bfloat16())
+    for alpha, dtype in ((1.0, torch.float32), (6.0, torch.bfloat16)):
+        tensors = {f"transformer.{layer}.lora_A.weight": a, f"transformer.{layer}.lora_B.weight": b}
+        tensors[f"transformer.{layer}.alpha"] = torch.tensor(alpha)
+        save_file(tensors, tmp_path / "a.safetensors")
+        part = Component("transformer", {layer: torch.Size((64, 64))})
+        found = read(tmp_path / "a.safetensors", part, "flux").of("transformer")
+        assert {value.dtype for value in found.values()} == {dtype}
+        assert torch.equal(found[f"{layer}.lora_B.weight"].float(), b.float() * (alpha / 3))
+
+
+def test_flux_by_its_authors_names():
+    """Fused layers become three or four, shift and scale of the last modulation change places, and
+    what is outside of the blocks is there too: shapes of the full size, rank 1."""
+    family = next(f for f in FAMILIES if f.name == "flux")
+    part = full_size(family)
+    draw = torch.Generator().manual_seed(0)
+    sizes = {
+        "double_blocks_0_img_attn_qkv": (3072, 9216),
+        "single_blocks_37_linear1": (3072, 21504),
+        "double_blocks_18_txt_mlp_2": (12288, 3072),
+        "final_layer_adaLN_modulation_1": (3072, 6144),
+        "final_layer_linear": (3072, 64),
+        "txt_in": (4096, 3072),
+        "guidance_in_in_layer": (256, 3072),
+    }
+    tensors, wanted = {}, {}
+    for name, (inputs, outputs) in sizes.items():
+        a, b = torch.randn(1, inputs, generator=draw), torch.randn(outputs, 1, generator=draw)
+        words = {".lora_down.weight": a, ".lora_up.weight": b, ".alpha": torch.tensor(0.5)}
+        tensors |= {f"lora_unet_{name}{end}": value for end, value in words.items()}
+        x = torch.linspace(-1, 1, inputs)
+        wanted[name] = 0.5 * b @ (a @ x)
+    weights = Weights(Path("lora.safetensors.pth"), list(tensors), lambda key: tensors[key])
+    lora = read_lora(weights, [part], "FluxPipeline")
+    lora.require_all()
+    found = lora.of("transformer")
+
+    def delta(layer: str) -> Tensor:
+        a, b = (found[f"{layer}.lora_{f}.weight"] for f in "AB")
+        return b @ (a @ torch.linspace(-1, 1, a.shape[1]))
+
+    same = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
+    fused = wanted["double_blocks_0_img_attn_qkv"].split(3072)
+    for letter, rows in zip("qkv", fused, strict=True):
+        same(delta(f"transformer_blocks.0.attn.to_{letter}"), rows)
+    fused = wanted["single_blocks_37_linear1"].split([3072, 3072, 3072, 12288])
+    single = "single_transformer_blocks.37"
+    for layer, rows in zip(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), fused, strict=True):
+        same(delta(f"{single}.{layer}"), rows)
+    shift, scale = wanted["final_layer_adaLN_modulation_1"].chunk(2)
+    same(delta("norm_out.linear"), torch.cat([scale, shift]))
+    same(delta("proj_out"), wanted["final_layer_linear"])
+    same(delta("context_embedder"), wanted["txt_in"])
+    same(delta("time_text_embed.guidance_embedder.linear_1"), wanted["guidance_in_in_layer"])
+    same(delta("transformer_blocks.18.ff_context.net.2"), wanted["double_blocks_18_txt_mlp_2"])
+    assert len(found) == 2 * (3 + 4 + 5)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"lokr_w1": (4, 4), "lokr_w2": (16, 16)}, "of a kind that is not read, LoKr: "),
+        ({"hada_w1_a": (64, 4), "hada_w1_b": (4, 64)}, "of a kind that is not read, LoHa: "),
+        (
+            {"lora_A.weight": (4, 64), "lora_B.weight": (64, 4), "dora_scale": (64, 1)},
+            "DoRA in LyC",
+        ),
+        ({"lora_A.weight": (4, 64)}, "without one of the two factors: "),
+        (
+            {"lora_A.weight": (4, 3072), "lora_B.weight": (3072, 4)},
+            "of another shape than the netw",
+        ),
+        ({"lora_A.weight": (4, 64), "lora_B.weight": (64, 5)}, "of another shape than the network"),
+        ({"diff_b": (64,)}, "of a kind that is not read, whole differences: "),
+        ({"weight": (64, 64)}, "of a kind that is not read, no factors: "),
+    ],
+)
+def test_what_is_not_read_is_named(more, said, tmp_path):
+    layer = "transformer.transformer_blocks.0.attn"
+    good = {"lora_A.weight": torch.ones(4, 64), "lora_B.weight": torch.ones(64, 4)}
+    good = {f"{layer}.to_k.{key}": value for key, value in good.items()}
+    save_file(good | {f"{layer}.to_q.{k}": torch.ones(shape) for k, shape in more.items()},
+              tmp_path / "a.safetensors")  # fmt: skip
+    layers = [f"transformer_blocks.0.attn.to_{x}" for x in "qk"]
+    part = Component("transformer", {layer: torch.Size((64, 64)) for layer in layers})
+    lora = read(tmp_path / "a.safetensors", part, "flux")
+    assert {k.rpartition(".lora_")[0] for k in lora.tensors} == {f"{layer}.to_k"}
+    with pytest.raises(ValueError, match="does not fit: 1 of its 2 layers fit nowhere") as error:
+        lora.require_all()
+    assert said in str(error.value) and f"{layer}.to_q" in str(error.value)
+
+
+def test_a_message_does_not_grow_with_the_layers(tmp_path):
+    shapes = {f"blocks.{n}": torch.Size((8, 8)) for n in range(400)}
+    tensors = written(flat("lora_unet"), *KOHYA, pairs_of(shapes, ALPHAS["at"]))
+    save_file(tensors, tmp_path / "a.safetensors")
+    lora = read(tmp_path / "a.safetensors", component("flux"), "flux")
+    assert len(lora.said()) < 300 and lora.said().startswith("400 of its 400 layers fit nowhere")
+
+
+# What is written, and who reads it
+
+
+@pytest.mark.parametrize("alphas", ["below", "at", "above"])
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_written_is_applied_and_fused_alike_by_diffusers(name, alphas, tmp_path):
+    """diffusers' own loader of a pipeline puts W + (alpha / rank) B A into the network."""
+    case, part = CASES[name], component(name)
+    alpha = ALPHAS[alphas](0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network, by_hand = case.make().eval(), case.make().eval()
+    by_hand.load_state_dict(network.state_dict())
+    pairs = {
+        k: (a / 30, b / 30, alpha) for k, (a, b, _) in pairs_of(part.shapes, ALPHAS["at"]).items()
+    }
+    write(part, pairs, alpha, tmp_path)
+    loader = getattr(diffusers, OF[name])
+    words = {"unet_config": network.config} if name == "sdxl" else {}
+    state = loader.lora_state_dict(tmp_path, **words)
+    if name == "sdxl":
+        assert state[1] == {}  # alphas of layers
+        loader.load_lora_into_unet(state[0], state[1], network)
+    else:
+        loader.load_lora_into_transformer(state, transformer=network, **(
+            {"network_alphas": None} if name == "flux" else {}))  # fmt: skip
+    with torch.no_grad():
+        for layer, (a, b, _) in pairs.items():
+            weight = by_hand.get_submodule(layer).weight
+            weight += (alpha / RANK * product(a, b)).float().view_as(weight)
+        x = torch.randn(case.sample, generator=torch.Generator().manual_seed(1))
+        wanted = case.call(by_hand, x)
+        torch.testing.assert_close(case.call(network, x), wanted, rtol=1e-4, atol=1e-4)
+        network.fuse_lora()
+        for layer in pairs:
+            mine = network.get_submodule(layer).get_base_layer().weight
+            torch.testing.assert_close(
+                mine, by_hand.get_submodule(layer).weight, rtol=1e-5, atol=1e-6
+            )
+
+
+def write(part: Component, pairs: Pairs, alpha: float, folder: Path) -> Path:
+    """A file as a run's student and the export write it."""
+    state = {
+        f"{k}.lora_{f}.weight": v for k, ab in pairs.items() for f, v in zip("AB", ab, strict=False)
+    }
+    key = partial(written_key, part.name, part.kohya)
+    layout = Layout.of_lora(state, torch.float32, key, alpha / RANK)
+    fill_component(folder, layout, (layout.written(k, v) for k, v in state.items()))
+    check(read_lora(open_lora(folder / LORA_FILE), [part], "FluxPipeline"), part.name, pairs)
+    return folder / LORA_FILE
+
+
+def subset(part: Component, layers: Iterable[str]) -> Component:
+    return Component(part.name, {layer: part.shapes[layer] for layer in layers}, part.kohya)
+
+
+def keys_of(part: Component) -> set[str]:
+    factors = (f"{layer}.lora_{f}.weight" for layer in part.shapes for f in "AB")
+    return {written_key(part.name, part.kohya, key) for key in factors}
+
+
+RECIPES_OF = {
+    "FLUX.1-dev": "FLUX/flux_senseflow",
+    "SDXL": "sdxl/sdxl_senseflow",
+    "SD3.5 Medium": "SD35/sd35_senseflow",
+    "SD3.5 Large": "SD35/sd35_large_senseflow",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.title)
+def test_clients_know_every_layer_of_a_recipe_and_nearly_all_others(family):
+    """By their rules (lora_clients.py), on the full-size networks: the recipe's targets, and every
+    layer, as extract_lora takes them."""
+    part = full_size(family)
+    targets = load_config(Path("configs", f"{RECIPES_OF[family.title]}.yaml")).lora.targets
+    ends = tuple(f".{target}" for target in targets)
+    recipe = subset(part, [x for x in part.shapes if f".{x}".endswith(ends)])
+    assert len(recipe.shapes) > 200
+    for client in (comfyui, invokeai, stable_diffusion_cpp):
+        assert not client(recipe, keys_of(recipe))  # none lost, or a family that it has no LoRA of
+    keys = keys_of(part)
+    assert comfyui(part, keys) == set()
+    last = 37 if family.title == "SD3.5 Large" else 23
+    embeddings = {f"{x}_embedding.linear_{n}" for x in ("time", "add") for n in (1, 2)}
+    lost = {
+        "flux": {"norm_out.linear"},
+        "sd35": {"norm_out.linear", f"transformer_blocks.{last}.norm1_context.linear"},
+        "sdxl": embeddings,
+    }
+    assert stable_diffusion_cpp(part, keys) == lost[family.name]
+    assert (invokeai(part, keys) is None) == (family.name == "sd35")
+    if family.name == "flux":
+        assert invokeai(part, keys) == set(part.shapes)  # for the sake of one
+        others = subset(part, part.shapes.keys() - {"norm_out.linear"})
+        assert invokeai(others, keys_of(others)) == set()
+
+
+def test_clients_do_not_know_what_was_written_before():
+    """diffusers' form of SDXL: the reason for kohya's. The number is what ComfyUI 0.3.64 left out
+    of the recipe's 784 layers when it was tried."""
+    part = full_size(next(f for f in FAMILIES if f.name == "sdxl"))
+    keys = {written_key("unet", None, f"{x}.lora_{f}.weight") for x in part.shapes for f in "AB"}
+    lost = comfyui(part, keys)
+    assert len(lost) == 560 and all(".to_" in layer for layer in lost)
+    assert invokeai(part, keys) == set(part.shapes)
