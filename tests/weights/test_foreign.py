@@ -105,8 +105,7 @@ def test_gguf_without_its_package_says_so(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        (["lora_unet_double_blocks_0_img_attn_proj.lora_down.weight"], "give it as --lora"),
-        (["transformer.transformer_blocks.0.attn.to_q.lora_down.weight"], "give it as --lora"),
+        (["transformer.transformer_blocks.0.attn.to_q.lora_down.weight"], "as --lora it is put on"),
         (["proj_out.weight", "proj_out.weight.absmax"], "is quantized (bitsandbytes)"),
         (["proj_out.weight", "proj_out.SCB"], "is quantized (bitsandbytes)"),
         (["proj_out.weight._data", "proj_out.weight._scale"], "is quantized (optimum-quanto)"),
