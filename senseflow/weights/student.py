@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def open_weights(file: Path, ema: bool = False) -> Weights:
         weights = open_gguf(file)
     else:
         weights = _open_pickle(file, ema)
-    return _stripped(readable(weights))
+    return readable(_stripped(weights))
 
 
 def _open_pickle(file: Path, ema: bool) -> Weights:
@@ -219,7 +219,7 @@ def _stripped(weights: Weights) -> Weights:
         prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in names)), "")
     ):
         names = {key.removeprefix(prefix): name for key, name in names.items()}
-    return Weights(weights.source, list(names), lambda key: weights.read(names[key]))
+    return replace(weights, keys=list(names), read=lambda key: weights.read(names[key]))
 
 
 def build_student(

@@ -16,6 +16,7 @@ from senseflow.teachers.flux.family import FLUX
 
 BASE = ROOT / "assets/tiny/flux/pipeline"
 CONFIG = BASE / "transformer" / "config.json"
+RESHAPED = "x_embedder.weight"
 E4M3 = torch.float8_e4m3fn
 
 
@@ -68,6 +69,9 @@ def test_gguf_is_what_diffusers_makes_of_it(state, tmp_path, caplog, capsys):
     for key, value in state.items():
         low = value.dim() == 2 and value.shape[1] % 32 == 0
         kind = gguf.GGMLQuantizationType.Q8_0 if low else gguf.GGMLQuantizationType.F32
+        if key == RESHAPED:  # into rows of whole blocks, as converters for ComfyUI do
+            writer.add_array(f"comfy.gguf.orig_shape.{key}", tuple(value.shape))
+            value = value.reshape(-1, 256)
         writer.add_tensor(key, gguf.quantize(value.numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -78,6 +82,8 @@ def test_gguf_is_what_diffusers_makes_of_it(state, tmp_path, caplog, capsys):
         key: dequantize_gguf_tensor(value).float() if hasattr(value, "quant_type") else value
         for key, value in theirs.items()
     }
+    assert wanted[RESHAPED].shape[1] == 256
+    wanted[RESHAPED] = wanted[RESHAPED].view(state[RESHAPED].shape)
     state = load_network(file, CONFIG).state_dict()
     assert state.keys() == wanted.keys()
     for key, value in wanted.items():  # theirs is in float16
