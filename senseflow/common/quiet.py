@@ -1,5 +1,6 @@
 """Who may speak: the run's own notes, not the libraries'."""
 
+import importlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,16 +16,16 @@ def set_up_notes(level: int) -> None:
 
 def quiet_libraries() -> None:
     """The networks' libraries lose their loading bars and notes."""
-    _silence()
+    _silence(_speakers())
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """The same for a while: a caller's own settings come back."""
-    notes = _speakers()
+def quiet(*libraries: str) -> Iterator[None]:
+    """The same for a while, of both libraries or of those named; the settings before come back."""
+    notes = _speakers(*libraries)
     before = [(note.get_verbosity(), note.is_progress_bar_enabled()) for note in notes]
-    _silence()
+    _silence(notes)
     try:
         yield
     finally:
@@ -34,14 +35,12 @@ def quiet() -> Iterator[None]:
                 note.enable_progress_bar()
 
 
-def _silence() -> None:
-    for note in _speakers():
+def _silence(notes: list[Any]) -> None:
+    for note in notes:
         note.set_verbosity_error()
         note.disable_progress_bar()
 
 
-def _speakers() -> list[Any]:
-    import diffusers  # seconds
-    import transformers
-
-    return [diffusers.utils.logging, transformers.utils.logging]
+def _speakers(*libraries: str) -> list[Any]:
+    names = libraries or ("diffusers", "transformers")  # seconds to import
+    return [importlib.import_module(f"{name}.utils.logging") for name in names]

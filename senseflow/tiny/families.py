@@ -25,6 +25,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
+from senseflow.common.quiet import quiet
 from senseflow.config import families
 from senseflow.sampling.drawing import Paths
 from senseflow.sampling.model import find_model
@@ -162,7 +163,8 @@ class Sampler:
         self.family, self.prompts = family_of(folder), prompts
         self.folder = folder
         self.guidance = self.family.guidance if guidance is None else guidance
-        self.pipeline = self.family.pipeline.from_pretrained(folder)
+        with quiet():
+            self.pipeline = self.family.pipeline.from_pretrained(folder)
         self.pipeline.set_progress_bar_config(disable=True)
         self.own_scheduler = self.pipeline.scheduler.config
         self.networks: dict[str, ModelMixin] = {

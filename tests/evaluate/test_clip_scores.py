@@ -6,6 +6,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from image_folders import PROMPTS, pictures, write_images, write_seeds
 from metric_parts import (
     OPEN_CLIP,
@@ -119,9 +120,11 @@ def test_hps_sees_the_whole_image_padded_and_no_prefix(images, clip, tmp_path, n
     assert entry["value"] == pytest.approx(mean_cosine(model_of(clip), pixels, PROMPTS), abs=1e-5)
 
 
-def test_pick_score_is_the_scaled_cosine_of_transformers(images, tmp_path):
+def test_pick_score_is_the_scaled_cosine_of_transformers(images, tmp_path, capsys):
     folder = save_clip_model(tmp_path / "PickScore_v1")
+    transformers.utils.logging.enable_progress_bar()
     ours = value(images, tmp_path / "r.json", "--metrics", "pick_score", "--pick_score", folder)
+    assert "Loading weights" not in capsys.readouterr().err  # nor any other bar of a library
     model = CLIPModel.from_pretrained(folder).eval()
     tokens = AutoTokenizer.from_pretrained(folder)(PROMPTS, padding=True, return_tensors="pt")
 

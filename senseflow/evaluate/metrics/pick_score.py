@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from senseflow.common.quiet import quiet
 from senseflow.evaluate.metrics import metric
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def open_pick(folder: Path, processor: Path, machine: metric.Machine) -> metric.
     import torch.nn.functional as F
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-    with metric.reading(folder):
+    with metric.reading(folder), quiet("transformers"):
         model, told = CLIPModel.from_pretrained(
             folder, local_files_only=True, dtype=machine.dtype, output_loading_info=True
         )
