@@ -1,10 +1,13 @@
 """What the page's buttons do, without a browser; and its server, through gradio's own client."""
 
 import html
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from flux_pipeline import transformer
 from PIL import Image
 from studios import CASES, PROMPT, no_step, open_from, pixels, save_run
 
@@ -71,6 +74,25 @@ def test_the_teacher_can_be_switched_off(page):
     shown = merged(press(page, with_teacher=False, teacher_steps=None))
     assert shown[page.parts.pictures[TEACHER]] is None
     assert shown[page.parts.pictures[STUDENT]].size == (32, 24)
+
+
+def test_a_prompt_whose_end_is_not_read_is_said_under_its_image(page):
+    for prompt, said in ((PROMPT, False), ("word " * 100, True)):
+        shown = merged(press(page, prompt=prompt, with_teacher=False))
+        caption = shown[page.parts.captions[STUDENT]]
+        assert ("prompt cut: text_encoder reads " in caption) == said
+
+
+def test_a_teacher_that_takes_no_guidance_is_drawn_without(flux_folder, tmp_path):
+    base = Path(shutil.copytree(flux_folder, tmp_path / "base"))
+    shutil.rmtree(base / "transformer")
+    transformer(guidance_embeds=False).save_pretrained(base / "transformer")
+    run = save_run(CASES["flux"], base, tmp_path)
+    page = Page(open_from("--pipeline", base, "--checkpoint", run))
+    guidance = page.parts.settings.guidance
+    assert not guidance.visible and guidance.value is None
+    caption = merged(press(page))[page.parts.captions[TEACHER]]
+    assert "3 steps" in caption and "guidance" not in caption
 
 
 def test_the_history_is_bounded_and_the_newest_comes_first(page):
