@@ -4,13 +4,12 @@
 it); digests of its files in the manifest tell one that was damaged since. Needs no torch.
 """
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from senseflow.common.files import sha256_of
+from senseflow.common.files import read_json, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def checkpoints_of(path: Path) -> list[Path]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Iteration and digests of the files; {"damage": why} when it cannot be read."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_json(folder / MANIFEST)
         return {"iteration": int(manifest["iteration"]), "files": dict(manifest["files"])}
     except (ValueError, KeyError, TypeError, OSError) as error:
         return {"damage": f"{MANIFEST} cannot be read: {error!r}"}

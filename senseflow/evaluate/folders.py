@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from senseflow.common.files import parse_json
 from senseflow.common.tables import FILE_COLUMNS, find_column
 from senseflow.data.ahead import in_groups
 from senseflow.data.decode import UNREADABLE, read_rgb
@@ -159,7 +160,7 @@ def _told(file: Path, sidecar: Path, prefix: str = "") -> Picture:
     prefix: of the key, before the index.
     """
     try:
-        tree = json.loads(sidecar.read_text(encoding="utf-8"))
+        tree = parse_json(sidecar.read_bytes(), "it")
         index, prompt = int(tree["index"]), str(tree["prompt"])
     except FileNotFoundError as error:
         raise ValueError(

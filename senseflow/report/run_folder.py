@@ -4,7 +4,6 @@ A run may still be training while it is read, and may have been killed at any mo
 written or missing is a notice, not an error.
 """
 
-import json
 import re
 import time
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from senseflow.common.files import parse_json
 from senseflow.config.yaml_text import read_yaml
 from senseflow.report.signals import Facts
 
@@ -172,7 +172,7 @@ def read_rows(file: Path) -> tuple[list[Row], list[str]]:
 def _row(line: str) -> Row | None:
     """One row; None when it is not a JSON object of numbers with an iteration."""
     try:
-        row = json.loads(line)
+        row = parse_json(line, "a row")
     except ValueError:
         return None
     if not isinstance(row, dict) or "iteration" not in row:

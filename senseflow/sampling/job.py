@@ -1,12 +1,13 @@
 """What one call is to draw: prompts, and the image and files of each; needs no torch."""
 
-import json
 import logging
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from senseflow.common.files import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def is_whole(file: Path) -> bool:
 def read_sidecar(file: Path) -> dict[str, Any] | None:
     """How an image was made; None without a readable object."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_bytes(), "it")
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

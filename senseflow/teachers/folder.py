@@ -3,7 +3,6 @@
 Light: needs neither torch nor diffusers, so that a wrong folder is answered at once.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +46,7 @@ def name_of(folder: Path) -> str:
 def base_config(base: Path, part: str) -> dict[str, Any]:
     """config.json of a base's part, {} without one."""
     file = base / part / "config.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def scheduler_config(folder: Path, **defaults: Any) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def encoder_classes(folder: Path) -> dict[str, str | None]:
 def stated_length(tokenizer: Path, most: int) -> int:
     """The tokens that a tokenizer states, at most `most`."""
     file = tokenizer / "tokenizer_config.json"
-    stated = json.loads(file.read_text()).get("model_max_length") if file.is_file() else None
+    stated = read_json(file).get("model_max_length") if file.is_file() else None
     return int(min(stated or most, most))
 
 

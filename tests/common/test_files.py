@@ -17,9 +17,15 @@ from senseflow.common.files import (
     write_whole,
 )
 from senseflow.common.pictures import save_whole
+from senseflow.data.cache_index import read_index
 from senseflow.data.check import __main__ as check
+from senseflow.data.image_lists import read_lists
+from senseflow.engine.checkpoint_folders import read_manifest
 from senseflow.evaluate import results
 from senseflow.plan import __main__ as plan
+from senseflow.report import run_folder
+from senseflow.sampling.job import read_sidecar
+from senseflow.teachers.folder import base_config
 
 NUM = 25
 
@@ -102,6 +108,21 @@ def test_json_in_any_of_utfs_encodings(tmp_path, encoding):
 def test_what_is_no_json_is_one_line_with_its_name(text, message):
     with pytest.raises(ValueError, match=f"^the file is not valid JSON: .*{message}"):
         parse_json(text, "the file")
+
+
+def test_brackets_thousands_deep_are_damage_to_every_reader_of_json(tmp_path):
+    deep = "[" * 5000
+    for name in ("manifest.json", "index.json", "config.json"):
+        (tmp_path / name).write_text(deep)
+    assert "nested too deeply" in read_manifest(tmp_path)["damage"]
+    assert read_sidecar(tmp_path / "config.json") is None and run_folder._row(deep) is None
+    for read in (
+        lambda: read_index(tmp_path),
+        lambda: base_config(tmp_path.parent, tmp_path.name),
+        lambda: read_lists(tmp_path / "index.json"),
+    ):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            read()
 
 
 def test_two_that_write_one_output_do_not_mix_their_files(tmp_path):

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import lmdb
@@ -320,6 +321,16 @@ def test_groups_equal_those_of_all_pairs():
         members.setdefault(g, []).append(i)
     expected = sorted(m for m in members.values() if len(m) > 1)
     assert len(expected) > 12 and sorted(near_groups(looks)) == expected
+
+
+def test_thousands_of_blank_pages_take_no_time():
+    pages = [
+        Look(1, 1, "L", 1, False, 1, 0.0, i.to_bytes(2), 0, b"\xff" * 192) for i in range(20_000)
+    ]
+    pages[7] = replace(pages[7], hash=2**40 - 1)  # a written one
+    start = time.process_time()
+    (group,) = near_groups(pages)
+    assert len(group) == 19_999 and 7 not in group and time.process_time() - start < 2
 
 
 def test_processes_agree_with_one(tmp_path):

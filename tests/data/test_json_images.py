@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from short_runs import begin, configure, finish, write_pictures
 from transformers import CLIPTokenizer
 
 from senseflow.data.image_lists import read_lists
@@ -160,6 +161,24 @@ def test_a_prompt_with_half_an_emoji_is_passed_over_as_an_image_that_cannot_be_r
     assert CLIPTokenizer.from_pretrained(TOKENIZER)(item.prompt)["input_ids"]
     with pytest.raises(TypeError):  # which a run ended with
         CLIPTokenizer.from_pretrained(TOKENIZER)(prompts[0])
+
+
+def test_a_run_goes_past_captions_and_files_that_cannot_be_read(tmp_path, caplog):
+    """From the commands' data set to iterations: half an emoji, a pipe, a byte order mark."""
+    write_pictures(tmp_path / "data")
+    file = tmp_path / "data" / "data.json"
+    tree = json.loads(file.read_text())
+    tree["prompts"][:4] = ["a cat \ud83d", "a\0b", "   ", "\u202ecat"]
+    os.mkfifo(tmp_path / "data" / "pipe.png")
+    tree["image_paths"][5] = "pipe.png"
+    file.write_text(json.dumps(tree), encoding="utf-8-sig")
+    settings = ("adversarial.kind=none", "isg.weight=0", "train.batch_size=4", "train.iter_num=2")
+    finish(begin(configure(file, *settings), tmp_path / "run"))
+    listed = (tmp_path / "run" / "unreadable.txt").read_text(encoding="utf-8").splitlines()
+    assert sorted(row.split("\t")[1].split(",")[0] for row in listed) == [
+        "a pipe", "its prompt holds half of a character",
+    ]  # fmt: skip
+    assert (tmp_path / "run" / "last_iter").read_text() == "2\n"
 
 
 def test_pipes_devices_and_names_that_are_none_are_unreadable_and_nothing_waits(tmp_path):

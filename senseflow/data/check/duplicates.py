@@ -29,7 +29,14 @@ def near_groups(looks: Sequence[Look | None]) -> list[list[int]]:
     places = [group[0] for group in _by_pixels(looks)]
     kept = [look for place in places if (look := looks[place]) is not None]
     parents = list(range(len(kept)))
-    for one, other in _near_pairs(kept):
+    first: dict[tuple[int, bytes], int] = {}
+    for number, look in enumerate(
+        kept
+    ):  # blank pages: thousands of them would be millions of pairs
+        parents[number] = first.setdefault((look.hash, look.thumbnail), number)
+    numbers = [*first.values()]
+    for a, b in _near_pairs([kept[number] for number in numbers]):
+        one, other = numbers[a], numbers[b]
         parents[_root(parents, max(one, other))] = _root(parents, min(one, other))
     groups: dict[int, list[int]] = {}
     for number, place in enumerate(places):

@@ -234,9 +234,9 @@ def _caption(parts: dict[str, bytes], columns: Columns) -> Any:
         return None
     try:
         row = parse_json(parts[".json"], "it")
-    except ValueError:
+        return columns.caption_of(row) if isinstance(row, dict) else None
+    except ValueError:  # no JSON, or with two columns of one name
         return parts[".json"]
-    return columns.caption_of(row) if isinstance(row, dict) else None
 
 
 def _require_ours(shard: Path, images: Path) -> None:

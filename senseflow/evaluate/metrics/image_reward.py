@@ -4,11 +4,11 @@ The published network is a ViT-L/16 and a BERT with cross-attention. Both exist 
 transformers under the same keys, so the published file loads into them as it is.
 """
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from senseflow.common.files import read_json
 from senseflow.evaluate.metrics import metric
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def load_reward(weights: Path, config: Path) -> Any:
     if not {VISION + "patch_embed.proj.weight", VISION + "pos_embed"} <= state.keys():
         raise ValueError(f"{weights} holds weights of another model than ImageReward")
     try:
-        told = json.loads(config.read_text(encoding="utf-8"))
+        told = read_json(config)
         sizes = {name: told[name] for name in CONFIG}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{config} is not ImageReward's med_config.json: {error!r}") from error
