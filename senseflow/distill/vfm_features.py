@@ -22,7 +22,9 @@ from senseflow.common.files import read_json
 
 LOCAL = "local-dir:"  # before a folder, in timm's names
 MODULES = ("vision_transformer", "eva")  # of timm, with DINOv2 and DINOv3
-ASKED = "a DINOv2 or DINOv3 is asked for, such as vit_large_patch14_dinov2.lvd142m"
+ASKED = (
+    "a DINOv2 or DINOv3 is asked for, such as vit_large_patch14_dinov2.lvd142m, or local-dir:FOLDER"
+)
 
 
 class FrozenBackbone(nn.Module):
@@ -55,8 +57,7 @@ class FrozenBackbone(nn.Module):
         vit = create_vit(name, checkpoint, random_seed, dtype)
         if list(taps) != sorted(set(taps)) or not 0 <= min(taps) <= max(taps) < len(vit.blocks):
             raise ValueError(
-                f"adversarial.taps must ascend within 0..{len(vit.blocks) - 1} for {name}, got "
-                f"{list(taps)}"
+                f"adversarial.taps must ascend within 0..{len(vit.blocks) - 1}, got {list(taps)}"
             )
         # what lies behind the last tap is never run
         vit.prune_intermediate_layers(list(taps), prune_norm=True)

@@ -130,8 +130,13 @@ def check_backbone(config: Config) -> None:
     """Raise ValueError for a backbone of another kind, taps that it has not and images smaller than
     its patch; nothing is loaded."""
     name, size = config.paths.dinov2, config.train.resolution
-    with torch.device("meta"):
-        backbone = FrozenBackbone(name, config.adversarial.taps, random_seed=0)
+    if name.startswith("hf-hub:"):
+        return  # known when timm has fetched it
+    try:
+        with torch.device("meta"):
+            backbone = FrozenBackbone(name, config.adversarial.taps, random_seed=0)
+    except (ValueError, RuntimeError) as error:  # the latter for a tag that timm does not know
+        raise ValueError(f"paths.dinov2 {name}: {error}") from error
     patch = backbone.vit.patch_embed.patch_size
     if any(side < p for side, p in zip(size, patch, strict=True)):
         raise ValueError(f"train.resolution {list(size)} is below a patch of {name}, {list(patch)}")
