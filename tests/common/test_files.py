@@ -111,7 +111,7 @@ def test_what_is_no_json_is_one_line_with_its_name(text, message):
 
 
 def test_brackets_thousands_deep_are_damage_to_every_reader_of_json(tmp_path):
-    deep = "[" * 5000
+    deep = '{"a":' * 5000
     for name in ("manifest.json", "index.json", "config.json"):
         (tmp_path / name).write_text(deep)
     assert "nested too deeply" in read_manifest(tmp_path)["damage"]
