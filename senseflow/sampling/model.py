@@ -246,6 +246,13 @@ def _find(family: Family, paths: Paths, checkpoint: Path) -> Student:
             raise FieldError("config", f"{paths.config}: a LoRA is for the base's own network")
         own = paths.base / family.component / "config.json"
         logger.info("LoRA: %s\nbase: %s", files.weights, own.parent)
+        if files.card is None:
+            logger.warning(
+                "warning: the LoRA %s has no senseflow.json and is drawn as a student, in a few "
+                "steps without guidance; one that is no student goes to --lora, on a teacher or a "
+                "student",
+                files.weights,
+            )
         lora = lora_student(family, paths.base, files.weights)
         return Student(files, lora, read_json(own), str(own))
     config, config_name = _choose_config(family, paths, files, weights)

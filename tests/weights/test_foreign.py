@@ -12,6 +12,8 @@ from student_networks import load_network
 
 from senseflow.common.files import ROOT
 from senseflow.sampling.cli import main
+from senseflow.sampling.drawing import Paths
+from senseflow.sampling.model import find_model
 from senseflow.teachers.flux.family import FLUX
 
 BASE = ROOT / "assets/tiny/flux/pipeline"
@@ -125,6 +127,15 @@ def test_gguf_without_its_package_says_so(tmp_path, monkeypatch, capsys):
 def test_what_is_not_read_is_named(keys, said, tmp_path, capsys):
     save_file({key: torch.zeros(2, 2) for key in keys}, tmp_path / "x.safetensors")
     assert said in refusal(tmp_path / "x.safetensors", capsys)
+
+
+def test_a_strangers_lora_is_drawn_with_a_word_on_where_it_belongs(tmp_path, caplog):
+    """Kohya's names; without a card nothing says that it is a student."""
+    layer = "lora_unet_double_blocks_0_img_attn_proj"
+    held = {f"{layer}.lora_down.weight": torch.zeros(4, 64), f"{layer}.alpha": torch.tensor(4.0)}
+    save_file({**held, f"{layer}.lora_up.weight": torch.zeros(64, 4)}, tmp_path / "x.safetensors")
+    model = find_model(FLUX, Paths(BASE, tmp_path / "x.safetensors"))
+    assert model.student and "one that is no student goes to --lora" in caplog.text
 
 
 def test_comfyuis_other_few_bits_are_named(tmp_path, capsys):
