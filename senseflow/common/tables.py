@@ -47,17 +47,14 @@ _NO_TEXT = {  # by how a file begins
     b"PK\x03\x04": "a ZIP archive, as .xlsx files are: unpack it, or save the sheet as CSV",
     LFS: "a pointer of Git LFS: `git lfs pull` in its folder fetches the file itself",
 }
-_SCALARS = (
-    "string",
-    "large_string",
-    "dictionary",
-    "integer",
-    "floating",
-    "boolean",
-    "null",
-)  # of pyarrow
+_SCALARS = (  # of pyarrow
+    "string", "large_string", "dictionary", "integer", "floating", "boolean", "null",
+)  # fmt: skip
 _JSON = re.compile(r'\s*(\{\s*("|\}\s*\Z)|\[\s*(["{]|\]\s*\Z))')  # how JSON begins, hardly a prompt
-_FOREIGN = {".yaml": "YAML", ".yml": "YAML", ".xml": "XML", ".html": "HTML", ".toml": "TOML"}
+_FOREIGN = {  # by name, where the content is no table
+    ".yaml": "YAML", ".yml": "YAML", ".xml": "XML", ".html": "HTML", ".toml": "TOML",
+    PARQUET: "parquet by its name alone",
+}  # fmt: skip
 _LIKE_A_NAME = re.compile(r"[\w .:/()#-]{0,40}")  # of a column
 _NAMES = {  # that are column names, where a sentence might be one too
     *TEXT_COLUMNS, *FILE_COLUMNS, "id", "image_id", "key", "category", "challenge", "note", "tag",
@@ -96,24 +93,26 @@ def open_table(file: Path, known: Iterable[str], cut_at_tab: bool = False) -> Ta
     if begin.startswith(b"PAR1"):
         return Table(file, "row", _parquet(file))
     text = read_text(file)
-    lines = text.split("\n")
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    suffix, known = file.suffix.lower(), frozenset(known)
-    if not numbered:
+    # From its first line on, which may begin with a tab: pandas gives its index no name.
+    start = text.rfind("\n", 0, len(text) - len(text.lstrip())) + 1
+    text, blank = text[start:].rstrip(), text.count("\n", 0, start)
+    if not text:
         return Table(file, "line", iter(()), lines=True)
+    line, suffix, known = text.partition("\n")[0], file.suffix.lower(), frozenset(known)
     if _JSON.match(text):
-        return _json(file, text, numbered, known)
-    first = numbered[0][0]
-    if delimiter := _delimiter(lines[first - 1], suffix, known):
-        rows = _delimited(file, "\n".join(lines[first - 1 :]), delimiter, first)
-        return Table(file, "line", rows)
+        return _json(file, text, blank, known)
+    if delimiter := _delimiter(line, suffix, known):
+        return Table(file, "line", _delimited(file, text, delimiter, blank))
     # texts in quotes, one a line
-    if suffix in JSON or all(s.startswith('"') and _is_json(s) for _, s in numbered):
-        return _json(file, text, numbered, known)
-    if suffix in _FOREIGN or suffix == PARQUET:
-        kind = _FOREIGN.get(suffix, "parquet by its name alone")
-        raise ValueError(f"{file} is {kind}, which is not read: save it as CSV, JSON or lines")
-    return Table(file, "line", iter(_plain(file, numbered, cut_at_tab)), lines=True)
+    quoted = line.lstrip().startswith('"')
+    if suffix in JSON or (quoted and all(_is_json(s) for _, s in _numbered(text, blank))):
+        return _json(file, text, blank, known)
+    if suffix in _FOREIGN:
+        raise ValueError(
+            f"{file} is {_FOREIGN[suffix]}, which is not read: save it as CSV, JSON or lines"
+        )
+    rows = _plain(file, list(_numbered(text, blank)), cut_at_tab)
+    return Table(file, "line", iter(rows), lines=True)
 
 
 def read_text(file: Path) -> str:
@@ -126,15 +125,14 @@ def read_text(file: Path) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file} is not {encoding.upper()} text ({error}): save it as UTF-8"
-        ) from (error)
+        what = encoding.upper().removesuffix("-SIG")
+        raise ValueError(f"{file} is not {what} text ({error}): save it as UTF-8") from error
     if "\0" in text:
         raise ValueError(
             f"{file} holds NUL characters, so it is no text, or UTF-16 without a byte order mark: "
             "save it as UTF-8"
         )
-    if text.lstrip().lower().startswith(tuple(mark.decode() for mark in MARKUP)):
+    if text[:1000].lstrip().lower().startswith(tuple(mark.decode() for mark in MARKUP)):
         raise ValueError(f"{file} is a page (HTML or XML): download the file itself")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -185,13 +183,20 @@ def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise ValueError(f"{file} cannot be read as parquet: {error}") from error
 
 
-def _json(file: Path, text: str, numbered: list[tuple[int, str]], known: frozenset[str]) -> Table:
+def _numbered(text: str, blank: int) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank; blank: how many stood before the text."""
+    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), blank + 1))
+    return ((number, line) for number, line in lines if line)
+
+
+def _json(file: Path, text: str, blank: int, known: frozenset[str]) -> Table:
     """A list or an object, or one of them per line."""
-    if len(numbered) > 1 and _is_json(numbered[0][1]):
+    first, _, more = text.partition("\n")
+    if more and _is_json(first):
+        numbered = _numbered(text, blank)
         rows = ((number, parse_json(s, f"{file}, line {number}")) for number, s in numbered)
         return Table(file, "line", rows)
-    tree = parse_json(text, str(file))
-    inside, entries = _entries(file, tree, known)
+    inside, entries = _entries(file, parse_json(text, str(file)), known)
     return Table(file, "entry", enumerate(entries, 1), inside)
 
 
@@ -262,9 +267,9 @@ def _delimiter(line: str, suffix: str, known: frozenset[str]) -> str | None:
 
 
 def _delimited(
-    file: Path, text: str, delimiter: str, first: int
+    file: Path, text: str, delimiter: str, blank: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows by the names of the columns; first: the number of the line with these names."""
+    """The rows by the names of the columns; blank: how many lines stood before the text."""
     raw = delimiter == "\t" and not _is_quoted(text)
     reader = csv.reader(
         io.StringIO(text, newline=""),
@@ -274,10 +279,10 @@ def _delimited(
         strict=True,
     )
     names: list[str] = []
-    begin = first
+    begin = blank + 1
     try:
         for cells in reader:
-            line, begin = begin, first + reader.line_num
+            line, begin = begin, blank + reader.line_num + 1
             if not names:
                 names = _names(f"{file}, line {line}", cells)
             elif any(cell.strip() for cell in cells):

@@ -157,6 +157,8 @@ def test_a_column_of_each_name_is_found(tmp_path):
         ("p.tsv", 'id\tcaption\n5\t"a ""b"",\nc"\n', [('a "b",\nc', "5")]),
         ("p.csv", "﻿prompt\r\na\r\n\r\nb\r\n", [("a", None), ("b", None)]),
         ("p.csv", "id,prompt,\n1,a,\n", [("a", "1")]),
+        ("p.csv", ",prompt\n0,a\n", [("a", None)]),  # pandas' index has no name
+        ("p.tsv", " \n\tprompt\n0\ta\n1\tb\n\n", [("a", None), ("b", None)]),
         ("p.txt", "prompt\na, b and c\nd\n", [("a, b and c", None), ("d", None)]),
         ("p.txt", '"a"\n"b, c"\n', [("a", None), ("b, c", None)]),
         ("p.txt", "id, prompt\n1, a\n", [("a", "1")]),
