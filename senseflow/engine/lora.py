@@ -59,7 +59,7 @@ def initial_adapters(family: Family, base: Path, lora: LoraSettings, student: Pa
     weights = open_lora(find_student(student).weights)
     if not is_lora(weights.keys):
         raise ValueError(f"{_wrong(student)}: {weights.source} holds no adapters")
-    found = read_lora(weights, [family.adapted(base)], family.pipeline_class)
+    found = read_lora(weights, [family.adapted(base)])
     found.require_all()
     scale = lora.alpha / lora.rank
     tensors = {

@@ -177,7 +177,7 @@ def _of_lora(
 ) -> Source:
     """A LoRA in any form, which is written in ours; it is in memory."""
     assert files.card
-    lora = read_lora(open_lora(files.weights), [family.adapted(base)], family.pipeline_class)
+    lora = read_lora(open_lora(files.weights), [family.adapted(base)])
     lora.require_all()
     tensors = lora.of(family.component)
     layout = Layout.of_lora(tensors, dtype, family.lora_key(base))

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 def lora_student(family: Family, base: Path, file: Path) -> Lora:
     """A student's adapters, all of which are for the base's network; raises ValueError."""
-    lora = read_lora(open_lora(file), [family.adapted(base)], family.pipeline_class)
+    lora = read_lora(open_lora(file), [family.adapted(base)])
     lora.require_all(f"; as --lora it is put on top of a student or of the {family.title} teacher")
     return lora
 
@@ -47,7 +47,7 @@ def lora_on_top(family: Family, paths: Paths, network: Weights | None) -> Lora |
     if not is_lora(weights.keys):
         raise FieldError("lora", f"{file} holds no LoRA: its keys are such as {weights.keys[0]}")
     parts = [family.adapted(paths.base, network), *text_encoders(paths.base)]
-    lora = read_lora(weights, parts, family.pipeline_class)
+    lora = read_lora(weights, parts)
     if not lora.tensors:
         raise FieldError("lora", f"{file} has nothing for {family.title}: {lora.said()}")
     if lora.lost and not paths.lora_partial:

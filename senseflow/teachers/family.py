@@ -7,7 +7,7 @@ holds a subclass of `Family` and an `adapter` module with the networks; a recipe
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from senseflow.teachers.encoded import KnownPrompts
     from senseflow.weights.lora_files import Component
     from senseflow.weights.meta import Build, NetworkSource
+    from senseflow.weights.original import Rows
     from senseflow.weights.stored import Weights
 
 
@@ -233,7 +234,24 @@ class Family(ABC):
         from senseflow.weights.stored import component_weights
 
         weights = component_weights(base / self.component) if weights is None else weights
-        return Component(self.component, layer_shapes(weights), self.kohya_names(base))
+        kohya, authors = self.kohya_names(base), partial(self._by_authors, base)
+        return Component(self.component, layer_shapes(weights), kohya, None if kohya else authors)
+
+    def _by_authors(self, base: Path) -> "Mapping[str, list[Rows]]":
+        """The base's tensors as rows of its authors'; none of a network their files cannot hold."""
+        import diffusers
+
+        from senseflow.weights.meta import meta_network
+        from senseflow.weights.original import to_diffusers
+
+        original, config = self.original, folder.base_config(base, self.component)
+        if original is None:
+            return {}
+        network = meta_network(getattr(diffusers, self.network_class), config)
+        try:
+            return to_diffusers(network, lambda key: original.name(key, config))
+        except ValueError:
+            return {}
 
     # ------------------------------------------------------------------------ the networks: seconds
 

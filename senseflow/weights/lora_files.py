@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import diffusers
+import torch
 from diffusers.loaders.peft import PeftAdapterMixin
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.utils.other import get_pattern_key
@@ -23,6 +23,7 @@ from safetensors import safe_open
 from torch import Size, Tensor, nn
 
 from senseflow.common.files import read_json
+from senseflow.weights.original import Plan, Rows
 from senseflow.weights.stored import Weights
 
 METADATA = "lora_adapter_metadata"  # diffusers' key of a file's header
@@ -40,7 +41,6 @@ OTHER_KINDS = {  # by what the names of their tensors hold
     "lora_mid": "a convolution in three factors",
     "diff": "whole differences",
 }
-CONVERTS = (ValueError, KeyError, AssertionError, NotImplementedError, RuntimeError)
 NAMED = 5  # layers in a message
 ENCODERS_ADAPTER = "default_0"  # the name of the only one of a text encoder
 
@@ -52,6 +52,7 @@ class Component:
     name: str
     shapes: Mapping[str, Size]  # of the layers' weights
     kohya: Callable[[str], str] | None = None  # a layer in kohya's files, where not diffusers' path
+    authors: Callable[[], Plan] | None = None  # its layers as rows of its authors' layers; seconds
     encoder: int = 0  # which of the text encoders, counted from 1; 0: what denoises
 
     def aliases(self, layer: str) -> Iterator[str]:
@@ -126,11 +127,10 @@ def _other_kind(key: str) -> str | None:
     return next((kind for mark, kind in OTHER_KINDS.items() if last.startswith(mark)), None)
 
 
-def read_lora(weights: Weights, components: list[Component], pipeline_class: str) -> Lora:
+def read_lora(weights: Weights, components: list[Component]) -> Lora:
     """The adapters in a file for some networks of a pipeline, and what in it is for none of them.
 
-    Layers in the names of FLUX's authors are renamed by the loader of diffusers' pipeline. Raises
-    ValueError for a damaged file.
+    Raises ValueError for a damaged file.
     """
     known = {
         name: (c, layer) for c in components for layer in c.shapes for name in c.aliases(layer)
@@ -139,13 +139,13 @@ def read_lora(weights: Weights, components: list[Component], pipeline_class: str
     tensors: dict[str, Tensor] = {}
     lost: dict[str, str] = {}
     layers = _layers(weights.keys)
+    fused = _by_authors(components) if any(_plain(name) not in known for name in layers) else {}
     for name, layer in layers.items():
         found = _read_layer(weights, name, layer, config)
         if isinstance(found, str):
             lost[name] = found
             continue
-        renamed = {name: found} if _plain(name) in known else _renamed(name, found, pipeline_class)
-        fitting, reason = _fitting(renamed, known)
+        fitting, reason = _fitting(_taken_apart(found, fused.get(name, {name: []})), known)
         tensors |= fitting
         if reason:
             lost[name] = reason
@@ -227,28 +227,35 @@ def _plain(name: str) -> str:
     return f"{name}.0" if name.endswith(".to_out") else name
 
 
-def _renamed(
-    name: str, found: dict[str, Tensor], pipeline_class: str
-) -> dict[str, dict[str, Tensor]]:
-    """A layer, or the layers it was fused of, as diffusers' own loader calls them.
+def _by_authors(components: list[Component]) -> dict[str, dict[str, list[Rows]]]:
+    """By the names in files of a layer of the authors', the layers that are some rows of it."""
+    found: dict[str, dict[str, list[Rows]]] = {}
+    for component in components:
+        for key, rows in (component.authors() if component.authors else {}).items():
+            name = rows[0].key.removesuffix(".weight")
+            if not key.endswith(".weight"):
+                continue
+            layer = f"{component.name}.{key.removesuffix('.weight')}"
+            flat = name.replace(".", "_")
+            for alias in (name, f"diffusion_model.{name}", f"lora_unet_{flat}", f"lycoris_{flat}"):
+                found.setdefault(alias, {})[layer] = rows
+    return found
 
-    One at a time: all at once it gives up on a file of which one layer is strange.
-    """
-    loader = cast(Any, getattr(diffusers, pipeline_class))
-    down, up = (f"{name}.{factor}.weight" for factor in ("lora_down", "lora_up"))
-    if found.keys() != {"lora_A", "lora_B"}:
-        return {name: found}
-    if ".processor." in name:  # of XLabs
-        down, up = f"{name}.down.weight", f"{name}.up.weight"
-    try:
-        renamed = loader.lora_state_dict({down: found["lora_A"], up: found["lora_B"]})
-    except CONVERTS:
-        return {name: found}
-    tree: dict[str, dict[str, Tensor]] = {}
-    for key, value in (renamed[0] if isinstance(renamed, tuple) else renamed).items():
-        if match := FACTOR.fullmatch(key):
-            tree.setdefault(match["layer"], {})[FACTORS[match["factor"]]] = value
-    return tree or {name: found}
+
+def _taken_apart(
+    found: dict[str, Tensor], layers: dict[str, list[Rows]]
+) -> dict[str, dict[str, Tensor]]:
+    """The adapters of the layers that are rows of one: A is all of theirs, B by its rows."""
+
+    def part(value: Tensor, rows: list[Rows]) -> Tensor:
+        # of another width an end may lie within a row: what comes out has another shape, too
+        ends = [(int(r.start * len(value)), int(r.stop * len(value))) for r in rows]
+        return torch.cat([value[start:stop] for start, stop in ends])
+
+    return {
+        layer: {k: v if k == "lora_A" or not rows else part(v, rows) for k, v in found.items()}
+        for layer, rows in layers.items()
+    }
 
 
 def _fitting(

@@ -170,13 +170,6 @@ def move(role: Role, seed: int) -> None:
             value.copy_(torch.distributed.tensor.distribute_tensor(new, value.device_mesh))
 
 
-PIPELINES = {
-    "FluxTransformer2DModel": "FluxPipeline",
-    "SD3Transformer2DModel": "StableDiffusion3Pipeline",
-    "UNet2DConditionModel": "StableDiffusionXLPipeline",
-}
-
-
 def component_of(folder: Path) -> Component:
     """A saved network as LoRA files know it."""
     kohya = partial(layer_name, config=read_json(folder / "config.json"))
@@ -186,8 +179,7 @@ def component_of(folder: Path) -> Component:
 
 def adapters_for(file: Path, folder: Path) -> Lora:
     """A LoRA file, read for a saved network."""
-    pipeline = PIPELINES[read_json(folder / "config.json")["_class_name"]]
-    return read_lora(open_lora(file), [component_of(folder)], pipeline)
+    return read_lora(open_lora(file), [component_of(folder)])
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -23,8 +23,10 @@ from senseflow.config.config import load_config
 from senseflow.config.recipes import FAMILIES
 from senseflow.engine.export import Layout, fill_component
 from senseflow.teachers.family import Family
+from senseflow.teachers.original import OriginalNames
 from senseflow.teachers.sdxl.original import layer_name
 from senseflow.weights.lora_files import METADATA, Component, Lora, is_lora, read_lora, written_key
+from senseflow.weights.original import to_diffusers
 from senseflow.weights.stored import LORA_FILE, Weights
 from senseflow.weights.student import open_lora
 
@@ -126,13 +128,13 @@ def test_every_form_is_the_same_adapters(name, tmp_path):
     pairs = pairs_of(part.shapes, ALPHAS["by layer"])
     for form in FORMS.values():
         save_file(written(*form(part), pairs), tmp_path / "lora.safetensors")
-        check(read(tmp_path / "lora.safetensors", part, name), part.name, pairs)
+        check(read(tmp_path / "lora.safetensors", part), part.name, pairs)
 
 
-def read(file: Path, part: Component, name: str) -> Lora:
+def read(file: Path, part: Component) -> Lora:
     weights = open_lora(file)
     assert is_lora(weights.keys)
-    return read_lora(weights, [part], OF[name])
+    return read_lora(weights, [part])
 
 
 def test_sdxl_by_its_authors_names_and_by_diffusers_older_ones(tmp_path):
@@ -143,20 +145,17 @@ def test_sdxl_by_its_authors_names_and_by_diffusers_older_ones(tmp_path):
     forms = {"kohya": (names, *KOHYA), "older": (older, ".lora.down.weight", ".lora.up.weight")}
     for form, words in forms.items():
         save_file(written(*words, pairs), tmp_path / f"{form}.safetensors")
-        check(read(tmp_path / f"{form}.safetensors", part, "sdxl"), "unet", pairs)
+        check(read(tmp_path / f"{form}.safetensors", part), "unet", pairs)
     processors = {k.replace(".lora.", "_lora.") if ".to_" in k else k: v
                   for k, v in load_file(tmp_path / "older.safetensors").items()}  # fmt: skip
     kept = {k: v for k, v in processors.items() if "alpha" not in k}
     save_file(kept, tmp_path / "processors.safetensors")
     plain = {layer: (a, b, float(RANK)) for layer, (a, b, _) in pairs.items()}
-    check(read(tmp_path / "processors.safetensors", part, "sdxl"), "unet", plain)
+    check(read(tmp_path / "processors.safetensors", part), "unet", plain)
 
 
-@pytest.mark.parametrize("size", ["small", "full"])
-def test_the_names_of_sdxls_authors_are_those_that_diffusers_converts(size):
-    family = next(f for f in FAMILIES if f.name == "sdxl")
-    with torch.device("meta"):
-        network = CASES["sdxl"].make() if size == "small" else published(family)
+def test_the_names_of_sdxls_authors_are_those_that_diffusers_converts():
+    network = published(next(f for f in FAMILIES if f.name == "sdxl"))
     config = dict(network.config)
     keys = [key.rpartition(".") for key in network.state_dict()]
     theirs = {f"model.diffusion_model.{layer_name(m, config)}.{p}": f"{m}.{p}" for m, _, p in keys}
@@ -179,13 +178,13 @@ def test_the_scale_in_a_header_is_peft_s_own(tmp_path):
     header = {METADATA: json.dumps({f"transformer.{k}": v for k, v in facts.items()})}
     save_file({f"transformer.{k}": v.contiguous() for k, v in state.items()},
               tmp_path / "a.safetensors", header)  # fmt: skip
-    lora = read(tmp_path / "a.safetensors", component("flux"), "flux")
+    lora = read(tmp_path / "a.safetensors", component("flux"))
     lora.require_all()
     (tmp_path / "peft").mkdir()
     save_file({f"base_model.model.{k}": v.contiguous() for k, v in state.items()},
               tmp_path / "peft" / "adapter_model.safetensors")  # fmt: skip
     (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(facts))
-    beside = read(tmp_path / "peft" / "adapter_model.safetensors", component("flux"), "flux")
+    beside = read(tmp_path / "peft" / "adapter_model.safetensors", component("flux"))
     layers = {key.rpartition(".lora_")[0] for key in state}
     assert len(layers) > 3
     for layer in layers:
@@ -203,57 +202,103 @@ def test_a_scale_that_bfloat16_cannot_hold_is_not_rounded_into_it(tmp_path):
         tensors[f"transformer.{layer}.alpha"] = torch.tensor(alpha)
         save_file(tensors, tmp_path / "a.safetensors")
         part = Component("transformer", {layer: torch.Size((64, 64))})
-        found = read(tmp_path / "a.safetensors", part, "flux").of("transformer")
+        found = read(tmp_path / "a.safetensors", part).of("transformer")
         assert {value.dtype for value in found.values()} == {dtype}
         assert torch.equal(found[f"{layer}.lora_B.weight"].float(), b.float() * (alpha / 3))
 
 
-def test_flux_by_its_authors_names():
-    """Fused layers become three or four, shift and scale of the last modulation change places, and
-    what is outside of the blocks is there too: shapes of the full size, rank 1."""
-    family = next(f for f in FAMILIES if f.name == "flux")
-    part = full_size(family)
+def by_authors(network: nn.Module, names: OriginalNames) -> Component:
+    config = dict(network.config)
+    authors = partial(to_diffusers, network, lambda key: names.name(key, config))
+    return Component("transformer", layers_of(network), None, authors)
+
+
+def deltas(part: Component, sizes: dict[str, tuple[int, int]]) -> tuple[Lora, dict[str, Tensor]]:
+    """Adapters of rank 1 and scale 1/2 of layers in kohya's form, read; and what each of them makes
+    of one input."""
     draw = torch.Generator().manual_seed(0)
-    sizes = {
-        "double_blocks_0_img_attn_qkv": (3072, 9216),
-        "single_blocks_37_linear1": (3072, 21504),
-        "double_blocks_18_txt_mlp_2": (12288, 3072),
-        "final_layer_adaLN_modulation_1": (3072, 6144),
-        "final_layer_linear": (3072, 64),
-        "txt_in": (4096, 3072),
-        "guidance_in_in_layer": (256, 3072),
-    }
     tensors, wanted = {}, {}
     for name, (inputs, outputs) in sizes.items():
         a, b = torch.randn(1, inputs, generator=draw), torch.randn(outputs, 1, generator=draw)
         words = {".lora_down.weight": a, ".lora_up.weight": b, ".alpha": torch.tensor(0.5)}
         tensors |= {f"lora_unet_{name}{end}": value for end, value in words.items()}
-        x = torch.linspace(-1, 1, inputs)
-        wanted[name] = 0.5 * b @ (a @ x)
-    weights = Weights(Path("lora.safetensors.pth"), list(tensors), lambda key: tensors[key])
-    lora = read_lora(weights, [part], "FluxPipeline")
+        wanted[name] = 0.5 * b @ (a @ torch.linspace(-1, 1, inputs))
+    weights = Weights(Path("lora.bin"), list(tensors), lambda key: tensors[key])
+    return read_lora(weights, [part]), wanted
+
+
+def check_rows(lora: Lora, wanted: dict[str, Tensor]) -> None:
+    """Every layer, and no other, makes of that input what it is to make."""
     lora.require_all()
     found = lora.of("transformer")
-
-    def delta(layer: str) -> Tensor:
+    assert found.keys() == {f"{layer}.lora_{f}.weight" for layer in wanted for f in "AB"}
+    for layer, rows in wanted.items():
         a, b = (found[f"{layer}.lora_{f}.weight"] for f in "AB")
-        return b @ (a @ torch.linspace(-1, 1, a.shape[1]))
+        mine = b.flatten(1) @ (a.flatten(1) @ torch.linspace(-1, 1, a[0].numel()))
+        torch.testing.assert_close(mine, rows, rtol=1e-4, atol=1e-4)
 
-    same = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
-    fused = wanted["double_blocks_0_img_attn_qkv"].split(3072)
-    for letter, rows in zip("qkv", fused, strict=True):
-        same(delta(f"transformer_blocks.0.attn.to_{letter}"), rows)
-    fused = wanted["single_blocks_37_linear1"].split([3072, 3072, 3072, 12288])
+
+def turned(rows: Tensor) -> Tensor:
+    """Shift and scale have changed places."""
+    return torch.cat(rows.chunk(2)[::-1])
+
+
+def test_flux_by_its_authors_names():
+    """Fused layers are three or four, and what is outside of the blocks is there: full size."""
+    family = next(f for f in FAMILIES if f.name == "flux")
+    part = by_authors(published(family), family.original)
+    sizes = {
+        "double_blocks_0_img_attn_qkv": (3072, 9216),
+        "single_blocks_37_linear1": (3072, 21504),
+        "double_blocks_18_txt_mlp_2": (12288, 3072),
+        "final_layer_adaLN_modulation_1": (3072, 6144),
+        "txt_in": (4096, 3072),
+        "guidance_in_in_layer": (256, 3072),
+    }
+    lora, made = deltas(part, sizes)
     single = "single_transformer_blocks.37"
-    for layer, rows in zip(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), fused, strict=True):
-        same(delta(f"{single}.{layer}"), rows)
-    shift, scale = wanted["final_layer_adaLN_modulation_1"].chunk(2)
-    same(delta("norm_out.linear"), torch.cat([scale, shift]))
-    same(delta("proj_out"), wanted["final_layer_linear"])
-    same(delta("context_embedder"), wanted["txt_in"])
-    same(delta("time_text_embed.guidance_embedder.linear_1"), wanted["guidance_in_in_layer"])
-    same(delta("transformer_blocks.18.ff_context.net.2"), wanted["double_blocks_18_txt_mlp_2"])
-    assert len(found) == 2 * (3 + 4 + 5)
+    fused = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+    parts = made["single_blocks_37_linear1"].split([3072, 3072, 3072, 12288])
+    wanted = {f"{single}.{layer}": rows for layer, rows in zip(fused, parts, strict=True)}
+    parts = made["double_blocks_0_img_attn_qkv"].split(3072)
+    wanted |= {f"transformer_blocks.0.{fused[n]}": rows for n, rows in enumerate(parts)}
+    wanted |= {
+        "transformer_blocks.18.ff_context.net.2": made["double_blocks_18_txt_mlp_2"],
+        "norm_out.linear": turned(made["final_layer_adaLN_modulation_1"]),
+        "context_embedder": made["txt_in"],
+        "time_text_embed.guidance_embedder.linear_1": made["guidance_in_in_layer"],
+    }
+    check_rows(lora, wanted)
+
+
+def test_sd35_by_its_authors_names():
+    """The last block of the text has shift and scale as the last layer; a small network."""
+    family = next(f for f in FAMILIES if f.title == "SD3.5 Medium")
+    with torch.device("meta"):
+        network = CASES["sd35"].make()
+    part = by_authors(network, family.original)
+    wide = part.shapes["transformer_blocks.0.attn.to_q"][0]
+    last = network.config.num_layers - 1
+    sizes = {
+        "joint_blocks_0_x_block_attn_qkv": (wide, 3 * wide),
+        "joint_blocks_0_x_block_attn2_qkv": (wide, 3 * wide),
+        f"joint_blocks_{last}_context_block_adaLN_modulation_1": (wide, 2 * wide),
+        "y_embedder_mlp_2": (wide, wide),
+    }
+    lora, made = deltas(part, sizes)
+    wanted = {
+        f"transformer_blocks.0.{attn}.to_{'qkv'[n]}": rows
+        for attn in ("attn", "attn2")
+        for n, rows in enumerate(made[f"joint_blocks_0_x_block_{attn}_qkv"].split(wide))
+    }
+    text = f"joint_blocks_{last}_context_block_adaLN_modulation_1"
+    wanted |= {
+        f"transformer_blocks.{last}.norm1_context.linear": turned(made[text]),
+        "time_text_embed.text_embedder.linear_2": made["y_embedder_mlp_2"],
+    }
+    check_rows(lora, wanted)
+    lora, _ = deltas(part, {"joint_blocks_0_x_block_attn_qkv": (wide, 3 * wide + 1)})
+    assert set(lora.lost.values()) == {"of another shape than the network's"}
 
 
 @pytest.mark.parametrize(
@@ -283,7 +328,7 @@ def test_what_is_not_read_is_named(more, said, tmp_path):
               tmp_path / "a.safetensors")  # fmt: skip
     layers = [f"transformer_blocks.0.attn.to_{x}" for x in "qk"]
     part = Component("transformer", {layer: torch.Size((64, 64)) for layer in layers})
-    lora = read(tmp_path / "a.safetensors", part, "flux")
+    lora = read(tmp_path / "a.safetensors", part)
     assert {k.rpartition(".lora_")[0] for k in lora.tensors} == {f"{layer}.to_k"}
     with pytest.raises(ValueError, match="does not fit: 1 of its 2 layers fit nowhere") as error:
         lora.require_all()
@@ -294,7 +339,7 @@ def test_a_message_does_not_grow_with_the_layers(tmp_path):
     shapes = {f"blocks.{n}": torch.Size((8, 8)) for n in range(400)}
     tensors = written(flat("lora_unet"), *KOHYA, pairs_of(shapes, ALPHAS["at"]))
     save_file(tensors, tmp_path / "a.safetensors")
-    lora = read(tmp_path / "a.safetensors", component("flux"), "flux")
+    lora = read(tmp_path / "a.safetensors", component("flux"))
     assert len(lora.said()) < 300 and lora.said().startswith("400 of its 400 layers fit nowhere")
 
 
@@ -347,7 +392,7 @@ def write(part: Component, pairs: Pairs, alpha: float, folder: Path) -> Path:
     key = partial(written_key, part.name, part.kohya)
     layout = Layout.of_lora(state, torch.float32, key, alpha / RANK)
     fill_component(folder, layout, (layout.written(k, v) for k, v in state.items()))
-    check(read_lora(open_lora(folder / LORA_FILE), [part], "FluxPipeline"), part.name, pairs)
+    check(read_lora(open_lora(folder / LORA_FILE), [part]), part.name, pairs)
     return folder / LORA_FILE
 
 
