@@ -22,14 +22,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils.flop_counter import FlopCounterMode
 
-from senseflow.common.files import ROOT, read_json
+from senseflow.common.files import ROOT
 from senseflow.config.config import Config
 from senseflow.config.load import load_recipe
 from senseflow.config.recipes import Recipe
@@ -47,6 +45,7 @@ from senseflow.engine.inputs import check_times
 from senseflow.engine.parallel import recompute
 from senseflow.optim.trained import Trained
 from senseflow.plan.rehearsal import trained_of
+from senseflow.teachers import adapter as adapters
 from senseflow.teachers import text_encoders
 from senseflow.teachers.adapter import Adapter
 from senseflow.teachers.family import DataKind
@@ -58,12 +57,16 @@ from senseflow.weights.stored import Weights
 
 
 def write_folder(folder: Path, recipe: Recipe) -> None:
-    """The teacher's pipeline folder: its JSON files, no weights."""
+    """The teacher's pipeline folder: its JSON files and tokenizers of a letter, no weights."""
     family = recipe.family
+    kinds = family.networks().adapter.text_encoders
     trees = family.published.files(family.pipeline_class, family.component)
     for name, tree in trees.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(tree, indent=2))
+    for suffix, encoder in family.published.numbered():
+        tokenizer = kind_of(folder, encoder.name, kinds).tokenizer(encoder.length)
+        tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
 
 
 # ----------------------------------------------------------------- networks without their weights
@@ -120,26 +123,11 @@ def compute_in(network: nn.Module, dtype: torch.dtype) -> None:
 
 def fake_adapter(recipe: Recipe, settings: TeacherSettings, mode: FakeTensorMode) -> Adapter:
     """The family's adapter of a folder, in the dtypes of the settings."""
-    family, around, folder = recipe.family, recipe.family.published, settings.folder
-    pipeline_class = getattr(diffusers, family.pipeline_class)
-    with torch.device("meta"):
-        vae = AutoencoderKL.from_config(read_json(folder / "vae" / "config.json"))
-    kinds = family.networks().adapter.text_encoders
-    rest: dict[str, Any] = {
-        f"tokenizer{suffix}": kind_of(folder, encoder.name, kinds).tokenizer(encoder.length)
-        for suffix, encoder in around.numbered()
-    }
-    rest["vae"] = fake(vae.to(settings.vae_dtype), mode)
-    scheduler = getattr(diffusers, around.scheduler["_class_name"]).from_pretrained(
-        folder, subfolder="scheduler"
-    )
-
-    def without_files(_: Path, dtype: Any, local_files_only: bool, **parts: Any) -> Any:
-        return pipeline_class(scheduler=scheduler, **parts, **rest, **around.settings)
-
-    ready = dict(from_pretrained=without_files, to=lambda *_: None)
-    with patch.multiple(pipeline_class, **ready):
-        return family.load_adapter(
+    with (
+        patch.object(networks, "component_weights", no_weights),
+        patch.object(adapters, "whole", lambda source, _: fake(source.network, mode)),
+    ):
+        return recipe.family.load_adapter(
             settings, torch.device("cpu"), lambda source: fake(source.network, mode)
         )
 

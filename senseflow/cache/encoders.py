@@ -6,12 +6,9 @@ how many ranks share the work, nor on where it was interrupted. Each rank holds 
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
-from diffusers import ModelMixin
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from senseflow.data.ahead import in_order
 from senseflow.data.cache_index import Field, key_of
@@ -20,10 +17,9 @@ from senseflow.data.json_images import JsonImages
 from senseflow.distill.vfm_features import PromptEncoder
 from senseflow.engine.adversary import load_clip
 from senseflow.engine.inputs import Inputs, Setup
-from senseflow.engine.parallel import fill_shards
 from senseflow.teachers.encoded import Posterior
-from senseflow.teachers.folder import TeacherSettings
-from senseflow.weights.meta import NetworkSource
+from senseflow.weights.filling import whole
+from senseflow.weights.meta import component
 
 Row = dict[str, Tensor]  # on the host, without the dimension of the batch
 Encode = Callable[[list[str]], Iterator[Row]]  # of these keys, in their order
@@ -59,7 +55,7 @@ def open_encoder(name: str, inputs: Inputs, device: torch.device) -> Encode:
     if name == "latents":
         assert isinstance(data, JsonImages)
         kind = family.networks().adapter
-        vae = load_vae(kind.vae_class, settings, device)
+        vae = whole(component(settings.folder / "vae", settings.vae_dtype, kind.vae_class), device)
         pairs = enumerate(zip(data.paths, data.prompts, strict=True))
         # Backwards, so that of equal pairs the first one stands.
         items = {key_of(*pair): i for i, pair in reversed([*pairs])}
@@ -69,29 +65,14 @@ def open_encoder(name: str, inputs: Inputs, device: torch.device) -> Encode:
 
         threads = max(1, config.data.num_workers)
         return partial(encode_images, posterior, data, items, threads)
-    null = [] if family.null_prompt is None else [family.null_prompt]
-    prompts = {key_of(prompt): prompt for prompt in [*null, *data.all_prompts()]}
+    null = family.null_prompt_of(settings.folder)
+    known = data.all_prompts() if null is None else [null, *data.all_prompts()]
+    prompts = {key_of(prompt): prompt for prompt in known}
     if name == "clip":
         clip = load_clip(config.paths).to(device)
         return partial(encode_prompts, lambda prompt: {"text": clip([prompt])}, prompts)
-    adapter = family.load_adapter(settings, device, partial(load_whole, device))
+    adapter = family.load_adapter(settings, device, partial(whole, device=device))
     return partial(encode_prompts, lambda p: adapter.encode_prompts([p]).tensors, prompts)
-
-
-def load_whole(device: torch.device, source: NetworkSource) -> nn.Module:
-    """A network with its weights on one device, not sharded."""
-    fill_shards(source.network, source.read, device)
-    return source.network
-
-
-def load_vae(kind: type[ModelMixin], settings: TeacherSettings, device: torch.device) -> Any:
-    """The VAE of a pipeline folder."""
-    folder = settings.folder / "vae"
-    try:
-        vae: Any = kind.from_pretrained(folder, dtype=settings.vae_dtype, local_files_only=True)
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder} is damaged: {error}") from error
-    return vae.to(device).eval().requires_grad_(False)
 
 
 def encode_prompts(

@@ -97,7 +97,7 @@ def plan(wanted: Wanted, names: list[str], inputs: Inputs) -> list[Job]:
         name: Part(facts_of(name, config, family), versions(), fields_of(name, inputs))
         for name in names
     }
-    keys = {name: wanted_keys(name, family, inputs.data) for name in names}
+    keys = {name: wanted_keys(name, config, family, inputs.data) for name in names}
     return plan_cache(wanted.output, fresh, keys, wanted.shard_rows)
 
 

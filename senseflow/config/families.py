@@ -1,12 +1,13 @@
 """Which family an input is of; one of another family is answered with the script to use."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from senseflow.config.recipes import FAMILIES, RECIPES
 from senseflow.teachers.family import Family
+from senseflow.teachers.folder import pipeline_class_of, require_components
+from senseflow.weights.quantized import require_plain
 
 
 def family_of(base: Path, flag: str) -> Family:
@@ -14,34 +15,29 @@ def family_of(base: Path, flag: str) -> Family:
 
     flag: what the folder was given as. Raises ValueError when it is of none, or may be of two.
     """
-    found = _pipeline_class(base, f"{flag} {base} is not a diffusers pipeline folder")
-    meant = [f for f in FAMILIES if f.pipeline_class == found and f.is_this_size(base)]
-    if not meant:
+    found = pipeline_class_of(base, f"{flag} {base} is not a diffusers pipeline folder")
+    alike = [f for f in FAMILIES if f.pipeline_class == found]
+    if not alike:
         known = ", ".join(sorted({f.pipeline_class for f in FAMILIES}))
         raise ValueError(f"{flag} {base} is a {found}; there are students of {known}")
+    meant = [f for f in alike if f.is_this_size(base)]
+    if not meant:
+        known = " and ".join(f.title for f in alike)
+        raise ValueError(
+            f"{flag} {base} is {alike[0].model_of(base)}; there are students of {known}"
+        )
     if len(meant) > 1:
         titles = " or ".join(f.title for f in meant)
         raise ValueError(
             f"{flag} {base} may be {titles}: it has no {meant[0].component}/config.json to tell"
         )
+    require_components(base, meant[0].optional)
     return meant[0]
-
-
-def _pipeline_class(base: Path, wrong: str) -> Any:
-    """What model_index.json names; `wrong` begins the error of a folder without one."""
-    index = base / "model_index.json"
-    if not index.is_file():
-        missing = "no model_index.json in it" if base.is_dir() else "there is no such folder"
-        raise ValueError(f"{wrong}: {missing}")
-    try:
-        return json.loads(index.read_text())["_class_name"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{wrong}: its model_index.json names no pipeline ({error})") from error
 
 
 def check_base(family: Family, base: Path) -> None:
     """Raise ValueError unless the folder is a pipeline of this family."""
-    found = _pipeline_class(
+    found = pipeline_class_of(
         base, f"{family.base_flag} {base} is not a diffusers folder of {family.title}"
     )
     meant = [f for f in FAMILIES if f.pipeline_class == found and f.is_this_size(base)]
@@ -51,7 +47,10 @@ def check_base(family: Family, base: Path) -> None:
             f"{family.pipeline_class}{_use(meant)}"
         )
     if family.title not in {f.title for f in meant}:
-        raise ValueError(f"{family.base_flag} {base} is not {family.title}{_use(meant)}")
+        raise ValueError(
+            f"{family.base_flag} {base} is {family.model_of(base)}, not {family.title}{_use(meant)}"
+        )
+    require_components(base, family.optional)
 
 
 def check_card_family(family: Family, checkpoint: Path, name: str) -> None:
@@ -67,6 +66,7 @@ def check_card_family(family: Family, checkpoint: Path, name: str) -> None:
 def check_config(family: Family, file: Path, config: dict[str, Any]) -> None:
     """Raise ValueError when a config.json is that of another family's network."""
     found = config.get("_class_name")
+    require_plain(str(file), config)
     others = [f for f in FAMILIES if f.network_class == found]
     if others and found != family.network_class:
         raise ValueError(

@@ -26,11 +26,11 @@ from torch.utils.data import Dataset
 
 from senseflow.common.files import read_json
 from senseflow.data.items import Item, Position, UnreadableItem, first_readable
+from senseflow.weights.stored import component_files, existing
 
 logger = logging.getLogger(__name__)
 
 DATA = "data.mdb"
-WEIGHTS = "diffusion_pytorch_model"
 DTYPE = np.dtype("<f2")
 SHAPE_KEY = b"latents_shape"
 SCALED_KEY = b"latents_scaled"  # "1": (z - shift) * factor, as the diffusion model sees them
@@ -66,6 +66,12 @@ class LatentsScaling:
     def of_vae(cls, folder: Path) -> "LatentsScaling":
         """What a diffusers VAE folder says; raises ValueError when it is none."""
         config = read_vae_config(folder)
+        for name in ("latents_mean", "latents_std"):
+            if config.get(name) is not None:
+                raise ValueError(
+                    f"{folder / 'config.json'}: {name} is given, and latents are scaled by one "
+                    "scaling_factor and shift_factor for all channels"
+                )
         factor, shift = config.get("scaling_factor"), config.get("shift_factor") or 0.0
         if not isinstance(factor, int | float) or not isinstance(shift, int | float):
             raise ValueError(f"{folder / 'config.json'} has no scaling_factor: {factor!r}")
@@ -86,14 +92,10 @@ def read_vae_config(folder: Path) -> dict[str, Any]:
 
 
 def vae_sha256(folder: Path) -> str:
-    """The sha256 of the weights that diffusers reads from a VAE folder; of shards, of all."""
-    whole = [folder / f"{WEIGHTS}{suffix}" for suffix in (".safetensors", ".bin")]
-    files = [f for f in whole if f.is_file()][:1] or sorted(folder.glob(f"{WEIGHTS}-*-of-*"))
-    if not files:
-        raise ValueError(f"no VAE weights ({WEIGHTS}.safetensors) in {folder}")
+    """The sha256 of the weights in a VAE folder; of shards, of all. Raises ValueError for none."""
     digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
+    for file in component_files(folder):
+        with existing(file).open("rb") as stream:
             hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
 

@@ -27,8 +27,9 @@ from senseflow.distill.vfm_heads import Heads, Layers, no_power_iterations, text
 from senseflow.engine.disk import HostGroup
 from senseflow.engine.initial import Initial, heads_of, reader
 from senseflow.engine.inputs import Inputs, bottleneck_of
-from senseflow.engine.parallel import fill_shards, shard
+from senseflow.engine.parallel import shard
 from senseflow.optim.trained import Trained
+from senseflow.weights.filling import fill_shards
 from senseflow.weights.lora import Role
 from senseflow.weights.meta import in_turn
 from senseflow.weights.stored import Stored

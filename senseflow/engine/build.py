@@ -43,7 +43,6 @@ from senseflow.engine.loop import Run
 from senseflow.engine.lora import build_roles, check_lora, initial_adapters, lora_layout
 from senseflow.engine.parallel import (
     compile_forward,
-    fill_shards,
     keep_parameters_in,
     recompute,
     shard,
@@ -52,6 +51,7 @@ from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
 from senseflow.teachers.folder import name_of
 from senseflow.weights.card import StudentCard
+from senseflow.weights.filling import fill_shards
 from senseflow.weights.meta import NetworkSource
 
 if TYPE_CHECKING:

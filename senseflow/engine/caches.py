@@ -101,15 +101,16 @@ def settings_digest(folder: Path) -> str | None:
 # ------------------------------------------------------------------------------ what a run reads
 
 
-def wanted_keys(name: str, family: Family, data: Samples) -> np.ndarray:
+def wanted_keys(name: str, config: Config, family: Family, data: Samples) -> np.ndarray:
     """The keys (N,) of the rows that a data set needs of a part, each once."""
     if name == "latents":
         assert isinstance(data, JsonImages)
         pairs = zip(data.paths, data.prompts, strict=True)
         return np.array(list(dict.fromkeys(key_of(*pair) for pair in pairs)), KEY_DTYPE)
     # The null prompt too: CFG needs its encoding, and no encoder will be there to make it.
-    null = [] if name == "clip" or family.null_prompt is None else [family.null_prompt]
-    return keys_of([*null, *data.all_prompts()])
+    null = family.null_prompt_of(Path(config.paths.pretrained_model))
+    needed = [] if name == "clip" or null is None else [null]
+    return keys_of([*needed, *data.all_prompts()])
 
 
 def read_cache(config: Config, family: Family, data: Samples) -> Cache:
@@ -153,7 +154,7 @@ def checked(
             f"paths.cache {folder} ({name}) is of another run: {'; '.join(differing)}. Make one in "
             f"another DIR: {COMMAND.format('DIR')}"
         )
-    rows, keys = Rows(folder, part), wanted_keys(name, family, data)
+    rows, keys = Rows(folder, part), wanted_keys(name, config, family, data)
     places = rows.places(keys)
     what = "images" if name == "latents" else "prompts"
     if num := int((places < 0).sum()):

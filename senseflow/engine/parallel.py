@@ -23,7 +23,6 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     SelectiveCheckpointContext,
@@ -32,8 +31,6 @@ from torch.utils.checkpoint import (
     noop_context_fn,
 )
 from torch.utils.flop_counter import flop_registry
-
-from senseflow.weights.stored import Stored
 
 Contexts = Callable[[], tuple[Any, Any]]  # of a block's first run and of its second
 
@@ -151,48 +148,6 @@ def keep_parameters_in(network: nn.Module, dtype: torch.dtype) -> None:
     """Change the type of the parameters of a meta network; buffers keep theirs."""
     for parameter in network.parameters():
         parameter.data = parameter.data.to(dtype)
-
-
-def fill_shards(
-    network: nn.Module,
-    read: Callable[[str], Stored],
-    device: torch.device,
-    offload: bool = False,
-) -> None:
-    """Materialise a sharded meta network on `device` and fill its parameters and buffers.
-
-    offload: the parameters in host memory, as `shard` was told.
-
-    read: the tensor of a name, called in the order of the state dict and then for the buffers that
-    stand in none; of it this rank's rows alone are read. Raises ValueError for a tensor that `read`
-    does not know (KeyError) or knows in another shape.
-    """
-    network.to_empty(device="cpu" if offload else device)
-    with torch.no_grad():
-        for key, value in (network.state_dict() | dict(network.named_buffers())).items():
-            try:
-                source = read(key)
-            except KeyError as error:
-                raise ValueError(f"{key} is neither in the weights nor computed") from error
-            if source.shape != value.shape:
-                raise ValueError(
-                    f"{key} is {list(source.shape)} in the weights and {list(value.shape)} by "
-                    "config.json"
-                )
-            if isinstance(value, DTensor):
-                # By rows: whole tensors on all ranks of a node would fill its memory while loading.
-                shape, offset = compute_local_shape_and_global_offset(
-                    value.shape, value.device_mesh, value.placements
-                )
-                rows = tuple(slice(o, o + s) for o, s in zip(offset, shape, strict=True))
-                value.to_local().copy_(source[rows])
-            else:
-                value.copy_(source[...])
-    if offload:
-        # No unit gathers buffers: they must be where the forward runs.
-        for module in network.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(device))
 
 
 def local_shards(network: nn.Module) -> list[Tensor]:

@@ -14,6 +14,7 @@ from senseflow.evaluate.results import Result, merge, read_results
 from senseflow.evaluate.table import column_of, compare, markdown
 from senseflow.export.samples import Sample
 from senseflow.export.source import Source
+from senseflow.teachers.folder import left_out
 from senseflow.teachers.published import HUB, Terms
 
 TAGS = ["text-to-image", "diffusion-distillation", "few-step"]
@@ -65,6 +66,7 @@ def _body(source: Source, facts: CardFacts) -> str:
         guidance=guidance_of(source),
         changes=typed(source.stock.changes),
         call=typed(call_of(source)),
+        absent=[name for name in left_out(source.base) if name in source.family.optional],
         shift_node=shift_node(source),
         results=markdown(compare(facts.results)) if facts.results else "",
     )

@@ -13,7 +13,7 @@ from senseflow.common.files import read_json, require_room
 from senseflow.engine.export import fill_component
 from senseflow.export.source import Source, fused, in_original_names
 from senseflow.weights.card import write_card
-from senseflow.weights.stored import open_safetensors
+from senseflow.weights.stored import component_file, component_files, open_safetensors, plain_name
 
 SCHEDULER = "scheduler"
 WEIGHTS = (".safetensors", ".bin")
@@ -64,10 +64,10 @@ def fill_pipeline(partial: Path, source: Source, link: bool) -> None:
     write_card(partial / component, source.card)
     for part in parts:
         copy_part(base / part, partial / part, link)
-    # the teacher's scheduler, changed to sample at the student's anchors
-    config = read_json(base / SCHEDULER / "scheduler_config.json")
+    # the teacher's noise schedule, and the steps that sample at the student's anchors
     stock, scheduler = source.stock, getattr(diffusers, source.stock.scheduler)
-    scheduler.from_config(config, **stock.changes).save_pretrained(partial / SCHEDULER)
+    fields = source.family.schedule(base) | stock.changes
+    scheduler(**fields).save_pretrained(partial / SCHEDULER)
     changes = {
         component: ["diffusers", source.family.network_class],
         SCHEDULER: ["diffusers", stock.scheduler],
@@ -83,10 +83,10 @@ def copy_part(part: Path, to: Path, link: bool) -> None:
 
     Raises ValueError for a damaged one.
     """
-    for file in files_of(part):
+    for file, name in files_of(part).items():
         if file.suffix == ".safetensors":
             open_safetensors(file)  # its header and size
-        place = to / file.relative_to(part)
+        place = to / name
         place.parent.mkdir(parents=True, exist_ok=True)
         if link:
             place.symlink_to(file.resolve())
@@ -94,25 +94,24 @@ def copy_part(part: Path, to: Path, link: bool) -> None:
             shutil.copyfile(file, place)  # what a link of a cache stands for, in a stream
 
 
-def files_of(part: Path) -> list[Path]:
-    """A part's files, without weights of other formats and of variants such as fp16."""
+def files_of(part: Path) -> dict[Path, Path]:
+    """A part's files and their names in a copy, without weights that are not read.
+
+    A variant that stands alone, such as fp16, loses its mark: diffusers does not look for it.
+    """
     files = sorted(Path(at) / name for at, _, names in os.walk(part) for name in names)
-    plain = {f for f in files if f.suffix == ".safetensors" and not _is_variant(f)}
-    return [f for f in files if _is_read(f, bool(plain))]
+    kept = [f for f in files if not f.name.startswith(".") and not is_weights(f)]
+    names = {file: file.relative_to(part) for file in kept}
+    if any(file.suffix in WEIGHTS for file in files):
+        stands = component_file(part)
+        names |= {file: Path(file.name) for file in component_files(part)}
+        names[stands] = Path(plain_name(stands.name))
+    return names
 
 
-def _is_read(file: Path, has_plain: bool) -> bool:
-    if file.name.startswith(".") or file.suffix in OTHER_WEIGHTS:
-        return False
-    if not has_plain or not (file.suffix in WEIGHTS or ".index." in file.name):
-        return True
-    return ".bin" not in file.name and not _is_variant(file)
-
-
-def _is_variant(file: Path) -> bool:
-    """`model.fp16.safetensors`, `model.safetensors.index.fp16.json`; not `model-00001-of-2`."""
-    words = file.name.split(".")[1:]
-    return bool(set(words) & {"fp16", "fp32", "bf16", "fp8", "non_ema", "ema"})
+def is_weights(file: Path) -> bool:
+    """Weights in any format, or the index of their shards."""
+    return file.suffix in (*WEIGHTS, *OTHER_WEIGHTS) or ".index." in file.name
 
 
 def fill_single_file(partial: Path, source: Source, name: str) -> None:

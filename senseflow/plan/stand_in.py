@@ -23,7 +23,16 @@ from senseflow.teachers.text_encoders import Kinds, TextEncoder, kind_of
 from senseflow.weights.safetensors_writer import header, num_bytes
 
 NAMES = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
-WEIGHTS = ("*.safetensors", "*.index.json", "*.bin", "*.msgpack", "*.onnx", "*.pth", "*.ckpt")
+WEIGHTS = (
+    "*.safetensors",
+    "*.index.json",
+    "*.index.*.json",
+    "*.bin",
+    "*.msgpack",
+    "*.onnx",
+    "*.pth",
+    "*.ckpt",
+)
 
 
 def write_holes(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -62,8 +71,8 @@ def fill(folder: Path, kinds: Kinds) -> None:
     """
     for name, entry in read_json(folder / "model_index.json").items():
         config = folder / name / "config.json"
-        if not isinstance(entry, list) or not config.is_file():
-            continue
+        if not isinstance(entry, list) or not config.is_file() or name == "image_encoder":
+            continue  # that of an IP-adapter is not read
         tree, network = read_json(config), nn.Module()
         with torch.device("meta"):
             if entry[0] == "diffusers":

@@ -96,6 +96,8 @@ class Model:
 
         Raises FieldError for what this student or teacher cannot draw.
         """
+        if self.student or drawing.sampler == "x0":
+            self.family.require_scheduler(self.paths.base)
         height, width = self._size(drawing)
         levels = self._levels(drawing)
         return Plan(

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -61,10 +62,9 @@ class Pipeline:
         """
         component = model.family.component
         if self.stock is None:
-            if network is None and model.student:
-                network = model.build(self.dtype)
-            self.stock = model.family.open_pipeline(model.paths.base, network, self.dtype)
-            self.stock.set_progress_bar_config(disable=True)
+            self.stock = model.family.open_pipeline(
+                model.paths.base, self._reader(model, network), self.dtype
+            )
             self._own_scheduler = self.stock.scheduler
         else:
             self.stock.remove_all_hooks()
@@ -72,6 +72,13 @@ class Pipeline:
             network = model.build(self.dtype) if network is None else network
             self.stock.register_modules(**{component: network})
         self.model, self._ready = model, False
+
+    def _reader(self, model: Model, network: nn.Module | None) -> Callable[[], nn.Module] | None:
+        """Reads the network that draws, after the base's other parts are found to be whole; None:
+        it is the base's own, and read with them."""
+        if network is not None:
+            return lambda: network
+        return partial(model.build, self.dtype) if model.student else None
 
     @quiet()
     def _prepare(self, model: Model) -> None:

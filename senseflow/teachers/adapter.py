@@ -6,22 +6,38 @@ sign of its output and the way it is guided stay inside.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from senseflow.common.files import read_json
 from senseflow.core.guidance import guide
 from senseflow.core.path import Path as NoisePath
 from senseflow.teachers.encoded import Conditioning, KnownPrompts, Posterior
-from senseflow.teachers.folder import TeacherSettings, encoder_classes
+from senseflow.teachers.folder import (
+    INDEX,
+    TeacherSettings,
+    encoder_classes,
+    left_out,
+    require_vocabularies,
+)
 from senseflow.teachers.text_encoders import Kinds, keep_recording, text_encoders
-from senseflow.weights.meta import Blocks, Build, NetworkSource, frozen_network, open_network
+from senseflow.weights.filling import whole
+from senseflow.weights.meta import (
+    Blocks,
+    Build,
+    NetworkSource,
+    component,
+    frozen_network,
+    open_network,
+)
+
+IP_ADAPTER = ("image_encoder", "feature_extractor")  # which a prompt alone does not use
 
 
 def device_of(pipeline: Any) -> torch.device:
@@ -43,6 +59,7 @@ class Adapter(ABC):
     path: NoisePath  # with the clock that all times of the iteration are read on
     shape: tuple[int, int, int]  # (C, h, w) of one sample
     settings: TeacherSettings
+    empty: Conditioning | None = None  # the encoding of its null prompt, B = 1; None: it has none
 
     @classmethod
     def load(
@@ -53,33 +70,65 @@ class Adapter(ABC):
         device: torch.device,
         build: Build,
         known: KnownPrompts | None,
+        null_prompt: str | None,
     ) -> Self:
         """Read the frozen encoders, VAE and scheduler of a pipeline folder, not its denoiser.
 
-        `build` loads the text encoders, one after the other; diffusers loads the rest. With `known`
-        there are none, and `encode_prompts` is not to be called.
+        `build` loads the text encoders, one after the other. With `known` there are none, and
+        `encode_prompts` is not to be called. null_prompt: is encoded once, or taken from `known`.
         """
         folder, dtype = settings.folder, settings.compute_dtype
-        encoders: dict[str, Any] = dict.fromkeys(encoder_classes(folder))
-        if known is None:
-            sources = text_encoders(folder, cls.text_encoders, dtype)
-            encoders |= {name: keep_recording(build(source)) for name, source in sources.items()}
+        encoders = text_encoders(folder, cls.text_encoders, dtype) if known is None else {}
+        vae = component(folder / "vae", settings.vae_dtype, cls.vae_class)
+        networks = {name: keep_recording(build(source)) for name, source in encoders.items()}
+        # Without the denoiser: its weights are read by rows, into shards.
+        pipeline = cls.pipeline_around(folder, {**networks, "vae": whole(vae, device)})
+        adapter = cls(pipeline, path, shape, settings)
+        if null_prompt is None:
+            return adapter
+        found = known.conditioning(null_prompt) if known else adapter.encode_prompts([null_prompt])
+        return replace(adapter, empty=found.map(lambda tensor: tensor.to(device)))
+
+    @classmethod
+    def read_pipeline(
+        cls,
+        folder: Path,
+        network: Callable[[], nn.Module] | None,
+        dtype: torch.dtype,
+        vae_dtype: torch.dtype,
+        **settings: Any,
+    ) -> Any:
+        """All of a pipeline folder in host memory, to draw with.
+
+        network: reads the denoiser; None: it is the folder's own. settings: of the pipeline. Raises
+        ValueError, naming what is missing or does not fit, before any weight is read.
+        """
+        sources = text_encoders(folder, cls.text_encoders, dtype)
+        sources["vae"] = component(folder / "vae", vae_dtype)
+        if network is None:
+            sources[cls.component] = component(folder / cls.component, dtype)
+        networks = {cls.component: network()} if network else {}
+        networks |= {name: whole(source) for name, source in sources.items()}
+        return cls.pipeline_around(folder, networks, **settings)
+
+    @classmethod
+    def pipeline_around(cls, folder: Path, networks: dict[str, nn.Module], **settings: Any) -> Any:
+        """The pipeline of these networks, without those that are not among them; the folder's
+        tokenizers and its scheduler are read. Raises ValueError."""
+        require_vocabularies(folder)
+        unused = [name for name in IP_ADAPTER if name in read_json(folder / INDEX)]
+        absent = [cls.component, *encoder_classes(folder), *left_out(folder), *unused]
+        parts = {**dict.fromkeys(absent), **networks, **settings}
         try:
-            # Without the denoiser: its weights are read by rows, into shards.
+            # diffusers reads no weights here: it leaves those that it does not find random.
             pipeline: Any = cls.pipeline_class.from_pretrained(
-                folder,
-                **{cls.component: None, **encoders},
-                dtype={"vae": settings.vae_dtype, "default": dtype},
-                local_files_only=True,
+                folder, **parts, local_files_only=True
             )
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{folder} is damaged: {error}") from error
+        except (OSError, RuntimeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"{folder} is damaged or lacks a file: {said}") from error
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.to(device)
-        for part in pipeline.components.values():
-            if isinstance(part, nn.Module):
-                part.eval().requires_grad_(False)
-        return cls(pipeline, path, shape, settings)
+        return pipeline
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -162,9 +211,10 @@ class CfgAdapter(Adapter):
         """The scale at which `guide` leaves the prompt's own prediction."""
         return 1.0
 
-    @abstractmethod
     def null(self, cond: Conditioning) -> Conditioning:
-        """The conditioning of no prompt, for as many samples as `cond`."""
+        """The conditioning of no prompt, for as many samples as `cond`: the null prompt's."""
+        assert self.empty is not None
+        return self.empty.expand(len(cond))
 
     def guide(self, uncond: Tensor, cond: Tensor, scale: Tensor) -> Tensor:
         """The pipeline's own guidance: uncond + scale (cond - uncond).
@@ -183,37 +233,6 @@ class CfgAdapter(Adapter):
         output = self.predict(teacher, torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         uncond, with_prompt = output.chunk(2)
         return self.guide(uncond, with_prompt, scale)
-
-
-@dataclass(frozen=True)
-class NullPromptAdapter(CfgAdapter):
-    """A teacher guided against a prompt of its own, `null_prompt` of its `Family`."""
-
-    null_prompt: ClassVar[str] = ""
-
-    empty: Conditioning | None = None  # its encoding, B = 1
-
-    @classmethod
-    def load(
-        cls,
-        settings: TeacherSettings,
-        path: NoisePath,
-        shape: tuple[int, int, int],
-        device: torch.device,
-        build: Build,
-        known: KnownPrompts | None,
-    ) -> Self:
-        """Read the frozen encoders; encode the null prompt once, or take it from `known`."""
-        adapter = super().load(settings, path, shape, device, build, known)
-        if known is None:
-            return replace(adapter, empty=adapter.encode_prompts([cls.null_prompt]))
-        empty = known.conditioning(cls.null_prompt).map(lambda tensor: tensor.to(device))
-        return replace(adapter, empty=empty)
-
-    def null(self, cond: Conditioning) -> Conditioning:
-        """The null prompt's encoding, as the teacher was trained."""
-        assert self.empty is not None
-        return self.empty.expand(len(cond))
 
 
 @dataclass(frozen=True)

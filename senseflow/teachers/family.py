@@ -8,7 +8,7 @@ holds a subclass of `Family` and an `adapter` module with the networks; a recipe
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from senseflow.common.files import read_json
 from senseflow.core.levels import SIGMAS, Levels
 from senseflow.teachers import folder
+from senseflow.teachers.fields import Fields
 from senseflow.teachers.folder import TeacherSettings
 from senseflow.teachers.original import OriginalNames
 from senseflow.teachers.published import Published
+from senseflow.weights.quantized import require_plain
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +69,7 @@ class StockSampling:
     """How a plain diffusers pipeline samples a student at its anchors."""
 
     scheduler: str  # class in diffusers
-    changes: dict[str, Any]  # to the config of the base's scheduler
+    changes: dict[str, Any]  # to the base's scheduler; with its `schedule` they are all there is
     levels: dict[str, Any]  # of the pipeline's call: num_inference_steps, or sigmas or timesteps
     guidance: float  # of the call, for a student that takes none
 
@@ -97,6 +99,9 @@ class Family(ABC):
     tokenizer: str | None = None  # whose tokens data.max_sequence_length counts; None: all fixed
     longest_prompt: int = 512  # of its tokens, where the folder states more, or nothing
     null_prompt: str | None = None  # whose encoding is that of no prompt; None: none is encoded
+    optional: tuple[str, ...] = ()  # parts that a folder may leave out, all or none of them
+    packing: int = 1  # channels of the network's input for each of the VAE's latents
+    fields: Mapping[str, Fields] = field(default_factory=dict)  # of the parts, by their names
     last_config: Path | None = None  # for a base without a config of its network
     data: DataKind = "images"  # what its recipes' YAMLs are made for
 
@@ -110,9 +115,13 @@ class Family(ABC):
     def sides(self, base: Path, config: dict[str, Any] | None) -> Sides:
         """What can be drawn with a base's VAE and a student's config (None: the base's own)."""
 
+    def model_of(self, base: Path) -> str | None:
+        """The title of the model in a folder of this pipeline; None: that cannot be told."""
+        return self.title
+
     def is_this_size(self, base: Path) -> bool:
         """False for another family's of the same pipeline; a base that does not say may be both."""
-        return True
+        return self.model_of(base) in (None, self.title)
 
     def t5_length(self, base: Path) -> int:
         """The tokens of a prompt that a base allows, for students that do not say."""
@@ -122,6 +131,8 @@ class Family(ABC):
     def require(self, settings: TeacherSettings) -> None:
         """Raise ValueError unless the settings of a run fit a folder of this family."""
         folder.require_pipeline(settings.folder, self.pipeline_class)
+        folder.require_components(settings.folder, self.optional)
+        self.require_configs(settings.folder)
         unit, largest = self.unit(settings.folder), self.sides(settings.folder, None).largest
         size = f"train.resolution {list(settings.resolution)}"
         if any(side % unit for side in settings.resolution):
@@ -130,6 +141,34 @@ class Family(ABC):
             raise ValueError(f"{size}: the network's table of positions ends at {largest} pixels")
         self.require_length(settings.folder, settings.max_sequence_length)
         self.require_student(settings)
+
+    def require_configs(self, base: Path) -> None:
+        """Raise ValueError for a folder whose parts compute what no recipe of this family does."""
+        for name in read_json(base / folder.INDEX):
+            require_plain(str(base / name / "config.json"), folder.base_config(base, name))
+        for part, fields in self.fields.items():
+            fields.require(base / part)
+        file, network = (
+            base / self.component / "config.json",
+            folder.base_config(base, self.component),
+        )
+        latents = read_json(base / "vae" / "config.json").get("latent_channels", 4)
+        for name in ("in_channels", "out_channels"):
+            channels = network.get(name)
+            if channels not in (None, self.packing * latents):
+                raise ValueError(
+                    f"{file}: {name} is {channels}, and the VAE's latents have {latents} channels: "
+                    f"a network of more than an image's latents is not {self.title}"
+                )
+
+    def schedule(self, base: Path) -> dict[str, Any]:
+        """The fields of a base's scheduler that any other one needs to take the same levels."""
+        return {}
+
+    def require_scheduler(self, base: Path) -> None:
+        """Raise ValueError for a base whose scheduler does not tell how a student's steps go."""
+        if "scheduler" in self.fields:
+            self.fields["scheduler"].require_class(base / "scheduler")
 
     def require_length(self, base: Path, length: int | None) -> None:
         """Raise ValueError for tokens of a prompt that a teacher does not know, or without any."""
@@ -140,6 +179,8 @@ class Family(ABC):
             return
         if length is None:
             raise ValueError(f"{key} is missing: the T5 tokens of this teacher")
+        if read_json(base / folder.INDEX).get(self.tokenizer, [None])[0] is None:
+            return  # zeros of any length stand for what it would have said
         config = read_json(base / self.tokenizer / "tokenizer_config.json")
         if (stated := config.get("model_max_length")) and length > stated:
             raise ValueError(f"{key} {length}: the teacher's T5 tokenizer was made for {stated}")
@@ -151,6 +192,10 @@ class Family(ABC):
                 "paths.flux_wo_guidance_embed, student.fold_guidance and student.guidance are for "
                 "FLUX alone; say null"
             )
+
+    def null_prompt_of(self, base: Path) -> str | None:
+        """The null prompt of a folder, where that may differ within the family."""
+        return self.null_prompt
 
     def latent_shape(self, settings: TeacherSettings) -> tuple[int, int, int]:
         """(C, h, w) of one sample, as the network sees it, at the run's resolution."""
@@ -287,6 +332,7 @@ class Family(ABC):
         """The frozen text encoders of a folder, by component; raises ValueError."""
         from senseflow.teachers.text_encoders import text_encoders
 
+        folder.require_vocabularies(settings.folder)
         kinds = self.networks().adapter.text_encoders
         return text_encoders(settings.folder, kinds, settings.compute_dtype)
 
@@ -299,16 +345,19 @@ class Family(ABC):
     ) -> "Adapter":
         """The frozen encoders; with `known` no text encoder is read, `encode_prompts` has none."""
         path, shape = self.path(settings), self.latent_shape(settings)
-        return self.networks().adapter.load(settings, path, shape, device, build, known)
+        null_prompt = self.null_prompt_of(settings.folder)
+        return self.networks().adapter.load(
+            settings, path, shape, device, build, known, null_prompt
+        )
 
     def open_pipeline(
-        self, base: Path, network: "nn.Module | None", dtype: "torch.dtype"
+        self, base: Path, network: "Callable[[], nn.Module] | None", dtype: "torch.dtype"
     ) -> "DiffusionPipeline":
-        """The base's pipeline; with a network, the base's own is not read."""
-        from diffusers import DiffusionPipeline
+        """The base's pipeline in host memory; raises ValueError before any weight is read.
 
-        replaced = {} if network is None else {self.component: network}
-        return DiffusionPipeline.from_pretrained(base, dtype=dtype, **replaced)
+        network: reads what draws in the place of the base's own network, which then is not read.
+        """
+        return self.networks().adapter.read_pipeline(base, network, dtype, dtype)
 
     @abstractmethod
     def make_scheduler(self, own: "SchedulerMixin", plan: Plan) -> "SchedulerMixin":

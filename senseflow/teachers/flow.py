@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from senseflow.core.path import Path as NoisePath
 
 SIDE = 1024  # pixels, of students whose config does not say
+SHIFTS = dict(  # the fields of a flow scheduler that shift its sigmas, and diffusers' defaults
+    shift=1.0,
+    use_dynamic_shifting=False,
+    base_shift=0.5,
+    max_shift=1.15,
+    base_image_seq_len=256,
+    max_image_seq_len=4096,
+    time_shift_type="exponential",
+)
 
 
 def flow_config(folder: "Path") -> dict[str, Any]:
     """The config of a folder's flow scheduler, with diffusers' defaults for what it leaves out."""
-    return scheduler_config(
-        folder,
-        shift=1.0,
-        use_dynamic_shifting=False,
-        base_shift=0.5,
-        max_shift=1.15,
-        base_image_seq_len=256,
-        max_image_seq_len=4096,
-        time_shift_type="exponential",
-    )
+    return scheduler_config(folder, **SHIFTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class FlowFamily(Family):
         """A student's takes the plan's sigmas as they are; a teacher's is the base's own."""
         from senseflow.teachers.schedulers import flow_scheduler
 
-        return flow_scheduler(own.config, plan.sampler, exact=plan.levels is not None)
+        return flow_scheduler(own, plan.sampler, exact=plan.levels is not None)
 
     def sample(
         self,

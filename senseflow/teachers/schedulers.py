@@ -3,8 +3,7 @@
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler
-from diffusers.configuration_utils import FrozenDict
+from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler, SchedulerMixin
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteSchedulerOutput,
 )
@@ -44,17 +43,18 @@ class FlowMatchEulerX0Scheduler(FlowMatchEulerDiscreteScheduler):
         )
 
 
-def flow_scheduler(
-    config: FrozenDict, sampler: str, exact: bool
-) -> FlowMatchEulerDiscreteScheduler:
-    """The `x0` or `euler` scheduler of a base's own config.
+def flow_scheduler(own: SchedulerMixin, sampler: str, exact: bool) -> SchedulerMixin:
+    """The `x0` or `euler` scheduler of a base, whose own scheduler is given.
 
-    exact: one that takes sigmas as they are given, without another shift.
+    exact: one that takes sigmas as they are given, without any shift or spacing of the base's. A
+    base's own of another class is left as it is.
     """
-    changes = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None} if exact else {}
-    if sampler == "x0":
-        return FlowMatchEulerX0Scheduler.from_config(config, **changes)
-    return FlowMatchEulerDiscreteScheduler.from_config(config, **changes, stochastic_sampling=False)
+    kind = FlowMatchEulerX0Scheduler if sampler == "x0" else FlowMatchEulerDiscreteScheduler
+    if exact:
+        return kind()
+    if not isinstance(own, FlowMatchEulerDiscreteScheduler):
+        return own
+    return kind.from_config(own.config, stochastic_sampling=False)
 
 
 def own_sigmas(config: dict[str, Any], num: int = 4) -> list[float]:

@@ -24,6 +24,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 from senseflow.common.files import read_json
 from senseflow.teachers.folder import encoder_classes
 from senseflow.weights.meta import NetworkSource, frozen_network
+from senseflow.weights.quantized import require_plain
 from senseflow.weights.stored import Stored, Weights, component_weights
 
 
@@ -82,8 +83,10 @@ def text_encoder(folder: Path, kind: TextEncoder, dtype: torch.dtype) -> Network
     Raises ValueError, naming the folder, for weights that lack keys or have other shapes than
     config.json says. Keys beyond the encoder's are not read.
     """
-    read_json(folder / "config.json")  # says what is wrong with it in one line
-    config = kind.network.config_class.from_pretrained(folder, local_files_only=True)
+    file = folder / "config.json"
+    tree = read_json(file)
+    require_plain(str(file), tree)
+    config = kind.network.config_class.from_dict(tree)
     with torch.device("meta"):
         network = kind.network(config)
     weights = in_names_of(network, component_weights(folder))
@@ -94,7 +97,13 @@ def text_encoder(folder: Path, kind: TextEncoder, dtype: torch.dtype) -> Network
         return positions[key] if key in positions else weights.read(key)
 
     blocks = [module for module in network.modules() if isinstance(module, kind.layer)]
-    return frozen_network(NetworkSource(network, read, blocks), dtype)
+    source = frozen_network(NetworkSource(network, read, blocks), dtype)
+    if dtype == torch.float16:
+        # As transformers reads them: T5's last products overflow float16.
+        for name, module in network.named_modules():
+            if name.rpartition(".")[2] in (network._keep_in_fp32_modules or ()):
+                module.float()
+    return source
 
 
 def in_names_of(network: PreTrainedModel, weights: Weights) -> Weights:

@@ -163,9 +163,9 @@ class Sampler:
         self.family, self.prompts = family_of(folder), prompts
         self.folder = folder
         self.guidance = self.family.guidance if guidance is None else guidance
+        self.teacher = families.family_of(folder, "--pipeline")
         with quiet():
-            self.pipeline = self.family.pipeline.from_pretrained(folder)
-        self.pipeline.set_progress_bar_config(disable=True)
+            self.pipeline: Any = self.teacher.open_pipeline(folder, None, torch.float32)
         self.own_scheduler = self.pipeline.scheduler.config
         self.networks: dict[str, ModelMixin] = {
             "teacher": getattr(self.pipeline, self.family.network)
@@ -173,8 +173,7 @@ class Sampler:
 
     def add_student(self, name: str, checkpoint: Path) -> None:
         """A network by its name, from any checkpoint that the sampling scripts take."""
-        teacher = families.family_of(self.folder, "--pipeline")
-        student = find_model(teacher, Paths(self.folder, checkpoint))
+        student = find_model(self.teacher, Paths(self.folder, checkpoint))
         self.networks[name] = student.build(torch.float32)
 
     def guidance_of(self, network: str) -> float:

@@ -1,18 +1,19 @@
 """Networks on the meta device, where their weights are read, and their units of sharding."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import diffusers
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import noop_context_fn
 
+from senseflow.common.files import read_json
+from senseflow.weights.quantized import require_plain
 from senseflow.weights.stored import Stored, Weights, component_weights
-
-if TYPE_CHECKING:
-    from diffusers import ModelMixin
 
 Blocks = Callable[[Any], list[nn.Module]]  # parts of a network, in the order in which they run
 
@@ -32,7 +33,7 @@ Build = Callable[[NetworkSource], nn.Module]  # puts a network with its weights 
 
 
 def open_network(
-    network_class: "type[ModelMixin]",
+    network_class: type[ModelMixin],
     folder: Path,
     config: dict[str, Any],
     blocks_of: Blocks,
@@ -43,10 +44,44 @@ def open_network(
     spare: the beginning of keys the weights may hold beyond the network's.
     Raises ValueError for a config of another class and for weights that do not fit it.
     """
-    weights = component_weights(folder)
-    network = meta_network(network_class, config)
+    network = meta_network(network_class, config, str(folder))
+    weights = in_todays_names(network, component_weights(folder))
     weights.require(network.state_dict(), spare=spare)
     return NetworkSource(network, weights.read, blocks_of(network)), weights
+
+
+def component(
+    folder: Path, dtype: torch.dtype, network_class: type[ModelMixin] | None = None
+) -> NetworkSource:
+    """A frozen network of diffusers that is not sharded, such as a VAE.
+
+    network_class: what it must be; None: what its config.json says. Raises ValueError, naming the
+    folder, for another class, and for weights that lack keys or have other shapes.
+    """
+    file = folder / "config.json"
+    config = read_json(file)
+    wanted = network_class or class_in(config, str(file))
+    source, _ = open_network(wanted, folder, config, lambda network: [])
+    return frozen_network(source, dtype)
+
+
+def class_in(config: dict[str, Any], name: str) -> type[ModelMixin]:
+    """The class of a diffusers network's config; name: what it is called in the ValueError."""
+    said = config.get("_class_name")
+    found = getattr(diffusers, said, None) if isinstance(said, str) else None
+    if not isinstance(found, type) or not issubclass(found, ModelMixin):
+        raise ValueError(f"{name}: _class_name {said!r} is not a network of diffusers")
+    return found
+
+
+def in_todays_names(network: ModelMixin, weights: Weights) -> Weights:
+    """The weights under the network's own names, by diffusers' own renaming of saved keys: the
+    attention of an older VAE is `query` where today's is `to_q`."""
+    names = {key: key for key in weights.keys}
+    network._fix_state_dict_keys_on_load(names)
+    if list(names) == weights.keys:
+        return weights
+    return replace(weights, keys=list(names), read=lambda key: weights.read(names[key]))
 
 
 def frozen_network(source: NetworkSource, dtype: torch.dtype) -> NetworkSource:
@@ -55,11 +90,18 @@ def frozen_network(source: NetworkSource, dtype: torch.dtype) -> NetworkSource:
     return source
 
 
-def meta_network(network_class: "type[ModelMixin]", config: dict[str, Any]) -> Any:
-    """A diffusers network on the meta device, in float32."""
-    name = network_class.__name__
-    if config.get("_class_name", name) != name:
-        raise ValueError(f"expected a {name}, got {config['_class_name']}")
+def meta_network(
+    network_class: type[ModelMixin], config: dict[str, Any], name: str = "config.json"
+) -> Any:
+    """A diffusers network on the meta device, in float32.
+
+    name: what the config is called in the ValueError for one of another class or of quantized
+    weights.
+    """
+    wanted = network_class.__name__
+    if config.get("_class_name", wanted) != wanted:
+        raise ValueError(f"{name}: expected a {wanted}, got {config['_class_name']}")
+    require_plain(name, config)
     with torch.device("meta"):
         return network_class.from_config(config)
 

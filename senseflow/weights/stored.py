@@ -1,19 +1,28 @@
-"""Weights in safetensors, whole or in shards, read one tensor at a time."""
+"""Weights in safetensors, whole or in shards, read one tensor at a time; and pickles of old."""
 
 import json
+import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Size, Tensor
 
-from senseflow.common.weights_files import fault_in, fault_of
+from senseflow.common.weights_files import DAMAGES, fault_in, fault_of
 
-NAMES = ("diffusion_pytorch_model", "model")
+NAMES = ("diffusion_pytorch_model", "model")  # of diffusers, of transformers
 LORA_FILE = "pytorch_lora_weights.safetensors"
 SUFFIXES = (".safetensors.index.json", ".safetensors")
+PICKLES = ("diffusion_pytorch_model.bin", "pytorch_model.bin")
+FILE = re.compile(  # a variant such as fp16 stands before the last suffix, or an index's
+    rf"(?P<name>{'|'.join(NAMES)})(\.(?P<variant>\w+))?\.safetensors"
+    r"(?P<index>\.index(\.(?P<of_index>\w+))?\.json)?"
+)
+SHARD = re.compile(r".+-\d+-of-\d+(\.\w+)?\.safetensors")
 
 
 class Stored(Protocol):
@@ -108,16 +117,71 @@ class Weights:
 
 
 def component_weights(folder: Path) -> Weights:
-    """The weights of a diffusers component folder.
+    """The weights of a component folder of diffusers or transformers.
 
     Raises ValueError naming the file when nothing is there, a link dangles or a file is damaged.
     """
-    candidates = [folder / (name + suffix) for name in NAMES for suffix in SUFFIXES]
-    for file in candidates:
-        # A dangling link counts: it is what is wrong, and is named, not passed over.
-        if file.is_symlink() or file.exists():
-            return open_index(file) if file.suffix == ".json" else open_safetensors(file)
+    file = component_file(folder)
+    if file.suffix == ".json":
+        return open_index(file)
+    return open_safetensors(file) if file.suffix == ".safetensors" else open_pickle(file)
+
+
+def component_file(folder: Path) -> Path:
+    """The file that stands for a component's weights: the index of their shards, or all of them.
+
+    Where there are only those of a variant, such as fp16, it is theirs. Raises ValueError, naming
+    what is there, when it cannot be told or is not there.
+    """
+    variants: dict[str, dict[tuple[int, bool], Path]] = {}
+    # A dangling link counts: it is what is wrong, and is named, not passed over.
+    for file in sorted(folder.glob("*.*")):
+        if found := FILE.fullmatch(file.name):
+            variant = found["variant"] or found["of_index"] or ""
+            order = NAMES.index(found["name"]), not found["index"]
+            variants.setdefault(variant, {})[order] = file
+    if "" not in variants and len(variants) > 1:
+        raise ValueError(
+            f"{folder} holds weights in the variants {' and '.join(variants)} alone: leave one of "
+            "them there"
+        )
+    if variants:
+        files = variants.get("") or next(iter(variants.values()))
+        return files[min(files)]
+    pickles = [folder / name for name in PICKLES if (folder / name).exists()]
+    return pickles[0] if pickles else _not_there(folder)
+
+
+def _not_there(folder: Path) -> NoReturn:
+    shards = sorted(file for file in folder.glob("*") if SHARD.fullmatch(file.name))
+    if shards:
+        name = re.sub(r"-\d+-of-\d+", "", shards[0].name)
+        raise ValueError(
+            f"{folder} holds {len(shards)} shards, such as {shards[0].name}, and not their index "
+            f"({name}.index.json), which says what is in them: download it again"
+        )
+    if pickles := sorted(folder.glob("*.bin*")):
+        raise ValueError(
+            f"{folder} holds shards of pickles ({pickles[0].name}): load the pipeline in diffusers "
+            "and save_pretrained it, which writes safetensors"
+        )
     raise ValueError(f"no {' or '.join(NAMES)}.safetensors (or its index) in {folder}")
+
+
+def plain_name(name: str) -> str:
+    """The name of a weights file or of an index without the mark of a variant."""
+    found = FILE.fullmatch(name)
+    if not found:
+        return name
+    return f"{found['name']}.safetensors{'.index.json' if found['index'] else ''}"
+
+
+def component_files(folder: Path) -> list[Path]:
+    """The files with a component's tensors, an index's shards in the order of their names."""
+    file = component_file(folder)
+    if file.suffix != ".json":
+        return [file]
+    return sorted({file.parent / name for name in shards_of(file).values()})
 
 
 def open_safetensors(file: Path) -> Weights:
@@ -135,18 +199,36 @@ def open_safetensors(file: Path) -> Weights:
 
 def open_index(file: Path) -> Weights:
     """The shards a `.safetensors.index.json` lists, which must hold every key of it."""
-    existing(file)
-    try:
-        shard_of = dict(json.loads(file.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        fault = fault_of(file) or f"is not an index of safetensors shards: {error!r}"
-        raise ValueError(f"{file} {fault}") from error
+    shard_of = shards_of(file)
     shards = {name: open_safetensors(file.parent / name) for name in set(shard_of.values())}
     lost = [key for key, name in shard_of.items() if key not in shards[name].keys]
     if lost:
         raise ValueError(f"{file} names {len(lost)} keys its shards lack, such as {lost[0]}")
     types = frozenset[str]().union(*(shard.types for shard in shards.values()))
     return Weights(file, list(shard_of), lambda key: shards[shard_of[key]].read(key), types)
+
+
+def shards_of(index: Path) -> dict[str, str]:
+    """The name of the shard with each key, as an index says; raises ValueError when it is none."""
+    existing(index)
+    try:
+        return dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        fault = fault_of(index) or f"is not an index of safetensors shards: {error!r}"
+        raise ValueError(f"{index} {fault}") from error
+
+
+def open_pickle(file: Path) -> Weights:
+    """The tensors of a file of `torch.save`; raises ValueError for one that holds anything else."""
+    try:
+        tree = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
+    except DAMAGES as error:
+        raise ValueError(f"{file} {fault_in(file, error)}") from error
+    if not isinstance(tree, dict) or not all(torch.is_tensor(value) for value in tree.values()):
+        raise ValueError(f"{file} does not hold tensors alone")
+    return Weights(file, list(tree), tree.__getitem__)
 
 
 def existing(file: Path) -> Path:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from senseflow.common.weights_files import DAMAGES, fault_in
 from senseflow.weights.card import StudentCard, read_card
 from senseflow.weights.foreign import ADVICE, open_gguf, readable
 from senseflow.weights.lora_files import Lora, add_adapters
-from senseflow.weights.meta import meta_network
+from senseflow.weights.meta import class_in, meta_network
 from senseflow.weights.stored import (
     NAMES,
     SUFFIXES,
@@ -229,12 +228,8 @@ def build_student(
 
     Raises ValueError naming keys that are missing, unknown or of another shape, and the config.
     """
-    name = config.get("_class_name")
-    network_class = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not isinstance(network_class, type) or not issubclass(network_class, diffusers.ModelMixin):
-        raise ValueError(f"{config_name}: _class_name {name!r} is not a network of diffusers")
     # Without memory: SD3.5's table of positions alone is 0.9 GB, which the weights bring.
-    network: nn.Module = meta_network(network_class, config)
+    network: nn.Module = meta_network(class_in(config, config_name), config, config_name)
     wanted = network.state_dict()
     weights.require(wanted, config_name)
     # In memory of torch's own: matrix products round by how theirs is aligned.

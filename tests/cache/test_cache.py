@@ -22,7 +22,6 @@ from training_runs import rows, train
 import senseflow.cache.run as caching
 from senseflow.cache import index
 from senseflow.cache.__main__ import main
-from senseflow.cache.encoders import load_whole
 from senseflow.common.files import read_json
 from senseflow.common.signals import StopRequest
 from senseflow.config.config import load_config
@@ -34,6 +33,7 @@ from senseflow.engine.caches import wanted_keys
 from senseflow.engine.inputs import Inputs, read_inputs, read_run
 from senseflow.reconstruction_error.__main__ import main as reconstruction_error
 from senseflow.tiny.pictures import write_dataset
+from senseflow.weights.filling import whole
 
 NUM = 8
 
@@ -171,7 +171,7 @@ def test_rows_are_the_encoders_own(flux, images):
     adapter = RECIPES["flux_senseflow"].family.load_adapter(
         opened(config).settings,
         torch.device("cpu"),
-        lambda source: load_whole(torch.device("cpu"), source),
+        whole,
     )
     inputs = opened(replace(config, paths=replace(config.paths, cache=str(flux))))
     for prompt in list(inputs.data.all_prompts())[::3]:
@@ -188,7 +188,7 @@ def test_rows_are_the_encoders_own(flux, images):
 def test_the_null_prompt_of_sd35_is_among_its_prompts(images):
     for name, more in (("sd35_senseflow", 1), ("flux_senseflow", 0), ("sdxl_dmd2", 0)):
         inputs = opened(config_of(name, images))
-        keys = wanted_keys("prompts", inputs.family, inputs.data).tolist()
+        keys = wanted_keys("prompts", inputs.config, inputs.family, inputs.data).tolist()
         assert len(keys) == NUM + more and (key_of("").encode() in keys) == bool(more)
 
 

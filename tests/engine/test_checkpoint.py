@@ -20,8 +20,9 @@ from senseflow.engine.checkpoint_folders import find_checkpoint
 from senseflow.engine.checkpoint_reader import OpenCheckpoint
 from senseflow.engine.disk import HostGroup
 from senseflow.engine.export import Layout, export_student
-from senseflow.engine.parallel import fill_shards, shard
+from senseflow.engine.parallel import shard
 from senseflow.optim.trained import Trained
+from senseflow.weights.filling import fill_shards
 
 CONFIG = OptimizerConfig(lr=0.1, fake_score_lr=0.1, discriminator_lr=0.1)
 RANKS = start_ranks()

@@ -22,12 +22,13 @@ from senseflow.core.path import FlowPath
 from senseflow.distill.bottleneck import ClassifierHead, add_encoder_pass
 from senseflow.distill.vfm_heads import Heads
 from senseflow.engine.build import build_network
-from senseflow.engine.parallel import fill_shards, shard
+from senseflow.engine.parallel import shard
 from senseflow.teachers.encoded import Conditioning
 from senseflow.teachers.flux.adapter import FluxAdapter
 from senseflow.teachers.flux.family import FLUX
 from senseflow.teachers.folder import TeacherSettings
 from senseflow.teachers.sdxl.family import SDXL
+from senseflow.weights.filling import fill_shards
 from senseflow.weights.meta import NetworkSource, in_turn
 
 CPU = torch.device("cpu")

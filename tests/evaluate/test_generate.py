@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import grey_levels_apart
 from diffusers import DiffusionPipeline
 from PIL import Image
 from small import BASES, PROMPTS, ROOT, T5_LENGTH, make_student, pictures, sidecar
@@ -124,7 +125,8 @@ def test_the_family_is_found_from_the_base(name, prompts, tmp_path):
         PROMPTS[0], num_inference_steps=4, guidance_scale=2.0, height=32, width=32,
         generator=torch.Generator().manual_seed(0), **length,
     ).images[0]  # fmt: skip
-    assert np.array_equal(drawn[f"teacher/seed_0/{NAMES[0]}"], np.array(image))
+    # to a grey level: products round by how weights are aligned, which lie in a file's map there
+    assert grey_levels_apart(drawn[f"teacher/seed_0/{NAMES[0]}"], np.array(image)) <= 1
     assert not np.array_equal(*drawn.values())
 
 

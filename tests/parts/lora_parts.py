@@ -15,11 +15,12 @@ from torch.utils.checkpoint import noop_context_fn
 
 from senseflow.common.files import read_json
 from senseflow.common.ranks import start_ranks
-from senseflow.engine.parallel import fill_shards, recompute, shard
+from senseflow.engine.parallel import recompute, shard
 from senseflow.teachers.flux import adapter as flux
 from senseflow.teachers.sd35 import adapter as sd35
 from senseflow.teachers.sdxl import adapter as sdxl
 from senseflow.teachers.sdxl.original import layer_name
+from senseflow.weights.filling import fill_shards
 from senseflow.weights.lora import ADAPTERS, Role, share
 from senseflow.weights.lora_files import Component, Lora, layer_shapes, read_lora
 from senseflow.weights.lora_settings import LoraSettings

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from senseflow.engine.parallel import fill_shards
 from senseflow.teachers.folder import TeacherSettings
+from senseflow.weights.filling import fill_shards
 from senseflow.weights.meta import NetworkSource
 
 CPU = torch.device("cpu")

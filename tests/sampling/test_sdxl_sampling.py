@@ -120,8 +120,7 @@ def test_euler_is_ddim_from_unit_noise(timesteps, sdxl_folder, network, student,
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_the_networks_first_input_is_the_noise_itself(sampler, spacing, sdxl_folder, network):
     plan = Plan(4, sampler, ANCHORS, None, None, 24, 32)
-    pipeline = SDXL.open_pipeline(sdxl_folder, network, torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = SDXL.open_pipeline(sdxl_folder, lambda: network, torch.float32)
     own = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing=spacing)
     pipeline.scheduler = SDXL.make_scheduler(own, plan)
     inputs = []
@@ -159,8 +158,7 @@ def test_the_vae_decodes_in_float32_if_it_says_so(
     config = base / "vae" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "force_upcast": force_upcast}))
     plan = Plan(4, "x0", ANCHORS, None, None, 24, 32)
-    pipeline = SDXL.open_pipeline(base, CASES["sdxl"].student().to(dtype), dtype)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = SDXL.open_pipeline(base, lambda: CASES["sdxl"].student().to(dtype), dtype)
     pipeline.scheduler = SDXL.make_scheduler(pipeline.scheduler, plan)
     seen = []
     pipeline.vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))

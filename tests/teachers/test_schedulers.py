@@ -46,7 +46,7 @@ def test_x0_equals_the_stock_stochastic_scheduler_step_for_step(dtype):
 
 
 def test_x0_is_the_equation():
-    scheduler = flow_scheduler(stock().config, "x0", exact=True)
+    scheduler = flow_scheduler(stock(), "x0", exact=True)
     scheduler.set_timesteps(sigmas=ANCHORS, mu=1.15)
     x, v = torch.randn(1, 4, 8), torch.randn(1, 4, 8)
     generator = torch.Generator().manual_seed(1)
@@ -59,7 +59,7 @@ def test_each_row_follows_its_own_generator():
     sample = torch.randn(3, 6, 16)
 
     def last(rows: list[int]) -> torch.Tensor:
-        scheduler = flow_scheduler(stock().config, "x0", exact=True)
+        scheduler = flow_scheduler(stock(), "x0", exact=True)
         scheduler.set_timesteps(sigmas=ANCHORS)
         scheduler.generators = [torch.Generator().manual_seed(10 + row) for row in rows]
         return roll(scheduler, sample[rows])[-2]  # the last sample with noise in it
@@ -71,7 +71,7 @@ def test_each_row_follows_its_own_generator():
 
 
 def test_a_wrong_number_of_generators_is_an_error():
-    scheduler = flow_scheduler(stock().config, "x0", exact=True)
+    scheduler = flow_scheduler(stock(), "x0", exact=True)
     scheduler.set_timesteps(sigmas=ANCHORS)
     scheduler.generators = [torch.Generator()]
     with pytest.raises(ValueError, match="1 generators for a batch of 2"):
@@ -87,8 +87,8 @@ def test_its_saved_config_samples_the_same_in_the_stock_class(tmp_path):
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_sigmas_are_taken_as_they_are(sampler, dynamic):
     """Passing shifted sigmas to the base's own scheduler would shift them twice."""
-    config = stock(use_dynamic_shifting=dynamic, stochastic_sampling=True).config
-    scheduler = flow_scheduler(config, sampler, exact=True)
+    own = stock(use_dynamic_shifting=dynamic, stochastic_sampling=True, use_beta_sigmas=True)
+    scheduler = flow_scheduler(own, sampler, exact=True)
     scheduler.set_timesteps(sigmas=ANCHORS, mu=0.63)
     expected = torch.tensor([*ANCHORS, 0.0])
     assert torch.equal(scheduler.sigmas, expected)

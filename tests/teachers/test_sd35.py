@@ -171,8 +171,7 @@ def test_a_given_shift_is_the_whole_shift_of_the_anchors(sd35_folder, shift):
 
 def test_a_dynamic_shift_is_refused(sd35_folder, tmp_path):
     folder = with_scheduler(sd35_folder, tmp_path / "dynamic", use_dynamic_shifting=True)
-    with pytest.raises(ValueError, match="one shift, not a dynamic one"):
-        SD35.path(settings_of(folder))
+    refused(SD35, "one shift, not a dynamic one", folder)
 
 
 def test_vae_both_ways_as_the_pipeline_scales_it(sd35_folder):
@@ -227,7 +226,9 @@ def test_settings_that_do_not_fit_are_refused(sd35_folder, flux_folder, sdxl_fol
 
 
 def test_each_size_is_told_by_its_dual_attention(sd35_folder, sd35_large_folder):
-    message = r"holds SD3.5 Medium \(dual attention in 1 blocks\)"
+    message = (
+        "holds SD3.5 Medium, .* recipe of SD3.5 Large: sh .*train_SD35_senseflow.sh distils it"
+    )
     refused(SD35_LARGE, message, sd35_folder)
     SD35_LARGE.require(settings_of(sd35_large_folder))
     refused(SD35_LARGE, "multiples of", sd35_large_folder, (32, 34))

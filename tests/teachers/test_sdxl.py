@@ -263,8 +263,18 @@ def test_anchors_are_whole_steps_without_a_shift(sdxl_folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(prediction_type="v_prediction"), "predicts v_prediction"),
+        (dict(prediction_type="v_prediction"), 'is "v_prediction".* that predict epsilon'),
+        (dict(prediction_type="sample"), "that predict epsilon"),
         (dict(rescale_betas_zero_snr=True), "ends at zero signal"),
+        (dict(trained_betas=[0.5] * 1000), "ends at zero signal"),
+        (dict(trained_betas=[0.001] * 10), "trained_betas holds 10 numbers, not 1000"),
+        (dict(beta_schedule="squaredcos_cap_v2"), "squaredcos_cap_v2 is neither"),
+        (dict(beta_start=None), "does not say beta_start"),  # .0001 or .00085, as its class has it
+        (dict(num_train_timesteps=500), "1000 steps"),
+        (dict(_class_name="EDMEulerScheduler", sigma_data=0.5), "EDMEulerScheduler, whose noise"),
+        (dict(_class_name="FlowMatchEulerDiscreteScheduler"), "whose noise levels are not"),
+        (dict(_class_name="UniPCMultistepScheduler", use_flow_sigmas=True), "use_flow_sigmas"),
+        (dict(timestep_type="continuous"), "where SDXL is told a step"),
     ],
 )
 def test_schedules_that_cannot_be_distilled_are_refused(sdxl_folder, tmp_path, changes, message):

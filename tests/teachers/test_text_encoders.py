@@ -198,7 +198,7 @@ def test_folders_that_hold_something_else_are_named(sd35_folder, tmp_path):
         kind_of(sd35_folder / "text_encoder", "BertModel", [CLIP, T5])
     folder = tmp_path / "half"
     shutil.copytree(sd35_folder / "text_encoder", folder)
-    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
     with pytest.raises(ValueError, match=f"no .*model.safetensors .or its index. in {folder}"):
         text_encoder(folder, PROJECTED_CLIP, torch.float32)
     (folder / "config.json").write_text(json.dumps([]))

@@ -11,12 +11,11 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,6 +29,8 @@ from senseflow.data.image_lists import read_lists, resolve
 from senseflow.data.items import UnreadableItem
 from senseflow.data.json_images import read_image
 from senseflow.data.latents_lmdb import DTYPE, LatentsScaling, read_vae_config
+from senseflow.weights.filling import whole
+from senseflow.weights.meta import component
 
 logger = logging.getLogger(__name__)
 
@@ -105,17 +106,9 @@ class Encoder:
         dtype: torch's name. device: torch's name; None: cuda if there is one.
         """
         place = find_device(device, dtype)
-        name = read_vae_config(folder).get("_class_name")
-        if name != AutoencoderKL.__name__:
-            raise ValueError(f"{folder} holds a {name}, expected an {AutoencoderKL.__name__}")
-        try:
-            vae = AutoencoderKL.from_pretrained(
-                folder, dtype=getattr(torch, dtype), local_files_only=True
-            )
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise ValueError(f"the VAE in {folder} cannot be read: {error}") from error
-        vae = vae.to(place).eval().requires_grad_(False)
-        return cls(vae, LatentsScaling.of_vae(folder), posterior, seed)
+        scaling = LatentsScaling.of_vae(folder)
+        vae = whole(component(folder, getattr(torch, dtype), AutoencoderKL), place)
+        return cls(cast(AutoencoderKL, vae), scaling, posterior, seed)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, places: list[int]) -> np.ndarray:

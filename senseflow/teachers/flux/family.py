@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from senseflow.common.files import ROOT
 from senseflow.core.levels import one_shift, shifted
 from senseflow.teachers.family import Sides, StockSampling
-from senseflow.teachers.flow import SIDE, FlowFamily, flow_config
+from senseflow.teachers.fields import Fields, Known, autoencoder, flow_scheduler
+from senseflow.teachers.flow import SHIFTS, SIDE, FlowFamily, flow_config
 from senseflow.teachers.flux.original import ORIGINAL
 from senseflow.teachers.folder import TeacherSettings, vae_factor
 from senseflow.teachers.published import CLIP_L, FLUX_VAE, T5_XXL, Encoder, Published, Terms
@@ -75,7 +76,8 @@ class Flux(FlowFamily):
         """FluxPipeline's own steps at 1024 x 1024; four are 1, .9045, .7595, .5128."""
         from senseflow.teachers.schedulers import own_sigmas
 
-        return own_sigmas(flow_config(base), num)
+        config = flow_config(base)
+        return own_sigmas({name: config[name] for name in SHIFTS}, num)
 
     def takes_guidance(self, config: dict[str, Any]) -> bool:
         """Students may have kept the teacher's guidance embedding."""
@@ -128,6 +130,13 @@ class Flux(FlowFamily):
         return NETWORKS
 
 
+TRANSFORMER = Fields(
+    ("FluxTransformer2DModel",),
+    used="in_channels out_channels num_layers num_single_layers attention_head_dim "
+    "num_attention_heads joint_attention_dim pooled_projection_dim guidance_embeds axes_dims_rope",
+    known={"patch_size": Known((1,), "FLUX's pipeline packs the patches itself", 1)},
+    why=", and FLUX's recipe distils a FluxTransformer2DModel",
+)
 FLUX = Flux(
     name="flux",
     title="FLUX.1-dev",
@@ -143,6 +152,12 @@ FLUX = Flux(
     teacher_steps=50,
     teacher_guidance=3.5,
     embeds_guidance=True,
+    packing=4,
+    fields={
+        "transformer": TRANSFORMER,
+        "vae": autoencoder(shift=True),
+        "scheduler": flow_scheduler(dynamic=True),
+    },
     tokenizer="tokenizer_2",
     published=Published(
         Terms.of_hub("black-forest-labs/FLUX.1-dev", "flux-1-dev-non-commercial-license"),

@@ -5,21 +5,36 @@ the index before the scheduler's shift (3): laws of t and ISG's mid-points are d
 network is told 1000 sigma. Medium and Large are one architecture with other configurations.
 """
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
-from senseflow.teachers.adapter import Networks, NullPromptAdapter, device_of
+from senseflow.common.files import read_json
+from senseflow.teachers.adapter import CfgAdapter, Networks, device_of
 from senseflow.teachers.encoded import Conditioning
 from senseflow.teachers.text_encoders import PROJECTED_CLIP, T5
 
 
-class SD35Adapter(NullPromptAdapter):
+class SD35Adapter(CfgAdapter):
     """An SD3.5 teacher without its transformer."""
 
     pipeline_class = StableDiffusion3Pipeline
     component = "transformer"
     text_encoders = (PROJECTED_CLIP, T5)
+
+    @classmethod
+    def pipeline_around(cls, folder: Path, networks: dict[str, nn.Module], **settings: Any) -> Any:
+        """The pipeline of these networks; without T5 it looks at a transformer for the width of the
+        zeros in its place, and finds the config of one."""
+        pipeline = super().pipeline_around(folder, networks, **settings)
+        if cls.component not in networks and pipeline.text_encoder_3 is None:
+            config = read_json(folder / cls.component / "config.json")
+            pipeline.transformer = SimpleNamespace(config=SimpleNamespace(**config))
+        return pipeline
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from senseflow.core.levels import SAME_SIGMA, even_times, one_shift, shifted
 from senseflow.teachers.family import Sides, StockSampling
+from senseflow.teachers.fields import Fields, autoencoder, flow_scheduler
 from senseflow.teachers.flow import SIDE, FlowFamily, flow_config
 from senseflow.teachers.folder import TeacherSettings, base_config, vae_factor
 from senseflow.teachers.published import (
@@ -30,13 +31,17 @@ if TYPE_CHECKING:
 
 SHIFT = 3.0  # of the published schedulers
 NUM_TIMES = 1000  # of the scheduler
+MEDIUM_TITLE, LARGE_TITLE = "SD3.5 Medium", "SD3.5 Large"
+DISTIL = {
+    MEDIUM_TITLE: "exp_sd35/train_SD35_senseflow.sh",
+    LARGE_TITLE: "exp_sd35/train_SD35_large_senseflow.sh",
+}
+NO_T5 = ("text_encoder_3", "tokenizer_3")  # as folders are saved without it
 
 
 @dataclass(frozen=True, eq=False)
 class SD35Family(FlowFamily):
     """SD3.5 in one of its sizes, Medium or Large, told apart by dual attention."""
-
-    dual_attention: bool = True  # in some blocks: Medium; in none: Large
 
     def unit(self, base: Path) -> int:
         """A patch of latents, in pixels."""
@@ -50,25 +55,25 @@ class SD35Family(FlowFamily):
         places = config.get("pos_embed_max_size")
         return Sides(factor * patch, default, places and places * factor * patch)
 
-    def is_this_size(self, base: Path) -> bool:
-        """By the blocks with dual attention; a base without its transformer may be either."""
+    def model_of(self, base: Path) -> str | None:
+        """By its blocks' normalisation and dual attention; None: there is no transformer."""
         config = base_config(base, self.component)
-        return not config or bool(config.get("dual_attention_layers")) == self.dual_attention
+        if not config:
+            return None
+        if config.get("qk_norm") != "rms_norm":
+            return "SD3 Medium of 2024 (its queries and keys are not normalised)"
+        return MEDIUM_TITLE if config.get("dual_attention_layers") else LARGE_TITLE
 
     def require(self, settings: TeacherSettings) -> None:
         """Raise ValueError unless the settings fit a folder of this family, and of this size."""
         super().require(settings)
-        if self.is_this_size(settings.folder):
+        found = self.model_of(settings.folder)
+        if found in (None, self.title):
             return
-        if self.dual_attention:
-            raise ValueError(
-                f"{settings.folder} has no dual attention, so it is not SD3.5 Medium: "
-                "sh exp_sd35/train_SD35_large_senseflow.sh distils Large"
-            )
-        dual = len(base_config(settings.folder, self.component)["dual_attention_layers"])
+        script = DISTIL.get(found)
+        told = f"sh {script} distils it" if script else "no recipe distils it"
         raise ValueError(
-            f"{settings.folder} holds SD3.5 Medium (dual attention in {dual} blocks), this is the "
-            "recipe of Large: sh exp_sd35/train_SD35_senseflow.sh distils Medium"
+            f"{settings.folder} holds {found}, this is the recipe of {self.title}: {told}"
         )
 
     def path(self, settings: TeacherSettings) -> "FlowPath":
@@ -79,12 +84,7 @@ class SD35Family(FlowFamily):
 
     def shift(self, settings: TeacherSettings, num: int) -> float:
         """One shift, at every size and for every number of steps."""
-        config = flow_config(settings.folder)
-        if config["use_dynamic_shifting"]:
-            raise ValueError(
-                f"{settings.folder}: SD3.5's scheduler has one shift, not a dynamic one"
-            )
-        return float(config["shift"])
+        return float(flow_config(settings.folder)["shift"])
 
     def default_anchors(self, base: Path, num: int) -> list[float]:
         """The shift of equal steps; four are 1, .9, .75, .5."""
@@ -187,9 +187,16 @@ MEDIUM = replace(
         dual_attention_layers=list(range(13)),
     ),
 )
+TRANSFORMER = Fields(
+    ("SD3Transformer2DModel",),
+    used="sample_size patch_size in_channels num_layers attention_head_dim num_attention_heads "
+    "joint_attention_dim caption_projection_dim pooled_projection_dim out_channels "
+    "pos_embed_max_size dual_attention_layers qk_norm",
+    why=", and SD3.5's recipes distil an SD3Transformer2DModel",
+)
 SD35 = SD35Family(
     name="sd35",
-    title="SD3.5 Medium",
+    title=MEDIUM_TITLE,
     script="scripts_sd35/test_senseflow_sd35.py",
     pipeline_class="StableDiffusion3Pipeline",
     network_class="SD3Transformer2DModel",
@@ -205,13 +212,18 @@ SD35 = SD35Family(
     tokenizer="tokenizer_3",
     longest_prompt=256,  # the pipeline's default
     null_prompt="",
+    optional=NO_T5,
+    fields={
+        "transformer": TRANSFORMER,
+        "vae": autoencoder(shift=True),
+        "scheduler": flow_scheduler(dynamic=False),
+    },
 )
 SD35_LARGE = replace(
     SD35,
-    title="SD3.5 Large",
+    title=LARGE_TITLE,
     script="scripts_sd35/test_senseflow_sd35_large.py",
     teacher_steps=50,
     teacher_guidance=3.5,
     published=LARGE,
-    dual_attention=False,
 )

@@ -1,9 +1,9 @@
 """SDXL: the adapter and the networks of a StableDiffusionXLPipeline folder.
 
 SDXL predicts noise on the variance preserving path; its clock is the integer step. Guidance is
-classifier-free, and no prompt is zeros (embeddings and pooled) with the same time ids. The time ids
-are the run's resolution as original and target size, uncropped: what the pipeline says by default
-where a student is sampled.
+classifier-free, and no prompt is zeros (embeddings and pooled), or the encoding of "" where the
+folder says so, with the same time ids. The time ids are the run's resolution as original and
+target size, uncropped: what the pipeline says by default where a student is sampled.
 """
 
 from typing import Any, cast
@@ -35,8 +35,8 @@ class SDXLAdapter(CfgAdapter):
         return Conditioning(prompt_embeds, pooled)
 
     def null(self, cond: Conditioning) -> Conditioning:
-        """Zeros, as SDXL has for an empty prompt."""
-        return cond.map(torch.zeros_like)
+        """Zeros, as SDXL has for an empty prompt, but for folders with a null prompt."""
+        return super().null(cond) if self.empty else cond.map(torch.zeros_like)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """eps at (x_t, t), float32; the size conditions are those of an uncropped image."""

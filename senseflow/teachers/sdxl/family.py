@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from senseflow.common.files import read_json
 from senseflow.core.levels import TIMESTEPS
 from senseflow.teachers.family import Family, Plan, Sides, StockSampling
+from senseflow.teachers.fields import UNET, VP_SCHEDULER, autoencoder
 from senseflow.teachers.folder import (
+    INDEX,
     TeacherSettings,
     base_config,
-    scheduler_config,
     vae_factor,
 )
 from senseflow.teachers.published import (
@@ -46,6 +47,8 @@ NAME = "stabilityai/stable-diffusion-xl-base-1.0"
 SIDE = 1024  # pixels
 MULTIPLE = 8  # pixels: what the pipeline asks of a side
 NUM_TIMES = 1000  # of the scheduler
+NUM_SIZES = 6  # original and target size, and where it was cropped
+BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas")  # a teacher's noise schedule
 LEAST_ABAR = 1e-4  # of the last step; below it x_0 cannot be read off a prediction of noise
 
 
@@ -71,29 +74,43 @@ class SDXLFamily(Family):
         halved = 2 ** (len(widths) - 1)
         return widths[-1], -(-height // halved), -(-width // halved)
 
+    def require_configs(self, base: Path) -> None:
+        """Its UNet takes SDXL's six numbers of sizes too, which an SDXL refiner's does not."""
+        super().require_configs(base)
+        file = base / self.component / "config.json"
+        config, clip = read_json(file), base_config(base, "text_encoder_2")
+        width, each = (
+            config.get(name)
+            for name in ("projection_class_embeddings_input_dim", "addition_time_embed_dim")
+        )
+        if width != NUM_SIZES * (each or 0) + clip.get("projection_dim", 512):
+            raise ValueError(
+                f"{file}: projection_class_embeddings_input_dim is {width}, which is not that of "
+                f"{NUM_SIZES} sizes (each addition_time_embed_dim, {each}) and text_encoder_2's "
+                "pooled prompt: it is no SDXL base"
+            )
+
+    def schedule(self, base: Path) -> dict[str, Any]:
+        """The noise schedule of the base's scheduler."""
+        config = read_json(base / "scheduler" / "scheduler_config.json")
+        return {name: config[name] for name in BETAS if config.get(name) is not None}
+
+    def require_scheduler(self, base: Path) -> None:
+        """A student's steps are on its teacher's noise schedule, which must be SDXL's kind."""
+        VP_SCHEDULER.require(base / "scheduler")
+
     def path(self, settings: TeacherSettings) -> "VPPath":
-        """The noise schedule of the folder's scheduler; raises ValueError for one without noise
-        prediction, or whose last step leaves nothing of the image."""
+        """The noise schedule of the folder's scheduler; raises ValueError for one of another kind,
+        or whose last step leaves nothing of the image."""
         from senseflow.core.path import VPPath
 
-        config = scheduler_config(
-            settings.folder,  # and the defaults of diffusers' DDPMScheduler
-            num_train_timesteps=NUM_TIMES,
-            beta_start=0.0001,
-            beta_end=0.02,
-            beta_schedule="linear",
-            prediction_type="epsilon",
-        )
-        if config["prediction_type"] != "epsilon":
+        self.require_scheduler(settings.folder)
+        file = settings.folder / "scheduler" / "scheduler_config.json"
+        abar = alphas_cumprod(file, read_json(file))
+        if abar[-1] < LEAST_ABAR:
             raise ValueError(
-                f"{settings.folder} predicts {config['prediction_type']}; the SDXL recipes "
-                "distil teachers that predict epsilon"
-            )
-        abar = alphas_cumprod(settings.folder, config)
-        if config.get("rescale_betas_zero_snr") or abar[-1] < LEAST_ABAR:
-            raise ValueError(
-                f"{settings.folder}: its schedule ends at zero signal (rescale_betas_zero_snr), "
-                "where a prediction of noise says nothing of the image"
+                f"{file}: its schedule ends at zero signal, where a prediction of noise says "
+                "nothing of the image"
             )
         return VPPath(abar)
 
@@ -142,22 +159,25 @@ class SDXLFamily(Family):
 
         return NETWORKS
 
+    def null_prompt_of(self, base: Path) -> str | None:
+        """None where no prompt is zeros; else its encoding is that of ""."""
+        zeros = read_json(base / INDEX).get("force_zeros_for_empty_prompt", True)
+        return None if zeros else ""
+
     def open_pipeline(
-        self, base: Path, network: "nn.Module | None", dtype: "torch.dtype"
-    ) -> "StableDiffusionXLPipeline":
-        """The base's pipeline; with a network, the base's own UNet is not read.
+        self, base: Path, network: "Callable[[], nn.Module] | None", dtype: "torch.dtype"
+    ) -> "DiffusionPipeline":
+        """The base's pipeline; network: reads what draws in place of the base's own UNet.
 
         A VAE that says `force_upcast` is read in float32. The pipeline itself casts such a VAE up
         from float16, after its weights were rounded, and leaves it in bfloat16.
         """
         import torch
-        from diffusers import StableDiffusionXLPipeline
 
-        replaced = {} if network is None else {self.component: network}
         upcast = base_config(base, "vae").get("force_upcast", True)
-        dtypes = {"default": dtype, "vae": torch.float32 if upcast else dtype}
-        return StableDiffusionXLPipeline.from_pretrained(
-            base, dtype=dtypes, add_watermarker=False, **replaced
+        vae_dtype = torch.float32 if upcast else dtype
+        return self.networks().adapter.read_pipeline(
+            base, network, dtype, vae_dtype, add_watermarker=False
         )
 
     def make_scheduler(self, own: "SchedulerMixin", plan: Plan) -> "SchedulerMixin":
@@ -170,22 +190,15 @@ class SDXLFamily(Family):
 
         from senseflow.teachers.schedulers import Float32LCMScheduler
 
-        if plan.sampler == "x0":
-            # Its "original" schedule is only there to warn of timesteps that are not on it.
-            num = plan.steps if plan.levels is None else own.config["num_train_timesteps"]
-            return Float32LCMScheduler.from_config(own.config, original_inference_steps=num)
-        if plan.levels is None:
+        if plan.sampler == "euler" and plan.levels is None:
             return own
-        return EulerDiscreteScheduler.from_config(
-            own.config,
-            timestep_spacing="leading",
-            timestep_type="discrete",
-            interpolation_type="linear",
-            final_sigmas_type="zero",
-            use_karras_sigmas=False,
-            use_exponential_sigmas=False,
-            use_beta_sigmas=False,
-        )
+        # Of the base's own the schedule alone: how it clips or spaces its steps is not a student's.
+        betas = {name: own.config[name] for name in BETAS}
+        if plan.sampler == "euler":
+            return EulerDiscreteScheduler(**betas, timestep_spacing="leading")
+        # Its "original" schedule is only there to warn of timesteps that are not on it.
+        num = plan.steps if plan.levels is None else NUM_TIMES
+        return Float32LCMScheduler(**betas, original_inference_steps=num)
 
     def sample(
         self,
@@ -213,22 +226,27 @@ def lcm_grid(num: int) -> list[float]:
     return [(num - step) * (NUM_TIMES // num) - 1 for step in range(num)]
 
 
-def alphas_cumprod(folder: Path, config: dict[str, Any]) -> "torch.Tensor":
-    """abar_t (T,) of a scheduler's config, as diffusers' own schedulers make it, float32."""
+def alphas_cumprod(file: Path, config: dict[str, Any]) -> "torch.Tensor":
+    """abar_t (T,) of a scheduler's config, as diffusers' own schedulers make it, float32.
+
+    Raises ValueError, naming its file, for one that leaves a beta to its class: classes differ.
+    """
     import torch
 
-    start, end, num = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
     if config.get("trained_betas") is not None:
         betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
-    elif config["beta_schedule"] == "linear":
-        betas = torch.linspace(start, end, num, dtype=torch.float32)
-    elif config["beta_schedule"] == "scaled_linear":
-        betas = torch.linspace(start**0.5, end**0.5, num, dtype=torch.float32) ** 2
+        if len(betas) != NUM_TIMES:
+            raise ValueError(f"{file}: trained_betas holds {len(betas)} numbers, not {NUM_TIMES}")
+        return torch.cumprod(1.0 - betas, dim=0)
+    if missing := [name for name in BETAS[:3] if config.get(name) is None]:
+        raise ValueError(f"{file} does not say {', '.join(missing)}: the teacher's noise schedule")
+    start, end, kind = (config[name] for name in BETAS[:3])
+    if kind == "linear":
+        betas = torch.linspace(start, end, NUM_TIMES, dtype=torch.float32)
+    elif kind == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, NUM_TIMES, dtype=torch.float32) ** 2
     else:
-        raise ValueError(
-            f"{folder}: its scheduler's beta_schedule {config['beta_schedule']} is neither linear "
-            "nor scaled_linear"
-        )
+        raise ValueError(f"{file}: beta_schedule {kind} is neither linear nor scaled_linear")
     # In float32, as the sampler's own scheduler: training and sampling then share every level.
     return torch.cumprod(1.0 - betas, dim=0)
 
@@ -293,6 +311,7 @@ SDXL = SDXLFamily(
     ),
     levels=TIMESTEPS,
     data="latents",
+    fields={"unet": UNET, "vae": autoencoder(shift=False), "scheduler": VP_SCHEDULER},
     no_guidance=0.0,
     seeds_every_step=True,
 )

@@ -6,12 +6,12 @@ from senseflow.teachers.made_up.pipeline import POOLED, MadeUpPipeline
 from torch import Tensor, nn
 
 from senseflow.core.guidance import guide
-from senseflow.teachers.adapter import Networks, NullPromptAdapter
+from senseflow.teachers.adapter import CfgAdapter, Networks
 from senseflow.teachers.encoded import Conditioning
 from senseflow.teachers.text_encoders import T5
 
 
-class MadeUpAdapter(NullPromptAdapter):
+class MadeUpAdapter(CfgAdapter):
     """A made-up teacher without its transformer."""
 
     pipeline_class = MadeUpPipeline

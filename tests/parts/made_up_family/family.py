@@ -40,12 +40,6 @@ class MadeUpFamily(FlowFamily):
 
         return NETWORKS
 
-    def open_pipeline(self, base: Path, network: Any, dtype: Any) -> Any:
-        from senseflow.teachers.made_up.pipeline import MadeUpPipeline
-
-        replaced = {} if network is None else {self.component: network}
-        return MadeUpPipeline.from_pretrained(base, torch_dtype=dtype, **replaced)
-
 
 MADE_UP = MadeUpFamily(
     name="made_up",
