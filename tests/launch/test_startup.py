@@ -36,7 +36,7 @@ def run(program: str) -> str:
     ("words", "message", "imported"),
     [
         (f"1 1 {CONFIG} runs/none dmd.wieght=1", "unknown key dmd.wieght", []),
-        (f"1 0 {CONFIG} runs/none", "GPUS 0", []),
+        (f"1 0 {CONFIG} runs/none", "2 ", []),  # the exit status: argparse says it
         (f"1 1 {CONFIG} runs/none paths.dataset=nowhere.json", "nowhere.json", ["torch"]),
         (f"1 1 {CONFIG} runs/none paths.pretrained_model=nowhere", "nowhere", ["torch"]),
     ],
