@@ -49,7 +49,7 @@ class Source:
     card: StudentCard
     config: Config | None  # of its run, where that is known
     layout: Layout  # of a component, or of a LoRA
-    read: Callable[[str], Tensor]  # as written: by key in the layout, in the layout's type
+    read: Callable[[str], Tensor]  # what is written, before it is rounded: by key in the layout
 
     @property
     def is_lora(self) -> bool:
@@ -71,7 +71,7 @@ class Source:
 
     def tensors(self) -> Iterator[Tensor]:
         """All of them in the layout's order."""
-        return (self.read(key) for key in self.layout.keys)
+        return (self.read(key).to(self.layout.dtype).contiguous() for key in self.layout.keys)
 
 
 def find_source(
@@ -121,9 +121,7 @@ def of_checkpoint(
         ),
         config=config,
         layout=layout,
-        read=lambda key: layout.written(key, stored.read(keys[key], torch.float32)).to(
-            layout.dtype
-        ),
+        read=lambda key: layout.written(key, stored.read(keys[key], torch.float32)),
     )
 
 
@@ -181,9 +179,7 @@ def _of_lora(
     lora.require_all()
     tensors = lora.of(family.component)
     layout = Layout.of_lora(tensors, dtype, family.lora_key(base))
-    return Source(
-        base, family, files.card, config, layout, lambda key: tensors[key].to(dtype).contiguous()
-    )
+    return Source(base, family, files.card, config, layout, lambda key: tensors[key])
 
 
 def _config_of_run(step: Path, pretrained_model: Path | None) -> Config | None:

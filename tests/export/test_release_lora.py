@@ -80,6 +80,22 @@ def test_fused(form, shipped, network, tmp_path):
     assert moved == len(adapted) / 2 > 10
 
 
+def test_fused_weights_are_rounded_once(shipped, network, tmp_path):
+    """W + 2 B A in bfloat16 from factors in float32."""
+    assert shipped.export(tmp_path / "out", "--form", "comfyui", "--dtype", "bfloat16") == 0
+    state = load_file(tmp_path / "out" / "out.safetensors")
+    base = load_file(shipped.base / "transformer" / WEIGHTS)
+    adapted = {k: v.double() for k, v in get_peft_model_state_dict(network).items()}
+    layers = {key.rpartition(".lora_")[0] for key in adapted}
+    wrong = total = 0
+    for layer in layers:
+        a, b = (adapted[f"{layer}.lora_{factor}.weight"] for factor in "AB")
+        exact = (base[f"{layer}.weight"].double() + 2 * b @ a).bfloat16()
+        wrong += int((state[f"{layer}.weight"] != exact).sum())
+        total += exact.numel()
+    assert wrong < 1e-3 * total
+
+
 def test_a_fused_pipeline_draws_our_image(shipped, tmp_path, monkeypatch):
     """But for rounding: a sum of two products is not the product of a sum."""
     out = tmp_path / "out"

@@ -19,7 +19,9 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from senseflow.common.files import ROOT
 from senseflow.config.config import load_config
+from senseflow.config.families import family_of
 from senseflow.config.recipes import FAMILIES
 from senseflow.engine.export import Layout, fill_component
 from senseflow.teachers.family import Family
@@ -449,3 +451,25 @@ def test_clients_do_not_know_what_was_written_before():
     lost = comfyui(part, keys)
     assert len(lost) == 560 and all(".to_" in layer for layer in lost)
     assert invokeai(part, keys) == set(part.shapes)
+
+
+def test_which_form_a_family_is_written_in():
+    """SDXL's in kohya's, by its authors' names; others in diffusers', and read by authors' too."""
+    written = {}
+    for name, layer in (
+        ("flux", "single_transformer_blocks.0.proj_mlp"),
+        ("sd35_medium", "transformer_blocks.0.attn2.to_q"),
+        ("sdxl", "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0"),
+    ):
+        base = ROOT / "assets" / "tiny" / name / "pipeline"
+        family = family_of(base, "base")
+        part = family.adapted(base)
+        assert layer in part.shapes and (part.kohya is None) == (part.authors is not None)
+        written[name] = family.lora_key(base)(f"{layer}.lora_B.weight")
+        if part.authors:
+            assert f"{layer}.weight" in part.authors()
+    assert written == {
+        "flux": "transformer.single_transformer_blocks.0.proj_mlp.lora_B.weight",
+        "sd35_medium": "transformer.transformer_blocks.0.attn2.to_q.lora_B.weight",
+        "sdxl": "lora_unet_input_blocks_3_1_transformer_blocks_0_attn1_to_out_0.lora_up.weight",
+    }
