@@ -47,7 +47,7 @@ def errors_of(result: subprocess.CompletedProcess) -> list[str]:
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
     lines = result.stderr.replace("\r", "\n").splitlines()
-    passed = ("reading ", "iterations ")
+    passed = ("reading ", "iteration ")
     lines = [line for line in lines if line.strip() and not line.startswith(passed)]
     return [line for line in lines if "it/s" not in line and "s/it" not in line]
 

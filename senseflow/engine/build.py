@@ -202,9 +202,8 @@ def build_network(
     role: what the network is in the run.
     """
     name = f"{f'the {role}, ' if role else ''}{type(source.network).__name__}"
-    num = sum(p.numel() for p in source.network.parameters()) / 1e6
     size = size_in_words(sum(p.nbytes for p in source.network.parameters()))
-    logger.info("reading %s: %s million parameters, %s", name, f"{num:,.1f}", size)
+    logger.info("reading %s: %s over all ranks", name, size)
     # Sharded before it has memory: no rank ever holds the network whole.
     lighten(source, config.parallel)
     compute = torch_dtype(config.precision.compute)

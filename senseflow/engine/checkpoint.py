@@ -208,6 +208,7 @@ class Checkpoints:
         says what it passes over. Raises ValueError where all are damaged."""
         listing = self.host.on_main(self._listing)
         for folder, manifest in listing:
+            logger.info("reading whether %s is whole", folder)  # minutes, of hundreds of GB
             damage = self.host.first(damage_in(folder, manifest, self.host.share))
             if damage is None:
                 return manifest["iteration"], folder

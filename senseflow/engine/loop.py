@@ -88,7 +88,7 @@ class Run:
             return
         log = Log(self.folder, self.config.log.tensorboard, done) if self.ranks.is_main else None
         logger.info(
-            "iterations %d to %d follow, %.0f s after the start",
+            "iteration %d of %d follows, %.0f s after the start",
             *(done + 1, config.iter_num, time.monotonic() - stop.started),
         )
         data = self.data(done + 1)
@@ -122,7 +122,8 @@ class Run:
             reason = stop.reason or "a request to another rank"
             logger.info("stopped by %s; iteration %d is saved", reason, iteration)
         else:
-            logger.info("all %d iterations are done; %s", iteration, self._student(iteration))
+            said = f"iteration {iteration} of {config.iter_num} is done"
+            logger.info("%s; %s", said, self._student(iteration))
         if log:
             log.close()
 

@@ -73,9 +73,9 @@ def test_a_run_goes_on_from_an_older_checkpoint_and_ends(data, tmp_path, caplog)
     caplog.set_level(logging.INFO, "senseflow")
     config = configure(data, *QUICK, "train.iter_num=4")
     finish(begin(config, tmp_path))
-    assert "iterations 1 to 4 follow" in caplog.text
+    assert "iteration 1 of 4 follows" in caplog.text
     student = tmp_path / "student" / "step_0000004"
-    assert f"all 4 iterations are done; the student is {student}" in caplog.text
+    assert f"iteration 4 of 4 is done; the student is {student}" in caplog.text
     for what in ("the VAE of", "the student, Flux", "the fake score, Flux", "the teacher, Flux"):
         assert f"{what}" in caplog.text
     next((tmp_path / "checkpoints" / "step_0000004").glob("*.distcp")).unlink()
