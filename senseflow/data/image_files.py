@@ -12,6 +12,7 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".jfif", ".jpe", ".avif", ".tif", ".tiff", ".bmp", ".gif",
     ".jp2", ".heic", ".heif", ".jxl",
 )  # fmt: skip
+CHECKED = ".check"  # how the folders of `senseflow.data.check` end, whose pictures are no data
 HEIF = (".heic", ".heif")
 
 
@@ -26,8 +27,9 @@ def why_unread(suffix: str) -> str | None:
 def files_below(folder: Path, others: Counter[str]) -> Iterator[str]:
     """The files in a folder and below it, as relative POSIX paths, in any order.
 
-    Counts in `others`, and passes over, what is hidden, folders that are links, and what is no
-    file: a pipe or a device, whose reader would wait for ever, and a link to nothing.
+    Counts in `others`, and passes over, what is hidden, folders that are links or that
+    `senseflow.data.check` has written, and what is no file: a pipe or a device, whose reader would
+    wait for ever, and a link to nothing.
     Raises OSError for a folder that cannot be read.
     """
     waiting = [""]
@@ -43,5 +45,7 @@ def files_below(folder: Path, others: Counter[str]) -> Iterator[str]:
                     others["pipes, devices and broken links"] += 1
                 elif entry.is_symlink():
                     others["linked folders"] += 1
+                elif entry.name.endswith(CHECKED):
+                    others["folders of a check"] += 1
                 else:
                     waiting.append(f"{below}{entry.name}/")

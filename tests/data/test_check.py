@@ -28,6 +28,8 @@ from senseflow.data.check.looking import Look, look_at, look_at_all, perceptual_
 from senseflow.data.check.wording import caption_findings, read_tokenizers
 from senseflow.data.convert.latents_writer import Chunk, LatentsWriter
 from senseflow.data.items import Position, UnreadableImagesError
+from senseflow.data.make import __main__ as make
+from senseflow.data.make.captioned import Columns, from_folder
 from senseflow.engine.inputs import read_run
 
 TEACHER = Path("assets/tiny/flux/pipeline")
@@ -157,6 +159,18 @@ def test_captions_that_no_tokenizer_takes_are_passed_over_as_in_a_run(tmp_path, 
     config = load_config(TINY, ["data.max_unreadable=0", f"paths.dataset={file}"])
     with pytest.raises(UnreadableImagesError):  # as training: check and run agree
         read_run(config, RECIPES[config.recipe].family).data[Position(1, 0, 1)]
+
+
+def test_what_a_check_writes_beside_its_pictures_is_no_data(tmp_path):
+    scene(0).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a")
+    words = [str(tmp_path), "--output", str(tmp_path / "d.json")]
+    assert make.main(words) == 0
+    assert check.main([words[2], "--resolution", "8", "--workers", "1"]) == 0
+    assert (tmp_path / "d.check" / "numbers.png").is_file()
+    found = from_folder(tmp_path, Columns())
+    assert len(found.pairs) == 1 and not found.left_out
+    assert found.passed_over["folders of a check"] == 1
 
 
 def test_files_are_named_as_they_can_be_opened_and_listed_as_the_data_set_has_them(

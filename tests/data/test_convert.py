@@ -285,7 +285,10 @@ def test_bad_shards_are_errors_and_bad_rows_are_skipped(tmp_path, other_teacher,
     torch.save(tree, folder / "vae_latents_000.pt", pickle_protocol=5)
     (folder / "vae_latents_001.pt").write_bytes(b"cut")
     assert run(folder, "--output", output, device=None) == 2
-    assert "vae_latents_001.pt is damaged: a pickle of torch cut short at 3 B" in capsys.readouterr().err
+    assert (
+        "vae_latents_001.pt is damaged: a pickle of torch cut short at 3 B"
+        in capsys.readouterr().err
+    )
     tree = {"latents": latents[:3, :2], "prompts": np.array(["a", "b", "c"])}
     torch.save(tree, folder / "vae_latents_001.pt", pickle_protocol=5)
     assert run(folder, "--output", tmp_path / "mixed", device=None) == 2

@@ -27,6 +27,7 @@ from senseflow.common.commands import (
 )
 from senseflow.common.fields import Pixels, Threads
 from senseflow.common.files import require_writable
+from senseflow.data.image_files import CHECKED
 
 EXAMPLES = """examples:
   python -m senseflow.data.check data.json configs/FLUX/flux_senseflow.yaml \\
@@ -105,7 +106,7 @@ def check(args: argparse.Namespace) -> None:
 def beside(dataset: Path) -> Path:
     """The folder of what is found, where a data set of the same name elsewhere has another."""
     place = dataset if dataset.name else dataset.absolute()
-    return place.with_name(f"{place.stem if place.is_file() else place.name}.check")
+    return place.with_name(f"{place.stem if place.is_file() else place.name}{CHECKED}")
 
 
 if __name__ == "__main__":
