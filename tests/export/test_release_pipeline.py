@@ -1,5 +1,6 @@
 """A whole pipeline folder: plain diffusers draws our scripts' images, at the trained anchors."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -97,6 +98,8 @@ def test_its_parts(shipped, folder):
     for file in copied:
         assert (folder / file.relative_to(shipped.base)).read_bytes() == file.read_bytes()
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    known = inspect.signature(getattr(diffusers, scheduler["_class_name"])).parameters
+    assert {key for key in scheduler if not key.startswith("_")} <= known.keys()
     if shipped.family.name == "sdxl":
         assert scheduler["_class_name"] == "LCMScheduler"
         assert scheduler["original_inference_steps"] == 4 and scheduler["beta_start"] == 0.00085
