@@ -188,13 +188,12 @@ def test_explicit_levels_are_the_steps_of_the_same_anchors(given, tmp_path, caps
         assert levels.flag in text and f"trained anchors {said}" in text
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_near_float32(dtype, given, tmp_path):
+def test_half_precision_is_near_float32(given, tmp_path):
     flags = ["--checkpoint", given.run, "--prompt", PROMPTS[0], "--sampler", "euler"]
     flags += ["--output_dir"]
-    for name in ("float32", dtype):
+    for name in ("float32", "bfloat16"):  # float16 is for GPUs
         assert call(given.family, given.base, *flags, tmp_path / name, "--dtype", name) == 0
-    half, full = only_picture(tmp_path / dtype), only_picture(tmp_path / "float32")
+    half, full = only_picture(tmp_path / "bfloat16"), only_picture(tmp_path / "float32")
     assert 0 < np.abs(half.astype(float) - full).mean() < 8
 
 
