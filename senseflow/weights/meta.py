@@ -86,7 +86,8 @@ def in_todays_names(network: ModelMixin, weights: Weights) -> Weights:
 
 def frozen_network(source: NetworkSource, dtype: torch.dtype) -> NetworkSource:
     """A teacher's network: in its own dtype, eval mode, without gradients."""
-    source.network.to(dtype).eval().requires_grad_(False)
+    # torch's own: diffusers' warns that some networks have modules to be kept in float32.
+    nn.Module.to(source.network, dtype).eval().requires_grad_(False)
     return source
 
 
