@@ -8,8 +8,8 @@ at a time in memory. The forms:
   pipeline   a whole pipeline: the teacher's other parts beside the student, and the scheduler by
              which plain diffusers samples it at its anchors (LoRA runs: fused)
   comfyui    one safetensors, of any size, for ComfyUI's Load Diffusion Model (LoRA runs: fused)
-  original   the same in the names of the teacher's authors, which GGUF converters, InvokeAI,
-             stable-diffusion.cpp and older ComfyUI read (LoRA runs: fused)
+  original   the same in the names of the teacher's authors, which GGUF converters,
+             stable-diffusion.cpp, older ComfyUI and, of FLUX, InvokeAI read (LoRA runs: fused)
   lora       pytorch_lora_weights.safetensors (LoRA runs; of others: senseflow.extract_lora)
 
 docs/export.md has the call of each form.
