@@ -1,10 +1,11 @@
 """Which layers of a LoRA file three programs put to use, by the names of its tensors.
 
-Facts, read from their sources and, but for ComfyUI, compared with the programs' own functions on
-the keys of the full-size networks:
+Facts read from their sources; InvokeAI's conversions and stable-diffusion.cpp's names were compared
+with the programs' own functions on the keys of the full-size networks:
 
-- ComfyUI: `comfy/lora.py`, `comfy/weight_adapter/lora.py`, and the tables of `comfy/utils.py` at
-  v0.26.1. What it does not know it logs and leaves out.
+- ComfyUI: the tables of FLUX and of the UNet in `comfy/utils.py` at v0.26.1; `comfy/lora.py`,
+  `comfy/weight_adapter/lora.py` and the table of SD3 in copies without a version. What it does not
+  know it logs and leaves out.
 - InvokeAI 6.14.2: `backend/model_manager/configs/lora.py`, `backend/patches/lora_conversions`. A
   file with a layer that it does not know it refuses as a whole.
 - stable-diffusion.cpp as vendored by stable-diffusion-cpp-python 0.4.7: `src/name_conversion.cpp`
