@@ -2,8 +2,8 @@
 
 A field of a class of diffusers is used: by the family, or by the class itself, which is built from
 its config; or it is idle: it changes nothing of what is distilled; or it is known at some values
-alone, and a folder with another one is refused. `tests/teachers/test_fields.py` holds these tables
-to the signatures of the diffusers that is installed.
+alone, and a folder with another one is refused. `tests/teachers/test_teacher_fields.py` holds these
+tables to the signatures of the diffusers that is installed.
 """
 
 import json

@@ -25,7 +25,7 @@ ZERO_IS_MEANT = {
 }  # fmt: skip
 
 
-SOURCES = [name for name in tracked() if re.fullmatch(r"(?!tests/).*\.py", name)]
+SOURCES = [name for name in sorted(tracked()) if re.fullmatch(r"(?!tests/).*\.py", name)]
 
 
 def programs() -> list[Program]:
