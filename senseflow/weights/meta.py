@@ -3,17 +3,18 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import diffusers
 import torch
-from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import noop_context_fn
 
 from senseflow.common.files import read_json
 from senseflow.weights.quantized import require_plain
 from senseflow.weights.stored import Stored, Weights, component_weights
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 Blocks = Callable[[Any], list[nn.Module]]  # parts of a network, in the order in which they run
 
@@ -33,7 +34,7 @@ Build = Callable[[NetworkSource], nn.Module]  # puts a network with its weights 
 
 
 def open_network(
-    network_class: type[ModelMixin],
+    network_class: "type[ModelMixin]",
     folder: Path,
     config: dict[str, Any],
     blocks_of: Blocks,
@@ -51,7 +52,7 @@ def open_network(
 
 
 def component(
-    folder: Path, dtype: torch.dtype, network_class: type[ModelMixin] | None = None
+    folder: Path, dtype: torch.dtype, network_class: "type[ModelMixin] | None" = None
 ) -> NetworkSource:
     """A frozen network of diffusers that is not sharded, such as a VAE.
 
@@ -65,16 +66,18 @@ def component(
     return frozen_network(source, dtype)
 
 
-def class_in(config: dict[str, Any], name: str) -> type[ModelMixin]:
+def class_in(config: dict[str, Any], name: str) -> "type[ModelMixin]":
     """The class of a diffusers network's config; name: what it is called in the ValueError."""
+    import diffusers
+
     said = config.get("_class_name")
     found = getattr(diffusers, said, None) if isinstance(said, str) else None
-    if not isinstance(found, type) or not issubclass(found, ModelMixin):
+    if not isinstance(found, type) or not issubclass(found, diffusers.ModelMixin):
         raise ValueError(f"{name}: _class_name {said!r} is not a network of diffusers")
     return found
 
 
-def in_todays_names(network: ModelMixin, weights: Weights) -> Weights:
+def in_todays_names(network: "ModelMixin", weights: Weights) -> Weights:
     """The weights under the network's own names, by diffusers' own renaming of saved keys: the
     attention of an older VAE is `query` where today's is `to_q`."""
     names = {key: key for key in weights.keys}
@@ -92,7 +95,7 @@ def frozen_network(source: NetworkSource, dtype: torch.dtype) -> NetworkSource:
 
 
 def meta_network(
-    network_class: type[ModelMixin], config: dict[str, Any], name: str = "config.json"
+    network_class: "type[ModelMixin]", config: dict[str, Any], name: str = "config.json"
 ) -> Any:
     """A diffusers network on the meta device, in float32.
 

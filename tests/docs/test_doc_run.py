@@ -56,6 +56,7 @@ RUN_BY = {
     # their own tests: long ones, and what needs weights that nothing stands in for
     "benchmarks.flops": "tests/test_flops.py",
     "benchmarks.step": "tests/test_step.py",
+    "examples/ida_gaussian.py": "tests/examples/test_ida_gaussian.py",
     "examples/toy_2d.py": "tests/examples/test_toy_2d.py",
     "docs/configuration.py": "tests/docs/test_doc_configuration.py",
     "scripts_sd35/test_senseflow_sd35_large.py": "tests/sampling/test_all_families.py",

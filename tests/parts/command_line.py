@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+from diffusers import DiffusionPipeline
 from PIL import Image
+from torch import nn
 
 from senseflow.sampling.cli import main
 from senseflow.teachers.family import Family
@@ -49,3 +51,13 @@ def sidecars(folder: Path) -> list[dict]:
 
 def grey_levels_apart(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(a.astype(int) - b).max())
+
+
+def in_memory(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    """The pipeline with its weights copied out of their file's map: products round by how weights
+    are aligned, which there is as the file has it."""
+    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    for part in parts:
+        for tensor in (*part.parameters(), *part.buffers()):
+            tensor.data = tensor.data.clone()
+    return pipeline

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from command_line import PROMPTS, call, pictures, prompt_flags
+from command_line import PROMPTS, call, in_memory, pictures, prompt_flags
 from diffusers import DiffusionPipeline
 from doc_pages import Page
 from PIL import Image
@@ -50,7 +50,7 @@ def test_a_teachers_image_is_the_plain_pipelines(given):
     name, base, _ = given
     drawing = Drawing(steps=3, guidance=2.0, height=32, width=32, seed=4)
     ours = sample(load_teacher(base), PROMPTS[:1], drawing)
-    pipeline = DiffusionPipeline.from_pretrained(base)
+    pipeline = in_memory(DiffusionPipeline.from_pretrained(base))
     pipeline.set_progress_bar_config(disable=True)
     length = {} if name == "sdxl" else {"max_sequence_length": T5_LENGTH}
     image = pipeline(
