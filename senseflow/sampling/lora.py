@@ -4,13 +4,13 @@ A file of which a part fits nowhere is refused, unless a part is asked for: the 
 leave such parts out, with a warning at most.
 """
 
-import json
 import logging
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
 from senseflow.common.fields import FieldError
+from senseflow.common.files import read_json
 from senseflow.sampling.drawing import Paths
 from senseflow.teachers.family import Family
 from senseflow.weights.lora_files import (
@@ -74,7 +74,7 @@ def lora_file(path: Path) -> Path:
 
 def text_encoders(base: Path) -> list[Component]:
     """The encoders that diffusers adds adapters to: those of CLIP."""
-    index = json.loads((base / "model_index.json").read_text())
+    index = read_json(base / "model_index.json")
     names = [
         n for n, kind in index.items() if isinstance(kind, list) and "CLIPText" in str(kind[1])
     ]

@@ -4,7 +4,6 @@ Students are read by senseflow.sampling, but not drawn by it, so that what is me
 outsider gets.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +24,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 
+from senseflow.common.files import read_json
 from senseflow.common.quiet import quiet
 from senseflow.config import families
 from senseflow.sampling.drawing import Paths
@@ -111,7 +111,7 @@ def family_of(folder: Path) -> StockFamily:
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError(f"{folder} is not a pipeline folder: it has no model_index.json")
-    name = json.loads(index.read_text()).get("_class_name")
+    name = read_json(index).get("_class_name")
     if name not in FAMILIES:
         raise ValueError(f"{index}: _class_name is {name!r}, not one of {', '.join(FAMILIES)}")
     return FAMILIES[name]

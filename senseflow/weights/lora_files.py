@@ -8,7 +8,6 @@ is left over fits nowhere and can be said, and what is written has its scale in 
 the header, of tensors, and of neither.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from torch import Size, Tensor, nn
 
-from senseflow.common.files import read_json
+from senseflow.common.files import parse_json, read_json
 from senseflow.weights.original import Plan, Rows
 from senseflow.weights.stored import Weights
 
@@ -205,10 +204,11 @@ def _adapter_config(file: Path) -> dict[str, Any]:
         return {}
     with safe_open(str(file), framework="pt") as opened:
         header = opened.metadata() or {}
-    try:
-        return dict(json.loads(header.get(METADATA, "{}")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: {METADATA} in its header is not JSON: {error}") from error
+    where = f"{file}: {METADATA} in its header"
+    config = parse_json(header.get(METADATA, "{}"), where)
+    if not isinstance(config, dict):
+        raise ValueError(f"{where} is no JSON object")
+    return config
 
 
 def _stated_scale(config: dict[str, Any], name: str, rank: int) -> float:

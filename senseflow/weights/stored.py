@@ -1,6 +1,5 @@
 """Weights in safetensors, whole or in shards, read one tensor at a time; and pickles of old."""
 
-import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -12,7 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Size, Tensor
 
-from senseflow.common.weights_files import DAMAGES, fault_in, fault_of
+from senseflow.common.files import read_json
+from senseflow.common.weights_files import DAMAGES, fault_in
 
 NAMES = ("diffusion_pytorch_model", "model")  # of diffusers, of transformers
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -210,12 +210,11 @@ def open_index(file: Path) -> Weights:
 
 def shards_of(index: Path) -> dict[str, str]:
     """The name of the shard with each key, as an index says; raises ValueError when it is none."""
-    existing(index)
+    tree = read_json(existing(index))
     try:
-        return dict(json.loads(index.read_text())["weight_map"])
+        return dict(tree["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
-        fault = fault_of(index) or f"is not an index of safetensors shards: {error!r}"
-        raise ValueError(f"{index} {fault}") from error
+        raise ValueError(f"{index} is not an index of safetensors shards: {error!r}") from error
 
 
 def open_pickle(file: Path) -> Weights:

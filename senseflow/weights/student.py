@@ -4,7 +4,6 @@ Weights that do not fit are an error that names the keys: nothing is ever left r
 read with weights_only, and a run folder through its student's safetensors alone.
 """
 
-import json
 import logging
 import re
 import zipfile
@@ -30,6 +29,7 @@ from senseflow.weights.stored import (
     component_weights,
     open_index,
     open_safetensors,
+    shards_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class StudentFiles:
         """The files with the weights: of an index, it and its shards."""
         if not self.weights.name.endswith(".index.json"):
             return [self.weights]
-        shards = set(json.loads(self.weights.read_text())["weight_map"].values())
+        shards = set(shards_of(self.weights).values())
         return [self.weights, *(self.weights.parent / name for name in sorted(shards))]
 
 

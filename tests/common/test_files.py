@@ -26,6 +26,7 @@ from senseflow.plan import __main__ as plan
 from senseflow.report import run_folder
 from senseflow.sampling.job import read_sidecar
 from senseflow.teachers.folder import base_config
+from senseflow.weights.stored import shards_of
 
 NUM = 25
 
@@ -120,6 +121,7 @@ def test_brackets_thousands_deep_are_damage_to_every_reader_of_json(tmp_path):
         lambda: read_index(tmp_path),
         lambda: base_config(tmp_path.parent, tmp_path.name),
         lambda: read_lists(tmp_path / "index.json"),
+        lambda: shards_of(tmp_path / "index.json"),
     ):
         with pytest.raises(ValueError, match="nested too deeply"):
             read()
