@@ -68,8 +68,9 @@ def drawn(tab: Tab) -> None:
 
 
 def sizes(tab: Tab) -> list[list[int]]:
-    """Natural and shown width of the two images."""
-    found = "n => [n.naturalWidth, n.naturalHeight, Math.round(n.getBoundingClientRect().width)]"
+    """Natural and shown sizes of the two images, once they are decoded."""
+    shown = "Math.round(n.getBoundingClientRect().width)"
+    found = f"async n => (await n.decode(), [n.naturalWidth, n.naturalHeight, {shown}])"
     return [tab.locator(f"#{side} img").evaluate(found) for side in ("student", "teacher")]
 
 
