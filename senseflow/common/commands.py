@@ -3,8 +3,11 @@
 import argparse
 import errno
 import logging
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -108,7 +111,8 @@ def exit_status(work: Callable[[], int | None], stopped: str) -> int:
     stopped: what is left after Ctrl-C.
     """
     try:
-        return work() or 0
+        with ctrl_c_heard():
+            return work() or 0
     except (ValueError, OSError) as error:
         logger.debug("", exc_info=error)
         sys.stderr.write(f"error: {words_of(error)}\n")
@@ -116,6 +120,21 @@ def exit_status(work: Callable[[], int | None], stopped: str) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped: {stopped}\n")
         return 130
+
+
+@contextmanager
+def ctrl_c_heard() -> Iterator[None]:
+    """While Ctrl-C is a KeyboardInterrupt, where before and after it ends the process: see
+    `senseflow.end_on_ctrl_c`."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def words_of(error: Exception) -> str:

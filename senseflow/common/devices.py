@@ -1,9 +1,8 @@
 """The device a command runs on."""
 
-import os
-
 import torch
 
+from senseflow.common.environment import own_position
 from senseflow.common.fields import FieldError
 
 
@@ -13,7 +12,7 @@ def find_device(name: str | None, dtype: str | None = None) -> torch.device:
     dtype: what is to be computed there. Raises FieldError for a device that is not there, and for
     float16 on a CPU.
     """
-    own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # this rank's
+    own = f"cuda:{own_position().local_rank}"
     if name is None:
         name = own if torch.cuda.is_available() else "cpu"
     try:

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from senseflow.common.environment import own_position
+
 
 class AgreedError(Exception):
     """An error that all ranks raise alike, in the same place: one of them says it."""
@@ -34,10 +36,11 @@ class Ranks:
 
 def join_group() -> torch.device:
     """Join the process group torchrun describes, or a group of one; this process's device."""
+    position = own_position()
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(kind)
     if kind == "cuda":
-        device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device(kind, position.local_rank)
         torch.cuda.set_device(device)
     # gloo beside NCCL: files, stops and turns are agreed on without a device.
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
@@ -48,8 +51,8 @@ def join_group() -> torch.device:
         dist.init_process_group(
             backend,
             store=dist.PrefixStore(start, store),
-            rank=int(env["RANK"]),
-            world_size=int(env["WORLD_SIZE"]),
+            rank=position.rank,
+            world_size=position.world_size,
         )
     elif not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -1,11 +1,11 @@
 """Ranks that measure together: each takes every n-th image, what they found is put together."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from senseflow.common.environment import own_position
 from senseflow.common.ranks import start_ranks
 from senseflow.engine.disk import HostGroup
 
@@ -28,7 +28,7 @@ class Share:
     @classmethod
     def of_torchrun(cls) -> "Share":
         """This process among those that RANK and WORLD_SIZE tell of; alone where they do not."""
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        if own_position().world_size == 1:
             return cls()
         ranks = start_ranks()
         return cls(ranks.rank, ranks.world_size, HostGroup(ranks))

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from senseflow.common.commands import Parser, number, words_of
+from senseflow.common.environment import own_position
 from senseflow.common.fields import CountOrNone, SmallCount, Threads
 from senseflow.common.files import require_folder
 from senseflow.common.quiet import set_up_notes
@@ -33,6 +34,10 @@ def main(recipe: Recipe) -> None:
         words = [a for a in sys.argv[1:] if a != "--worker"]
         if len(words) < 2:
             sys.exit("error: --worker needs CONFIG SAVE_DIR [key.sub=value ...]")
+        try:
+            own_position()
+        except ValueError as error:
+            sys.exit(f"error: {error}")
         work(recipe, Path(words[0]), Path(words[1]), words[2:])
         return
     # First of all: train.time_limit counts the imports too, as the queue's own clock does.

@@ -9,17 +9,16 @@ import os
 import socket
 import threading
 import time
-from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psutil
 import torch.distributed as dist
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-from senseflow.common.commands import number
+from senseflow.common.environment import whole_number
 from senseflow.common.fields import CountOrNone, Port
 from senseflow.launch.watch import board_name
 
@@ -78,14 +77,6 @@ def place_from(environment: dict[str, str], nodes: int) -> Place:
     if rank >= nodes:
         raise ValueError(f"NODE_RANK {rank} is not below NODES {nodes}: nodes are counted from 0")
     return Place(environment["MASTER_ADDR"], port, rank)
-
-
-def whole_number(name: str, text: str, kind: Any) -> int:
-    """The number of a kind in a variable's text; raises ValueError, with its name, for another."""
-    try:
-        return int(number(kind)(text))
-    except ArgumentTypeError as error:
-        raise ValueError(f"{name} {error}") from None
 
 
 class Meeting:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from senseflow.common.environment import own_position
 from senseflow.common.quiet import quiet_libraries, set_up_notes
 from senseflow.common.ranks import AgreedError
 from senseflow.common.signals import STARTED, StopRequest
@@ -28,12 +29,14 @@ NOTICED_S = 1  # in which the launcher, which looks ten times a second, sees a p
 def run_worker(recipe: Recipe, config: Path, folder: Path, overrides: list[str]) -> None:
     """One process of the run, to its end; the cause of a failure is posted for all nodes."""
     stop = StopRequest()
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    watch = Watch(int(os.environ.get("RANK", 0)), world_size)
+    position = own_position()
+    watch = Watch(position.rank, position.world_size)
     failure = work(partial(read, recipe, config, overrides), folder, stop)
     if failure:
         report(failure)
-        if world_size > 1:  # a rank that was killed, and is why this one fails, is to be seen first
+        if (
+            position.world_size > 1
+        ):  # a rank that was killed, and is why this one fails, is to be seen first
             time.sleep(NOTICED_S)
         os._exit(1)  # not by way of libraries that may wait for a peer that is gone
     watch.finish()
@@ -43,10 +46,10 @@ def run_worker(recipe: Recipe, config: Path, folder: Path, overrides: list[str])
 def read(recipe: Recipe, config: Path, overrides: list[str]) -> Inputs:
     """What the run reads; raises ValueError or OSError. Its notes are said once: by the launcher,
     or where there is none by rank 0."""
-    silent = STARTED in os.environ or int(os.environ.get("RANK", 0)) > 0
+    silent = STARTED in os.environ or own_position().rank > 0
     set_up_notes(logging.ERROR if silent else logging.INFO)
     settings = load_recipe(recipe, config, overrides)
-    check_split(settings, int(os.environ.get("WORLD_SIZE", 1)))
+    check_split(settings, own_position().world_size)
     return read_run(settings, recipe.family)
 
 
@@ -56,7 +59,7 @@ def work(read: Callable[[], Inputs], folder: Path, stop: StopRequest) -> Failure
     Errors of the input, found before training, would only repeat; so would a loss that is not
     finite. A disk that fails in training may recover.
     """
-    rank = int(os.environ.get("RANK", 0))
+    rank = own_position().rank
     final: tuple[type[Exception], ...] = (ValueError, OSError)
     here = f"rank {rank} on host {socket.gethostname()}: "
     try:

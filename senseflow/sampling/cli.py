@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from senseflow.common.commands import Number, Parser, exit_status, number
+from senseflow.common.environment import own_position
 from senseflow.common.fields import (
     Bounds,
     Count,
@@ -246,7 +246,7 @@ def read_machine(args: argparse.Namespace) -> Machine:
 def read_output(args: argparse.Namespace) -> Output:
     """Where images go; raises ValueError for a folder that cannot be written, or no share."""
     require_writable("--output_dir", args.output_dir)
-    silent = not args.shard and os.environ.get("RANK", "0") != "0"  # one bar of all ranks
+    silent = not args.shard and own_position().rank > 0  # one bar of all ranks
     shard = shard_of(args.shard)
     return Output(args.output_dir, args.overwrite, args.batch_size, shard, silent)
 

@@ -1,12 +1,12 @@
 """What one call is to draw: prompts, and the image and files of each; needs no torch."""
 
 import logging
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from senseflow.common.environment import own_position
 from senseflow.common.files import parse_json
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,9 @@ def prompt_shot(folder: Path, prompt: Prompt, seed: int) -> Shot:
 
 def shard_of(text: str | None) -> tuple[int, int]:
     """(i, n) of --shard i/n, else of torchrun's environment, else (0, 1)."""
-    text = text or f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"
+    if not text:
+        position = own_position()
+        return position.rank, position.world_size
     first, _, second = text.partition("/")
     if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
         raise ValueError(f"--shard {text} is not I/N with 0 <= I < N")

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from senseflow.common import signals
+from senseflow.common.files import ROOT
 from senseflow.common.signals import STARTED, StopRequest, signal_at_end_of
 
 HOUR = 3600.0
@@ -182,18 +183,47 @@ def test_in_training_the_end_of_the_launcher_is_a_request_to_save(monkeypatch):
     assert asked == [(77, signal.SIGINT)]
 
 
-def test_ctrl_c_before_the_launcher_listens_leaves_no_traceback():
-    program = "import senseflow.trainer, time; print(1, flush=True); time.sleep(50)"
-    started_as_module = f"import sys; sys.argv = ['-m']; {program}"
-    for words, quiet in ((started_as_module, True), (program, False)):
-        process = subprocess.Popen(
-            [sys.executable, "-c", words], stdout=-1, stderr=-1, text=True, process_group=0
-        )
-        process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGINT
-        assert (said == "") is quiet
+INTERRUPTS = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(name, *_):
+        if name.startswith("senseflow.") and "__main__" in sys.modules:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting)
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-m senseflow.trainer.trainer_flux_senseflow",
+        "-m senseflow.cache",
+        "-m senseflow.tiny.pictures",
+        *(str(file) for file in sorted(ROOT.glob("scripts_*/test_*.py"))),
+    ],
+)
+def test_ctrl_c_before_a_command_listens_ends_it_without_a_word(line, tmp_path):
+    """At its first import of another module of ours."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS)
+    result = subprocess.run(
+        [sys.executable, *line.split(), "--help"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_command_says_what_ctrl_c_leaves_and_the_library_hears_it_as_before():
+    program = (
+        "import sys; sys.argv = {argv}\n"
+        "import os, signal\n"
+        "from senseflow.common.commands import exit_status\n"
+        "print(exit_status(lambda: os.kill(os.getpid(), signal.SIGINT), 'all is kept'))\n"
+        "print(repr(signal.getsignal(signal.SIGINT)))"
+    )
+    for argv, after in ((["-m"], "SIG_DFL"), (["-c"], "default_int_handler")):
+        result = run(program.format(argv=argv))
+        assert result.stderr == "stopped: all is kept\n" and result.returncode == 0
+        assert result.stdout.startswith("130\n") and after in result.stdout
 
 
 def test_processes_started_under_the_block_hear_no_signal_and_the_block_ends():

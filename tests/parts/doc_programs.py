@@ -178,7 +178,10 @@ def start(program: Program) -> None:
             runpy.run_module(program.name, run_name="__main__", alter_sys=False)
     else:
         script = ROOT / program.name
-        with mock.patch.object(sys, "path", [str(script.parent), *sys.path]):
+        with (
+            mock.patch.object(sys, "path", [str(script.parent), *sys.path]),
+            mock.patch("senseflow.end_on_ctrl_c"),  # which is of a process of its own
+        ):
             runpy.run_path(str(script), run_name="__main__")
 
 
