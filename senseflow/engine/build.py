@@ -121,10 +121,11 @@ def prepare(inputs: Inputs, folder: Path, hold: Hold | None = None) -> Run:
 
 
 def check_teacher(inputs: Inputs) -> None:
-    """Raise ValueError where the weights of the teacher or of its text encoders do not fit their
-    configs; none is loaded."""
+    """Raise ValueError where the weights of the teacher, its VAE or its text encoders do not fit
+    their configs; none is loaded."""
     settings = inputs.settings
     inputs.family.teacher(settings)
+    inputs.family.vae(settings)
     if inputs.cache.prompts is None:
         inputs.family.text_encoders(settings)
 

@@ -51,7 +51,8 @@ def facts_of(name: str, config: Config, family: Family) -> dict[str, Any]:
 
 
 def prompt_facts(config: Config, family: Family, folder: Path) -> dict[str, Any]:
-    """What prompt_embeds and pooled depend on: text encoders, tokenizers, length, type."""
+    """What prompt_embeds and pooled depend on: text encoders, tokenizers, length, type, and how a
+    language model is asked."""
     names = [name for name, kind in encoder_classes(folder).items() if kind]
     facts: dict[str, Any] = {"family": family.name}
     for name in names:
@@ -59,8 +60,12 @@ def prompt_facts(config: Config, family: Family, folder: Path) -> dict[str, Any]
         tokenizer = name.replace("text_encoder", "tokenizer")
         facts[tokenizer] = settings_digest(folder / tokenizer)
     length = config.data.max_sequence_length
+    chat = (
+        {f"chat: {key}": value for key, value in family.chat.facts.items()} if family.chat else {}
+    )
     return {
         **facts,
+        **chat,
         "data.max_sequence_length": length,
         "precision.compute": config.precision.compute,
     }

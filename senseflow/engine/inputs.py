@@ -5,6 +5,7 @@ accepts the others do. Reads JSON, lists, shapes and fingerprints: torch, no dif
 """
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from senseflow.engine.caches import read_cache, warn_of_versions
 from senseflow.teachers.family import Family
 from senseflow.teachers.folder import TeacherSettings
 from senseflow.weights.fingerprint import base_fingerprint
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ def read_setup(config: Config, family: Family) -> Setup:
     """Open the teacher's folder; raises ValueError for a configuration that does not fit it."""
     settings = teacher_settings(config)
     family.require(settings)
+    for caution in family.cautions(settings.folder):
+        logger.warning("paths.pretrained_model %s", caution)
     path, anchors = family.path(settings), family.anchors(settings, config.anchors.times)
     check_times(config, path, anchors)
     return Setup(config, family, settings, path, anchors)

@@ -234,7 +234,7 @@ def in_original_names(source: Source) -> Source:
     if original is None:
         raise ValueError(f"--form original: {source.family.title} has no names but diffusers'")
     config = dict(network.config)
-    plan = inverse(to_diffusers(network, lambda key: original.name(key, config)))
+    plan = inverse(to_diffusers(network, lambda key: original.name(key, config), original.prefix))
     own, dtype = network.state_dict(), source.layout.dtype
     held = planned(plan, lambda key: Computed(own[key].shape, partial(source.read, key)))
     tensors = {key: torch.empty(held(key).shape, dtype=dtype, device="meta") for key in plan}

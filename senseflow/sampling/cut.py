@@ -34,7 +34,9 @@ def find_cuts(
             continue
         chosen = plan.max_sequence_length if name == family.tokenizer else None
         most = chosen or tokenizer.model_max_length
-        for cut, ids in zip(cuts, tokenizer(prompts, verbose=False)["input_ids"], strict=True):
+        chat = family.chat if name == family.tokenizer else None
+        texts = chat.worded(tokenizer, prompts) if chat else prompts
+        for cut, ids in zip(cuts, tokenizer(texts, verbose=False)["input_ids"], strict=True):
             if len(ids) > most:
                 cut[encoder] = Cut(most, len(ids))
     return cuts

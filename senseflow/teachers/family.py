@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from senseflow.common.files import read_json
 from senseflow.core.levels import SIGMAS, Levels
 from senseflow.teachers import folder
+from senseflow.teachers.chat import Chat, require_chat
 from senseflow.teachers.fields import Fields
 from senseflow.teachers.folder import TeacherSettings
 from senseflow.teachers.original import OriginalNames
@@ -97,6 +98,7 @@ class Family(ABC):
     no_guidance: float = 1.0  # the pipeline's number that leaves out its unconditional half
     seeds_every_step: bool = False  # the pipeline hands `generator=` on to its scheduler
     tokenizer: str | None = None  # whose tokens data.max_sequence_length counts; None: all fixed
+    chat: Chat | None = None  # how its `tokenizer` is given prompts; None: as they are
     longest_prompt: int = 512  # of its tokens, where the folder states more, or nothing
     null_prompt: str | None = None  # whose encoding is that of no prompt; None: none is encoded
     optional: tuple[str, ...] = ()  # parts that a folder may leave out, all or none of them
@@ -133,6 +135,8 @@ class Family(ABC):
         folder.require_pipeline(settings.folder, self.pipeline_class)
         folder.require_components(settings.folder, self.optional)
         self.require_configs(settings.folder)
+        if self.chat:
+            require_chat(settings.folder / str(self.tokenizer))
         unit, largest = self.unit(settings.folder), self.sides(settings.folder, None).largest
         size = f"train.resolution {list(settings.resolution)}"
         if any(side % unit for side in settings.resolution):
@@ -161,6 +165,10 @@ class Family(ABC):
                     f"a network of more than an image's latents is not {self.title}"
                 )
 
+    def cautions(self, base: Path) -> list[str]:
+        """What is to be said of a folder that can be distilled, and hardly should be."""
+        return []
+
     def schedule(self, base: Path) -> dict[str, Any]:
         """The fields of a base's scheduler that any other one needs to take the same levels."""
         return {}
@@ -178,12 +186,12 @@ class Family(ABC):
                 raise ValueError(f"{key}: {self.title} has no T5; leave it out")
             return
         if length is None:
-            raise ValueError(f"{key} is missing: the T5 tokens of this teacher")
+            raise ValueError(f"{key} is missing: the tokens of a prompt that this teacher reads")
         if read_json(base / folder.INDEX).get(self.tokenizer, [None])[0] is None:
             return  # zeros of any length stand for what it would have said
         config = read_json(base / self.tokenizer / "tokenizer_config.json")
         if (stated := config.get("model_max_length")) and length > stated:
-            raise ValueError(f"{key} {length}: the teacher's T5 tokenizer was made for {stated}")
+            raise ValueError(f"{key} {length}: the teacher's tokenizer was made for {stated}")
 
     def require_student(self, settings: TeacherSettings) -> None:
         """Raise ValueError for keys that only a FLUX student has."""
@@ -294,7 +302,7 @@ class Family(ABC):
             return {}
         network = meta_network(getattr(diffusers, self.network_class), config)
         try:
-            return to_diffusers(network, lambda key: original.name(key, config))
+            return to_diffusers(network, lambda key: original.name(key, config), original.prefix)
         except ValueError:
             return {}
 
@@ -318,7 +326,13 @@ class Family(ABC):
         from senseflow.weights.original import converted
 
         network = meta_network(getattr(diffusers, self.network_class), config)
-        return converted(weights, network, lambda key: original.name(key, config), original.title)
+        return converted(
+            weights,
+            network,
+            lambda key: original.name(key, config),
+            original.prefix,
+            original.title,
+        )
 
     def teacher(self, settings: TeacherSettings) -> "NetworkSource":
         """The frozen teacher of a folder, on the meta device; raises ValueError."""
@@ -335,6 +349,13 @@ class Family(ABC):
         folder.require_vocabularies(settings.folder)
         kinds = self.networks().adapter.text_encoders
         return text_encoders(settings.folder, kinds, settings.compute_dtype)
+
+    def vae(self, settings: TeacherSettings) -> "NetworkSource":
+        """The frozen VAE of a folder, on the meta device; raises ValueError."""
+        from senseflow.weights.meta import component
+
+        kind = self.networks().adapter.vae_class
+        return component(settings.folder / "vae", settings.vae_dtype, kind)
 
     def load_adapter(
         self,

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from senseflow.core.levels import one_shift, shifted
 from senseflow.teachers.family import Family, Plan, StockSampling
 from senseflow.teachers.folder import TeacherSettings, scheduler_config
 
@@ -83,7 +84,7 @@ class FlowFamily(Family):
         """One batch through the pipeline's own call; guided where the plan has a scale."""
         pipeline.scheduler.generators = generators  # the pipeline does not hand them on
         images: list[Image.Image] = pipeline(
-            prompts,
+            prompt=prompts,
             height=plan.height,
             width=plan.width,
             num_inference_steps=plan.steps,
@@ -106,3 +107,32 @@ class FlowFamily(Family):
             "stochastic_sampling": True,
         }
         return StockSampling("FlowMatchEulerDiscreteScheduler", changes, levels, self.no_guidance)
+
+
+@dataclass(frozen=True, eq=False)
+class EvenFlowFamily(FlowFamily):
+    """One whose clock is sigma, and whose pipeline spaces its sigmas evenly from 1 to 1/K, at any
+    size; its scheduler shifts them."""
+
+    def path(self, settings: TeacherSettings) -> "FlowPath":
+        """The clock is sigma itself, so the path has no shift."""
+        from senseflow.core.path import FlowPath
+
+        return FlowPath()
+
+    def stock_sampling(self, anchors: tuple[float, ...]) -> StockSampling:
+        """By the number of steps alone where one shift gives the anchors, else by sigmas."""
+        shift = one_shift(anchors)
+        if shift is None:
+            return self.stock_flow({"sigmas": list(anchors)})
+        return self.stock_flow({"num_inference_steps": len(anchors)}, shift)
+
+    def rounded(self, anchors: tuple[float, ...], levels: list[float]) -> list[float]:
+        """Sigmas as that scheduler's float32 shift makes them."""
+        shift = one_shift(anchors)
+        if shift is None:
+            return levels
+        from senseflow.teachers.schedulers import as_made, stock_sigmas
+
+        times = [shifted(sigma, 1 / shift) for sigma in levels]
+        return as_made(levels, stock_sigmas({"shift": shift}, times))

@@ -73,6 +73,20 @@ T5_XXL = Encoder(
     length=512,
 )
 
+QWEN3_4B = dict(
+    model_type="qwen3",
+    hidden_size=2560,
+    intermediate_size=9728,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    max_position_embeddings=40960,
+    rope_theta=1000000,
+    tie_word_embeddings=True,
+    vocab_size=151936,
+)
+
 
 @dataclass(frozen=True)
 class Terms:

@@ -12,12 +12,16 @@ from transformers import (
     CLIPTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Qwen2Tokenizer,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5EncoderModel,
     T5Tokenizer,
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RotaryEmbedding
 from transformers.models.t5.modeling_t5 import T5Block
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
@@ -35,6 +39,7 @@ class TextEncoder:
     network: type[PreTrainedModel]
     layer: type[nn.Module]  # each one a unit of sharding
     tokenizer: Callable[[int], PreTrainedTokenizerBase]  # one that knows a letter, of this length
+    head: str | None = None  # what it says next, which no pipeline asks: neither read nor run
 
 
 Kinds = Sequence[TextEncoder]
@@ -52,9 +57,32 @@ def t5_tokenizer(length: int) -> T5Tokenizer:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=length)
 
 
+def qwen_tokenizer(length: int) -> Qwen2Tokenizer:
+    """Qwen's, with the letter a and a chat template in its real one's structure."""
+    marks = ["<|im_start|>", "<|im_end|>"]
+    vocab = {piece: number for number, piece in enumerate(["<|endoftext|>", *marks, "a"])}
+    return Qwen2Tokenizer(
+        vocab=vocab,
+        additional_special_tokens=marks,
+        model_max_length=length,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+CHAT_TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}"
+)
+
 CLIP = TextEncoder(CLIPTextModel, CLIPEncoderLayer, clip_tokenizer)
 PROJECTED_CLIP = TextEncoder(CLIPTextModelWithProjection, CLIPEncoderLayer, clip_tokenizer)
 T5 = TextEncoder(T5EncoderModel, T5Block, t5_tokenizer)
+QWEN3 = (  # with its head or without, as a folder has it
+    TextEncoder(Qwen3ForCausalLM, Qwen3DecoderLayer, qwen_tokenizer, head="lm_head"),
+    TextEncoder(Qwen3Model, Qwen3DecoderLayer, qwen_tokenizer),
+)
 
 
 def kind_of(folder: Path, class_name: str, kinds: Kinds) -> TextEncoder:
@@ -89,15 +117,19 @@ def text_encoder(folder: Path, kind: TextEncoder, dtype: torch.dtype) -> Network
     config = kind.network.config_class.from_dict(tree)
     with torch.device("meta"):
         network = kind.network(config)
+    if kind.head:
+        setattr(network, kind.head, nn.Identity())
     weights = in_names_of(network, component_weights(folder))
     weights.require(network.state_dict())
-    positions = position_ids(network)
+    computed = position_ids(network) | frequencies(network)
 
     def read(key: str) -> Stored:
-        return positions[key] if key in positions else weights.read(key)
+        return computed[key] if key in computed else weights.read(key)
 
     blocks = [module for module in network.modules() if isinstance(module, kind.layer)]
     source = frozen_network(NetworkSource(network, read, blocks), dtype)
+    for rotary in rotaries(network).values():
+        rotary.float()  # as transformers computes them, whatever the network's type
     if dtype == torch.float16:
         # As transformers reads them: T5's last products overflow float16.
         for name, module in network.named_modules():
@@ -134,4 +166,19 @@ def position_ids(network: PreTrainedModel) -> dict[str, Tensor]:
         name: torch.arange(buffer.shape[-1]).expand(buffer.shape)
         for name, buffer in network.named_buffers()
         if name.endswith("position_ids")
+    }
+
+
+def rotaries(network: PreTrainedModel) -> dict[str, Qwen3RotaryEmbedding]:
+    """Qwen3's rotary positions, by name."""
+    modules = network.named_modules()
+    return {name: module for name, module in modules if isinstance(module, Qwen3RotaryEmbedding)}
+
+
+def frequencies(network: PreTrainedModel) -> dict[str, Tensor]:
+    """The buffers of rotary positions, by name: computed of the config, and in no file."""
+    return {
+        f"{name}.{key}": buffer
+        for name, rotary in rotaries(network).items()
+        for key, buffer in Qwen3RotaryEmbedding(rotary.config).named_buffers()
     }

@@ -20,7 +20,6 @@ from senseflow.weights.stored import Stored, Weights
 logger = logging.getLogger(__name__)
 
 NUM_ROWS = 7 * 3072  # of every tensor of numbers: FLUX's converter cuts at rows of the true width
-PREFIX = "model.diffusion_model."  # that all converters know
 
 Name = Callable[[str], str]  # from a tensor's name in diffusers to that of the file it is in
 
@@ -37,8 +36,10 @@ class Rows:
 Plan = Mapping[str, list[Rows]]  # the rows that each tensor is made of, in their order
 
 
-def to_diffusers(network: Any, name: Name) -> Plan:
+def to_diffusers(network: Any, name: Name, prefix: str) -> Plan:
     """What each tensor of a diffusers network is made of, by names of its authors' files.
+
+    prefix: what stands before the names there, which its converter may need, or not know.
 
     Raises ValueError for a network which those files cannot hold.
     """
@@ -47,7 +48,7 @@ def to_diffusers(network: Any, name: Name) -> Plan:
     # One more apart: where one tensor ends the next one does not go on.
     firsts = {place * (NUM_ROWS + 1): key for place, key in enumerate(names)}
     numbers = {
-        PREFIX + key: torch.arange(first, first + NUM_ROWS, dtype=torch.int32)
+        prefix + key: torch.arange(first, first + NUM_ROWS, dtype=torch.int32)
         for first, key in firsts.items()
     }
     convert = SINGLE_FILE_LOADABLE_CLASSES[type(network).__name__]["checkpoint_mapping_fn"]
@@ -126,13 +127,13 @@ def planned(plan: Plan, read: Callable[[str], Stored]) -> Callable[[str], Stored
     return joined
 
 
-def converted(weights: Weights, network: Any, name: Name, authors: str) -> Weights:
+def converted(weights: Weights, network: Any, name: Name, prefix: str, authors: str) -> Weights:
     """The weights of an authors' file by diffusers' names, for a network on the meta device.
 
-    authors: whose names they are, for the message. Raises ValueError naming the keys, by the
-    file's names, that do not fit the network.
+    prefix: as `to_diffusers` takes it. authors: whose names they are, for the message. Raises
+    ValueError naming the keys, by the file's names, that do not fit the network.
     """
-    plan, own = to_diffusers(network, name), network.state_dict()
+    plan, own = to_diffusers(network, name, prefix), network.state_dict()
     held = planned(back := inverse(plan), own.__getitem__)
     weights.require(
         {key: held(key) for key in back}, f"their network in the original names of {authors}"

@@ -2,12 +2,17 @@
 
 import string
 
+import torch
 from diffusers import AutoencoderKL
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -19,6 +24,24 @@ T5_LENGTH = 16  # tokens the T5 tokenizer admits
 CLIP_WIDTHS = (16, 24)  # of SD3.5's and SDXL's two towers
 PROJECTIONS = (12, 20)
 SD35_T5_WIDTH = 64
+QWEN_LENGTH = 40  # tokens the Qwen tokenizer admits
+QWEN_WIDTH = 16
+QWEN_TURN = 25  # of them for a turn without a word in it, and the beginning of an answer
+QWEN_TEMPLATE = """
+{%- for message in messages %}
+    {%- if message.role == "user" or message.role == "system" %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>assistant\\n<think>\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -71,6 +94,43 @@ def t5_text(tokenizer: T5, width: int = 32) -> T5EncoderModel:
             feed_forward_proj="gated-gelu",
         )
     ).eval()
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """One token per letter, space or new line; marks and a chat template as Qwen3's."""
+    specials, marks = ["<|im_start|>", "<|im_end|>"], ["<think>", "</think>"]
+    pieces = [*LETTERS, "Ġ", "Ċ", "<|endoftext|>"]
+    tokenizer = Qwen2Tokenizer(
+        vocab={piece: number for number, piece in enumerate(pieces)},
+        additional_special_tokens=specials,
+        model_max_length=QWEN_LENGTH,
+        chat_template=QWEN_TEMPLATE,
+    )
+    tokenizer.add_tokens(marks)
+    return tokenizer
+
+
+def qwen3_text(
+    tokenizer: Qwen2Tokenizer, num_layers: int, head: bool = True, tied: bool = True
+) -> Qwen3ForCausalLM | Qwen3Model:
+    """Two heads of 8, one of keys; its norms are not all ones."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=QWEN_WIDTH,
+        intermediate_size=24,
+        num_hidden_layers=num_layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        initializer_range=0.2,
+    )
+    network = (Qwen3ForCausalLM if head else Qwen3Model)(config).eval()
+    for name, parameter in network.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return network
 
 
 def two_clips(first_has_projection: bool) -> dict[str, object]:

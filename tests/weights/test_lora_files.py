@@ -211,7 +211,7 @@ def test_a_scale_that_bfloat16_cannot_hold_is_not_rounded_into_it(tmp_path):
 
 def by_authors(network: nn.Module, names: OriginalNames) -> Component:
     config = dict(network.config)
-    authors = partial(to_diffusers, network, lambda key: names.name(key, config))
+    authors = partial(to_diffusers, network, lambda key: names.name(key, config), names.prefix)
     return Component("transformer", layers_of(network), None, authors)
 
 

@@ -55,7 +55,9 @@ def test_every_tensor_at_full_size_has_its_place(recipe):
         getattr(diffusers, family.network_class), dict(family.published.denoiser)
     )
     config, own = dict(network.config), network.state_dict()
-    plan = to_diffusers(network, lambda key: family.original.name(key, config))
+    plan = to_diffusers(
+        network, lambda key: family.original.name(key, config), family.original.prefix
+    )
     back = inverse(plan)
     held = planned(back, own.__getitem__)
     shapes = {key: held(key).shape for key in back}

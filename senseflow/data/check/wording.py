@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from senseflow.common.files import read_json
+from senseflow.config.recipes import FAMILIES
 from senseflow.data.check.findings import Finding, percentiles, share
+from senseflow.teachers.chat import Chat
 
 TOKENIZER = "tokenizer"
 BATCH = 1000  # captions per call of a tokenizer
@@ -20,21 +22,23 @@ class Reader:
     name: str  # of its folder
     limit: int
     tokenizer: Any
+    chat: Chat | None = None  # by which captions are put to a language model
 
     def lengths(self, captions: list[str]) -> list[int]:
-        """Tokens of each caption, uncut, with what the tokenizer adds at its ends."""
+        """Tokens of each caption, uncut, with what the tokenizer adds at its ends, or a chat."""
         distinct, lengths = list(dict.fromkeys(captions)), dict[str, int]()
         for start in range(0, len(distinct), BATCH):
             batch = distinct[start : start + BATCH]
-            ids = self.tokenizer(batch, verbose=False)["input_ids"]
+            texts = self.chat.worded(self.tokenizer, batch) if self.chat else batch
+            ids = self.tokenizer(texts, verbose=False)["input_ids"]
             lengths |= zip(batch, map(len, ids), strict=True)
         return [lengths[caption] for caption in captions]
 
 
-def read_tokenizers(teacher: Path, t5_length: int | None) -> list[Reader]:
+def read_tokenizers(teacher: Path, length: int | None) -> list[Reader]:
     """The tokenizers of a diffusers folder; raises ValueError naming one that cannot be read.
 
-    t5_length: data.max_sequence_length; None: what the tokenizer itself says.
+    length: data.max_sequence_length, of the tokenizer that it is of; None: what that itself says.
     """
     from transformers import AutoTokenizer  # seconds
 
@@ -44,6 +48,8 @@ def read_tokenizers(teacher: Path, t5_length: int | None) -> list[Reader]:
         names = sorted(name for name in tree if name.startswith(TOKENIZER) and tree[name][1])
     except (TypeError, IndexError) as error:
         raise ValueError(f"{index} is not that of a diffusers folder: {error}") from error
+    # All sizes of a pipeline read their prompts alike.
+    family = next((f for f in FAMILIES if f.pipeline_class == tree.get("_class_name")), None)
     readers = []
     for name in names:
         try:
@@ -52,9 +58,13 @@ def read_tokenizers(teacher: Path, t5_length: int | None) -> list[Reader]:
             raise ValueError(
                 f"the tokenizer in {teacher / name} cannot be read: {error}"
             ) from error
-        own = min(int(tokenizer.model_max_length), 10**6)  # "none" is a very large number
-        is_t5 = str(tree[name][1]).startswith("T5")
-        readers.append(Reader(name, t5_length if is_t5 and t5_length else own, tokenizer))
+        limit, chat = (
+            min(int(tokenizer.model_max_length), 10**6),
+            None,
+        )  # "none" is a very large one
+        if family and name == family.tokenizer:
+            limit, chat = length or min(limit, family.longest_prompt), family.chat
+        readers.append(Reader(name, limit, tokenizer, chat))
     return readers
 
 

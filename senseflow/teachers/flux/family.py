@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from senseflow.common.files import ROOT
-from senseflow.core.levels import one_shift, shifted
-from senseflow.teachers.family import Sides, StockSampling
+from senseflow.core.levels import one_shift
+from senseflow.teachers.family import Sides
 from senseflow.teachers.fields import Fields, Known, autoencoder, flow_scheduler
-from senseflow.teachers.flow import SHIFTS, SIDE, FlowFamily, flow_config
+from senseflow.teachers.flow import SHIFTS, SIDE, EvenFlowFamily, flow_config
 from senseflow.teachers.flux.original import ORIGINAL
 from senseflow.teachers.folder import TeacherSettings, vae_factor
 from senseflow.teachers.published import CLIP_L, FLUX_VAE, T5_XXL, Encoder, Published, Terms
 
 if TYPE_CHECKING:
-    from senseflow.core.path import FlowPath
     from senseflow.teachers.adapter import Networks
 
 
 @dataclass(frozen=True, eq=False)
-class Flux(FlowFamily):
+class Flux(EvenFlowFamily):
     """FLUX.1-dev and its fine-tuned copies."""
 
     def unit(self, base: Path) -> int:
@@ -48,12 +47,6 @@ class Flux(FlowFamily):
                 "student.guidance is missing: the constant that a LoRA student's guidance "
                 "embedding is fed, such as 3.5"
             )
-
-    def path(self, settings: TeacherSettings) -> "FlowPath":
-        """The clock is sigma itself, so the path has no shift."""
-        from senseflow.core.path import FlowPath
-
-        return FlowPath()
 
     def shift(self, settings: TeacherSettings, num: int) -> float:
         """The scheduler's own at any number of steps; with dynamic shifting it grows with the
@@ -87,23 +80,6 @@ class Flux(FlowFamily):
         """The teacher's config for weights that may have dropped the guidance embedding."""
         guided = any(mark in key for key in keys for mark in ("guidance_embedder.", "guidance_in."))
         return {**config, "guidance_embeds": guided}
-
-    def stock_sampling(self, anchors: tuple[float, ...]) -> StockSampling:
-        """FluxPipeline spaces its sigmas from 1 to 1/K, at any size, and its scheduler shifts."""
-        shift = one_shift(anchors)
-        if shift is None:
-            return self.stock_flow({"sigmas": list(anchors)})
-        return self.stock_flow({"num_inference_steps": len(anchors)}, shift)
-
-    def rounded(self, anchors: tuple[float, ...], levels: list[float]) -> list[float]:
-        """Sigmas as that scheduler's float32 shift makes them."""
-        shift = one_shift(anchors)
-        if shift is None:
-            return levels
-        from senseflow.teachers.schedulers import as_made, stock_sigmas
-
-        times = [shifted(sigma, 1 / shift) for sigma in levels]
-        return as_made(levels, stock_sigmas({"shift": shift}, times))
 
     def comfyui(self, anchors: tuple[float, ...], guidance: float | None) -> str | None:
         """ComfyUI tells the kinds of FLUX by their guidance embedding."""
@@ -144,7 +120,7 @@ FLUX = Flux(
     pipeline_class="FluxPipeline",
     network_class="FluxTransformer2DModel",
     component="transformer",
-    key_mark="single_transformer_blocks.",
+    key_mark="single_transformer_blocks.0.norm.",
     original=ORIGINAL,
     blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
     base_flag="--flux_ckpt",

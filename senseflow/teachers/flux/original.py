@@ -45,4 +45,4 @@ def name(key: str, config: dict[str, Any]) -> str:
     return renamed(key, RULES)
 
 
-ORIGINAL = OriginalNames("Black Forest Labs", "double_blocks.", "", name)
+ORIGINAL = OriginalNames("Black Forest Labs", "double_blocks.0.img_mod.", "", name)

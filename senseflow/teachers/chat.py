@@ -1,0 +1,106 @@
+"""Prompts put to a language model as a user's turn, by its tokenizer's own chat template.
+
+Light: torch is imported where it is called.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from senseflow.common.files import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MARK = re.compile(r"<\|\w+\|>")  # a special token, such as <|im_start|>
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How a family's pipeline asks a language model for the encoding of a prompt."""
+
+    thinking: bool  # enable_thinking of the template
+    layers: tuple[int, ...]  # hidden states, joined on channels; 0: what the first layer is given
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What encodings depend on besides the files of tokenizer and encoder, as JSON has it."""
+        return {"enable_thinking": self.thinking, "hidden states": list(self.layers)}
+
+    def worded(self, tokenizer: Any, prompts: list[str]) -> list[str]:
+        """What the tokenizer is given to read: each prompt's turn, and how an answer begins."""
+        return [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=self.thinking,
+            )
+            for prompt in prompts
+        ]
+
+    def encode(
+        self, encoder: Any, tokenizer: Any, prompts: list[str], length: int | None
+    ) -> "tuple[Tensor, Tensor]":
+        """States (B, L, D x layers) of prompts cut and padded to L = `length` tokens, and where
+        there are tokens, (B, L) bool; on the encoder's device, without gradient."""
+        import torch
+
+        tokens = tokenizer(
+            self.worded(tokenizer, prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
+        ).to(encoder.device)
+        mask = tokens["attention_mask"]
+        # transformers looks at its numbers, which on the meta device are none
+        unmasked = dict.fromkeys(encoder.config.layer_types)
+        with torch.no_grad():
+            states = encoder(
+                tokens["input_ids"],
+                attention_mask=unmasked if mask.is_meta else mask,
+                output_hidden_states=list(self.layers),
+                use_cache=False,
+            ).hidden_states
+        return torch.cat([states[layer] for layer in self.layers], dim=-1), mask.bool()
+
+
+def require_chat(tokenizer: Path) -> None:
+    """Raise ValueError for a tokenizer's folder without a chat template, or whose vocabulary lacks
+    a special token that its template writes: it would be read as the letters of its name."""
+    template = chat_template(tokenizer)
+    if template is None:
+        raise ValueError(
+            f"{tokenizer} has no chat template (chat_template.jinja, or chat_template in "
+            "tokenizer_config.json), by which this teacher's prompts are encoded"
+        )
+    known = special_tokens(tokenizer)
+    if absent := sorted(set(MARK.findall(template)) - known):
+        raise ValueError(
+            f"{tokenizer} does not know {', '.join(absent)}, which its chat template writes: it is "
+            "another model's tokenizer"
+        )
+
+
+def chat_template(tokenizer: Path) -> str | None:
+    """The chat template of a tokenizer's folder, where it has one."""
+    file, config = tokenizer / "chat_template.jinja", tokenizer / "tokenizer_config.json"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = (read_json(config) if config.is_file() else {}).get("chat_template")
+    # One that has several of them names each.
+    return template if template is None or isinstance(template, str) else json.dumps(template)
+
+
+def special_tokens(tokenizer: Path) -> set[str]:
+    """The tokens that a tokenizer's folder adds to its vocabulary, wherever it says so."""
+    found: set[str] = set()
+    for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
+        tree = read_json(tokenizer / name) if (tokenizer / name).is_file() else {}
+        found |= {token["content"] for token in tree.get("added_tokens", ())}
+        found |= {token["content"] for token in tree.get("added_tokens_decoder", {}).values()}
+        found |= {key for key in tree if MARK.fullmatch(key)}
+    return found
