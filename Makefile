@@ -6,6 +6,8 @@ VENV ?= .venv
 RUN ?= runs/demo
 PROCESSES ?= 2
 BIN := $(VENV)/bin
+# The embedded networks are too small for threads: processes with one thread each.
+export OMP_NUM_THREADS ?= 1
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo demo-all test test-all lint clean
@@ -36,7 +38,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m senseflow.report $(RUN)/run --output $(RUN)/report.html \
 		--teacher_images $(RUN)/images_teacher --student_images $(RUN)/images
 	$(BIN)/python -m senseflow.tiny.measure --pipeline $(TINY)/pipeline --common assets/tiny/common \
-		--student student=$(RUN)/run --seeds 2 --threads $(PROCESSES) --output $(RUN)/report
+		--student student=$(RUN)/run --seeds 2 --processes $(PROCESSES) --output $(RUN)/report
 	@echo "the table: $(RUN)/report/table.md   the picture: $(RUN)/report/comparison.png"
 	@echo "the report of the run: $(RUN)/report.html"
 
@@ -50,8 +52,8 @@ demo-all: $(INSTALLED)
 		$(RUN)/sd35 $(DATA)
 	$(TRAIN) exp_sd35/train_SD35_large_senseflow.sh 1 1 configs/SD35/sd35_large_senseflow_tiny.yaml \
 		$(RUN)/sd35_large $(DATA)
-	$(BIN)/python -m senseflow.tiny.compare --common assets/tiny/common --threads 2 --num_prompts 500 --seeds 2 \
-		--output $(RUN)/all \
+	$(BIN)/python -m senseflow.tiny.compare --common assets/tiny/common --processes $(PROCESSES) \
+		--num_prompts 500 --seeds 2 --output $(RUN)/all \
 		--pair "FLUX" assets/tiny/flux/pipeline $(RUN)/flux \
 		--pair "SDXL" assets/tiny/sdxl/pipeline $(RUN)/sdxl \
 		--pair "SDXL, DMD2" assets/tiny/sdxl/pipeline $(RUN)/dmd2 \

@@ -1,5 +1,6 @@
 """SenseFlow: distils many-step text-to-image teachers into four-step students."""
 
+import os
 import signal
 import sys
 
@@ -16,3 +17,7 @@ def end_on_ctrl_c() -> None:
 # While Python looks up the module that -m names, the first of its arguments is -m itself.
 if sys.argv[:1] == ["-m"]:
     end_on_ctrl_c()
+
+# Before torch is loaded, which reads it: idle OpenMP threads that spin take the cores from those
+# that work. Every command comes through here; a setting of the user's own stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -43,7 +43,12 @@ def by_teacher(pairs: list[Pair]) -> dict[Path, dict[str, Path]]:
 
 
 def compare(
-    sampler: Sampler, judge: Judge, students: dict[str, Path], num_seeds: int, num_shown: int
+    sampler: Sampler,
+    judge: Judge,
+    students: dict[str, Path],
+    num_seeds: int,
+    num_shown: int,
+    processes: int,
 ) -> tuple[Rows, Rows, dict[str, torch.Tensor]]:
     """A teacher and its students: all rows, one line of figures per student, and pictures."""
     family = sampler.family
@@ -59,7 +64,7 @@ def compare(
         if other != family.recipe_sampler
     ]
     methods = [many, *few, *own.values(), *others]
-    rows, pictures = measure_all(sampler, judge, methods, num_seeds, num_shown)
+    rows, pictures = measure_all(sampler, judge, methods, num_seeds, num_shown, processes)
     better = min(few, key=lambda method: rows[method.label()]["fid_t"])
     figures: Rows = {}
     shown: dict[str, torch.Tensor] = {}
@@ -96,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
 
     def work() -> None:
-        torch.set_num_threads(args.threads)
+        torch.set_num_threads(1)
         teachers = by_teacher([(name, Path(p), Path(c)) for name, p, c in args.pair])
         prompts, judge = mixed_prompts(args.num_prompts), Judge.load(args.common / "judge")
         results: dict[str, Rows] = {}
@@ -104,7 +109,9 @@ def main(arguments: list[str] | None = None) -> int:
         shown: dict[str, torch.Tensor] = {}
         for pipeline, students in teachers.items():
             sampler = Sampler(pipeline, prompts)
-            rows, lines, pictures = compare(sampler, judge, students, args.seeds, args.columns)
+            rows, lines, pictures = compare(
+                sampler, judge, students, args.seeds, args.columns, args.processes
+            )
             results[", ".join(students)] = rows
             figures |= lines
             shown |= pictures

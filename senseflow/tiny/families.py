@@ -4,12 +4,17 @@ Students are read by senseflow.sampling, but not drawn by it, so that what is me
 outsider gets.
 """
 
-from collections.abc import Callable, Mapping
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -134,6 +139,9 @@ class Method:
         return f"{self.network}, {steps}{sampler}{suffix}"
 
 
+Job = tuple[Method, int]  # and a seed
+
+
 def few_step_methods(
     network: str, samplers: tuple[str, ...], several_steps: tuple[int, ...] = (4, 2)
 ) -> list[Method]:
@@ -217,5 +225,38 @@ class Sampler:
 
     def draw_seeds(self, method: Method, num_seeds: int) -> torch.Tensor:
         """Pictures (seeds, P, 3, 32, 32) from `num_seeds` consecutive seeds."""
-        seeds = range(method.first_seed, method.first_seed + num_seeds)
-        return torch.stack([self.draw(method, seed) for seed in seeds])
+        return torch.stack([self.draw(*job) for job in seeds_of(method, num_seeds)])
+
+    @contextmanager
+    def several(self, processes: int) -> Iterator[Callable[[Iterable[Job]], Iterator[np.ndarray]]]:
+        """How that many processes, a thread each, draw the pictures (P, 3, 32, 32) of each job, in
+        their order; 1 is this process. Their number changes no bit.
+        """
+        if processes == 1:
+            yield lambda jobs: (self.draw(*job).numpy() for job in jobs)
+            return
+        # Forks share this one's networks; torch.set_num_threads(1) has left them no pool of threads
+        # to miss. They begin when the jobs are handed over: before there is a bar, which has one.
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(processes, context, _lend, (self,)) as pool:
+            try:
+                yield partial(pool.map, _draw)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def seeds_of(method: Method, num_seeds: int) -> list[Job]:
+    """A method with each of its consecutive seeds."""
+    return [(method, method.first_seed + number) for number in range(num_seeds)]
+
+
+_lent: list[Sampler] = []  # to this process, which draws
+
+
+def _lend(sampler: Sampler) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    _lent.append(sampler)
+
+
+def _draw(job: Job) -> np.ndarray:
+    return _lent[0].draw(*job).numpy()

@@ -11,9 +11,11 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
@@ -24,7 +26,7 @@ from senseflow.common.pictures import to_pil
 from senseflow.common.templates import markdown_table
 from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
 from senseflow.tiny.captions import attributes_of, is_held_out
-from senseflow.tiny.families import REFERENCE_SEED, Method, Sampler, few_step_methods
+from senseflow.tiny.families import REFERENCE_SEED, Method, Sampler, few_step_methods, seeds_of
 from senseflow.tiny.judge import Judge, diversity
 from senseflow.tiny.pictures import evaluation_prompts, render
 
@@ -70,22 +72,33 @@ def measure_row(
 
 
 def measure_all(
-    sampler: Sampler, judge: Judge, methods: list[Method], num_seeds: int, num_shown: int
+    sampler: Sampler,
+    judge: Judge,
+    methods: list[Method],
+    num_seeds: int,
+    num_shown: int,
+    processes: int = 1,
 ) -> tuple[dict[str, Row], dict[str, torch.Tensor]]:
-    """Measures of each method by label, and the first `num_shown` pictures of each."""
+    """Measures of each method by label, and the first `num_shown` pictures of each.
+
+    processes: that draw.
+    """
     reference = replace(sampler.family.many_steps, first_seed=REFERENCE_SEED)
+    methods = [reference, *methods]
     real_scenes = attributes_of(sampler.prompts * num_seeds)
     real = render(real_scenes, torch.Generator().manual_seed(REAL_SEED))
     references = {"fid_real": FeatureStatistics.of(judge.features(real))}
     rows: dict[str, Row] = {"real pictures": {}}
     shown = {"real pictures": real[:num_shown]}
-    for method in tqdm([reference, *methods], desc="measure"):
-        pictures = sampler.draw_seeds(method, num_seeds)
-        if method is reference:
-            features = judge.features(pictures.flatten(0, 1))
-            references["fid_t"] = FeatureStatistics.of(features)
-        rows[method.label()] = measure_row(judge, pictures, sampler.prompts, references)
-        shown[method.label()] = pictures[0, :num_shown]
+    with sampler.several(processes) as draw:
+        drawn = draw(job for method in methods for job in seeds_of(method, num_seeds))
+        for method in tqdm(methods, desc="measure"):
+            pictures = torch.from_numpy(np.stack([*islice(drawn, num_seeds)]))
+            if method is reference:
+                features = judge.features(pictures.flatten(0, 1))
+                references["fid_t"] = FeatureStatistics.of(features)
+            rows[method.label()] = measure_row(judge, pictures, sampler.prompts, references)
+            shown[method.label()] = pictures[0, :num_shown]
     real = real.unflatten(0, (num_seeds, -1))
     rows["real pictures"] = measure_row(judge, real, sampler.prompts, references)
     return rows, shown
@@ -162,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
 
     def work() -> None:
-        torch.set_num_threads(args.threads)
+        torch.set_num_threads(1)
         prompts = mixed_prompts(args.num_prompts)
         sampler = Sampler(args.pipeline, prompts, args.guidance)
         sampler.networks["untrained"] = sampler.untrained()
@@ -173,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
             *load_students(sampler, args.student),
         ]
         judge = Judge.load(args.common / "judge")
-        rows, shown = measure_all(sampler, judge, methods, args.seeds, args.columns)
+        rows, shown = measure_all(sampler, judge, methods, args.seeds, args.columns, args.processes)
         table = format_table(rows)
         write_report(args.output, table, rows, draw_comparison(shown, prompts))
         print(table)
@@ -214,7 +227,9 @@ def add_common_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--columns", type=number(SmallCount), default=12, help="prompts in the picture"
     )
-    parser.add_argument("--threads", type=number(Threads), default=1, help="CPU threads")
+    parser.add_argument(
+        "--processes", type=number(Threads), default=1, help="that draw, a thread each (1)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
 
 

@@ -115,3 +115,14 @@ def test_gpus_that_cannot_be_counted_are_no_run_on_the_cpu(fails, monkeypatch):
         count_gpus()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert count_gpus() == 3
+
+
+@pytest.mark.parametrize(("own", "holds"), [(None, "PASSIVE"), ("active", "ACTIVE")])
+def test_idle_threads_do_not_spin_unless_the_user_says_so(own, holds):
+    # What libgomp has read, by its own words, when torch is loaded.
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "true", "OMP_WAIT_POLICY": own or ""}
+    if own is None:
+        del environment["OMP_WAIT_POLICY"]
+    program = [sys.executable, "-c", "import senseflow.common.devices"]
+    said = subprocess.run(program, env=environment, capture_output=True, text=True).stderr
+    assert f"OMP_WAIT_POLICY = '{holds}'" in said

@@ -62,7 +62,7 @@ def test_measure_writes_table_results_and_picture(tmp_path, student):
         "senseflow.tiny.measure",
         *("--pipeline", FLUX, "--common", COMMON),
         *("--student", f"mine={student}", "--output", tmp_path / "report"),
-        *("--num_prompts", "8", "--seeds", "2", "--columns", "4"),
+        *("--num_prompts", "8", "--seeds", "2", "--columns", "4", "--processes", "2"),
     )
     rows = json.loads((tmp_path / "report" / "results.json").read_text())
     assert len(rows) == 15

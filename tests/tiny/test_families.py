@@ -3,12 +3,20 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from senseflow.tiny import flux, sd35, sdxl
-from senseflow.tiny.families import FAMILIES, Method, Sampler, family_of, initial_latents
+from senseflow.tiny.families import (
+    FAMILIES,
+    Method,
+    Sampler,
+    family_of,
+    initial_latents,
+    seeds_of,
+)
 
 FLUX = Path(__file__).parents[2] / "assets" / "tiny" / "flux" / "pipeline"
 LADDERS = {4: [999, 749, 499, 249], 2: [999, 499], 1: [999]}
@@ -92,3 +100,12 @@ def test_packing_is_undone_by_the_pipeline():
     packed = flux.pack(latents)
     assert packed.shape[1:] == FAMILIES["FluxPipeline"].latent_shape
     torch.testing.assert_close(flux.FluxPipeline._unpack_latents(packed, 32, 32, 4), latents)
+
+
+def test_processes_draw_the_same_pictures_in_order(flux_sampler):
+    jobs = [*seeds_of(Method("teacher", 1, "x0"), 3), (Method("teacher", 2, "x0"), 0)]
+    with flux_sampler.several(2) as draw:
+        drawn = [*draw(jobs)]
+    assert len(drawn) == 4 and not np.array_equal(drawn[0], drawn[1])
+    for job, pictures in zip(jobs, drawn, strict=True):
+        assert np.array_equal(pictures, flux_sampler.draw(*job).numpy())

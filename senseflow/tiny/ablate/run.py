@@ -37,7 +37,7 @@ from senseflow.tiny.ablate.trial import (
 from senseflow.tiny.pictures import write_dataset
 
 NUM_DATA = 4000
-WORKER = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+WORKER = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass
