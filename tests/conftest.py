@@ -73,3 +73,11 @@ def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sdxl_pipeline import save_sdxl_pipeline
 
     return save_sdxl_pipeline(tmp_path_factory.mktemp("sdxl") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def z_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ZImagePipeline (tests/parts/z_image_pipeline.py)."""
+    from z_image_pipeline import save_z_image_pipeline
+
+    return save_z_image_pipeline(tmp_path_factory.mktemp("z_image") / "pipeline")

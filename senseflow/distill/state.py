@@ -22,7 +22,7 @@ from senseflow.data.sampler import Batch
 from senseflow.distill.measures import Measures
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
-from senseflow.teachers.encoded import Conditioning
+from senseflow.teachers.encoded import Conditioning, is_mask
 
 if TYPE_CHECKING:
     from senseflow.teachers.adapter import Adapter
@@ -208,8 +208,8 @@ def draw_scale(d: Distillation, sample: Sample, purpose: str, span: tuple[float,
 
 
 def on_device(d: HasTeacher, tensor: Tensor) -> Tensor:
-    """A host tensor on the run's device, without waiting for it."""
-    if d.device.type == "cuda":
+    """A host tensor on the run's device, without waiting for it; a mask of prompts stays."""
+    if d.device.type == "cuda" and not is_mask(tensor):
         # A copy from memory that may be paged out makes the host wait for the device.
         return tensor.pin_memory().to(d.device, non_blocking=True)
     return tensor

@@ -93,5 +93,5 @@ def blank_inputs(config: Config, family: Family, kind: PlanData) -> Inputs:
 
 
 def zeros(field: Field) -> Tensor:
-    """A row of a cache, (1, ...), on the host."""
-    return torch.zeros_like(field.rows(1), device="cpu")
+    """A row of a cache, (1, ...), on the host; in a mask of prompts nothing is padding."""
+    return torch.full_like(field.rows(1), field.dtype == "bool", device="cpu")

@@ -160,9 +160,12 @@ class Model:
             return None
         if wanted is None:
             return family.teacher_guidance
-        if not family.embeds_guidance and wanted < 1 and wanted != family.no_guidance:
-            # the pipeline would draw as with 1, and the sidecar say otherwise
-            raise FieldError("guidance", f"{wanted:g}: the pipeline guides above 1; 1 is without")
+        least = family.unguided
+        if not family.embeds_guidance and wanted < least and wanted != family.no_guidance:
+            # the pipeline would draw as with the least, and the sidecar say otherwise
+            raise FieldError(
+                "guidance", f"{wanted:g}: the pipeline guides above {least:g}; {least:g} is without"
+            )
         return float(wanted)
 
     def _levels(self, drawing: Drawing) -> list[float] | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from senseflow.common.files import read_json
 from senseflow.core.guidance import guide
 from senseflow.core.path import Path as NoisePath
-from senseflow.teachers.encoded import Conditioning, KnownPrompts, Posterior
+from senseflow.teachers.encoded import Conditioning, KnownPrompts, Posterior, is_mask
 from senseflow.teachers.folder import (
     INDEX,
     TeacherSettings,
@@ -87,7 +87,7 @@ class Adapter(ABC):
         if null_prompt is None:
             return adapter
         found = known.conditioning(null_prompt) if known else adapter.encode_prompts([null_prompt])
-        return replace(adapter, empty=found.map(lambda tensor: tensor.to(device)))
+        return replace(adapter, empty=found.map(lambda x: x if is_mask(x) else x.to(device)))
 
     @classmethod
     def read_pipeline(

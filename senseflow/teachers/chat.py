@@ -44,8 +44,8 @@ class Chat:
     def encode(
         self, encoder: Any, tokenizer: Any, prompts: list[str], length: int | None
     ) -> "tuple[Tensor, Tensor]":
-        """States (B, L, D x layers) of prompts cut and padded to L = `length` tokens, and where
-        there are tokens, (B, L) bool; on the encoder's device, without gradient."""
+        """States (B, L, D x layers) of prompts cut and padded to L = `length` tokens, without
+        gradient, and, on the host, where there are tokens, (B, L) bool."""
         import torch
 
         tokens = tokenizer(
@@ -54,18 +54,20 @@ class Chat:
             truncation=True,
             max_length=length,
             return_tensors="pt",
-        ).to(encoder.device)
-        mask = tokens["attention_mask"]
+        )
+        ids, mask = (tokens[key].to(encoder.device) for key in ("input_ids", "attention_mask"))
         # transformers looks at its numbers, which on the meta device are none
         unmasked = dict.fromkeys(encoder.config.layer_types)
         with torch.no_grad():
             states = encoder(
-                tokens["input_ids"],
+                ids,
                 attention_mask=unmasked if mask.is_meta else mask,
                 output_hidden_states=list(self.layers),
                 use_cache=False,
             ).hidden_states
-        return torch.cat([states[layer] for layer in self.layers], dim=-1), mask.bool()
+        return torch.cat([states[layer] for layer in self.layers], dim=-1), tokens[
+            "attention_mask"
+        ].bool()
 
 
 def require_chat(tokenizer: Path) -> None:

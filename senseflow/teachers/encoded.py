@@ -10,6 +10,11 @@ from torch import Tensor
 Change = Callable[[Tensor], Tensor]
 
 
+def is_mask(tensor: Tensor) -> bool:
+    """Whether a tensor of a batch stays on the host when the others go to a device."""
+    return tensor.dtype == torch.bool
+
+
 class Batched:
     """A dataclass of tensors, None where there is none, whose first dimension is the batch's."""
 
@@ -36,12 +41,22 @@ class Conditioning(Batched):
     """Encoded prompts; a family has the same tensors for all, of one length L in a run.
 
     A shorter prompt is padded to L. Where the network must not see that, `mask` says so, and the
-    family's `predict` hands on a mask, or lists of tokens without padding.
+    family's `predict` hands on a mask, or lists of tokens without padding. It stays on the host
+    (`is_mask`), where its lists are cut without waiting for a device.
     """
 
     prompt_embeds: Tensor  # (B, L, D)
     pooled: Tensor | None = None  # (B, P)
     mask: Tensor | None = None  # (B, L) bool, False at padding that is not to be seen
+
+    @property
+    def lengths(self) -> list[int]:
+        """The tokens of each prompt before its padding; all L where tensors hold no numbers, as
+        plans have them."""
+        assert self.mask is not None
+        if type(self.mask) is not Tensor or self.mask.is_meta:
+            return [self.mask.shape[1]] * len(self.mask)
+        return [sum(row) for row in self.mask.tolist()]
 
     def expand(self, num: int) -> Self:
         """One encoded prompt (B = 1) for `num` samples."""

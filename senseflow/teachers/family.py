@@ -96,6 +96,7 @@ class Family(ABC):
     levels: Levels = SIGMAS
     embeds_guidance: bool = False  # guidance is an input of the network, not a second forward
     no_guidance: float = 1.0  # the pipeline's number that leaves out its unconditional half
+    unguided: float = 1.0  # the number above which the pipeline guides
     seeds_every_step: bool = False  # the pipeline hands `generator=` on to its scheduler
     tokenizer: str | None = None  # whose tokens data.max_sequence_length counts; None: all fixed
     chat: Chat | None = None  # how its `tokenizer` is given prompts; None: as they are

@@ -84,7 +84,7 @@ class FlowFamily(Family):
         """One batch through the pipeline's own call; guided where the plan has a scale."""
         pipeline.scheduler.generators = generators  # the pipeline does not hand them on
         images: list[Image.Image] = pipeline(
-            prompt=prompts,
+            prompt=[*prompts],  # ZImagePipeline writes into the list that it is given
             height=plan.height,
             width=plan.width,
             num_inference_steps=plan.steps,

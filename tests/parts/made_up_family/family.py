@@ -55,6 +55,7 @@ MADE_UP = MadeUpFamily(
     teacher_steps=8,
     teacher_guidance=4.0,
     no_guidance=0.0,
+    unguided=0.0,
     tokenizer="tokenizer",
     null_prompt="",
     published=Published(
