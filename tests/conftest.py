@@ -81,3 +81,11 @@ def z_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from z_image_pipeline import save_z_image_pipeline
 
     return save_z_image_pipeline(tmp_path_factory.mktemp("z_image") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def flux2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Flux2KleinPipeline (tests/parts/flux2_pipeline.py)."""
+    from flux2_pipeline import save_flux2_pipeline
+
+    return save_flux2_pipeline(tmp_path_factory.mktemp("flux2") / "pipeline")
