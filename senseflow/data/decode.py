@@ -3,6 +3,7 @@
 An animation is its first frame, CMYK and palettes become RGB without their colour profile.
 """
 
+import math
 import os
 import stat
 from pathlib import Path
@@ -19,6 +20,7 @@ except ImportError:
 else:
     register_heif_opener()
 
+JPEG = ("JPEG", "MPO")  # as Pillow names them; the latter is a phone's, of several pictures
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -47,7 +49,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     16-bit grey is scaled to 8 bits (Pillow would clip it to white). Raises ValueError for pixels
     whose range no one can know: 32-bit integers and floats.
     """
-    picture = ImageOps.exif_transpose(picture)
+    ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode.startswith("I;16"):
         # 257 x 255 is 65535: black and white stay what they are.
         grey = np.asarray(picture, dtype=np.float32) / 257
@@ -64,10 +66,28 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 def fit(
     picture: Image.Image, resolution: tuple[int, int], where: tuple[float, float]
 ) -> Image.Image:
-    """Resize so that the picture covers height x width, then crop at `where` of the rest."""
+    """Resize so that the picture covers height x width, then crop at `where` of the rest; by
+    Pillow's Lanczos filter, which widens with the reduction."""
     return ImageOps.fit(
         picture,
         (resolution[1], resolution[0]),
         method=Image.Resampling.LANCZOS,
         centering=(where[1], where[0]),
     )
+
+
+def box_of(
+    size: tuple[int, int], resolution: tuple[int, int], where: tuple[float, float]
+) -> tuple[slice, slice]:
+    """The rows and columns of a picture that `fit` brings to height x width, in whole pixels.
+
+    size: width and height. Halves go outwards, so that what is in the middle stays there.
+    """
+    sides = (size[1], size[0])
+    scale = min(side / wanted for side, wanted in zip(sides, resolution, strict=True))
+    starts = [(s - w * scale) * at for s, w, at in zip(sides, resolution, where, strict=True)]
+    rows, columns = (
+        slice(max(0, math.ceil(start - 0.5)), math.floor(start + wanted * scale + 0.5))
+        for start, wanted in zip(starts, resolution, strict=True)
+    )
+    return rows, columns

@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from short_runs import begin, configure, finish, write_pictures
 from transformers import CLIPTokenizer
 
+from benchmarks import images
+from senseflow.data.decode import box_of
 from senseflow.data.image_lists import read_lists
 from senseflow.data.items import Position, Unreadable, UnreadableImagesError
 from senseflow.data.json_images import JsonImages
@@ -273,3 +276,68 @@ def test_what_an_earlier_run_listed_is_told_from_what_is_new(tmp_path):
     again = Unreadable(tmp_path / "run" / "unreadable.txt", limit=9)
     again.note([("b.png", "cut"), ("c.png", "cut")])
     assert (again.known, len(again.seen)) == (2, 3)
+
+
+def photo() -> Image.Image:
+    """Soft shapes and a little noise, 300 x 200."""
+    y, x = np.mgrid[:200, :300] / 20
+    shapes = np.stack([np.sin(x) * np.cos(y), np.sin(x + y), np.cos(x * y / 9)], -1)
+    noise = np.random.default_rng(0).normal(0, 4, shapes.shape)
+    return Image.fromarray((127 + 90 * shapes + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("resolution", [(64, 64), (80, 48), (256, 256)])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("RGB", {"progressive": True, "subsampling": 0}),
+        ("L", {}),
+        ("CMYK", {}),
+        *(("RGB", {"turned": turned}) for turned in range(2, 9)),
+    ],
+)
+def test_a_jpeg_is_what_pillows_bicubic_filter_makes_of_it(tmp_path, mode, options, resolution):
+    options = dict(options)
+    exif = Image.Exif()
+    exif[0x0112] = options.pop("turned", 1)
+    photo().convert(mode).save(tmp_path / "0.jpg", quality=95, exif=exif, **options)
+    data = JsonImages(write(tmp_path, [b""], image_paths=["0.jpg"]), resolution)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "0.jpg")).convert("RGB")
+    size = resolution[::-1]
+    expected = np.asarray(ImageOps.fit(upright, size, Image.Resampling.BICUBIC), np.float32)
+    levels = (data[at(0)].image.permute(1, 2, 0).numpy() + 1) * 127.5
+    assert np.abs(levels - expected).mean() < 0.6  # the cut's edges are whole pixels
+    lanczos = np.asarray(ImageOps.fit(upright, size, Image.Resampling.LANCZOS), np.float32)
+    assert np.abs(levels - lanczos).mean() < 1
+
+
+def test_what_is_stored_exactly_is_resized_by_lanczos_to_the_bit(tmp_path):
+    data = JsonImages(write(tmp_path, [photo()]), (64, 96))
+    expected = np.asarray(ImageOps.fit(photo(), (96, 64), Image.Resampling.LANCZOS), np.float32)
+    assert np.array_equal(data[at(0)].image.permute(1, 2, 0).numpy(), expected / 127.5 - 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution", "where", "box"),
+    [
+        ((3000, 2000), (1024, 1024), (0.5, 0.5), (0, 2000, 500, 2500)),
+        ((3001, 2000), (1024, 1024), (0.5, 0.5), (0, 2000, 500, 2501)),  # 500.5 and 2500.5
+        ((3000, 2000), (768, 1360), (0.5, 0.5), (153, 1847, 0, 3000)),  # 152.94 and 1847.06
+        ((3000, 2000), (1024, 1024), (0.3, 0.0), (0, 2000, 0, 2000)),
+        ((3000, 2000), (1024, 1024), (1.0, 1.0), (0, 2000, 1000, 3000)),
+        ((8, 8), (8, 8), (0.5, 0.5), (0, 8, 0, 8)),
+    ],
+)
+def test_the_cut_of_a_photo_is_whole_pixels(size, resolution, where, box):
+    rows, columns = box_of(size, resolution, where)
+    assert (rows.start, rows.stop, columns.start, columns.stop) == box
+
+
+def test_the_benchmark_says_times_and_difference(tmp_path, monkeypatch, capsys):
+    photo().save(tmp_path / "0.jpg", quality=95)
+    monkeypatch.setattr(images, "TIMES", 1)
+    images.main(tmp_path / "0.jpg")
+    read, lanczos, apart = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"read: \d+ ms", read) and re.fullmatch(r"lanczos: \d+ ms", lanczos)
+    assert re.fullmatch(r"apart: 0\.\d\d grey levels, \d+ at most", apart)
