@@ -263,7 +263,8 @@ def test_a_signal_while_a_worker_starts_is_not_lost_nor_deadly(nodes, tmp_path, 
 
 def test_losses_that_are_not_finite_are_said_once_and_not_repeated(nodes, tmp_path):
     blind = f"paths.pretrained_model={blind_teacher(tmp_path / 'teacher')}"
-    run = nodes(*SHORT, blind, "train.save_interval=1", "--max-restarts=3", gpus=2)
+    words = (blind, "train.save_interval=1", "train.max_skipped=0", "--max-restarts=3")
+    run = nodes(*SHORT, *words, gpus=2)
     assert run[0].end(300) == 1
     (error,) = run[0].errors
     assert "not finite in iterations" in error and "Restart" not in run[0].said

@@ -169,7 +169,9 @@ def check_identical(one: Path, other: Path, tmp_path: Path) -> None:
 def turns() -> list[Turn]:
     """What is drawn in each iteration (no adversary: it has no part in the draws)."""
     config = load_config(f"configs/{SCRIPTS['flux_senseflow'][1]}", SETTINGS)
-    parts = SimpleNamespace(config=config, anchors=config.anchors.times, discriminator=None)
+    parts = SimpleNamespace(
+        config=config, seed=config.train.seed, anchors=config.anchors.times, discriminator=None
+    )
     return [draw_turn(parts, iteration) for iteration in range(1, WHOLE + 1)]
 
 

@@ -83,6 +83,7 @@ class TrainConfig:
     seed: Seed = 0  # of every random number of the run
     grad_accumulation: SmallCount = 1  # micro-batches per process and iteration
     keep_last: CountOrNone = 2  # checkpoints; 0 keeps all
+    max_skipped: CountOrNone = 3  # steps of a network in a row that are not finite; 0: stop at one
     async_save: bool = False  # write checkpoints while training goes on; costs host memory
     deterministic: bool = False  # the same bits on GPUs too, at some cost in speed
     time_limit: Positive | None = None  # hours since the launch; then the run saves and stops

@@ -7,17 +7,23 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def align_(phi: Iterable[Tensor], theta: Iterable[Tensor], lam: float) -> None:
+def align_(
+    phi: Iterable[Tensor], theta: Iterable[Tensor], lam: float, taken: Tensor | None = None
+) -> None:
     """phi <- lam phi + (1 - lam) theta, in place, after every update of the generator (Eq. 9).
 
     phi, theta: the parameters of the fake score and the generator, in the same order; float32
     masters, sharded alike or not at all. lam = 1 leaves phi alone, lam = 0 copies theta.
+    taken: whether that update was made, 0-d, 1 or 0, read where it is; with 0 phi is left alone.
     Raises ValueError when the two networks do not have the same parameters.
     """
     phi, theta = list(phi), list(theta)
     require_alike(phi, theta)
     # lerp's weight is the share of theta. phi's moments in AdamW are left as they are.
-    torch._foreach_lerp_(phi, theta, 1 - lam)
+    if taken is None:
+        torch._foreach_lerp_(phi, theta, 1 - lam)
+    else:
+        torch._foreach_lerp_(phi, theta, [(1 - lam) * taken] * len(phi))
 
 
 def require_alike(phi: Sequence[Tensor], theta: Sequence[Tensor]) -> None:

@@ -17,6 +17,10 @@ from senseflow.data.latents_lmdb import LatentsLmdb
 from senseflow.teachers.encoded import Conditioning, Encoded, KnownPrompts, Posterior
 
 
+class NonFiniteRow(ValueError):
+    """A row of a cache holds numbers that are not finite, which no encoder wrote."""
+
+
 class Rows:
     """The rows of one part of a cache, found by their keys.
 
@@ -44,7 +48,10 @@ class Rows:
         return np.searchsorted(self.starts, places, side="right") - 1
 
     def read(self, key: str) -> dict[str, Tensor]:
-        """The row of a key, (1, ...) per field; raises ValueError when it cannot be read."""
+        """The row of a key, (1, ...) per field.
+
+        Raises ValueError when it cannot be read, NonFiniteRow for numbers that are not finite.
+        """
         (place,) = self.places(np.array([key], KEY_DTYPE))
         if place < 0:
             raise ValueError(f"{self.folder} has no row {key}: it is the cache of other samples")
@@ -52,9 +59,12 @@ class Rows:
         file, row = self.files[number], int(place - self.starts[number])
         try:
             with safe_open(file, framework="pt") as opened:
-                return {name: opened.get_slice(name)[row : row + 1] for name in self.fields}
+                found = {name: opened.get_slice(name)[row : row + 1] for name in self.fields}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} {fault_in(Path(file), error)}") from error
+        if bad := [name for name, value in found.items() if not value.isfinite().all()]:
+            raise NonFiniteRow(f"row {row} of {file} is damaged: its {bad[0]} is not finite")
+        return found
 
     def conditioning(self, prompt: str) -> Conditioning:
         """One encoded prompt, in place of running the text encoders: B = 1, on the host.
@@ -117,12 +127,21 @@ class CachedSamples(Dataset[Item]):
 
     def _read(self, position: Position, item: int) -> Item:
         found, cache = self.sample(position, item), self.cache
-        encoded = Encoded(
-            None if cache.prompts is None else cache.prompts.conditioning(found.prompt),
-            None if cache.clip is None else cache.clip.read(key_of(found.prompt))["text"],
-            None if cache.latents is None else self._posterior(cache.latents, found),
-        )
+        try:
+            encoded = Encoded(
+                None if cache.prompts is None else cache.prompts.conditioning(found.prompt),
+                None if cache.clip is None else cache.clip.read(key_of(found.prompt))["text"],
+                None if cache.latents is None else self._posterior(cache.latents, found),
+            )
+        except NonFiniteRow as error:
+            raise UnreadableItem(self._source(item), str(error)) from error
         return replace(found, encoded=encoded)
+
+    def _source(self, item: int) -> str:
+        """How a sample is called where it is passed over."""
+        if isinstance(self.dataset, JsonImages):
+            return str(self.dataset.resolve(self.dataset.paths[item]))
+        return f"{self.dataset.folder}: row {item}"
 
     def _posterior(self, rows: Rows, item: Item) -> Posterior:
         assert isinstance(self.dataset, JsonImages) and item.path is not None

@@ -50,8 +50,15 @@ def train_iteration(
     """One iteration over the micro-batches of this rank's share of the global batch.
 
     Adds detached losses and gradient norms to `measures` and returns the latents it computed for
-    the first micro-batch, by name, for the image strip. A step whose gradient is not finite changes
-    nothing (see `Trained.step`).
+    the first micro-batch, by name, for the image strip.
+
+    A step whose gradient norm is not finite is skipped: it changes neither the network nor its
+    optimizer's state (`Trained.step`), and theta's takes EMA and IDA with it. The norm is of the
+    network's own gradient alone, so a network whose loss is fine takes its step in an iteration in
+    which another one skips its own: theta without phi, phi without the heads. With DMD2's
+    classifier the heads' loss is a loss of phi as well, and phi skips with them. What moves in a
+    forward, the vectors of the heads' spectral norms, follows from weights alone and goes on.
+    Decided on the device, alike on all ranks; the host learns of it when it reads `measures`.
     """
     return take_turn(d, draw_turn(d, iteration), batches, measures)
 
@@ -71,10 +78,10 @@ def take_turn(
         samples.append(sample.detach())
 
     if turn.generator:
-        update(d.generator, "generator", measures, rounding_seed(d, turn, "generator"))
+        taken = update(d, turn, d.generator, "generator", measures)
         if d.ema:
-            d.ema.update()
-        align(d, turn)  # before phi's own step, which then starts from where theta is now
+            d.ema.update(taken)
+        align(d, turn, taken)  # before phi's own step, which then starts from where theta is now
 
     # Every iteration, not on theta's turn alone: phi has N steps to follow each of theta's (TTUR).
     for i, sample in enumerate(samples):
@@ -84,11 +91,10 @@ def take_turn(
             discriminator_backward(d, sample, len(batches), i == 0, measures)
     # After both: the loss of DMD2's classifier leaves gradients in phi as well.
     if d.config.dmd.weight > 0:
-        update(d.fake_score, "fake_score", measures, rounding_seed(d, turn, "fake_score"))
+        update(d, turn, d.fake_score, "fake_score", measures)
     if turn.adversarial and d.discriminator:
         # Not where omega is 0: AdamW's momentum moves weights on gradients of zero too.
-        seed = rounding_seed(d, turn, "discriminator")
-        update(d.discriminator.heads, "discriminator", measures, seed)
+        update(d, turn, d.discriminator.heads, "discriminator", measures)
     return samples[0].pictures
 
 
@@ -97,7 +103,7 @@ def take_turn(
 
 def draw_turn(d: Distillation, iteration: int) -> Turn:
     """ONE anchor and ONE simulate-or-not for the iteration, equal on all ranks."""
-    draws = Draws(d.config.train.seed, iteration, ())
+    draws = Draws(d.seed, iteration, ())
     # How often the sharded student is called hangs on the anchor: a rank with another one would
     # wait for gathers that never come.
     anchor = int(torch.randint(len(d.anchors), (), generator=draws.shared("anchor")))
@@ -119,7 +125,7 @@ def draw_turn(d: Distillation, iteration: int) -> Turn:
 @phase("generate")
 def generate(d: Distillation, turn: Turn, batch: Batch) -> Sample:
     """Steps 1 to 3: encode the prompts, build x_tau, predict x, with grad on theta's turn."""
-    draws = Draws(d.config.train.seed, turn.iteration, tuple(batch.indices))
+    draws = Draws(d.seed, turn.iteration, tuple(batch.indices))
     batch = batch_on_device(d, batch)
     cond = conditioning(d, batch)
     tau = times(d.anchors.times[turn.anchor], len(batch.prompts), d.device)
@@ -233,12 +239,12 @@ def isg(d: Distillation, turn: Turn, sample: Sample, pictures: dict[str, Tensor]
 
 
 @phase("generator")
-def align(d: Distillation, turn: Turn) -> None:
-    """IDA (Eq. 9), at once after theta's step."""
+def align(d: Distillation, turn: Turn, taken: Tensor) -> None:
+    """IDA (Eq. 9), at once after theta's step, if it was taken."""
     if d.config.ida.lam is not None:
         phi, theta, seed = d.fake_score, d.generator, rounding_seed(d, turn, "ida")
         compiled = d.config.parallel.compile
-        align_networks(phi.network, theta.network, d.config.ida.lam, seed, compiled)
+        align_networks(phi.network, theta.network, d.config.ida.lam, taken, seed, compiled)
 
 
 # ------------------------------------------------------------------------------- steps 5 and 6
@@ -271,11 +277,13 @@ def discriminator_backward(
 
 
 @phase("optimizer")
-def update(trained: Trained, name: str, measures: Measures, seed: int | None = None) -> None:
-    """Clip and step one network; seed: of stochastic rounding, needed where there is any."""
-    measures.add({f"grad_norm/{name}": trained.step(seed)})
+def update(d: Distillation, turn: Turn, trained: Trained, name: str, measures: Measures) -> Tensor:
+    """Clip and step one network; returns whether the step was taken, 0-d float32, 1 or 0."""
+    norm = trained.step(rounding_seed(d, turn, name))
+    measures.add_step(turn.iteration, name, norm)
+    return torch.isfinite(norm).float()
 
 
 def rounding_seed(d: Distillation, turn: Turn, name: str) -> int:
     """The seed of an update's stochastic rounding, another one in every iteration."""
-    return seed_of(d.config.train.seed, turn.iteration, f"rounding {name}")
+    return seed_of(d.seed, turn.iteration, f"rounding {name}")

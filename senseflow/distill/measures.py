@@ -5,6 +5,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -77,12 +79,26 @@ def phase(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step of one network, and whether it was taken: one that is not finite changes nothing."""
+
+    iteration: int
+    network: str
+    taken: bool
+
+
 class Measures:
-    """Means over micro-batches and iterations of named 0-d tensors; no host sync until `read`."""
+    """Means over micro-batches and iterations of named 0-d tensors; no host sync until `read`.
+
+    steps: those between the last two readings, alike on all ranks, since a norm is of all shards.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = defaultdict(int)
+        self.norms: list[tuple[int, str, Tensor]] = []  # iteration, network, gradient norm
+        self.steps: list[Step] = []
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Add detached 0-d values to the means of their names; the host does not wait."""
@@ -91,17 +107,28 @@ class Measures:
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
             self.counts[name] += 1
 
+    def add_step(self, iteration: int, network: str, norm: Tensor) -> None:
+        """Add the gradient norm of a network's step, which was taken if the norm is finite."""
+        self.add({f"grad_norm/{network}": norm})
+        self.norms.append((iteration, network, norm.detach()))
+
     def read(self, ranks: Ranks) -> dict[str, float]:
-        """Means since the last reading, averaged over ranks in one transfer; then start afresh."""
+        """Means since the last reading, averaged over ranks, and `steps`, in one transfer; then
+        start afresh."""
         # One order on all ranks, which sum them by place.
         names = sorted(self.sums)
         if not names:
             return {}
         means = torch.stack([(self.sums[n] / self.counts[n]).to(ranks.device) for n in names])
         means = sum_over_ranks(means, ranks) / ranks.world_size
+        norms = [norm.to(ranks.device) for *_, norm in self.norms]
+        numbers = torch.stack([*means, *norms]).tolist()
+        found = zip(self.norms, numbers[len(names) :], strict=True)
+        self.steps = [Step(i, network, isfinite(norm)) for (i, network, _), norm in found]
         self.sums.clear()
         self.counts.clear()
-        return dict(zip(names, means.tolist(), strict=True))
+        self.norms.clear()
+        return dict(zip(names, numbers, strict=False))
 
 
 def image_statistics(images: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from senseflow.config.config import Config
 from senseflow.core.anchors import Anchors, draw_range, draw_time
-from senseflow.core.draws import Draws
+from senseflow.core.draws import Draws, seed_of
 from senseflow.core.names import TimeLaw
 from senseflow.core.path import Denoised
 from senseflow.data.sampler import Batch
@@ -117,6 +117,14 @@ class Distillation:
     discriminator: Discriminator | None
     device: torch.device
     ema: Ema | None = None  # of the generator
+    retry: int = 0  # how often the run was stopped by steps that were not finite
+
+    @property
+    def seed(self) -> int:
+        """Of all that an iteration draws: train.seed, and after each such stop another one, so that
+        the same iteration draws anew. The order of the data is of train.seed alone."""
+        seed = self.config.train.seed
+        return seed_of(seed, self.retry, "retry") if self.retry else seed
 
 
 class HasTeacher(Protocol):

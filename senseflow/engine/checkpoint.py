@@ -1,9 +1,10 @@
 """Full-state checkpoints that are complete or absent, also written while the run goes on.
 
 A checkpoint is a torch distributed checkpoint of every trained network (with buffers), its
-optimizer and the student's EMA; the iteration number is all the rest, because schedules, data
-position and random draws are functions of it. It is written beside its place and renamed when
-whole; a manifest of digests tells a damaged one, and the one before it is used. Rank 0 alone lists
+optimizer and the student's EMA; the iteration number is nearly all the rest, because schedules,
+data position and random draws are functions of it. It stands in a manifest, with what is known of
+skipped steps (`senseflow.engine.skips`). A checkpoint is written beside its place and renamed when
+whole; the manifest's digests tell a damaged one, and the one before it is used. Rank 0 alone lists
 and names folders, since listings of a network file system may be stale on the others.
 """
 
@@ -100,25 +101,27 @@ class Checkpoints:
         trained: dict[str, Trained],
         ema: Ema | None = None,
         after: Callable[[State], None] | None = None,
+        facts: dict[str, Any] | None = None,
     ) -> Path:
         """Write `checkpoints/step_<iteration>` whole, then remove the oldest beyond keep_last.
 
-        after: what else is done with the saved state, once the checkpoint is there. Waits for the
-        save before. Raises OSError on all ranks when the disk is full or the folder gone; what was
-        there before stays. A save that fails in the background says so at once; the next one is
-        then not left to the background.
+        facts: what else the manifest says. after: what else is done with the saved state, once the
+        checkpoint is there. Waits for the save before. Raises OSError on all ranks when the disk is
+        full or the folder gone; what was there before stays. A save that fails in the background
+        says so at once; the next one is then not left to the background.
         """
         failed = not self._succeeded()
         state = full_state(trained, ema)
+        manifest = {"iteration": iteration, **(facts or {})}
         if self.asynchronous and not failed:
             state = _on_host(state)
             on_gpu = self.ranks.device.type == "cuda"  # which is a thread's own
             initializer = partial(torch.cuda.set_device, self.ranks.device) if on_gpu else None
             executor = ThreadPoolExecutor(1, "checkpoint", initializer)
-            self.pending = executor.submit(self._write_later, iteration, state, after)
+            self.pending = executor.submit(self._write_later, manifest, state, after)
             executor.shutdown(wait=False)
         else:
-            self._write(iteration, state, after)
+            self._write(manifest, state, after)
         return self.folder / step_name(iteration)
 
     def wait(self) -> None:
@@ -136,26 +139,26 @@ class Checkpoints:
         return True
 
     def _write_later(
-        self, iteration: int, state: State, after: Callable[[State], None] | None
+        self, manifest: dict[str, Any], state: State, after: Callable[[State], None] | None
     ) -> None:
         try:
-            self._write(iteration, state, after)
+            self._write(manifest, state, after)
         except OSError as error:
             if self.ranks.is_main:
                 logger.error("%s", error)
             raise
 
     def _write(
-        self, iteration: int, state: State, after: Callable[[State], None] | None = None
+        self, manifest: dict[str, Any], state: State, after: Callable[[State], None] | None = None
     ) -> None:
-        final, partial = self.folder / step_name(iteration), self.folder / PARTIAL
+        final, partial = self.folder / step_name(manifest["iteration"]), self.folder / PARTIAL
         with writing(final):
             try:
                 self.host.on_main(lambda: self._begin(partial))
                 self.host.on_all(lambda: self._write_state(partial, state))
-                manifest = {"iteration": iteration, "files": self._digests(partial)}
+                whole = {**manifest, "files": self._digests(partial)}
                 # The manifest last: a folder that has one is whole.
-                self.host.on_main(lambda: self._finish(partial, final, manifest))
+                self.host.on_main(lambda: self._finish(partial, final, whole))
             except OSError:
                 if self.ranks.is_main:
                     shutil.rmtree(partial, ignore_errors=True)

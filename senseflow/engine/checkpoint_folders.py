@@ -72,11 +72,18 @@ def checkpoints_of(path: Path) -> list[Path]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Iteration and digests of the files; {"damage": why} when it cannot be read."""
+    """Iteration, digests of the files, steps skipped in a row by network, and the retry number;
+    {"damage": why} when it cannot be read."""
     try:
         manifest = read_json(folder / MANIFEST)
-        return {"iteration": int(manifest["iteration"]), "files": dict(manifest["files"])}
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        return {
+            "iteration": int(manifest["iteration"]),
+            "files": dict(manifest["files"]),
+            # Of a checkpoint from before there were any: none.
+            "skipped": {str(k): int(v) for k, v in manifest.get("skipped", {}).items()},
+            "retry": int(manifest.get("retry", 0)),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         return {"damage": f"{MANIFEST} cannot be read: {error!r}"}
 
 

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from senseflow.distill.measures import STOPWATCH, Measures, image_drift
 from senseflow.distill.state import Distillation, first_samples, real_images
 from senseflow.engine.agreement import Agreement, require_equal
 from senseflow.engine.checkpoint import Checkpoints, State, full_state, students
-from senseflow.engine.checkpoint_folders import complete_checkpoints, step_name
+from senseflow.engine.checkpoint_folders import read_manifest, step_name
 from senseflow.engine.disk import remove_partials, writing
 from senseflow.engine.export import StudentExport, export_student
 from senseflow.engine.log import Log
 from senseflow.engine.parallel import local_shards
+from senseflow.engine.skips import Skips, in_words
 from senseflow.optim.trained import Trained, lr_factor
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ Data = Callable[[int], Iterator[list[Batch]]]  # from this iteration on
 
 
 class NonFiniteError(AgreedError):
-    """A loss or gradient norm was not finite; the step it belongs to changed nothing."""
+    """A network's steps were not finite too often in a row; each of them changed nothing."""
 
 
 @dataclass
@@ -67,6 +68,7 @@ class Run:
         self.unreadable = Unreadable(
             self.folder / "unreadable.txt", self.config.data.max_unreadable
         )
+        self.skips = Skips(train.max_skipped)
 
     def train(self, done: int, stop: StopRequest, show: bool = True) -> None:
         """From the iteration after `done` to the last one, or to a stop request on any rank.
@@ -77,6 +79,7 @@ class Run:
         first = [draw_turn(self.parts, done + i) for i in range(1, 1 + agreement.AHEAD)]
         # A network file system may show one rank an older state than the others.
         require_equal({"iterations done": done, "the first turns": first})
+        self.skips.good = done
         if any_rank(stop.reason is not None, self.ranks):
             logger.info("asked to stop before anything was trained")
             return
@@ -166,13 +169,15 @@ class Run:
     def report(
         self, log: Log | None, bar: tqdm, iteration: int, since: int, seconds: float
     ) -> None:
-        """Read the measures (here alone the loop waits for the device), check them, write a row."""
+        """Read the measures (here alone the loop waits for the device), write a row, and say which
+        steps were skipped; too many in a row end the run."""
         phases = STOPWATCH.read()
-        values = self.measures.read(self.ranks)
-        # An interval late at most, and nothing is lost: steps that were not finite were no steps.
-        bad = [name for name, v in values.items() if not math.isfinite(v)]
-        if bad:
-            raise NonFiniteError(self.not_finite(bad, since, iteration))
+        read = self.measures.read(self.ranks)
+        skipped = self.skips.note(self.measures.steps)
+        values = {name: value for name, value in read.items() if math.isfinite(value)}
+        values |= {f"skipped/{name}": float(len(which)) for name, which in skipped.items()}
+        if self.parts.retry:
+            values["skipped/stops"] = float(self.parts.retry)
         if (gap := self.gap()) is not None:
             values["ida/gap"] = gap
         values |= {
@@ -186,17 +191,34 @@ class Run:
             log.write(iteration, values)
             shown = ("loss/dmd", "loss/isg", "loss/fake", "discriminator/margin", "ida/gap")
             bar.set_postfix({n.split("/")[1]: f"{values[n]:.3g}" for n in shown if n in values})
+        if bad := [name for name in read if name not in values]:
+            self.not_finite(
+                f"{', '.join(bad)} not finite in iterations {since + 1} to {iteration}; steps "
+                f"skipped: {in_words(skipped)}"
+            )
 
-    def not_finite(self, names: list[str], since: int, iteration: int) -> str:
-        """What happened, what is left, and what to do."""
-        folder, rates = self.checkpoints.folder, self.config.optimizer
-        good = f"The newest checkpoint in {folder} is good"
-        return (
-            f"{', '.join(names)} not finite in iterations {since + 1} to {iteration}; no step was "
-            f"taken from it. {good if complete_checkpoints(folder) else 'No checkpoint is there'}: "
-            f"lower the learning rates (optimizer.lr {rates.lr:g}, fake_score_lr "
-            f"{rates.fake_score_lr:g}, discriminator_lr {rates.discriminator_lr:g}) or find the "
-            "bad input, then run the command again"
+    def not_finite(self, what: str) -> None:
+        """Say what happened, and go on or save and stop."""
+        limit = self.config.train.max_skipped
+        if not self.skips.too_many:
+            if self.ranks.is_main:
+                logger.warning(
+                    "%s. The run goes on: up to %d in a row of one network (train.max_skipped)",
+                    *(what, limit),
+                )
+            return
+        # From before the steps that changed nothing, which are made again with other draws.
+        self.skips.in_a_row.clear()
+        self.parts = replace(self.parts, retry=self.parts.retry + 1)
+        self.save(self.skips.good)
+        self.checkpoints.wait()
+        rates = self.config.optimizer
+        raise NonFiniteError(
+            f"{what}, more than train.max_skipped {limit} in a row. "
+            f"Iteration {self.skips.good} is saved in {self.checkpoints.folder}, without them: "
+            "the same command goes on from there and draws anew. If that ends alike: lower the "
+            f"learning rates (optimizer.lr {rates.lr:g}, fake_score_lr {rates.fake_score_lr:g}, "
+            f"discriminator_lr {rates.discriminator_lr:g}) or go back to an older checkpoint"
         )
 
     def gap(self) -> float | None:
@@ -228,8 +250,10 @@ class Run:
 
     def save(self, iteration: int) -> None:
         """The checkpoint first: where time is short, it is what must not be lost."""
+        self.skips.good = iteration
+        facts = {"skipped": dict(self.skips.in_a_row), "retry": self.parts.retry}
         self.checkpoints.save(
-            iteration, self.trained, self.parts.ema, partial(self.after_save, iteration)
+            iteration, self.trained, self.parts.ema, partial(self.after_save, iteration), facts
         )
 
     def after_save(self, iteration: int, state: State) -> None:
@@ -253,7 +277,10 @@ class Run:
         found = self.checkpoints.newest()
         if found:
             self.checkpoints.load(found[1], self.trained, ema)
-        done = found[0] if found else 0
+            facts = host.on_main(partial(read_manifest, found[1]))
+            self.skips.in_a_row = facts["skipped"]
+            self.parts = replace(self.parts, retry=facts["retry"])
+        done = found[0] if found else None
         host.on_main(lambda: open_run_folder(self.folder, self.config, done))  # the checkpoint fits
         if found is None:
             return 0
@@ -264,17 +291,17 @@ class Run:
         return iteration
 
 
-def open_run_folder(folder: Path, config: Config, done: int) -> None:
-    """Save the resolved config, and forget what was reported of later iterations than `done`; says
-    what differs from before."""
+def open_run_folder(folder: Path, config: Config, done: int | None) -> None:
+    """Save the resolved config, and forget what was reported of later iterations than `done` (None:
+    there is no checkpoint); says what differs from before."""
     for kind in ("student", "ema"):
         remove_partials(folder / kind)
     for strip in (folder / "samples").glob("step_*.png"):
-        if strip.stem > step_name(done):
+        if strip.stem > step_name(done or 0):
             strip.unlink()
     last = folder / "last_iter"
     with writing(last):
-        if done:
+        if done is not None:
             write_whole(last, f"{done}\n")
         elif last.exists():
             logger.warning(

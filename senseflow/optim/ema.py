@@ -26,14 +26,19 @@ class Ema:
         shards = {k: p.to(torch.float32, copy=True) for k, p in _parameters(network).items()}
         return cls(decay, network, shards)
 
-    def update(self) -> None:
-        """Once after every step that moved the network; each rank averages its own shards."""
+    def update(self, taken: Tensor) -> None:
+        """Once after every step of the network; each rank averages its own shards.
+
+        taken: 0-d float32, 1, or 0 where the step was skipped and the average stays; the host does
+        not wait for it.
+        """
         shards, theta = _local(self.shards), _local(_parameters(self.network))
+        share = (1 - self.decay) * taken
         if all(p.dtype == torch.float32 for p in theta):
-            torch._foreach_lerp_(shards, theta, 1 - self.decay)
+            torch._foreach_lerp_(shards, theta, [share] * len(shards))
         else:
             for average, p in zip(shards, theta, strict=True):  # one at a time in float32
-                average.lerp_(p.float(), 1 - self.decay)
+                average.lerp_(p.float(), share)
 
     def restart(self) -> None:
         """Forget the past: the average is the network as it is."""

@@ -135,15 +135,24 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def align_networks(
-    fake_score: nn.Module, generator: nn.Module, lam: float, seed: int, compiled: bool = False
+    fake_score: nn.Module,
+    generator: nn.Module,
+    lam: float,
+    taken: Tensor,
+    seed: int,
+    compiled: bool = False,
 ) -> None:
-    """IDA (Eq. 9) on the shards of two networks; seed: of stochastic rounding, where they are
-    bfloat16: at lambda = 0.97 rounding to nearest would stop far from the generator."""
+    """IDA (Eq. 9) on the shards of two networks.
+
+    taken: 0-d float32, 1, or 0 where the generator's step was skipped and nothing is aligned.
+    seed: of stochastic rounding, where they are bfloat16: at lambda = 0.97 rounding to nearest
+    would stop far from the generator.
+    """
     phi, theta = list(fake_score.parameters()), list(generator.parameters())
     require_alike(phi, theta)
     if all(p.dtype == torch.float32 for p in phi):
         # Shard by shard: both are sharded alike, and Eq. 9 is elementwise.
-        align_([flat_shard(p) for p in phi], [flat_shard(p) for p in theta], lam)
+        align_([flat_shard(p) for p in phi], [flat_shard(p) for p in theta], lam, taken)
         return
     kept, other = [flat_shard(p) for p in phi], [flat_shard(p) for p in theta]
     # In groups: a network is never whole in float32 beside its bfloat16 weights.
@@ -151,14 +160,16 @@ def align_networks(
         parts = [stretch.of(kept[stretch.index]) for stretch in group]
         others = torch.cat([stretch.of(other[stretch.index]) for stretch in group])
         words = numbers_of(group, others.device), word_of(seed, others.device)
-        rounded = fused(_aligned, compiled)(torch.cat(parts), others, lam, *words)
+        rounded = fused(_aligned, compiled)(torch.cat(parts), others, lam, taken, *words)
         torch._foreach_copy_(parts, list(rounded.split([len(s) for s in group])))
 
 
-def _aligned(phi: Tensor, theta: Tensor, lam: float, numbers: Tensor, seed: Tensor) -> Tensor:
-    """IDA of a group of bfloat16 elements."""
+def _aligned(
+    phi: Tensor, theta: Tensor, lam: float, taken: Tensor, numbers: Tensor, seed: Tensor
+) -> Tensor:
+    """IDA of a group of bfloat16 elements; rounding leaves those it did not move."""
     moved = phi.float()
-    align_([moved], [theta.float()], lam)
+    align_([moved], [theta.float()], lam, taken)
     return round_stochastically(moved, noise_of(random_words(seed, numbers), 0))
 
 

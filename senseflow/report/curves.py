@@ -46,7 +46,7 @@ ABOUT = {
 GROUPS = {  # and how the names of their measures begin
     "Losses": ("loss/",),
     "Gradient norms": ("grad_norm/",),
-    "Stability": ("ida/", "discriminator/", "drift/"),
+    "Stability": ("ida/", "discriminator/", "drift/", "skipped/"),
     "Schedule, time and memory": ("lr/", "time_s/", "mem_gib"),
 }
 OTHER = "Other measures"

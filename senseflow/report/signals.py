@@ -164,6 +164,16 @@ def _not_finite(name: str, curves: Curves, facts: Facts) -> str | None:
     return f"{name} is not finite in {rows}, first at {bad[0]:.0f}." if len(bad) else None
 
 
+def _skipped(name: str, curves: Curves, facts: Facts) -> str | None:
+    curve, part = curves[name], name.removeprefix("skipped/")
+    if part == "stops":
+        times = f"{curve.values[-1]:.0f} time{'s' if curve.values[-1] > 1 else ''}"
+        return f"The run stopped {times} over steps that were not finite, and went on anew."
+    num = curve.values.sum()
+    steps = f"{num:.0f} step{'s' if num > 1 else ''} of the {part}"
+    return f"{steps} not finite and skipped, first by iteration {curve.iterations[0]:.0f}."
+
+
 def _growing_loss(name: str, curves: Curves, facts: Facts) -> str | None:
     q, values = quarters_of(curves[name]), curves[name].values
     if q and q.keeps_rising() and 0 < LOSS_GROWTH * q.medians[1] < q.medians[3]:
@@ -306,9 +316,16 @@ def _growing_memory(name: str, curves: Curves, facts: Facts) -> str | None:
 RULES = (
     Rule(
         "non-finite values",
-        "Any infinite value or NaN. The run itself stops at one, so a row that holds one was "
+        "Any infinite value or NaN. The run itself leaves them out, so a row that holds one was "
         "written by something else.",
         _not_finite,
+    ),
+    Rule(
+        "skipped steps",
+        "Any step whose gradient was not finite: it changed nothing. More than train.max_skipped "
+        "in a row stop the run.",
+        _skipped,
+        ("skipped/",),
     ),
     Rule(
         "growing loss",

@@ -1,10 +1,12 @@
 """The index of a cache and its rows, against plain dictionaries."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from senseflow.cache.encoders import encode_prompts
@@ -20,7 +22,9 @@ from senseflow.data.cache_index import (
     read_index,
     write_index,
 )
-from senseflow.data.cached import Rows
+from senseflow.data.cached import Cache, Rows
+from senseflow.data.items import Position
+from senseflow.data.json_images import JsonImages
 from senseflow.weights.safetensors_writer import num_bytes, write_safetensors
 
 FIELDS = {"a": Field((2, 3), "bfloat16"), "b": Field((), "float32")}
@@ -116,3 +120,21 @@ def test_numbers_that_are_not_finite_name_the_prompt():
     assert next(rows)["pooled"].tolist() == [1.0, 0.0]
     with pytest.raises(ValueError, match=r"'odd' is not finite; try precision.compute=float32"):
         next(rows)
+
+
+def test_a_row_that_is_not_finite_names_the_sample_which_is_passed_over(tmp_path):
+    """As where a disk or a copy changed its numbers: no encoder wrote them."""
+    for name in "ab":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    lists = {"keys": ["a", "b"], "image_paths": ["a.png", "b.png"], "prompts": ["A", "B"]}
+    (tmp_path / "data.json").write_text(json.dumps(lists))
+    part = Part({}, {}, {"text": Field((2,), "float32")}, (Shard("x", key_of("A") + key_of("B")),))
+    rows = torch.tensor([[1.0, torch.nan], [1.0, 2.0]])
+    write_safetensors(tmp_path / "x", part.shapes(part.shards[0]), iter([rows]))
+    samples = Cache(clip=Rows(tmp_path, part)).samples(
+        JsonImages(tmp_path / "data.json", (8, 8)), see_images=True
+    )
+    found = samples[Position(iteration=1, index=0, item=0)]
+    assert found.prompt == "B" and found.encoded.text.tolist() == [[1.0, 2.0]]
+    why = f"row 0 of {tmp_path / 'x'} is damaged: its text is not finite"
+    assert found.unreadable == [(str(tmp_path / "a.png"), why)]

@@ -1,6 +1,7 @@
 """The iteration: who learns when, from what, at what cost, and towards which distribution."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,8 @@ from toy import (
 )
 
 from senseflow.common.files import ROOT
-from senseflow.config.config import load_config
+from senseflow.common.ranks import Ranks
+from senseflow.config.config import IdaConfig, load_config
 from senseflow.core.anchors import Anchors
 from senseflow.core.path import FlowPath, VPPath, add_noise
 from senseflow.data.sampler import Batch
@@ -31,8 +33,9 @@ from senseflow.distill.algorithm import (
     train_iteration,
     update,
 )
-from senseflow.distill.measures import Measures
+from senseflow.distill.measures import Measures, Step
 from senseflow.distill.state import Distillation, Turn
+from senseflow.optim.ema import Ema
 
 
 def snapshot(d: Distillation) -> dict[str, torch.Tensor]:
@@ -86,24 +89,24 @@ def test_each_phase_changes_only_its_own_network():
     assert changed(start, snapshot(d)) == set()  # the heads' spectral norm buffers among them
     assert with_gradients(d) == {"generator"}
 
-    update(d.generator, "generator", Measures())
+    taken = update(d, turn, d.generator, "generator", Measures())
     after_theta = snapshot(d)
     assert changed(start, after_theta) == {"generator", "generator_optimizer"}
 
-    align(d, turn)
+    align(d, turn, taken)
     after_ida = snapshot(d)
     assert changed(after_theta, after_ida) == {"fake_score"}
 
     sample = sample.detach()
     fake_score_backward(d, sample, 1, Measures())
     assert changed(after_ida, snapshot(d)) == set() and with_gradients(d) == {"fake_score"}
-    update(d.fake_score, "fake_score", Measures())
+    update(d, turn, d.fake_score, "fake_score", Measures())
     after_phi = snapshot(d)
     assert changed(after_ida, after_phi) == {"fake_score", "fake_score_optimizer"}
 
     discriminator_backward(d, sample, 1, True, Measures())
     assert with_gradients(d) == {"heads"}
-    update(d.discriminator.heads, "discriminator", Measures())
+    update(d, turn, d.discriminator.heads, "discriminator", Measures())
     assert changed(after_phi, snapshot(d)) == {"heads", "heads_optimizer"}
 
 
@@ -289,3 +292,59 @@ def test_the_adversary_plays_where_omega_counts(least, playing):
     )
     adversary = VFMDiscriminator(None, None, None)
     assert [anchor for anchor in range(4) if adversary.plays(d, anchor)] == playing
+
+
+def poison(network: torch.nn.Module) -> None:
+    """Its next backward gives NaN for its first parameter, once."""
+    parameter = next(network.parameters())
+    handle = parameter.register_hook(lambda gradient: (handle.remove(), gradient * torch.nan)[1])
+
+
+@pytest.mark.parametrize("name", ["generator", "fake_score", "discriminator"])
+def test_a_step_that_is_not_finite_is_skipped_and_the_others_are_taken(name):
+    """theta's takes the EMA with it; of skipped heads the vectors of their norms alone go on."""
+    d = warmed_up()
+    d = replace(d, ema=Ema.start(d.generator.network, 0.5))
+    d = replace(d, config=replace(d.config, ida=IdaConfig(lam=None)))  # it moves phi too
+    heads = d.discriminator.heads
+    parts = {"generator": d.generator, "fake_score": d.fake_score, "discriminator": heads}
+    poison(parts[name].network)
+    before, average = snapshot(d), {k: v.clone() for k, v in d.ema.shards.items()}
+    measures = Measures()
+    iteration = turn_of(d, generator=True, anchor=2, simulate=True)
+    train_iteration(d, [toy_batch()], iteration, measures)
+    measures.read(Ranks(0, 1, torch.device("cpu"), None))
+    assert measures.steps == [Step(iteration, part, part != name) for part in parts]
+    after, own = snapshot(d), {"discriminator": "heads"}.get(name, name)
+    kinds = {"generator", "fake_score", "heads"}
+    taken = kinds - {own} | {f"{kind}_optimizer" for kind in kinds - {own}}
+    assert changed(before, after) == taken | ({"heads"} if own == "heads" else set())
+    weights = [f"{own}/{key}" for key, _ in parts[name].network.named_parameters()]
+    assert [key for key in weights if not torch.equal(before[key], after[key])] == []
+    averaged = any(not torch.equal(v, average[k]) for k, v in d.ema.shards.items())
+    assert averaged == (name != "generator")
+
+
+def test_after_a_skipped_step_of_theta_phi_goes_on_from_where_it_was():
+    """IDA is left out with it: phi's step is that of a run without IDA."""
+    results = []
+    for lam in (0.5, None):
+        d = warmed_up()
+        d = replace(d, config=replace(d.config, ida=IdaConfig(lam=lam)))
+        poison(d.generator.network)
+        iteration = turn_of(d, generator=True, anchor=2, simulate=True)
+        train_iteration(d, [toy_batch()], iteration, Measures())
+        results.append(snapshot(d))
+    assert changed(*results) == set()
+
+
+def test_a_retry_draws_anew_and_none_changes_nothing():
+    d = toy_distillation(toy_config())
+    assert d.seed == d.config.train.seed
+    again = [replace(d, retry=number) for number in (1, 2)]
+    drawn = [[draw_turn(one, i) for i in range(1, 40)] for one in (d, *again)]
+    assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+    assert drawn[1] == [draw_turn(again[0], i) for i in range(1, 40)]
+    turn = replace(drawn[0][4], anchor=2, simulate=False)
+    one, other = (generate(x, turn, toy_batch()).x_tau for x in (d, again[0]))
+    assert not torch.equal(one, other)

@@ -165,7 +165,7 @@ def saved_here_resumes_elsewhere(ranks: Ranks, folder: Path) -> None:
     trained = networks(ranks, 0)
     ema = Ema.start(trained["generator"].network, 0.5)
     step(trained, 2)
-    ema.update()
+    ema.update(torch.ones(()))
     Checkpoints(folder, 0, ranks).save(3, trained, ema)
     expected = values(trained, ema)
     if ranks.is_main:

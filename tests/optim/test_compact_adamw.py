@@ -21,6 +21,7 @@ from senseflow.optim.trained import Trained, align_networks, total_norm
 
 RANKS = start_ranks()
 NUM = 2**14
+TAKEN = torch.ones(())  # a step that was
 SETTINGS = dict(lr=1e-6, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
 
 
@@ -74,7 +75,7 @@ def test_ida_closes_the_gap_in_bfloat16(lam, steps):
     phi.weight.data = (weights().float() - 0.05).bfloat16()
     begun = phi.weight.detach().clone()
     for seed in range(steps):
-        align_networks(phi, theta, lam, seed)
+        align_networks(phi, theta, lam, TAKEN, seed)
     gap = (theta.weight - phi.weight).double()
     first = (theta.weight - begun).double()
     deviation = (2**-8 * first.mean() / NUM) ** 0.5
@@ -237,7 +238,7 @@ def test_compiled_it_gives_the_same_bits(kind, backend, monkeypatch):
                 part.step(iteration)
         theta, phi = (part.network for part in trained.values())
         for seed in (1, 2):
-            align_networks(phi, theta, 0.9, seed, compiled)
+            align_networks(phi, theta, 0.9, TAKEN, seed, compiled)
         results.append(values(trained))
     assert [k for k in results[0] if not torch.equal(results[0][k], results[1][k])] == []
 
@@ -260,7 +261,7 @@ def test_it_runs_on_fake_tensors(kind):
         layer.weight.grad = torch.empty_like(layer.weight)
         layer.bias.grad = torch.empty_like(layer.bias)
         assert trained.step(0).shape == ()
-        align_networks(layer, layer, 0.97, 0)
+        align_networks(layer, layer, 0.97, torch.ones(()), 0)
 
 
 @pytest.mark.parametrize("kind", [KINDS[0], KINDS[-1]])
@@ -276,7 +277,7 @@ def test_shards_in_host_memory_are_trained_alike(kind):
                 part.network[0](x.to(kind[0])).square().sum().backward()
                 assert part.network[0].weight.grad is not None
                 part.step(seed)
-            ema.update()
+            ema.update(TAKEN)
         results.append(values(trained, ema))
     assert [k for k in results[0] if not torch.equal(results[0][k], results[1][k])] == []
 

@@ -31,7 +31,7 @@ def average(ranks: Ranks) -> tuple[Ema, dict[str, torch.Tensor]]:
     path = [{k: whole(p).double() for k, p in network.named_parameters()}]
     for _ in range(MOVES):
         step(trained)
-        ema.update()
+        ema.update(torch.ones(()))
         path.append({k: whole(p).double() for k, p in network.named_parameters()})
     expected = {k: DECAY**MOVES * v for k, v in path[0].items()}
     for i, theta in enumerate(path[1:], start=1):

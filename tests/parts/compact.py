@@ -82,9 +82,10 @@ def iterate(trained: dict[str, Trained], ema: Ema | None, first: int, last: int)
             give_gradients(part, iteration)
             part.step(1000 * iteration + seed)
         generator, fake_score = (trained[n].network for n in ("generator", "fake_score"))
-        align_networks(fake_score, generator, 0.97, 1000 * iteration + 7)
+        taken = torch.ones(())
+        align_networks(fake_score, generator, 0.97, taken, 1000 * iteration + 7)
         if ema:
-            ema.update()
+            ema.update(taken)
 
 
 def round_trip(ranks: Ranks, folder: Path, kind: tuple[torch.dtype, str]) -> dict:

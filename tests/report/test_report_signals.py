@@ -87,6 +87,8 @@ def test_random_walks_and_noise_rarely_trigger():
 BAD = {
     "NaN": (dict(loss__isg=[1, 1.1] * 19 + [math.nan, 1]), "non-finite values", "loss/isg"),
     "infinite": (dict(ida__gap=[0.1] * 39 + [math.inf]), "non-finite values", "ida/gap"),
+    "skipped": (dict(skipped__generator=[1.0, 3.0]), "skipped steps", "skipped/generator"),
+    "stopped": (dict(skipped__stops=[1.0] * 3), "skipped steps", "skipped/stops"),
     "linear growth": (dict(loss__dmd=noisy(0.1 + 5 * T**2)), "growing loss", "loss/dmd"),
     "exponential": (dict(loss__fake=noisy(0.1 * np.exp(6 * T))), "growing loss", "loss/fake"),
     "blown up at the end": (
