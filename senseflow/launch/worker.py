@@ -34,9 +34,8 @@ def run_worker(recipe: Recipe, config: Path, folder: Path, overrides: list[str])
     failure = work(partial(read, recipe, config, overrides), folder, stop)
     if failure:
         report(failure)
-        if (
-            position.world_size > 1
-        ):  # a rank that was killed, and is why this one fails, is to be seen first
+        if position.world_size > 1:
+            # A rank that was killed, and is why this one fails, is to be seen first.
             time.sleep(NOTICED_S)
         os._exit(1)  # not by way of libraries that may wait for a peer that is gone
     watch.finish()

@@ -58,10 +58,8 @@ def read_tokenizers(teacher: Path, length: int | None) -> list[Reader]:
             raise ValueError(
                 f"the tokenizer in {teacher / name} cannot be read: {error}"
             ) from error
-        limit, chat = (
-            min(int(tokenizer.model_max_length), 10**6),
-            None,
-        )  # "none" is a very large one
+        # Where a tokenizer has no limit, its number is a very large one.
+        limit, chat = min(int(tokenizer.model_max_length), 10**6), None
         if family and name == family.tokenizer:
             limit, chat = length or min(limit, family.longest_prompt), family.chat
         readers.append(Reader(name, limit, tokenizer, chat))
