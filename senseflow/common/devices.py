@@ -1,6 +1,7 @@
 """The device a command runs on."""
 
 import torch
+from torch import Tensor
 
 from senseflow.common.environment import own_position
 from senseflow.common.fields import FieldError
@@ -32,3 +33,11 @@ def find_device(name: str | None, dtype: str | None = None) -> torch.device:
         # PyTorch's convolutions on a CPU took 85 times as long in it as in float32: no use waiting.
         raise FieldError("dtype", "float16 is for GPUs: on a CPU say float32, or bfloat16")
     return device
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on a device, without waiting for it."""
+    if device.type == "cuda":
+        # A copy from memory that may be paged out makes the host wait for the device.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -39,6 +39,9 @@ class FlowPath:
     clean: float = 0.0  # the clock at no noise, where the lowest segment ends
     noisiest: float = 1000.0  # its highest reading
 
+    def put_on(self, device: torch.device) -> None:
+        """Nothing: it is a formula, and no table."""
+
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t (B,) at the clock t (B,): 1 - sigma and sigma, shifted."""
         # Here alone: laws of t, margins and anchors are read on the clock, before the shift.
@@ -71,10 +74,14 @@ class VPPath:
         abar = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.double().cpu()])
         self.tables = {abar.device: abar}
 
+    def put_on(self, device: torch.device) -> None:
+        """Have the table on a device: where it is copied when it is asked for, the host waits."""
+        if device not in self.tables:
+            self.tables[device] = next(iter(self.tables.values())).to(device)
+
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t (B,) at t (B,), from the table's nearest whole step, float32."""
-        if t.device not in self.tables:  # moved once: a copy from the host waits for the device
-            self.tables[t.device] = next(iter(self.tables.values())).to(t.device)
+        self.put_on(t.device)
         # One on: the table begins at no noise, which the clock calls -1.
         abar = self.tables[t.device][t.round().long() + 1]
         # In float64 up to here: of the first steps 1 - abar would lose digits in float32.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
+from senseflow.common.devices import to_device
 from senseflow.config.config import Config
 from senseflow.core.anchors import Anchors, draw_range, draw_time
 from senseflow.core.draws import Draws, seed_of
@@ -217,10 +218,7 @@ def draw_scale(d: Distillation, sample: Sample, purpose: str, span: tuple[float,
 
 def on_device(d: HasTeacher, tensor: Tensor) -> Tensor:
     """A host tensor on the run's device, without waiting for it; a mask of prompts stays."""
-    if d.device.type == "cuda" and not is_mask(tensor):
-        # A copy from memory that may be paged out makes the host wait for the device.
-        return tensor.pin_memory().to(d.device, non_blocking=True)
-    return tensor
+    return tensor if is_mask(tensor) else to_device(tensor, d.device)
 
 
 def batch_on_device(d: HasTeacher, batch: Batch) -> Batch:

@@ -18,6 +18,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from senseflow.common.devices import to_device
 from senseflow.common.files import read_json
 
 LOCAL = "local-dir:"  # before a folder, in timm's names
@@ -213,7 +214,7 @@ class PromptEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, prompts: list[str]) -> Tensor:
         """Encode prompts to (B, dim) float32 of unit length, without gradient."""
-        tokens = self.tokenizer(prompts).to(self.text.positional_embedding.device)
+        tokens = to_device(self.tokenizer(prompts), self.text.positional_embedding.device)
         return F.normalize(self.text(tokens).float(), dim=-1)
 
 

@@ -26,7 +26,12 @@ from senseflow.teachers.folder import (
     left_out,
     require_vocabularies,
 )
-from senseflow.teachers.text_encoders import Kinds, keep_recording, text_encoders
+from senseflow.teachers.text_encoders import (
+    Kinds,
+    keep_recording,
+    put_tokens_on,
+    text_encoders,
+)
 from senseflow.weights.filling import whole
 from senseflow.weights.meta import (
     Blocks,
@@ -83,6 +88,8 @@ class Adapter(ABC):
         networks = {name: keep_recording(build(source)) for name, source in encoders.items()}
         # Without the denoiser: its weights are read by rows, into shards.
         pipeline = cls.pipeline_around(folder, {**networks, "vae": whole(vae, device)})
+        put_tokens_on(device, pipeline)
+        path.put_on(device)
         adapter = cls(pipeline, path, shape, settings)
         if null_prompt is None:
             return adapter

@@ -48,6 +48,8 @@ class Chat:
         gradient, and, on the host, where there are tokens, (B, L) bool."""
         import torch
 
+        from senseflow.common.devices import to_device
+
         tokens = tokenizer(
             self.worded(tokenizer, prompts),
             padding="max_length",
@@ -55,7 +57,8 @@ class Chat:
             max_length=length,
             return_tensors="pt",
         )
-        ids, mask = (tokens[key].to(encoder.device) for key in ("input_ids", "attention_mask"))
+        names = ("input_ids", "attention_mask")
+        ids, mask = (to_device(tokens[name], encoder.device) for name in names)
         # transformers looks at its numbers, which on the meta device are none
         unmasked = dict.fromkeys(encoder.config.layer_types)
         with torch.no_grad():

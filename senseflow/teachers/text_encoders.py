@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
+    BatchEncoding,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
@@ -25,6 +27,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3Rot
 from transformers.models.t5.modeling_t5 import T5Block
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from senseflow.common.devices import to_device
 from senseflow.common.files import read_json
 from senseflow.teachers.folder import encoder_classes
 from senseflow.weights.meta import NetworkSource, frozen_network
@@ -43,6 +46,39 @@ class TextEncoder:
 
 
 Kinds = Sequence[TextEncoder]
+
+
+class TokensOnDevice:
+    """A pipeline's tokenizer, whose tokens are where the pipeline will copy them, which is then no
+    copy: its own, from memory that may be paged out, would wait for all that the device has to do.
+
+    device: of the text encoders.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
+        self.tokenizer, self.device = tokenizer, device
+
+    def __call__(self, prompts: list[str], **how: Any) -> BatchEncoding:
+        """The tokens of prompts, as the tokenizer is asked for them."""
+        if how == {"padding": "longest", "return_tensors": "pt"}:
+            # All words, to say which were cut off: the two would be compared on the device, and
+            # python -m senseflow.data.check says it once for all. These are too few to ask.
+            return BatchEncoding({"input_ids": torch.empty(len(prompts), 0, dtype=torch.long)})
+        tokens = self.tokenizer(prompts, **how)
+        return BatchEncoding({k: to_device(v, self.device) for k, v in tokens.items()})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
+def put_tokens_on(device: torch.device, pipeline: Any) -> None:
+    """Have the tokenizers of a pipeline put their tokens on the device of its text encoders.
+
+    Not those that no pipeline asks: `senseflow.teachers.chat` needs its mask on the host.
+    """
+    for name, part in pipeline.components.items():
+        if isinstance(part, PreTrainedTokenizerBase) and part.chat_template is None:
+            setattr(pipeline, name, TokensOnDevice(part, device))
 
 
 def clip_tokenizer(length: int) -> CLIPTokenizer:

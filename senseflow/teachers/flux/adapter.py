@@ -34,12 +34,12 @@ class FluxAdapter(Adapter):
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """T5's states and CLIP's pooled vector."""
-        prompt_embeds, pooled, _ = self.pipeline.encode_prompt(
-            prompts,
-            device=device_of(self.pipeline),
-            max_sequence_length=self.settings.max_sequence_length,
+        # The two parts of its encode_prompt, which makes zeros on the host too, as ids of the text.
+        device, length = device_of(self.pipeline), self.settings.max_sequence_length
+        return Conditioning(
+            self.pipeline._get_t5_prompt_embeds(prompts, device=device, max_sequence_length=length),
+            self.pipeline._get_clip_prompt_embeds(prompts, device=device),
         )
-        return Conditioning(prompt_embeds, pooled)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Without guidance, or at the constant that a LoRA student's embedding is fed."""
