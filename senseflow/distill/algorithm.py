@@ -60,6 +60,10 @@ def train_iteration(
     forward, the vectors of the heads' spectral norms, follows from weights alone and goes on.
     Decided on the device, alike on all ranks; the host learns of it when it reads `measures`.
     """
+    if d.foresight and iteration < d.config.train.iter_num:
+        # The samples of every iteration have the same places in its global batch.
+        coming = [draws_of(d, iteration + 1, batch) for batch in batches]
+        d.foresight.prepare(draw_turn(d, iteration + 1).kind, iteration, coming)
     return take_turn(d, draw_turn(d, iteration), batches, measures)
 
 
@@ -122,10 +126,17 @@ def draw_turn(d: Distillation, iteration: int) -> Turn:
     )
 
 
+def draws_of(d: Distillation, iteration: int, batch: Batch) -> Draws:
+    """The draws of a micro-batch."""
+    return Draws(d.seed, iteration, tuple(batch.indices))
+
+
 @phase("generate")
 def generate(d: Distillation, turn: Turn, batch: Batch) -> Sample:
     """Steps 1 to 3: encode the prompts, build x_tau, predict x, with grad on theta's turn."""
-    draws = Draws(d.seed, turn.iteration, tuple(batch.indices))
+    draws = draws_of(d, turn.iteration, batch)
+    if d.foresight:
+        draws = d.foresight.draws(turn.kind, draws)
     batch = batch_on_device(d, batch)
     cond = conditioning(d, batch)
     tau = times(d.anchors.times[turn.anchor], len(batch.prompts), d.device)
@@ -224,8 +235,8 @@ def isg(d: Distillation, turn: Turn, sample: Sample, pictures: dict[str, Tensor]
     low, _ = d.anchors.segment(turn.anchor)
     tau_low = times(low, len(sample.tau), d.device)
     with torch.no_grad():
-        u = sample.draws.uniform("isg t_mid")[:, 0]
-        t_mid = on_device(d, d.anchors.midpoint(turn.anchor, config.margin, u))
+        u = on_device(d, sample.draws.uniform("isg t_mid"))[:, 0]
+        t_mid = d.anchors.midpoint(turn.anchor, config.margin, u)
         scale = draw_scale(d, sample, "isg", config.guidance)
         # From the student's own x_tau, so that both ways begin at one point.
         teacher = denoise_guided(d, sample.x_tau, sample.tau, sample.cond, scale)

@@ -4,7 +4,7 @@
 iteration, `Sample` one micro-batch on its way through it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +20,7 @@ from senseflow.core.draws import Draws, seed_of
 from senseflow.core.names import TimeLaw
 from senseflow.core.path import Denoised
 from senseflow.data.sampler import Batch
+from senseflow.distill.foresight import Foresight
 from senseflow.distill.measures import Measures
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
@@ -38,6 +39,11 @@ class Turn:
     simulate: bool
     generator: bool  # theta's turn
     adversarial: bool  # the discriminator plays at this anchor
+
+    @property
+    def kind(self) -> Hashable:
+        """What turns have in common that ask for the same draws."""
+        return replace(self, iteration=0)
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ class Distillation:
     discriminator: Discriminator | None
     device: torch.device
     ema: Ema | None = None  # of the generator
+    foresight: Foresight | None = None  # None: all is drawn when it is asked for
     retry: int = 0  # how often the run was stopped by steps that were not finite
 
     @property

@@ -16,6 +16,7 @@ from senseflow.config.teacher import torch_dtype
 from senseflow.core.anchors import Anchors
 from senseflow.data.items import Samples
 from senseflow.data.sampler import Share, batches
+from senseflow.distill.foresight import Foresight
 from senseflow.distill.state import Distillation
 from senseflow.engine.adversary import build_discriminator, check_backbone, keep_text_layer
 from senseflow.engine.agreement import require_equal
@@ -168,6 +169,7 @@ def assemble(inputs: Inputs, ranks: Ranks, initial: Initial) -> Distillation:
         discriminator=build_discriminator(inputs, adapter, fake_score, ranks, initial),
         device=ranks.device,
         ema=Ema.start(generator, config.ema.decay) if config.ema.decay else None,
+        foresight=Foresight(ranks.device),
     )
 
 

@@ -35,6 +35,17 @@ def test_a_sample_keeps_its_draws_in_any_company():
         )
 
 
+def test_a_stream_is_that_of_torchs_generator_at_its_seed():
+    draws = Draws(3, 7, (5, 2))
+    for shape in ((1,), (3, 5), (4, 8, 8)):
+        generators = [torch.Generator().manual_seed(seed_of(3, 7, "noise", i)) for i in (5, 2)]
+        expected = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        assert torch.equal(draws.normal("noise", shape), expected)
+    generators = [torch.Generator().manual_seed(seed_of(3, 7, "t", i)) for i in (5, 2)]
+    expected = torch.stack([torch.rand(3, generator=g) for g in generators])
+    assert torch.equal(draws.uniform("t", 3), expected)
+
+
 def test_shapes_and_types():
     draws = Draws(0, 1, (5, 2))
     assert draws.normal("noise", (3, 8)).shape == (2, 3, 8)
