@@ -1,9 +1,12 @@
 """Implicit distribution alignment (IDA), SenseFlow Eq. 9."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+PORTION = 2**26
+"""Elements that are copied at a time where two networks are compared: 256 MiB in float32."""
 
 
 @torch.no_grad()
@@ -42,8 +45,29 @@ def squared_gap(phi: Iterable[Tensor], theta: Iterable[Tensor]) -> tuple[Tensor,
     Their ratio's square root, summed over ranks first, is the relative distance of fake score and
     generator that IDA keeps small.
     """
-    pairs = list(zip(phi, theta, strict=True))
+    gaps: list[Tensor] = []
+    sizes: list[Tensor] = []
+    for kept, other in _portions(zip(phi, theta, strict=True)):
+        moved = [torch.empty_like(p, dtype=torch.float32) for p in kept]
+        torch._foreach_copy_(moved, kept)
+        torch._foreach_sub_(moved, other)
+        gaps += torch._foreach_norm(moved)
+        sizes += torch._foreach_norm(other, dtype=torch.float32)
     # Squares, whose sums over shards and ranks add up; the root comes after them.
-    gap = torch.stack([(p.float() - q.float()).square().sum() for p, q in pairs]).sum()
-    size = torch.stack([q.float().square().sum() for _, q in pairs]).sum()
-    return gap, size
+    return torch.stack(gaps).square().sum(), torch.stack(sizes).square().sum()
+
+
+def _portions(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[list[Tensor], ...]]:
+    """Pairs of tensors in a few lists of PORTION elements or, of larger tensors, one pair."""
+    kept: list[Tensor] = []
+    other: list[Tensor] = []
+    num = 0
+    for p, q in pairs:
+        if kept and num + p.numel() > PORTION:
+            yield kept, other
+            kept, other, num = [], [], 0
+        kept.append(p)
+        other.append(q)
+        num += p.numel()
+    if kept:
+        yield kept, other

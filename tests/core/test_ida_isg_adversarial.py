@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from senseflow.core import ida
 from senseflow.core.adversarial import (
     hinge_discriminator_loss,
     hinge_generator_loss,
@@ -43,9 +44,18 @@ def test_ida_refuses_networks_of_different_shapes():
         align_([torch.ones(2)], [torch.ones(3)], 0.9)
 
 
-def test_gap_is_measured_over_all_parameters():
-    gap, size = squared_gap([torch.zeros(2), torch.ones(1)], [torch.ones(2), torch.full((1,), 3.0)])
-    assert (gap.item(), size.item()) == (2 + 4, 2 + 9)
+@pytest.mark.parametrize("portion", [1, 2, 3, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gap_is_measured_over_all_parameters(monkeypatch, portion, dtype):
+    """In portions of any size, in float32; a rank may have no row of a parameter."""
+    monkeypatch.setattr(ida, "PORTION", portion)
+    phi = [torch.zeros(2), torch.ones(1), torch.empty(0, 3), torch.full((1,), 256.0)]
+    theta = [torch.ones(2), torch.full((1,), 3.0), torch.empty(0, 3), torch.full((1,), -1.0)]
+    before = [p.clone() for p in (*phi, *theta)]
+    gap, size = squared_gap([p.to(dtype) for p in phi], [p.to(dtype) for p in theta])
+    assert gap.item() == pytest.approx(2 + 4 + 257**2)  # bfloat16 has no 257
+    assert size.item() == pytest.approx(2 + 9 + 1)
+    assert all(torch.equal(p, q) for p, q in zip(before, (*phi, *theta), strict=True))
 
 
 def test_isg_on_a_velocity_that_is_not_constant():
