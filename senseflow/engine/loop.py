@@ -15,7 +15,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from senseflow.common.files import write_whole
-from senseflow.common.pictures import labelled_grid, save_whole
 from senseflow.common.ranks import AgreedError, Ranks, any_rank, sum_over_ranks
 from senseflow.common.signals import StopRequest
 from senseflow.config.config import Config, differences, load_config, save_config
@@ -33,6 +32,7 @@ from senseflow.engine.export import StudentExport, export_student
 from senseflow.engine.log import Log
 from senseflow.engine.parallel import local_shards
 from senseflow.engine.skips import Skips, in_words
+from senseflow.engine.strips import Strips
 from senseflow.optim.trained import Trained, lr_factor
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class Run:
             self.trained["discriminator"] = self.parts.discriminator.heads
         train = self.config.train
         self.checkpoints = Checkpoints(self.folder, train.keep_last, self.ranks, train.async_save)
+        self.strips = Strips(self.ranks.device)
         self.unreadable = Unreadable(
             self.folder / "unreadable.txt", self.config.data.max_unreadable
         )
@@ -98,7 +99,7 @@ class Run:
         strip_due = stopped = False
         began, since = time.perf_counter(), done
         num, silent = config.iter_num, not (show and self.ranks.is_main)
-        with tqdm(initial=done, total=num, disable=silent, unit="it") as bar:
+        with tqdm(initial=done, total=num, disable=silent, unit="it") as bar, self.strips:
             for iteration in range(done + 1, config.iter_num + 1):
                 pictures, batch = self.iterate(data, iteration)
                 strip_due |= is_due(iteration, self.config.log.sample_interval)
@@ -106,6 +107,7 @@ class Run:
                 if strip_due and {"teacher x0", "ISG target"} & pictures.keys():
                     self.show(iteration, pictures, batch)
                     strip_due = False
+                self.strips.check()
                 stopped = self.agree(agreement, iteration)
                 last = stopped or iteration == config.iter_num
                 save = last or is_due(iteration, config.save_interval)
@@ -232,7 +234,8 @@ class Run:
         return float((gap / size) ** 0.5) if size > 0 else None
 
     def show(self, iteration: int, pictures: dict[str, Tensor], batch: Batch) -> None:
-        """Write the image strip of this iteration; measure drift if the discriminator did not."""
+        """Decode the image strip of this iteration, which a thread writes; measure drift if the
+        discriminator did not."""
         num, decode = self.config.log.num_pictures, self.parts.adapter.decode
         measured = self.parts.discriminator is not None and self.parts.discriminator.sees_images
         with torch.no_grad():
@@ -245,8 +248,7 @@ class Run:
                 # Rank 0 alone: the VAE is not sharded, so no other rank has to decode with it.
                 columns = {name: decode(latents[:num]) for name, latents in pictures.items()}
                 file = self.folder / "samples" / f"{step_name(iteration)}.png"
-                with writing(file):
-                    save_whole(labelled_grid({**columns, "real": real}), file)
+                self.strips.write(file, {**columns, "real": real})
 
     def save(self, iteration: int) -> None:
         """The checkpoint first: where time is short, it is what must not be lost."""
