@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -90,6 +90,8 @@ def counted(run: Run) -> Iterator[Inside]:
 def measure(run: Run, cycles: int) -> tuple[float, float]:
     """CPU seconds per iteration, in all and outside of the networks, over whole TTUR cycles."""
     ttur = run.config.fake_score.ttur
+    # A thread would draw while networks work, and its seconds would count as theirs.
+    run.parts = replace(run.parts, foresight=None)
     data = run.data(1)
     for iteration in range(1, ttur + 1):
         run.iterate(data, iteration)

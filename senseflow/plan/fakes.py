@@ -32,7 +32,7 @@ UNREAD = {aten.normal_, aten.uniform_, aten.erfinv_}
 
 @contextmanager
 def fake_ranks(world_size: int, replicas: int) -> Iterator[Ranks]:
-    """Rank 0 of as many ranks on the CPU, none of which exists; takes the process group."""
+    """Rank 0 of as many ranks, none of which exists; takes the process group."""
     assert not dist.is_initialized()
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     try:
@@ -58,7 +58,8 @@ class Loading(TorchDispatchMode):
     """Within a fake mode, while networks are loaded: only their shards are fake.
 
     What has no fake input stays real, so that libraries may look at numbers (schedules, indices of
-    shards); networks on the meta device stay there, until they are given memory: that is fake.
+    shards); networks on the meta device stay there, until they are given memory: that is fake, as
+    is all that is put on a GPU.
     Within a network's forward, such as the encoding of the empty prompt, everything is. Random
     initial values are neither drawn nor normed: it would take time, and nobody reads them.
     """
@@ -92,10 +93,10 @@ class Loading(TorchDispatchMode):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        device = kwargs.get("device")
-        given_memory = device is not None and torch.device(device).type != "meta"
-        materialised = given_memory and any(t.is_meta for t in tensors)
-        if self.depth or materialised or any(isinstance(t, FakeTensor) for t in tensors):
+        kind = torch.device(kwargs.get("device") or "meta").type
+        materialised = kind != "meta" and any(t.is_meta for t in tensors)
+        fake = kind == "cuda" or materialised or any(isinstance(t, FakeTensor) for t in tensors)
+        if self.depth or fake:
             return func(*args, **kwargs)
         with unset_fake_temporarily():
             if func._overloadpacket in UNREAD:
@@ -112,7 +113,7 @@ def fake_whole(networks: Iterable[nn.Module], mode: FakeTensorMode) -> None:
             return tensor
         if id(tensor) not in made:
             with mode:
-                empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+                empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
             is_parameter = isinstance(tensor, nn.Parameter)
             made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
         return made[id(tensor)]
