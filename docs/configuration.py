@@ -26,6 +26,8 @@ RECIPES = {
     "SDXL DMD2": "sdxl/sdxl_dmd2.yaml",
     "SD3.5 M": "SD35/sd35_senseflow.yaml",
     "SD3.5 L": "SD35/sd35_large_senseflow.yaml",
+    "FLUX.2": "FLUX2/flux2_klein_senseflow.yaml",
+    "FLUX.2 LoRA": "FLUX2/flux2_klein_senseflow_lora.yaml",
 }
 HEAD = """# Configuration: every key
 
@@ -37,7 +39,7 @@ a recipe has its numbers: [fidelity.md](fidelity.md).
 
 - **default**: what a key has that the file leaves out; "given": the file must say it.
 - **recipes**: the value in the published YAMLs, the most common one first, then those that differ;
-  M and L are SD3.5 Medium and Large.
+  M and L are SD3.5 Medium and Large, FLUX.2 is FLUX.2-klein-base.
 - One number stands for both ends of a pair: `train.resolution: 1024`, `isg.guidance: 5`.
 - A range has both its ends unless it says above or below; nothing takes nan or inf.
 - Whatever goes beyond a key's own range (times off the teacher's clock, a margin without room, LoRA

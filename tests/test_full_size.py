@@ -1,4 +1,4 @@
-"""Whole iterations of the five recipes at full size, on fake tensors: benchmarks/full_size.py.
+"""Whole iterations of the recipes at full size, on fake tensors: benchmarks/full_size.py.
 
 Without the marker `long`, SD3.5 Medium runs a plain turn.
 """
@@ -26,6 +26,7 @@ SD35_ENCODERS = {
     "vae": FLOW_VAE,
 }
 SDXL_ENCODERS = {"text_encoder": CLIP_L, "text_encoder_2": BIG_G, "vae": SDXL_VAE}
+FLUX2_ENCODERS = {"text_encoder": 4_022_468_096, "vae": 84_046_115}
 FLUX_ENCODERS = {"text_encoder": CLIP_L, "text_encoder_2": T5, "vae": FLOW_VAE}
 
 
@@ -44,6 +45,7 @@ PARAMETERS = {
     "sd35_large_senseflow": denoisers(8_056_627_520) | VFM | SD35_ENCODERS,
     "flux_senseflow": denoisers(11_901_408_320, 11_891_178_560) | VFM | FLUX_ENCODERS,
 }
+PARAMETERS["flux2_klein_senseflow"] = denoisers(3_875_544_576) | VFM | FLUX2_ENCODERS
 DINOV2 = 304_367_616 - 2 * 1024  # without its last norm, which is not run
 ALWAYS = ("sd35_senseflow",)
 # DMD2's classifier halves the bottleneck three times before a convolution over 4 x 4, so that no
@@ -72,7 +74,8 @@ def resized(instance):
     """The same networks at a size that is not square."""
     d = instance.parts
     size = OTHER_SIZE.get(d.config.recipe, (832, 1216))
-    shape = (d.adapter.shape[0], *(s // 8 for s in size))
+    family, settings = RECIPES[d.config.recipe].family, replace(d.adapter.settings, resolution=size)
+    shape = family.latent_shape(settings)
     parts = replace(d, adapter=replace(d.adapter, shape=shape))
     batch = instance.batch
     with instance.mode:
@@ -97,7 +100,10 @@ def check(instance, traced, names):
 
 
 def check_generator_turn(instance):
-    config, cfg = instance.parts.config, 1 if "flux" in instance.parts.config.recipe else 2
+    config, cfg = (
+        instance.parts.config,
+        1 if RECIPES[instance.parts.config.recipe].family.embeds_guidance else 2,
+    )
     traced = trace(instance, generator=True, anchor=1, simulate=True)
     check(instance, traced, ["generator", "fake_score", "heads"])
     simulated, student = ("generator", 1, False), ("generator", 1, True)

@@ -253,7 +253,7 @@ class ParallelConfig:
 class DataConfig:
     """Reading images (or latents) and prompts."""
 
-    max_sequence_length: SmallCount | None = None  # T5 tokens, one number in training and sampling
+    max_sequence_length: SmallCount | None = None  # tokens of a prompt, in training and sampling
     separate_real: bool = False  # draw the discriminator's real samples apart from the prompts
     latents_scaled: bool | None = None  # of an LMDB that does not say; None: as DMD2's, yes
     num_workers: Workers = 4  # processes that read; 0: the training process itself

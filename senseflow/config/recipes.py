@@ -9,6 +9,7 @@ from typing import Literal
 
 from senseflow.teachers.family import Family
 from senseflow.teachers.flux.family import FLUX
+from senseflow.teachers.flux2.family import FLUX2
 from senseflow.teachers.sd35.family import SD35, SD35_LARGE
 from senseflow.teachers.sdxl.family import SDXL
 
@@ -61,6 +62,8 @@ _TABLE = (
     Recipe("sd35_senseflow", SD35, "vfm", "configs/SD35", "exp_sd35/train_SD35_senseflow.sh"),
     Recipe("sd35_large_senseflow", SD35_LARGE, "vfm", "configs/SD35",
            "exp_sd35/train_SD35_large_senseflow.sh", lends_paths="sd35_senseflow"),
+    Recipe("flux2_klein_senseflow", FLUX2, "vfm", "configs/FLUX2",
+           "exp_flux2/train_flux2_klein_senseflow.sh"),
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in _TABLE}
 FAMILIES = tuple(dict.fromkeys(recipe.family for recipe in _TABLE))

@@ -66,6 +66,11 @@ class LatentsScaling:
     def of_vae(cls, folder: Path) -> "LatentsScaling":
         """What a diffusers VAE folder says; raises ValueError when it is none."""
         config = read_vae_config(folder)
+        if (name := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+            raise ValueError(
+                f"{folder / 'config.json'} is of the class {name}, and an LMDB holds latents of "
+                "an AutoencoderKL: train from images, or from a cache of them"
+            )
         for name in ("latents_mean", "latents_std"):
             if config.get(name) is not None:
                 raise ValueError(

@@ -102,7 +102,7 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--teacher_seed", type=number(Seed), help="in place of --seed for the teacher (the same)"
     )
-    group.add_argument("--max_sequence_length", type=number(SmallCount), help="T5 tokens")
+    group.add_argument("--max_sequence_length", type=number(SmallCount), help="tokens of a prompt")
 
 
 def run_generate(args: argparse.Namespace) -> None:

@@ -186,7 +186,7 @@ def _add_sampling_flags(parser: Parser, family: Family) -> None:
     if family.tokenizer:
         group.add_argument(
             "--max_sequence_length", type=number(SmallCount),
-            help="T5 tokens (default: the trained number, or what the base states)",
+            help="tokens of a prompt (default: the trained number, or what the base states)",
         )  # fmt: skip
     else:
         parser.set_defaults(max_sequence_length=None)

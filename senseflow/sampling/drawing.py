@@ -45,7 +45,7 @@ class Drawing:
     guidance: float | None = None  # a teacher's scale, or what a student's embedding is fed
     height: int | None = None  # pixels
     width: int | None = None
-    max_sequence_length: int | None = None  # T5 tokens
+    max_sequence_length: int | None = None  # tokens of a prompt
     seed: int = 0  # of the first image; image i has seed + i
 
     def __post_init__(self) -> None:

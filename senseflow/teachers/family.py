@@ -51,7 +51,7 @@ class Plan:
     sampler: str  # "x0" or "euler"
     levels: list[float] | None  # sigmas or timesteps; None: the scheduler's own (teacher)
     guidance: float | None  # None: the network takes none
-    max_sequence_length: int | None  # T5 tokens; None: no T5
+    max_sequence_length: int | None  # tokens of a prompt; None: a fixed number
     height: int
     width: int
 

@@ -37,7 +37,7 @@ class StudentCard:
     height: Pixels  # trained at
     width: Pixels
     guidance: Guidance | None  # embedded guidance, if the network has it
-    max_sequence_length: Count | None  # T5 tokens; None: no T5
+    max_sequence_length: Count | None  # tokens of a prompt; None: a fixed number
     base_name: str
     base_fingerprint: str  # of the teacher's weights, see base_fingerprint
     iteration: CountOrNone

@@ -4,14 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import flux2_pipeline
 import flux_pipeline
 import sd35_pipeline
 import sdxl_pipeline
 import torch
+from text_parts import QWEN_LENGTH, T5_LENGTH
 from torch import nn
 
 from senseflow.teachers.family import Family
 from senseflow.teachers.flux.family import FLUX
+from senseflow.teachers.flux2.family import FLUX2
 from senseflow.teachers.sd35.family import SD35, SD35_LARGE
 from senseflow.teachers.sdxl.family import SDXL
 from senseflow.weights.card import StudentCard, write_card
@@ -28,6 +31,7 @@ class Case:
     anchors: tuple[float, ...]
     default_anchors: tuple[float, ...]
     length: int | None = 12
+    longest: int | None = T5_LENGTH  # that the base's tokenizer states
     size: tuple[int, int] = (24, 32)
 
     def student(self, seed: int = 1) -> nn.Module:
@@ -69,10 +73,19 @@ CASES = {
         (1.0, 0.9, 0.75, 0.5),
     ),
     "sdxl": Case(
-        SDXL, "sdxl_folder", sdxl_pipeline.unet, (999, 759, 509, 259), (999, 749, 499, 249), None
+        SDXL, "sdxl_folder", sdxl_pipeline.unet, (999, 759, 509, 259), (999, 749, 499, 249),
+        None, None,
     ),
     "dmd2": Case(
         SDXL, "sdxl_folder", sdxl_pipeline.unet, (999, 759, 509, 259), (999, 749, 499, 249),
-        None,
+        None, None,
+    ),
+    "flux2": Case(
+        FLUX2,
+        "flux2_folder",
+        flux2_pipeline.transformer,
+        (1.0, 0.96, 0.9, 0.75),
+        (1.0, 0.9674, 0.9081, 0.7672),
+        longest=QWEN_LENGTH,
     ),
 }  # fmt: skip

@@ -130,7 +130,7 @@ def test_the_cards_anchors_size_and_length_else_the_familys_own(given, tmp_path)
     assert plain[levels] == pytest.approx(list(given.case.default_anchors), abs=5e-5)
     assert (carded["height"], carded["width"]) == given.case.size
     assert carded["max_sequence_length"] == given.case.length
-    assert plain["max_sequence_length"] == (16 if given.case.length else None)
+    assert plain["max_sequence_length"] == given.case.longest
     assert carded["guidance"] is plain["guidance"] is None
     assert carded["sampler"] == plain["sampler"] == "x0" and carded["steps"] == 4
 
@@ -232,6 +232,7 @@ README = {
     "dmd2": ["--sdxl_ckpt", "BASE", "--checkpoint", "dmd2_checkpoint.pth"],
     "sd35": ["--sd35_ckpt", "BASE", "--checkpoint", "senseflow_checkpoint.pth"],
     "sd35_large": ["--sd35_ckpt", "BASE", "--checkpoint", "senseflow_checkpoint.pth"],
+    "flux2": ["--flux2_ckpt", "BASE", "--checkpoint", "senseflow_checkpoint.pth"],
 }
 SCRIPTS = {
     "flux": "scripts_flux/test_flux_senseflow.py",
@@ -239,6 +240,7 @@ SCRIPTS = {
     "dmd2": "scripts_sdxl/test_sdxl_dmd2.py",
     "sd35": "scripts_sd35/test_senseflow_sd35.py",
     "sd35_large": "scripts_sd35/test_senseflow_sd35_large.py",
+    "flux2": "scripts_flux2/test_flux2_klein_senseflow.py",
 }
 CONFIG_FLAGS = {
     "flux": "--dit_config",
@@ -246,6 +248,7 @@ CONFIG_FLAGS = {
     "dmd2": "--unet_config",
     "sd35": "--transformer_config",
     "sd35_large": "--transformer_config",
+    "flux2": "--dit_config",
 }
 
 
@@ -264,7 +267,7 @@ def test_the_readmes_lines_as_typed(name, everything, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     words = [given.base if word == "BASE" else word for word in README[name]]
     torch.save({"model": given.network.state_dict()}, words[-1])
-    size = SIZE if name == "flux" else ()  # FLUX's default is 1024 x 1024 whatever the base
+    size = SIZE if "flux" in name else ()  # FLUX's default is 1024 x 1024 whatever the base
     line = [*words, "--output_dir", "./outputs", *size]
     assert run_script(monkeypatch, name, line) == 0
     assert len(pictures(tmp_path / "outputs")) == 23
@@ -278,7 +281,7 @@ def test_the_readmes_lines_as_typed(name, everything, tmp_path, monkeypatch, cap
     assert sidecars(tmp_path / "others")[0]["config"] == "config/config.json"
 
 
-@pytest.mark.parametrize("name", [n for n in README if n != "flux"])
+@pytest.mark.parametrize("name", [n for n in README if "flux" not in n])
 def test_the_default_config_is_the_bases(name, everything, tmp_path, capsys):
     given = everything[name]
     torch.save(given.network.state_dict(), tmp_path / "bare.pth")
@@ -304,7 +307,8 @@ def scripts_of(name: str) -> tuple[str, ...]:
 
 def pairs() -> list[tuple[str, str]]:
     names = ("flux", "sd35", "sdxl")
-    return [(a, b) for a in names for b in names if a != b]
+    both = [("flux", "flux2"), ("flux2", "flux")]
+    return [(a, b) for a in names for b in names if a != b] + both
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [*pairs(), ("sd35", "sd35_large")])

@@ -13,7 +13,7 @@ from command_line import PROMPTS, call, only_picture
 from diffusers import EulerDiscreteScheduler
 from short_runs import configure
 from teacher_parts import changed_copy, settings_of
-from transformers import CLIPTextConfig, T5Config
+from transformers import CLIPTextConfig, Qwen3Config, T5Config
 
 from senseflow.config.recipes import FAMILIES, RECIPES
 from senseflow.engine.inputs import read_setup
@@ -27,6 +27,7 @@ FAMILY = {name: RECIPES[recipe].family for name, recipe in RECIPE.items()}
 PARTS = {"scheduler", "vae", "transformer", "unet", "image_encoder", "feature_extractor"}
 PARTS |= {f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")}
 SETTINGS = {"force_zeros_for_empty_prompt", "add_watermarker"}  # read; students bear no watermark
+SETTINGS |= {"is_distilled"}
 # Of the text encoders, which their classes build from their configs: what does not change a frozen
 # encoder's states, and what does.
 FREE = {
@@ -45,6 +46,12 @@ T5_BUILT = {
     *("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "dense_act_fn"),
     *("relative_attention_num_buckets", "relative_attention_max_distance", "is_gated_act"),
     *("layer_norm_epsilon", "feed_forward_proj", "tie_word_embeddings", "eos_token_id"),
+}
+QWEN3_BUILT = {
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
+    *("num_attention_heads", "num_key_value_heads", "hidden_act", "max_position_embeddings"),
+    *("rms_norm_eps", "rope_parameters", "attention_bias", "use_sliding_window"),
+    *("sliding_window", "max_window_layers", "layer_types", "tie_word_embeddings", "eos_token_id"),
 }
 
 
@@ -78,7 +85,10 @@ def test_the_tables_hold_all_parts_of_a_pipeline(family):
     assert set(signature(family.pipeline_class)) <= PARTS | SETTINGS
 
 
-@pytest.mark.parametrize(("config", "built"), [(CLIPTextConfig, CLIP_BUILT), (T5Config, T5_BUILT)])
+@pytest.mark.parametrize(
+    ("config", "built"),
+    [(CLIPTextConfig, CLIP_BUILT), (T5Config, T5_BUILT), (Qwen3Config, QWEN3_BUILT)],
+)
 def test_text_encoders_have_no_other_fields(config, built):
     assert set(config().to_dict()) - FREE == built
 

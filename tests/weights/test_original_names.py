@@ -19,7 +19,10 @@ from senseflow.sampling.cli import main
 from senseflow.weights.meta import meta_network
 from senseflow.weights.original import inverse, planned, to_diffusers
 
-FULL_SIZE = ("flux_senseflow", "sd35_senseflow", "sd35_large_senseflow", "sdxl_senseflow")
+FULL_SIZE = (
+    *("flux_senseflow", "sd35_senseflow", "sd35_large_senseflow", "sdxl_senseflow"),
+    "flux2_klein_senseflow",
+)
 NUM_TENSORS = {"flux": 780, "sdxl": 1680}  # in the published files' headers
 TRUE_SHAPES = {  # of some tensors in the published files, those that hold several of diffusers'
     "flux": {
@@ -43,6 +46,14 @@ TRUE_SHAPES = {  # of some tensors in the published files, those that hold sever
         "output_blocks.2.2.conv.weight": (1280, 1280, 3, 3),
         "output_blocks.8.0.skip_connection.weight": (320, 640, 1, 1),
         "label_emb.0.0.weight": (1280, 2816),
+    },
+    "flux2": {  # by the released module, not by a file's header
+        "double_blocks.4.img_attn.qkv.weight": (9216, 3072),
+        "double_blocks.0.txt_mlp.0.weight": (18432, 3072),
+        "double_stream_modulation_img.lin.weight": (18432, 3072),
+        "single_blocks.19.linear1.weight": (27648, 3072),
+        "single_blocks.0.norm.key_norm.scale": (128,),
+        "final_layer.adaLN_modulation.1.weight": (6144, 3072),
     },
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from senseflow.common.files import read_json
 from senseflow.core.levels import even_times, shifted
 from senseflow.teachers.family import Sides
 from senseflow.teachers.fields import Fields, Known, autoencoder, flow_scheduler
-from senseflow.teachers.flow import SIDE, EvenFlowFamily, flow_config
+from senseflow.teachers.flow import EvenFlowFamily, flow_config
 from senseflow.teachers.flux2.original import ORIGINAL
 from senseflow.teachers.flux2.prompts import CHAT
 from senseflow.teachers.folder import INDEX, TeacherSettings, vae_factor
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from senseflow.teachers.adapter import Networks
 
 PATCH = 2  # of the VAE's latents, each way
+DEFAULT = 128  # of them, each way, in a picture whose size is not said: 1024 pixels
 LARGE = 4300  # tokens, above which the number of steps does not count
 
 
@@ -36,7 +37,7 @@ class Flux2(EvenFlowFamily):
 
     def sides(self, base: Path, config: dict[str, Any] | None) -> Sides:
         """Positions are computed, not looked up: any size."""
-        return Sides(self.unit(base), SIDE)
+        return Sides(self.unit(base), DEFAULT * vae_factor(base))
 
     def cautions(self, base: Path) -> list[str]:
         """That a folder is of a model which is distilled already."""
@@ -61,9 +62,17 @@ class Flux2(EvenFlowFamily):
         return shift_of(settings.folder, height * width, num)
 
     def default_anchors(self, base: Path, num: int) -> list[float]:
-        """The pipeline's own steps at 1024 x 1024; four are 1, .9674, .9081, .7672."""
-        shift = shift_of(base, (SIDE // self.unit(base)) ** 2, num)
+        """The pipeline's own steps at its default size; four are 1, .9674, .9081, .7672."""
+        shift = shift_of(base, (DEFAULT // PATCH) ** 2, num)
         return [shifted(u, shift) for u in even_times(num)]
+
+    def comfyui(self, anchors: tuple[float, ...], guidance: float | None) -> str | None:
+        """Not looked up."""
+        said = ", ".join(f"{anchor:.4g}" for anchor in anchors)
+        return (
+            f"Which scheduler of ComfyUI gives the trained sigmas, {said}, is not known here: hand "
+            "them to a custom sampler."
+        )
 
     def networks(self) -> "Networks":
         """klein's adapter, transformer and blocks; imports diffusers, seconds."""

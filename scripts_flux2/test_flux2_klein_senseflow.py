@@ -1,0 +1,12 @@
+"""Sample images from a FLUX.2-klein student; `--help` says how."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+
+from senseflow.sampling.cli import main
+from senseflow.teachers.flux2.family import FLUX2
+
+if __name__ == "__main__":
+    sys.exit(main(FLUX2))
