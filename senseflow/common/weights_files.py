@@ -132,7 +132,7 @@ def _cut(file: Path, size: int, header: int) -> str:
     try:
         tensors = {name: entry for name, entry in json.loads(said).items() if name[:2] != "__"}
         whole = 8 + header + max((e["data_offsets"][1] for e in tensors.values()), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return "whose header is none"
     if size == whole:
         return ""

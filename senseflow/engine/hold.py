@@ -88,7 +88,7 @@ def holder_of(descriptor: int) -> Holder | None:
     """Who an open `.running` names; None while it names nobody."""
     try:
         return Holder(**json.loads(os.pread(descriptor, 4096, 0)))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senseflow.common.files import write_whole
+from senseflow.common.files import parse_json, write_whole
 from senseflow.engine.disk import writing
 
 if TYPE_CHECKING:
@@ -73,6 +73,6 @@ def _unless_disk(args: threading.ExceptHookArgs) -> None:
 
 def _iteration_of(row: str) -> float:
     try:
-        return float(json.loads(row)["iteration"])
-    except (ValueError, KeyError):
+        return float(parse_json(row, "a row")["iteration"])
+    except (ValueError, KeyError, TypeError):
         return float("inf")  # a row cut short by a crash

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from senseflow.common.files import write_whole
+from senseflow.common.files import parse_json, write_whole
 from senseflow.core.anchors import Anchors
 from senseflow.core.draws import Draws
 from senseflow.core.isg import reconstruction_error
@@ -97,7 +97,7 @@ class Rows:
 
 def _parse(line: str) -> Row | None:
     try:
-        tree = json.loads(line)
+        tree = parse_json(line, "a row")
     except ValueError:
         return None
     return tree if isinstance(tree, dict) else None

@@ -131,7 +131,9 @@ class Adapter(ABC):
             pipeline: Any = cls.pipeline_class.from_pretrained(
                 folder, **parts, local_files_only=True
             )
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            for file in sorted(folder.glob("*/*.json")):
+                read_json(file)  # which names one that holds no JSON object
             said = " ".join(str(error).split())
             raise ValueError(f"{folder} is damaged or lacks a file: {said}") from error
         pipeline.set_progress_bar_config(disable=True)

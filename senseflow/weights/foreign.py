@@ -5,7 +5,6 @@ it is said.
 """
 
 import importlib
-import json
 import logging
 import re
 from dataclasses import replace
@@ -14,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Size, Tensor
 
+from senseflow.common.fields import short
+from senseflow.common.files import parse_json
 from senseflow.common.weights_files import DAMAGES, fault_in
 from senseflow.weights.stored import Computed, Stored, Weights
 
@@ -60,9 +61,12 @@ def _unscaled(weights: Weights) -> Weights:
         return weights
     for key in weights.keys:
         if key.endswith(".comfy_quant"):
-            kind = json.loads(bytes(weights.tensor(key).tolist())).get("format", "")
+            said = parse_json(bytes(weights.tensor(key).tolist()), f"{weights.source}, {key}")
+            kind = str(said.get("format") if isinstance(said, dict) else said)
             if not kind.startswith("float8_e"):
-                raise ValueError(f"{weights.source} is quantized (ComfyUI's {kind}); {ADVICE}")
+                raise ValueError(
+                    f"{weights.source} is quantized (ComfyUI's {short(kind)}); {ADVICE}"
+                )
 
     def read(key: str) -> Stored:
         stored = weights.read(key)

@@ -17,12 +17,15 @@ from senseflow.common.files import (
     write_whole,
 )
 from senseflow.common.pictures import save_whole
+from senseflow.common.weights_files import fault_of
 from senseflow.data.cache_index import read_index
 from senseflow.data.check import __main__ as check
 from senseflow.data.image_lists import read_lists
 from senseflow.engine.checkpoint_folders import read_manifest
+from senseflow.engine.hold import HOLD, require_free
 from senseflow.evaluate import results
 from senseflow.plan import __main__ as plan
+from senseflow.reconstruction_error.measure import Rows
 from senseflow.report import run_folder
 from senseflow.sampling.job import read_sidecar
 from senseflow.teachers.folder import base_config
@@ -117,6 +120,13 @@ def test_brackets_thousands_deep_are_damage_to_every_reader_of_json(tmp_path):
         (tmp_path / name).write_text(deep)
     assert "nested too deeply" in read_manifest(tmp_path)["damage"]
     assert read_sidecar(tmp_path / "config.json") is None and run_folder._row(deep) is None
+    (tmp_path / "metrics.jsonl").write_text(f"{deep}\n{json.dumps({'sample': 0})}\n")
+    assert Rows(tmp_path / "metrics.jsonl", {"sample": 0}).rows == []
+    (tmp_path / HOLD).write_text(deep[:4096])
+    require_free(tmp_path)
+    header = f"{deep}1".encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "whose header is none" in (fault_of(tmp_path / "x.safetensors") or "")
     for read in (
         lambda: read_index(tmp_path),
         lambda: base_config(tmp_path.parent, tmp_path.name),

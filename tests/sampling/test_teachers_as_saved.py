@@ -86,8 +86,12 @@ def test_a_damaged_vae_trains_caches_and_converts_nothing(tmp_path, capsys):
 def test_a_tokenizer_that_is_gone_or_cut_short(sdxl_folder, tmp_path, capsys):
     base = Path(shutil.copytree(sdxl_folder, tmp_path / "base"))
     vocabulary = base / "tokenizer_2" / "tokenizer.json"
-    vocabulary.write_text(vocabulary.read_text()[:-9])
-    assert f"{base} is damaged or lacks a file" in error_of(capsys, SDXL, base, *DRAW, tmp_path)
+    whole_text = vocabulary.read_text()
+    for text, said in ((whole_text[:-9], "is not valid JSON"), ("[]", "holds no JSON object")):
+        vocabulary.write_text(text)
+        assert f"{vocabulary} {said}" in error_of(capsys, SDXL, base, *DRAW, tmp_path)
+        with pytest.raises(ValueError, match="tokenizer_2 cannot be read"):
+            read_tokenizers(base, None)
     vocabulary.unlink()
     said = f"{base / 'tokenizer_2'} holds no vocabulary"
     assert said in error_of(capsys, SDXL, base, *DRAW, tmp_path)

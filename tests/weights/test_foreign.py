@@ -138,11 +138,20 @@ def test_a_strangers_lora_is_drawn_with_a_word_on_where_it_belongs(tmp_path, cap
     assert model.student and "one that is no student goes to --lora" in caplog.text
 
 
-def test_comfyuis_other_few_bits_are_named(tmp_path, capsys):
-    mark = torch.tensor(list(json.dumps({"format": "mxfp8"}).encode()), dtype=torch.uint8)
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        ('{"format": "mxfp8"}', "is quantized (ComfyUI's 'mxfp8')"),
+        ("[1]", "is quantized (ComfyUI's '[1]')"),
+        ("[" * 5000, "x.safetensors, a.comfy_quant is not valid JSON: it is nested too deeply"),
+        ("{", "x.safetensors, a.comfy_quant is not valid JSON"),
+    ],
+)
+def test_comfyuis_other_few_bits_are_named(mark, said, tmp_path, capsys):
+    mark = torch.tensor(list(mark.encode()), dtype=torch.uint8)
     held = {"a.weight": torch.zeros(2, 2), "a.weight_scale": torch.ones(2), "a.comfy_quant": mark}
     save_file(held, tmp_path / "x.safetensors")
-    assert "is quantized (ComfyUI's mxfp8)" in refusal(tmp_path / "x.safetensors", capsys)
+    assert said in refusal(tmp_path / "x.safetensors", capsys)
 
 
 @pytest.mark.parametrize("name", ["state_dict", "module", "generator"])

@@ -54,7 +54,7 @@ def read_tokenizers(teacher: Path, length: int | None) -> list[Reader]:
     for name in names:
         try:
             tokenizer = AutoTokenizer.from_pretrained(teacher / name, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise ValueError(
                 f"the tokenizer in {teacher / name} cannot be read: {error}"
             ) from error
