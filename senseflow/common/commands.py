@@ -50,6 +50,14 @@ def read_path(text: str) -> Path:
     return Path(text)
 
 
+def path_given(flag: str, text: str) -> Path:
+    """The path in a part of an argument; raises ValueError, with the flag, as `read_path` does."""
+    try:
+        return read_path(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{flag} {error}") from None
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that says an error in one line, without the usage; `type=Path` reads what
     can be one.
@@ -99,7 +107,7 @@ def take_config(args: argparse.Namespace, required: bool = True) -> None:
         raise ValueError(f"{named[0]} and {named[1]}: one CONFIG, and overrides as key.sub=value")
     if required and not named:
         raise ValueError("CONFIG is missing: the YAML file of a recipe")
-    args.config = Path(named[0]) if named else None
+    args.config = path_given("CONFIG", named[0]) if named else None
     if args.config and not args.config.is_file():
         raise ValueError(f"config file not found: {args.config}")
 

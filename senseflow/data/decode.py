@@ -3,6 +3,7 @@
 An animation is its first frame, CMYK and palettes become RGB without their colour profile.
 """
 
+import errno
 import math
 import os
 import stat
@@ -22,6 +23,13 @@ else:
 
 JPEG = ("JPEG", "MPO")  # as Pillow names them; the latter is a phone's, of several pictures
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def why_not(error: Exception) -> str:
+    """What one of UNREADABLE says in a line, but for what names a path that is too long whole."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return str(error.strerror)
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_rgb(path: Path) -> Image.Image:

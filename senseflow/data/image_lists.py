@@ -12,6 +12,7 @@ from pathlib import Path
 
 from senseflow.common.files import parse_json, write_whole
 
+MOST_SAID = 300  # letters of a name in a message
 LISTS = ("keys", "image_paths", "prompts")
 
 
@@ -50,6 +51,14 @@ def resolve(folder: Path, path: str) -> Path:
     """Where an image of the list in `folder` is: beside it if it is there, else as given."""
     beside = folder / path
     return beside if os.path.exists(beside) else Path(path)  # no error of a name that is too long
+
+
+def said(name: str) -> str:
+    """A file's name in a message: of a very long one its beginning and its end."""
+    name = one_line(name)
+    return (
+        name if len(name) <= MOST_SAID else f"{name[: MOST_SAID // 2]}...{name[-MOST_SAID // 2 :]}"
+    )
 
 
 def one_line(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from senseflow.data.image_lists import one_line
+from senseflow.data.image_lists import one_line, said
 from senseflow.teachers.encoded import NOTHING, Encoded
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def first_readable(
         return replace(item, unreadable=unreadable)
     raise UnreadableImagesError(
         f"{len(unreadable)} of {num} images in a row could not be read, such as "
-        f"{unreadable[0][0]}: {unreadable[0][1]}"
+        f"{said(unreadable[0][0])}: {said(unreadable[0][1])}"
     )
 
 
@@ -114,7 +114,7 @@ class Unreadable:
             if name in self.seen:
                 continue
             self.seen.add(name)
-            logger.warning("skipped %s: %s", name, why)
+            logger.warning("skipped %s: %s", said(name), said(why))
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as stream:
                 stream.write(f"{name}\t{why}\n")

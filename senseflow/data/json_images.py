@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from senseflow.common.pictures import to_tensor
 from senseflow.common.tables import text_fault
 from senseflow.core.draws import Draws
-from senseflow.data.decode import JPEG, UNREADABLE, box_of, fit, open_image, to_rgb
+from senseflow.data.decode import JPEG, UNREADABLE, box_of, fit, open_image, to_rgb, why_not
 from senseflow.data.image_lists import read_lists, resolve
 from senseflow.data.items import Item, Position, UnreadableItem, first_readable
 
@@ -96,7 +96,7 @@ def read_image(path: Path, resolution: tuple[int, int], where: tuple[float, floa
         with open_image(path) as opened:
             picture, is_jpeg = to_rgb(opened), opened.format in JPEG
     except UNREADABLE as error:
-        raise UnreadableItem(str(path), str(error)) from error
+        raise UnreadableItem(str(path), why_not(error)) from error
     # What is stored exactly is resized as it always was; photos are large, and not exact.
     resize = fit_photo if is_jpeg else fit_exactly
     return resize(picture, resolution, where)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from senseflow.common.commands import path_given
 from senseflow.common.files import require_writable, write_whole
 from senseflow.common.templates import templates
 from senseflow.evaluate import official
@@ -73,9 +74,9 @@ def make_table(
     require_writable("--output_dir", folder)
     results = [entry for file in files for entry in read_results(file)]
     for name, file in geneval:
-        results += official.read_geneval(name, Path(file))
+        results += official.read_geneval(name, path_given("--geneval", file))
     for name, place in t2i_compbench:
-        results += official.read_t2i_compbench(name, Path(place))
+        results += official.read_t2i_compbench(name, path_given("--t2i_compbench", place))
     results = merge(results)
     table = compare(results, [name for name in PUBLISHED if "all" in whose or name in whose])
     page = _TEMPLATES.get_template("page.html").render(table=table)

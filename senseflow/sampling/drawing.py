@@ -9,6 +9,8 @@ from pathlib import Path
 
 from senseflow.common.fields import (
     FieldError,
+    PathText,
+    check,
     check_choice,
     check_finite,
     check_flag,
@@ -97,6 +99,9 @@ class Paths:
                 raise FieldError(field, "is of a student: name its checkpoint, or leave it out")
         if self.lora_partial and not self.lora:
             raise FieldError("lora_partial", "is of a LoRA: name it, or leave it out")
+        for field in ("base", "checkpoint", "config", "lora"):
+            if path := getattr(self, field):
+                check(field, str(path), PathText())
         for field, path in (("checkpoint", self.checkpoint), ("lora", self.lora)):
             if path and not path.exists():
                 raise FieldError(field, f"{path} {said_missing(path)}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.commands import Parser, exit_status, module_parser, path_given
 from senseflow.common.templates import markdown_table
 from senseflow.tiny.families import TEACHER_STEPS, Method, Sampler
 from senseflow.tiny.judge import Judge
@@ -102,7 +102,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         torch.set_num_threads(1)
-        teachers = by_teacher([(name, Path(p), Path(c)) for name, p, c in args.pair])
+        teachers = by_teacher(
+            [(name, path_given("--pair", p), path_given("--pair", c)) for name, p, c in args.pair]
+        )
         prompts, judge = mixed_prompts(args.num_prompts), Judge.load(args.common / "judge")
         results: dict[str, Rows] = {}
         figures: Rows = {}

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.commands import Parser, exit_status, module_parser, number, path_given
 from senseflow.common.fields import Count, Guidance, SmallCount, Threads
 from senseflow.common.pictures import to_pil
 from senseflow.common.templates import markdown_table
@@ -163,7 +163,7 @@ def load_students(sampler: Sampler, students: list[str]) -> list[Method]:
         name, _, checkpoint = student.partition("=")
         if not checkpoint or name in sampler.networks:
             raise ValueError(f"--student wants NAME=CKPT with a name of its own, got {student!r}")
-        sampler.add_student(name, Path(checkpoint))
+        sampler.add_student(name, path_given("--student", checkpoint))
         methods += few_step_methods(name, sampler.family.student_samplers)
     return methods
 

@@ -9,6 +9,7 @@ format of the trainers, and evaluation prompts:
 """
 
 import json
+import logging
 import math
 import sys
 from functools import lru_cache
@@ -21,9 +22,12 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
 from senseflow.common.commands import exit_status, module_parser, number
-from senseflow.common.fields import Bounds, Count, Seed
+from senseflow.common.fields import Bounds, Count, FieldError, Seed
+from senseflow.common.files import require_writable
 from senseflow.common.pictures import to_pil
 from senseflow.tiny.captions import ATTRIBUTES, captions_of, split_scenes
+
+logger = logging.getLogger("senseflow")
 
 SIZE = 32
 NUM_TRAIN_SCANS = 1500
@@ -120,7 +124,7 @@ def evaluation_prompts(num: int, held_out: bool) -> list[str]:
     """The first `num` prompts of a fixed shuffle of the training or of the held-out scenes."""
     pool = split_scenes()[int(held_out)]
     if num > len(pool):
-        raise ValueError(f"num_prompts {num}: there are {len(pool)} such prompts")
+        raise FieldError("num_prompts", f"{num}: there are {len(pool)} such prompts")
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(_SPLIT_SEED))
     return captions_of(pool[order[:num]])
 
@@ -177,7 +181,18 @@ def main(arguments: list[str] | None = None) -> int:
         "--sidecars", action="store_true", help="captions in x.txt beside x.png too"
     )
     args = parser.parse_args(arguments)
-    return exit_status(lambda: write_dataset(**vars(args)), "the pictures are not all there")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    def work() -> None:
+        require_writable("--output", args.output)
+        write_dataset(**vars(args))
+        logger.info(
+            "%s: %d pictures with captions; beside it prompts_train.txt and prompts_heldout.txt, "
+            "%d prompts each",
+            args.output / "data.json", args.num, args.num_prompts,
+        )  # fmt: skip
+
+    return exit_status(work, "the pictures are not all there")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 from doc_pages import ROOT, tracked
 from doc_programs import Program, actions_of, parser_of
+from statuses import status_of
 
+from senseflow.cache import __main__ as cache
 from senseflow.common.commands import Number, Parser, exit_status, number
 from senseflow.common.fields import Port, Seed
 from senseflow.config.recipes import RECIPES
+from senseflow.data.check import __main__ as check
+from senseflow.data.make import __main__ as make
+from senseflow.evaluate import __main__ as evaluate
+from senseflow.sampling.drawing import Paths
+from senseflow.tiny import compare
 
 ZERO_IS_MEANT = {
     "--seed", "--teacher_seed",  # a seed like any other
@@ -98,6 +105,44 @@ def test_an_argument_that_cannot_be_is_named_in_a_line(capsys, words, said):
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and said in error
     assert error.count("\n") == 1 and len(error) < 250
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "flag"),
+    [
+        (check.main, ["a.json", LONG], "CONFIG"),
+        (cache.main, [LONG, "--output", "a"], "CONFIG"),
+        (make.main, [LONG, "--output", "b.json"], "SOURCE"),
+        (evaluate.main, ["table", "--geneval", "a", LONG, "--output_dir", "t"], "--geneval"),
+        (
+            evaluate.main,
+            ["score", "--name", "a", "--images", ".", "--metrics", "diversity_dinov2", "--dinov2",
+             f"local-dir:{LONG}"],
+            "--dinov2",
+        ),
+        (compare.main, ["--pair", "a", LONG, "b", "--common", "assets/tiny/common",
+                        "--output", "none"], "--pair"),
+    ],
+)  # fmt: skip
+def test_a_path_that_is_no_argument_of_its_own_is_named_by_its_flag(
+    program, words, flag, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.json").write_text("{}")
+    assert status_of(program, words) == 2
+    error = capsys.readouterr().err
+    assert f"{flag} '" in error and "is too long for a path" in error and len(error) < 250
+
+
+@pytest.mark.parametrize("field", ["base", "checkpoint", "config", "lora"])
+def test_a_path_from_python_is_named_by_its_field(field, tmp_path):
+    given = {"base": tmp_path, "checkpoint": tmp_path, field: Path(LONG)}
+    with pytest.raises(ValueError, match=f"^{field} 'xxx.*is too long for a path") as said:
+        Paths(**given)
+    assert len(str(said.value)) < 250
 
 
 def test_a_path_that_grew_too_long_is_said_without_a_number(capsys):

@@ -20,9 +20,11 @@ from metric_parts import (
 )
 from PIL import Image
 from safetensors.torch import save_file
+from text_parts import clip_tokenizer
 from torchvision.transforms.functional import to_tensor
 from transformers import AutoTokenizer, CLIPModel
 
+from senseflow.evaluate.metrics.metric import reads_of
 from senseflow.evaluate.metrics.open_clips import find_source
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
@@ -77,6 +79,22 @@ def test_clip_is_the_cosine_of_dmd2s_crop_and_prefix(images, clip, tmp_path):
     assert entry["weights"][0]["file"] == str(clip[1])
     assert "LANCZOS to 256" in entry["preprocessing"]
     assert entry["settings"]["prefix"] == "A photo depicts "
+
+
+def test_prompts_that_are_not_read_to_their_ends_are_counted_and_said_once(
+    images, clip, tmp_path, capsys
+):
+    """OpenAI's tokenizer: "dog" is one token, the prefix three, begin and end two; of 77."""
+    prompts = ["dog " * 72, "dog " * 73, "dog " * 99, *PROMPTS][: len(PROMPTS)]
+    (tmp_path / "p.txt").write_text("\n".join(prompts))
+    flags = ("--metrics", "clip", "--clip_model", clip[0], "--clip_weights", clip[1])
+    more = ("--batch_size", 1, "--prompts_file", tmp_path / "p.txt")
+    (entry,) = score(images, tmp_path / "r.json", *flags, *more)
+    said = f"2 of {len(PROMPTS)} prompts are longer than the 77 tokens that this model reads"
+    assert entry["notes"] == [f"{said}: it does not judge their ends"]
+    assert capsys.readouterr().err.count("it does not judge their ends") == 1
+    reads = reads_of(clip_tokenizer(), 5)  # a token for every letter
+    assert reads.is_cut(["abc", "abcd"]) == [False, True] and reads.notes(["abc"]) == []
 
 
 def test_prefix_and_resize_are_settings(images, clip, tmp_path):

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from senseflow.data.decode import UNREADABLE, open_image, to_rgb
+from senseflow.data.decode import UNREADABLE, open_image, to_rgb, why_not
 
 SIDE = 32  # of the grey picture that is transformed
 LOWEST = 8  # frequencies each way, and the side of the thumbnail
@@ -58,7 +58,7 @@ def look_at(path: str) -> Seen:
             num_frames = int(getattr(opened, "n_frames", 1))  # of some formats
             picture = to_rgb(opened)
     except UNREADABLE as error:
-        return " ".join(str(error).split()) or type(error).__name__
+        return why_not(error)
     small = picture.resize((SIDE, SIDE), Image.Resampling.BOX)
     grey = np.asarray(small.convert("L"), np.float64)  # (32, 32)
     return Look(

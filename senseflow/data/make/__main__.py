@@ -20,7 +20,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from senseflow.common.commands import Parser, exit_status, module_parser, number
+from senseflow.common.commands import Parser, exit_status, module_parser, number, path_given
 from senseflow.common.fields import CountOrNone
 from senseflow.common.files import require_writable, write_whole
 from senseflow.common.tables import SUFFIXES
@@ -111,7 +111,7 @@ def find_sources(words: list[str]) -> tuple[str, list[Path]]:
             raise ValueError(f"SOURCE is empty: {EXPECTED}")
         if "://" in word or word.startswith("pipe:"):
             raise ValueError(f"{word} is an address: download it first; {EXPECTED}")
-    paths = expand(words)
+    paths = [path_given("SOURCE", str(path)) for path in expand(words)]
     if all(path.name.lower().endswith(SHARD_SUFFIXES) for path in paths):
         require_shards(paths)
         return "shards", paths

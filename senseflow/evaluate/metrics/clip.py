@@ -35,17 +35,19 @@ def prepare(given: metric.Given) -> metric.Prepared:
     def score(clip: "Clip", pixels: "Tensor", prompts: list[str]) -> "Tensor":
         return clip.cosines(pixels, [prefix + prompt for prompt in prompts])
 
-    return prepare_clip(given, {"prefix": prefix}, score)
+    return prepare_clip(given, {"prefix": prefix}, score, prefix)
 
 
 def prepare_clip(
     given: metric.Given,
     settings: dict[str, Any],
     judge: "Callable[[Clip, Tensor, list[str]], Tensor]",
+    prefix: str | None = None,
 ) -> metric.Prepared:
     """The CLIP that the flags name, and what it makes of squares and their prompts.
 
-    Raises ValueError for one that cannot be loaded.
+    prefix: before each prompt that is read; None: prompts are not. Raises ValueError for a CLIP
+    that cannot be loaded.
     """
     from senseflow.evaluate.metrics.open_clips import Clip, find_source
 
@@ -55,7 +57,8 @@ def prepare_clip(
 
     def open_it(machine: metric.Machine) -> metric.Judge:
         clip = Clip(source, machine)
-        return metric.Judge(*clip.on_squares(side), partial(judge, clip))
+        reads = None if prefix is None else clip.reads(prefix)
+        return metric.Judge(*clip.on_squares(side), partial(judge, clip), reads)
 
     settings = {**settings, "resize": side, **source.settings}
     return metric.Prepared(source.model, [source.weights], settings, open_it)

@@ -66,7 +66,10 @@ def find_dinov2(name: str, weights: Path | None) -> Path:
             raise ValueError(f"--dinov2 {name} has weights: leave out --dinov2_weights")
         found = metric.weights_in(folder, *FILES)
         if not found or not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} has no config.json with {' or '.join(FILES)}")
+            there = (
+                "has no config.json with" if folder.is_dir() else "is no folder with config.json,"
+            )
+            raise ValueError(f"--dinov2 {name}: it {there} {' or '.join(FILES)}")
         return found[0]
     if ":" in name or not timm.is_model(name.split(".")[0]):
         raise ValueError(

@@ -29,7 +29,7 @@ def prepare(weights: metric.Flag[Path], given: metric.Given) -> metric.Prepared:
         # as HPSv2 was trained; the config that comes with the architecture would crop
         config = PreprocessCfg(size=clip.config.size, resize_mode="longest", fill_color=0)
         transform = image_transform_v2(config, is_train=False)
-        return metric.Judge(in_words(config), transform, clip.cosines)
+        return metric.Judge(in_words(config), transform, clip.cosines, clip.reads())
 
     return metric.Prepared(source.model, [source.weights], source.settings, open_it)
 

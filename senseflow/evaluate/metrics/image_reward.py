@@ -73,7 +73,12 @@ def open_reward(weights: Path, config: Path, folder: Path, machine: metric.Machi
         pixels = pixels.to(machine.device, machine.dtype)
         return rewards(network, pixels, tokens.input_ids, tokens.attention_mask)
 
-    return metric.Judge(in_words(preprocess) + f"; text of {TEXT_LENGTH} tokens", transform, score)
+    return metric.Judge(
+        in_words(preprocess) + f"; text of {TEXT_LENGTH} tokens",
+        transform,
+        score,
+        metric.reads_of(tokenizer, TEXT_LENGTH),
+    )
 
 
 def load_reward(weights: Path, config: Path) -> Any:

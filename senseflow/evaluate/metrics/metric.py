@@ -14,6 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
+from senseflow.common.fields import PathText, short
 from senseflow.common.weights_files import DAMAGES, fault_of, words_of
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Flag(Generic[T]):
             raise ValueError(f"{self.name} {value} is not a file")
         if self.kind == "folder" and value and not value.is_dir():
             raise ValueError(f"{self.name} {value} is not a folder")
+        if self.kind == "text" and value and (refusal := PathText().refusal(value)):  # local-dir:
+            raise ValueError(f"{self.name} {short(value)} {refusal}")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,33 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Reads:
+    """What a text encoder reads of a prompt."""
+
+    most: int  # tokens, those of begin and end among them
+    is_cut: Callable[[list[str]], list[bool]]  # of which prompts that is not all
+
+    def notes(self, prompts: list[str]) -> list[str]:
+        """How many prompts are judged without their ends, where any is."""
+        num = sum(self.is_cut(prompts))
+        if not num:
+            return []
+        return [
+            f"{num} of {len(prompts)} prompts are longer than the {self.most} tokens that this "
+            "model reads: it does not judge their ends"
+        ]
+
+
+def reads_of(tokenizer: Any, most: int) -> Reads:
+    """What is read of the tokens of a tokenizer of transformers."""
+
+    def is_cut(prompts: list[str]) -> list[bool]:
+        return [len(ids) > most for ids in tokenizer(prompts, verbose=False)["input_ids"]]
+
+    return Reads(most, is_cut)
+
+
+@dataclass(frozen=True)
 class Judge:
     """A model that is ready, and what it makes of images (B, ...) and their prompts.
 
@@ -93,6 +123,7 @@ class Judge:
     preprocessing: str
     load: "Callable[[Image.Image], Tensor]"  # a decoded image -> what the model takes, on the CPU
     judge: "Callable[[Tensor, list[str]], Tensor]"
+    reads: Reads | None = None  # of one that reads prompts
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from senseflow.evaluate.metrics.metric import (
     LOCAL,
     TOKENIZER,
     Machine,
+    Reads,
     digest_of,
     fill,
     read_tensors,
@@ -66,6 +67,8 @@ def find_source(name: str, weights: Path | None, quick_gelu: bool | None, flag: 
     """
     if name.startswith(LOCAL):
         folder = Path(name.removeprefix(LOCAL))
+        if not folder.is_dir():
+            raise ValueError(f"{flag}_model {name}: there is no such folder")
         config = _read_config(folder)
         file = weights or _weights_in(folder, flag)
         return Source(name, file, bool(quick_gelu or config.get("quick_gelu", False)))
@@ -144,6 +147,18 @@ class Clip:
         """Unit vectors (B, D), float32, of B texts."""
         tokens = self.tokenizer(texts).to(self.machine.device)
         return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
+
+    def reads(self, prefix: str = "") -> Reads:
+        """What the tokenizer leaves of prompts behind a prefix."""
+        most = self.tokenizer.context_length
+
+        def is_cut(prompts: list[str]) -> list[bool]:
+            # With room for a token more, that one is not the padding after a text.
+            tokens = self.tokenizer(["", *(prefix + prompt for prompt in prompts)], most + 1)
+            padding, *last = tokens[:, -1].tolist()
+            return [token != padding for token in last]
+
+        return Reads(most, is_cut)
 
     def cosines(self, pixels: Tensor, texts: list[str]) -> Tensor:
         """(B,) cosine of each image and its text."""

@@ -81,7 +81,7 @@ def open_pick(folder: Path, processor: Path, machine: metric.Machine) -> metric.
 
     side = images.crop_size["height"] if images.do_center_crop else "whole"
     words = f"the processor of {processor.name}: {images.size}, crop {side}, PIL"
-    return metric.Judge(words, load, score)
+    return metric.Judge(words, load, score, metric.reads_of(tokenizer, length))
 
 
 SPEC = metric.Spec(
