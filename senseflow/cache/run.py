@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from senseflow.cache.encoders import Encode, Row, fields_of, open_encoder
 from senseflow.cache.index import Job, plan_cache
 from senseflow.common.devices import find_device
-from senseflow.common.files import PARTIAL
+from senseflow.common.files import PARTIAL, alone_in
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.weights_files import size_in_words
 from senseflow.config.config import load_config
@@ -57,14 +58,26 @@ def run(wanted: Wanted) -> None:
     share = Share.of_torchrun()
     if not share.is_main:
         logger.setLevel(logging.WARNING)
-    jobs = share.of_main(lambda: plan(wanted, names, inputs))
-    for job in jobs:
-        logger.info("%s", job.said())
-    whole = size_in_words(sum(job.num_bytes for job in jobs))
-    logger.info("in all %s to write to %s", whole, wanted.output)
-    unreadable = sum(make(job, wanted.output, inputs, share) for job in jobs)
-    if share.is_main:
-        report(wanted.output, jobs, unreadable)
+    with ExitStack() as until_the_end:
+        share.of_main(lambda: until_the_end.enter_context(only_cache_in(wanted.output)))
+        jobs = share.of_main(lambda: plan(wanted, names, inputs))
+        for job in jobs:
+            logger.info("%s", job.said())
+        whole = size_in_words(sum(job.num_bytes for job in jobs))
+        logger.info("in all %s to write to %s", whole, wanted.output)
+        unreadable = sum(make(job, wanted.output, inputs, share) for job in jobs)
+        if share.is_main:
+            report(wanted.output, jobs, unreadable)
+
+
+def only_cache_in(folder: Path) -> AbstractContextManager[None]:
+    """While this command, on all its ranks, writes a folder; raises ValueError for a second one on
+    this machine, whose unfinished files would have the same names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return alone_in(
+        folder,
+        f"--output {folder} is being written by another process: wait for it, or name another",
+    )
 
 
 def parts_of(prompts: bool, latents: bool, inputs: Inputs) -> list[str]:

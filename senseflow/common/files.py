@@ -126,11 +126,17 @@ def require_own(flag: str, folder: Path, mark: str) -> None:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """While other processes on this machine that ask for the same wait their turn."""
+def alone_in(folder: Path, refusal: str | None = None) -> Iterator[None]:
+    """While other processes on this machine that ask for the same wait their turn.
+
+    refusal: in place of waiting, the words of a ValueError.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+        except BlockingIOError as error:
+            raise ValueError(refusal) from error
         yield
     finally:
         os.close(descriptor)

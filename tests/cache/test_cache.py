@@ -22,7 +22,7 @@ from training_runs import rows, train
 import senseflow.cache.run as caching
 from senseflow.cache import index
 from senseflow.cache.__main__ import main
-from senseflow.common.files import read_json
+from senseflow.common.files import alone_in, read_json
 from senseflow.common.signals import StopRequest
 from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
@@ -260,6 +260,14 @@ def test_a_full_disk_is_one_line(images, tmp_path, monkeypatch, capsys):
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     assert re.search(r"writing .*latents-000000.safetensors failed: .*No space left .*again", line)
     assert [f.name for f in (tmp_path / "c").iterdir()] == ["index.json"]
+
+
+def test_a_second_command_in_one_folder_is_refused(copied, images, capsys):
+    before = contents(copied)
+    with alone_in(copied):
+        assert make("flux_senseflow", images, copied) == 2
+    said = f"error: --output {copied} is being written by another process: wait for it, or name"
+    assert said in capsys.readouterr().err and contents(copied) == before
 
 
 def test_a_disk_too_small_is_said_before_anything_is_encoded(images, tmp_path, monkeypatch, capsys):

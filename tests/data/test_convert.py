@@ -197,23 +197,54 @@ def test_images_are_fitted_as_in_training(tmp_path, teacher):
 
 def test_captions_below_the_folder_and_missing_ones(tmp_path, teacher, caplog, capsys):
     folder = tmp_path / "set"
-    for i, name in enumerate(["b/1.JPG", "a/2.png", "c.webp", "d.png"]):
+    long = f"{'e' * 240}.png"
+    for i, name in enumerate(["b/1.JPG", "a/2.png", "c.webp", "d.png", long]):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         picture(i).save(folder / name)
     (folder / "b" / "1.txt").write_text("one")
-    (folder / "a" / "2.txt").write_text("two\n")
+    (folder / "a" / "2.caption").write_text("two\n")
     (folder / "d.txt").write_bytes(b"\xff")
+    (folder / long).with_suffix(".txt").write_text("")
     output = tmp_path / "lmdb"
     assert run_images(folder, output, teacher, "--max_unreadable", 0) == 2
-    assert "1 of 4 images have no caption" in capsys.readouterr().err and not output.exists()
+    assert "3 of 5 images have no caption" in capsys.readouterr().err and not output.exists()
     assert run_images(folder, output, teacher) == 0
     found = contents(output)
     assert found["latents_shape"] == b"2 4 8 8"
     assert [found[f"prompts_{i}_data"] for i in range(2)] == [b"two", b"one"]
-    assert "1 of 4 images have no caption (.txt beside them), such as" in caplog.text
+    assert "3 of 5 images have no caption (x.txt beside x.jpg, or a metadata" in caplog.text
     listed = (output / "skipped.txt").read_text().splitlines()
-    assert listed[0] == f"{folder / 'c.webp'}\tno caption c.txt"
-    assert listed[1].startswith(f"{folder / 'd.png'}\tcaption: 'utf-8' codec")
+    assert listed[0] == f"{folder / 'c.webp'}\tan image without a caption"
+    assert listed[1] == f"{folder / 'd.png'}\ta caption that is not text"
+    assert listed[2] == f"{folder / long}\tan empty caption"
+
+
+def test_a_name_that_no_file_can_have_is_said_in_short(tmp_path, teacher, caplog):
+    source = write_json(tmp_path / "set", 2)
+    tree = json.loads(source.read_text())
+    tree["image_paths"][0] = "e" * 5000
+    source.write_text(json.dumps(tree))
+    assert run_images(source, tmp_path / "lmdb", teacher) == 0
+    (said,) = [r.getMessage() for r in caplog.records if "skipped eee" in r.getMessage()]
+    assert "File name too long" in said and len(said) < 400
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_first_shard_that_cannot_be_read_leaves_nothing_begun(was_there, tmp_path, capsys):
+    write_shards(tmp_path / "shards", [2, 2])
+    first = min((tmp_path / "shards").iterdir())
+    whole, output = first.read_bytes(), tmp_path / "lmdb"
+    first.write_bytes(whole[:100])
+    if was_there:
+        output.mkdir()
+    line = [str(tmp_path / "shards"), "--output", str(output)]
+    assert main(line) == 2 and "is damaged" in capsys.readouterr().err
+    assert list(output.iterdir()) == [] if was_there else not output.exists()
+    second = max((tmp_path / "shards").iterdir())
+    first.write_bytes(whole)
+    second.write_bytes(second.read_bytes()[:100])
+    assert main(line) == 2 and contents(output)["conversion_progress"]  # of the first: to go on
+    assert "latents_shape" not in contents(output)
 
 
 def test_unreadable_images_are_skipped_and_listed_up_to_the_limit(tmp_path, teacher, capsys):

@@ -57,8 +57,8 @@ def build_parser() -> Parser:
     parser = module_parser("senseflow.data.convert", __doc__, EXAMPLES)
     parser.add_argument(
         "input", type=Path, metavar="INPUT",
-        help="a .json with keys, image_paths, prompts; a folder of images, each with its caption "
-        "in a .txt of the same name; a .pt shard of DMD2, or a folder of them",
+        help="a .json with keys, image_paths, prompts; a folder of images with captions, as "
+        "senseflow.data.make takes it; a .pt shard of DMD2, or a folder of them",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the LMDB")
     parser.add_argument(
@@ -200,8 +200,7 @@ def open_source(args: argparse.Namespace, kind: str) -> "Source":
     if kind == JSON:
         pictures = conversion.json_pictures(args.input)
     else:
-        images = sorted(find_images(args.input))
-        pictures = conversion.captioned_pictures(args.input, images)
+        pictures = conversion.captioned_pictures(args.input)
     assert vae is not None, "checked by check"
     conversion.require_captions(pictures, args.max_unreadable)
     posterior: Posterior = "mode" if args.mode else "sample"

@@ -25,16 +25,16 @@ from senseflow.core.draws import Draws
 from senseflow.data.ahead import in_groups
 from senseflow.data.convert.dmd2_shards import read_shard
 from senseflow.data.convert.latents_writer import Chunk, LatentsWriter
-from senseflow.data.image_lists import read_lists, resolve
+from senseflow.data.image_lists import read_lists, resolve, said
 from senseflow.data.items import UnreadableItem
 from senseflow.data.json_images import read_image
 from senseflow.data.latents_lmdb import DTYPE, LatentsScaling, read_vae_config
+from senseflow.data.make.captioned import NO_IMAGE, Columns, from_folder
 from senseflow.weights.filling import whole
 from senseflow.weights.meta import component
 
 logger = logging.getLogger(__name__)
 
-CAPTION_SUFFIX = ".txt"
 SHARD_ROWS = 256  # rows per commit
 
 Posterior = Literal["sample", "mode"]
@@ -134,11 +134,12 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file and its prompt, or the file that should hold it."""
+    """An image file and its prompt."""
 
     path: Path
-    prompt: str | Path
+    prompt: str
     name: list[str]  # what identifies it, whatever folder it is in
+    fault: str | None = None  # why it is passed over, without a look at the image
 
 
 @dataclass(frozen=True)
@@ -179,9 +180,10 @@ class Pictures:
 
     def _read(self, place: int) -> tuple[Tensor, str] | UnreadableItem:
         picture = self.pictures[place]
+        if picture.fault:
+            return UnreadableItem(str(picture.path), picture.fault)
         try:
-            prompt = read_prompt(picture)
-            return read_image(picture.path, self.resolution, (0.5, 0.5)), prompt
+            return read_image(picture.path, self.resolution, (0.5, 0.5)), picture.prompt
         except UnreadableItem as error:
             return error
 
@@ -210,7 +212,7 @@ def convert(source: Source, writer: LatentsWriter, max_unreadable: int) -> None:
     with tqdm(total=source.num, initial=done, unit="sample", smoothing=0.05) as bar:
         for chunk in source.chunks(writer.progress.next):
             for path, reason in chunk.skipped:
-                logger.warning("skipped %s: %s", path, reason)
+                logger.warning("skipped %s: %s", said(path), said(reason))
             num = writer.progress.num_skipped + len(chunk.skipped)
             if num > max_unreadable:
                 file = writer.list_skipped(chunk.skipped)
@@ -229,36 +231,28 @@ def json_pictures(file: Path) -> list[Picture]:
     return [Picture(resolve(file.parent, path), prompt, [path, prompt]) for path, prompt in listed]
 
 
-def captioned_pictures(folder: Path, files: list[Path]) -> list[Picture]:
-    """Images in a folder, each with its caption beside it."""
-    return [
-        Picture(file, file.with_suffix(CAPTION_SUFFIX), [file.relative_to(folder).as_posix()])
-        for file in files
+def captioned_pictures(folder: Path) -> list[Picture]:
+    """The images of a folder with their captions, as `senseflow.data.make` reads them."""
+    found = from_folder(folder, Columns())
+    pictures = [Picture(pair.image, pair.caption, [pair.key]) for pair in found.pairs]
+    pictures += [
+        Picture(folder / name, "", [name], fault)
+        for name, fault in found.left_out
+        if fault != NO_IMAGE
     ]
-
-
-def read_prompt(picture: Picture) -> str:
-    """Raises UnreadableItem naming the image when its caption is missing or not UTF-8."""
-    if isinstance(picture.prompt, str):
-        return picture.prompt
-    if not picture.prompt.is_file():  # a pipe, too: its reader would wait for ever
-        raise UnreadableItem(str(picture.path), f"no caption {picture.prompt.name}")
-    try:
-        return picture.prompt.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnreadableItem(str(picture.path), f"caption: {error}") from error
+    return sorted(pictures, key=lambda picture: picture.path)
 
 
 def require_captions(pictures: list[Picture], max_unreadable: int) -> None:
-    """Say how many captions are missing; raise ValueError when it is more than allowed."""
-    missing = [p.path for p in pictures if isinstance(p.prompt, Path) and not p.prompt.is_file()]
-    if not missing:
+    """Say how many have no caption; raise ValueError when it is more than allowed."""
+    faults = [picture for picture in pictures if picture.fault]
+    if not faults:
         return
     text = (
-        f"{len(missing)} of {len(pictures)} images have no caption ({CAPTION_SUFFIX} beside them), "
-        f"such as {missing[0]}"
+        f"{len(faults)} of {len(pictures)} images have no caption (x.txt beside x.jpg, or a "
+        f"metadata table), such as {said(str(faults[0].path))}: {faults[0].fault}"
     )
-    if len(missing) > max_unreadable:
+    if len(faults) > max_unreadable:
         raise ValueError(f"{text}; --max_unreadable allows {max_unreadable}")
     logger.warning("%s; they are skipped", text)
 

@@ -5,19 +5,17 @@ holds a whole number of chunks. latents_shape, which makes it an LMDB of latents
 what is known of the VAE.
 """
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lmdb
 
-from senseflow.common.files import parse_json, write_whole
+from senseflow.common.files import alone_in, parse_json, write_whole
 from senseflow.data.image_lists import one_line
 from senseflow.data.latents_lmdb import (
     CONVERSION_KEY,
@@ -75,11 +73,13 @@ class LatentsWriter:
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
+        self._is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         self.progress, self.finished = Progress(), False
         self._stored: bytes | None = None  # the progress in the file
         with ExitStack() as stack:
-            stack.enter_context(_alone_in(folder))
+            stack.enter_context(alone_in(folder, f"another process is writing to {folder}"))
+            stack.callback(self._leave_nothing_begun)
             self.environment = _open(folder)
             stack.callback(self.environment.close)
             self._begin()
@@ -90,6 +90,16 @@ class LatentsWriter:
 
     def __exit__(self, *_: object) -> None:
         self._ends.close()
+
+    def _leave_nothing_begun(self) -> None:
+        """Before the first chunk is in there is nothing to go on with."""
+        if self._stored is None or self.progress != Progress():
+            return
+        if not (self.folder / SKIPPED_LIST).exists():
+            (self.folder / DATA).unlink(missing_ok=True)
+            if self._is_new:
+                with suppress(OSError):  # someone has put files there
+                    self.folder.rmdir()
 
     def add(self, chunk: Chunk) -> None:
         """Commit a chunk and the place after it."""
@@ -134,7 +144,10 @@ class LatentsWriter:
         """(source, reason) of every sample passed over so far."""
         with self.environment.begin() as txn:
             found = [txn.get(_skipped_key(i)) for i in range(self.progress.num_skipped)]
-        return [(source, reason) for source, reason in (json.loads(f or b"") for f in found)]
+        pairs = (
+            parse_json(f or b"", f"{self.folder}: its list of what was skipped") for f in found
+        )
+        return [(source, reason) for source, reason in pairs]
 
     def list_skipped(self, more: list[tuple[str, str]] | None = None) -> Path:
         """Write the list of what was passed over beside the data."""
@@ -201,19 +214,6 @@ class LatentsWriter:
             )
 
 
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold a folder against other writers on this machine; raises ValueError when one has it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ValueError(f"another process is writing to {folder}") from error
-    finally:
-        os.close(descriptor)
-
-
 def _open(folder: Path) -> lmdb.Environment:
     file = folder / DATA
     if file.exists() and not file.is_file():
@@ -222,7 +222,7 @@ def _open(folder: Path) -> lmdb.Environment:
     size = 0 if fresh else file.stat().st_size
     try:
         # Without LMDB's own lock file: it is written through a map of the file, which ends the
-        # process with SIGBUS where the disk is full. `_alone_in` is the lock.
+        # process with SIGBUS where the disk is full. `alone_in` is the lock.
         environment = lmdb.open(str(folder), map_size=max(FIRST_MAP_SIZE, 2 * size), lock=False)
     except lmdb.Error as error:
         if fresh:  # half of its first two pages, which no one could go on with
