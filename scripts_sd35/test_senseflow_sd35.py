@@ -13,4 +13,4 @@ from senseflow.sampling.cli import main  # noqa: E402
 from senseflow.teachers.sd35.family import SD35  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main(SD35))
+    sys.exit(main(SD35, folder="sd35_medium"))

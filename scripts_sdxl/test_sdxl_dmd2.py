@@ -13,4 +13,4 @@ from senseflow.sampling.cli import main  # noqa: E402
 from senseflow.teachers.sdxl.family import SDXL  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main(SDXL))
+    sys.exit(main(SDXL, folder="sdxl_dmd2"))

@@ -24,6 +24,7 @@ from senseflow.evaluate.score import check_flags
 from senseflow.evaluate.table import make_table
 from senseflow.sampling.cli import (
     Steps,
+    add_column_flag,
     add_lora_flags,
     add_machine_flags,
     add_size_flags,
@@ -64,6 +65,7 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         "--prompts_file", type=Path, required=True, nargs="+", metavar="FILE",
         help=f"{FILES}; t2i_compbench: the files of its categories, such as color_val.txt",
     )  # fmt: skip
+    add_column_flag(group)
     group.add_argument("--num_prompts", type=number(Count), help="at most this many (all)")
     group.add_argument(
         "--layout", choices=tuple(LAYOUTS), default="seeds",
@@ -119,7 +121,7 @@ def run_generate(args: argparse.Namespace) -> None:
     drawings, teacher = read_drawings(args)
     machine, output = read_machine(args), read_output(args)
     layout = LAYOUTS[args.layout]
-    collections = layout.read(args.prompts_file)
+    collections = layout.read(args.prompts_file, args.prompts_column)
     num_seeds = args.seeds or layout.num_seeds
     selection = Selection(layout, collections, num_seeds, args.start_idx, args.num_prompts)
     from senseflow.evaluate.generate import draw_folders  # torch and diffusers, seconds

@@ -58,14 +58,17 @@ class ImageSet:
         return [picture.prompt for picture in self.sets[0]]
 
 
-def read_folder(folder: Path, prompts_file: Path | None = None) -> ImageSet:
+def read_folder(
+    folder: Path, prompts_file: Path | None = None, column: str | None = None
+) -> ImageSet:
     """The images of `folder`, or of its `seed_*` sub-folders, in the order of their prompts.
 
     The layouts of GenEval and T2I-CompBench are read by their sidecars.
 
     prompts_file: a list or table of prompts, which takes the place of the sidecars: by the images'
     names if it has a column of them (FILE_COLUMNS), as a data set has and {"file name": "prompt"},
-    else one per image in the order of their names, numbers by value.
+    else one per image in the order of their names, numbers by value. column: of its prompts; None:
+    by its name.
 
     Raises ValueError for a folder without images, an image without its sidecar where others have
     one, sidecars that tell of other settings than the first, or seeds whose prompts differ.
@@ -73,7 +76,7 @@ def read_folder(folder: Path, prompts_file: Path | None = None) -> ImageSet:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of images")
     told = (
-        partial(_with_prompts, prompts_file, read_prompts_file(prompts_file))
+        partial(_with_prompts, prompts_file, read_prompts_file(prompts_file, named=column))
         if prompts_file
         else _with_sidecars
     )

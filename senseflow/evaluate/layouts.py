@@ -37,7 +37,7 @@ class Layout:
     """How files are called, and what a benchmark asks for besides."""
 
     num_seeds: int  # images per prompt, by default
-    read: Callable[[list[Path]], list[Collection]]
+    read: Callable[[list[Path], str | None], list[Collection]]  # files, the prompts' column
     shots: Callable[[Path, Collection, int, int], list[Shot]]  # folder, prompts, num_seeds, seed
     note: Callable[[Shot], tuple[Path, str] | None] = lambda shot: None  # a file to be beside it
 
@@ -99,11 +99,11 @@ def seed_folders(folder: Path) -> list[Path]:
 # seed_0/00000_words.png
 
 
-def read_one(files: list[Path]) -> list[Collection]:
+def read_one(files: list[Path], column: str | None) -> list[Collection]:
     """The prompts of the one file."""
     if len(files) != 1:
         raise ValueError(f"--prompts_file takes one file in this layout, not {len(files)}")
-    return [Collection(files[0].stem, files[0], read_prompts_file(files[0]))]
+    return [Collection(files[0].stem, files[0], read_prompts_file(files[0], named=column))]
 
 
 def seed_shots(folder: Path, collection: Collection, num_seeds: int, seed: int) -> list[Shot]:
@@ -127,9 +127,9 @@ def benchmark_shot(place: Path, name: str, prompt: Prompt, seed: int, sample: in
 # GenEval: 00000/metadata.jsonl, 00000/samples/0000.png
 
 
-def read_geneval(files: list[Path]) -> list[Collection]:
+def read_geneval(files: list[Path], column: str | None) -> list[Collection]:
     """The prompts of evaluation_metadata.jsonl, each with its line."""
-    (collection,) = read_one(files)
+    (collection,) = read_one(files, column)
     for prompt in collection.prompts:
         tag = (prompt.record or {}).get("tag")
         if tag not in GENEVAL_TASKS:
@@ -159,7 +159,7 @@ def geneval_note(shot: Shot) -> tuple[Path, str] | None:
 # T2I-CompBench: color/samples/a red car and a blue bench_000007.png
 
 
-def read_categories(files: list[Path]) -> list[Collection]:
+def read_categories(files: list[Path], column: str | None) -> list[Collection]:
     """The prompts of each file, the category by its name; what follows a tab is not the prompt."""
     collections: list[Collection] = []
     for file in files:
@@ -169,7 +169,7 @@ def read_categories(files: list[Path]) -> list[Collection]:
                 f"--prompts_file {file}: --layout t2i_compbench takes one file for each category, "
                 f"named CATEGORY_val.txt or CATEGORY.txt, of {', '.join(CATEGORIES)}"
             )
-        prompts = read_prompts_file(file, cut_at_tab=True)
+        prompts = read_prompts_file(file, cut_at_tab=True, named=column)
         for prompt in prompts:
             _check_file_name(file, prompt)
         collections.append(Collection(name, file, prompts))

@@ -44,7 +44,7 @@ from senseflow.evaluate.results import (
     put,
     results_so_far,
 )
-from senseflow.evaluate.score import IMAGES, PROMPTS, REFERENCE, REFERENCE_PROMPTS
+from senseflow.evaluate.score import COLUMN, IMAGES, PROMPTS, REFERENCE, REFERENCE_PROMPTS
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def look(scoring: Scoring, share: Share) -> tuple[Folder, Folder | None, list[st
 def find_images(scoring: Scoring) -> tuple[ImageSet, ImageSet | None, list[str]]:
     """Read both folders; raises ValueError for what the metrics asked for cannot do without."""
     given = scoring.given
-    images = read_folder(given[IMAGES], given[PROMPTS])
+    images = read_folder(given[IMAGES], given[PROMPTS], given[COLUMN])
     needs = {spec.needs for spec in scoring.metrics}
     if "prompts" in needs and None in images.prompts:
         raise ValueError(
@@ -157,7 +157,7 @@ def find_images(scoring: Scoring) -> tuple[ImageSet, ImageSet | None, list[str]]
         )
     if "reference" not in needs:
         return images, None, []
-    reference = read_folder(given[REFERENCE], given[REFERENCE_PROMPTS])
+    reference = read_folder(given[REFERENCE], given[REFERENCE_PROMPTS], given[COLUMN])
     for found in (images, reference):
         if len(found.pictures) < 2:
             raise ValueError(f"{found.folder} holds one image: a distance needs two or more")
@@ -305,6 +305,7 @@ def measure_mean(name: str, judge: Judge, images: ImageSet, desk: Desk) -> Resul
     return {
         "value": math.fsum(scores) / len(scores),
         "standard_error": error_over_prompts(per_prompt),
+        "notes": judge.reads.notes(list(map(str, images.prompts))) if judge.reads else [],
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from senseflow.common.commands import Parser, number
 from senseflow.common.fields import PixelsOrNone, SmallCount, Threads
+from senseflow.common.tables import TEXT_COLUMNS
 from senseflow.evaluate.metrics import specs
 from senseflow.evaluate.metrics.metric import Flag, Given, Spec
 from senseflow.sampling.prompts import FILES
@@ -43,7 +44,11 @@ PROMPTS = Flag[Path | None]("--prompts_file", "file", f"prompts of --images {PRO
 REFERENCE_PROMPTS = Flag[Path | None](
     "--reference_prompts_file", "file", f"prompts of --reference {PROMPTS_FORMS}"
 )
-OWN: tuple[Flag[Any], ...] = (IMAGES, REFERENCE, PROMPTS, REFERENCE_PROMPTS)
+COLUMN = Flag[str | None](
+    "--prompts_column", "text",
+    f"of these tables' prompts (the first of {', '.join(TEXT_COLUMNS)})",
+)  # fmt: skip
+OWN: tuple[Flag[Any], ...] = (IMAGES, REFERENCE, PROMPTS, REFERENCE_PROMPTS, COLUMN)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -103,6 +108,8 @@ def check_flags(metrics: list[Spec], given: Given) -> None:
     """Raise ValueError for a path or size that is wrong, and for what the metrics lack."""
     for flag in dict.fromkeys([*OWN, *(flag for spec in specs.METRICS for flag in spec.flags)]):
         flag.check(given[flag])
+    if given[COLUMN] and not (given[PROMPTS] or given[REFERENCE_PROMPTS]):
+        raise ValueError(f"{COLUMN.name} is of a table: name its {PROMPTS.name}")
     for spec in metrics:
         lacking = [flag for flag in spec.flags if flag.required and given[flag] is None]
         if lacking:

@@ -21,6 +21,7 @@ from senseflow.common.fields import (
     flag_names,
 )
 from senseflow.common.files import ROOT, require_writable
+from senseflow.common.tables import TEXT_COLUMNS
 from senseflow.config.families import check_base
 from senseflow.sampling.drawing import (
     DTYPES,
@@ -43,9 +44,12 @@ Steps = Annotated[int, Bounds(1, MOST_STEPS)]
 STOPPED = "finished images are kept, the same command goes on from them"
 
 
-def main(family: Family, arguments: list[str] | None = None) -> int:
-    """Parse, check, sample; returns the exit status: 2 for wrong input, said in one line."""
-    parser = build_parser(family)
+def main(family: Family, arguments: list[str] | None = None, folder: str | None = None) -> int:
+    """Parse, check, sample; returns the exit status: 2 for wrong input, said in one line.
+
+    folder: in `outputs`, where images go by default; None: named like the family.
+    """
+    parser = build_parser(family, folder or family.name)
     args = parser.parse_args(arguments)
 
     def work() -> None:
@@ -61,8 +65,8 @@ def main(family: Family, arguments: list[str] | None = None) -> int:
     return exit_status(work, STOPPED)
 
 
-def build_parser(family: Family) -> Parser:
-    """The flags of the README, and more."""
+def build_parser(family: Family, folder: str) -> Parser:
+    """The flags of the README, and more; folder: as `main` has it."""
     parser = Parser(
         description=f"Sample images from a student of {family.title}, or, with --teacher, from the "
         "teacher itself.",
@@ -80,28 +84,28 @@ def build_parser(family: Family) -> Parser:
         "--teacher", action="store_true",
         help="sample the base itself with its own schedule: references for FID-T",
     )  # fmt: skip
-    _add_prompt_flags(parser, family)
+    _add_prompt_flags(parser, Path("outputs") / folder)
     _add_sampling_flags(parser, family)
     add_machine_flags(parser)
     return parser
 
 
-def _add_prompt_flags(parser: Parser, family: Family) -> None:
+def _add_prompt_flags(parser: Parser, folder: Path) -> None:
     group = parser.add_argument_group("prompts")
     group.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
     group.add_argument(
         "--prompts_file", type=Path, metavar="FILE",
         help=f"{FILES} (default: {PROMPTS_FILE})",
     )  # fmt: skip
+    add_column_flag(group)
     group.add_argument(
         "--num_prompts",
         type=number(Count),
         default=NUM_PROMPTS,
         help=f"at most this many ({NUM_PROMPTS})",
     )
-    # A folder of its own: images of two families have the same names.
-    default = Path("outputs") / family.name
-    group.add_argument("--output_dir", type=Path, default=default, help=f"(./{default})")
+    # A folder for each script: images of two recipes have the same names.
+    group.add_argument("--output_dir", type=Path, default=folder, help=f"(./{folder})")
     add_work_flags(group)
 
 
@@ -120,6 +124,14 @@ def add_student_flags(group: argparse._ArgumentGroup, config: list[str], default
     group.add_argument(
         *config, dest="config", type=Path, metavar="JSON",
         help=f"config.json of the student's network (default: {default})",
+    )  # fmt: skip
+
+
+def add_column_flag(group: argparse._ArgumentGroup) -> None:
+    """Which column of a table holds its prompts."""
+    group.add_argument(
+        "--prompts_column", metavar="NAME",
+        help=f"of a table's prompts (the first of {', '.join(TEXT_COLUMNS)})",
     )  # fmt: skip
 
 
@@ -255,13 +267,15 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
     """The prompts asked for, numbered as in their file (blank lines do not count)."""
     if args.prompt and args.prompts_file:
         raise ValueError("--prompt and --prompts_file exclude each other")
+    if args.prompts_column and not args.prompts_file:
+        raise ValueError("--prompts_column is of a table: name its --prompts_file")
     if args.prompt:
         texts = [checked_prompt("--prompt", text) for text in args.prompt]
         return [Prompt(index, text) for index, text in enumerate(texts)]
     file = args.prompts_file or Path(PROMPTS_FILE)
     if not args.prompts_file and not file.is_file():
         file = ROOT / PROMPTS_FILE
-    prompts = read_prompts_file(file)
+    prompts = read_prompts_file(file, named=args.prompts_column)
     drawn = chosen(prompts, file, args.start_idx, args.num_prompts)
     if len(drawn) < len(prompts):
         logger.info(

@@ -14,23 +14,31 @@ ID_COLUMNS = ("id", "image_id", "key", "keys")
 FILES = "one a line, or CSV, TSV, JSON, JSON lines, parquet with a column prompt, caption or text"
 
 
-def read_prompts_file(file: Path, cut_at_tab: bool = False) -> list[Prompt]:
+def read_prompts_file(
+    file: Path, cut_at_tab: bool = False, named: str | None = None
+) -> list[Prompt]:
     """All prompts of a file, numbered from 0 (blank lines do not count), and a note of what they
     were found in.
 
     A table may name each by an id. cut_at_tab: what follows a tab in a line of text is no prompt.
-    Raises ValueError naming the file and the place in it.
+    named: the column of the prompts; None: the first of TEXT_COLUMNS that is there. Raises
+    ValueError naming the file and the place in it.
     """
-    table = open_table(file, TEXT_COLUMNS, cut_at_tab)
+    wanted = TEXT_COLUMNS if named is None else (named.strip().casefold(),)
+    table = open_table(file, {*TEXT_COLUMNS, *wanted}, cut_at_tab)
     entries = list(table.rows)
     if not entries:
         raise ValueError(f"{file} holds no prompts")
     columns = {name: None for _, entry in entries if isinstance(entry, dict) for name in entry}
-    column = find_column(file, columns, TEXT_COLUMNS)
+    column = find_column(file, columns, wanted)
+    there = f"its columns are {', '.join(map(repr, list(columns)[:12]))}"
+    if named is not None and column is None:
+        there = f"; {there}" if columns else ", which has no columns: leave it out"
+        raise FieldError("prompts_column", f"{named!r} is not in {file}{there}")
     if columns and column is None:
         raise ValueError(
-            f"{file} has no column of prompts ({', '.join(TEXT_COLUMNS)}); its columns are "
-            f"{', '.join(map(repr, list(columns)[:12]))}"
+            f"{file} has no column of prompts ({', '.join(TEXT_COLUMNS)}); {there}: name one of "
+            "them with --prompts_column"
         )
     id_columns = [name for wanted in ID_COLUMNS if (name := find_column(file, columns, [wanted]))]
     prompts = [

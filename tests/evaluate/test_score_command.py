@@ -113,6 +113,8 @@ def test_a_table_of_prompts_is_read_by_the_images_names_or_in_their_order(tmp_pa
     ):
         (tmp_path / name).write_text(text)
         assert read_folder(folder, tmp_path / name).prompts == wanted, name
+    (tmp_path / "p.csv").write_text("Blip,text\ncat 8,a\ncat 9,b\ncat 10,c\n")
+    assert read_folder(folder, tmp_path / "p.csv", "blip").prompts == wanted
     for name, text, said in (
         ("p.csv", "8.png,cat 8\n9.png,cat 9\n10.png,cat 10\n", "no column of prompts"),
         ("p.csv", "file_name,text\n8.png,a\n8.png,b\n", "has two prompts for 8.png"),

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from senseflow.common import tables
+from senseflow.common.fields import FieldError
+from senseflow.evaluate.layouts import LAYOUTS
+from senseflow.sampling.cli import build_parser, read_prompts
 from senseflow.sampling.prompts import TEXT_COLUMNS, read_prompts_file
+from senseflow.teachers.flux.family import FLUX
 
 TEXTS = ["A red car, parked.", 'the word "START" on a wall', "café; 一只猫 🦊", "{red} [cat] | dog"]
 SUFFIXES = (
@@ -252,6 +256,53 @@ def test_what_is_no_file_of_text(tmp_path):
     (tmp_path / "latin.csv").write_bytes("prompt\ncafé\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.csv is not UTF-8 text .*: save it as UTF-8"):
         read_prompts_file(tmp_path / "latin.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "prompt,Long Caption\nshort,a long one\nbrief,another\n"),
+        ("a.txt", "id\tlong caption\n0\ta long one\n1\tanother\n"),
+        ("a.jsonl", '{"LONG CAPTION": "a long one"}\n{"LONG CAPTION": "another", "text": "brief"}'),
+        (
+            "a.json",
+            '{"info": 1, "rows": [{"long caption": "a long one"}, {"long caption": "another"}]}',
+        ),
+    ],
+)
+def test_a_column_by_any_name(name, text, tmp_path):
+    file = write(tmp_path / name, text)
+    assert texts(file, named="Long caption") == ["a long one", "another"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.csv", "text,file\na,b\n", "'blip' is not in {}; its columns are 'text', 'file'"),
+        ("a.json", '[{"a": 1, "b": "c"}]', "'blip' is not in {}; its columns are 'a', 'b'"),
+        ("a.txt", "a red car\n", "'blip' is not in {}, which has no columns: leave it out"),
+        ("a.json", '["a red car"]', "'blip' is not in {}, which has no columns: leave it out"),
+    ],
+)
+def test_a_column_that_is_not_there_is_refused_by_its_name(name, text, said, tmp_path):
+    file = write(tmp_path / name, text)
+    with pytest.raises(FieldError) as refused:
+        read_prompts_file(file, named="blip")
+    assert refused.value.as_flag == "--prompts_column " + said.format(file)
+
+
+def test_every_command_that_reads_prompts_takes_the_column(tmp_path):
+    file = write(tmp_path / "a.csv", "prompt,blip\na,b\n")
+    line = ["--flux_ckpt", "x", "--prompts_column", "blip"]
+    parser = build_parser(FLUX, "flux")
+    args = parser.parse_args([*line, "--prompts_file", str(file)])
+    assert [prompt.text for prompt in read_prompts(args)] == ["b"]
+    for layout in ("seeds", "t2i_compbench"):
+        file = write(tmp_path / "color.csv", "prompt,blip\na,b\n")
+        (collection,) = LAYOUTS[layout].read([file], "blip")
+        assert [prompt.text for prompt in collection.prompts] == ["b"]
+    with pytest.raises(ValueError, match="--prompts_column is of a table: name its --prompts_file"):
+        read_prompts(parser.parse_args(line))
 
 
 def test_what_was_found_is_named(tmp_path, caplog):

@@ -6,14 +6,14 @@ import shutil
 import diffusers
 import pytest
 from command_line import PROMPTS, call, error_of, only_picture
+from doc_programs import Program, parser_of
 from flux_pipeline import transformer
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from senseflow.config.recipes import FAMILIES
+from senseflow.config.recipes import RECIPES
 from senseflow.sampling import generate
-from senseflow.sampling.cli import build_parser
 from senseflow.sampling.generate import write_shot
 from senseflow.sampling.job import Prompt, missing_shots, prompt_shot
 from senseflow.teachers.flux.family import FLUX
@@ -114,9 +114,7 @@ def test_images_of_another_family_are_said_in_short(tmp_path):
         missing_shots([shot], {**sdxl, "family": "flux", "steps": 4, "height": 8}, set())
 
 
-def test_each_family_has_a_folder_by_default():
-    folders = []
-    for family in FAMILIES:
-        words = [family.base_flag, "base", "--checkpoint", "run"]
-        folders.append(build_parser(family).parse_args(words).output_dir)
-    assert [str(folder) for folder in folders] == [f"outputs/{f.name}" for f in FAMILIES]
+def test_each_recipe_has_a_folder_by_default():
+    scripts = [Program("script", recipe.draws) for recipe in RECIPES.values()]
+    folders = [str(parser_of(script).get_default("output_dir")) for script in scripts]
+    assert len(set(folders)) == len(RECIPES) and {"outputs/sdxl", "outputs/sdxl_dmd2"} <= {*folders}
