@@ -32,6 +32,7 @@ def family_of(base: Path, flag: str) -> Family:
             f"{flag} {base} may be {titles}: it has no {meant[0].component}/config.json to tell"
         )
     require_components(base, meant[0].optional)
+    meant[0].require_widths(base)
     return meant[0]
 
 
@@ -51,6 +52,7 @@ def check_base(family: Family, base: Path) -> None:
             f"{family.base_flag} {base} is {family.model_of(base)}, not {family.title}{_use(meant)}"
         )
     require_components(base, family.optional)
+    family.require_widths(base)
 
 
 def check_card_family(family: Family, checkpoint: Path, name: str) -> None:

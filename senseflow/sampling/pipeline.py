@@ -125,5 +125,7 @@ class Pipeline:
         finally:
             hook.remove()
             self.stock.maybe_free_model_hooks()  # offloading begins anew after a stop
-        used = getattr(self.stock.scheduler, family.levels.name)[: plan.steps].tolist()
+        # one for each forward: Heun's are nearly twice as many as the steps
+        forwards = len(self.stock.scheduler.timesteps)
+        used = getattr(self.stock.scheduler, family.levels.name)[:forwards].tolist()
         return images, plan.levels or used

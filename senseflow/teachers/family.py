@@ -75,6 +75,10 @@ class StockSampling:
     guidance: float  # of the call, for a student that takes none
 
 
+# Fields of text encoders' configs, each with its part: a field of the network's is their sum.
+Widths = tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Family(ABC):
     """One architecture of teachers, in training and in sampling."""
@@ -104,6 +108,7 @@ class Family(ABC):
     null_prompt: str | None = None  # whose encoding is that of no prompt; None: none is encoded
     optional: tuple[str, ...] = ()  # parts that a folder may leave out, all or none of them
     packing: int = 1  # channels of the network's input for each of the VAE's latents
+    widths: Mapping[str, Widths] = field(default_factory=dict)  # of the network's inputs of text
     fields: Mapping[str, Fields] = field(default_factory=dict)  # of the parts, by their names
     last_config: Path | None = None  # for a base without a config of its network
     data: DataKind = "images"  # what its recipes' YAMLs are made for
@@ -153,6 +158,7 @@ class Family(ABC):
             require_plain(str(base / name / "config.json"), folder.base_config(base, name))
         for part, fields in self.fields.items():
             fields.require(base / part)
+        self.require_widths(base)
         file, network = (
             base / self.component / "config.json",
             folder.base_config(base, self.component),
@@ -169,6 +175,21 @@ class Family(ABC):
     def cautions(self, base: Path) -> list[str]:
         """What is to be said of a folder that can be distilled, and hardly should be."""
         return []
+
+    def require_widths(self, base: Path) -> None:
+        """Raise ValueError for text encoders whose states the network of a base cannot take."""
+        network = folder.base_config(base, self.component)
+        for name, parts in self.widths.items():
+            held = {part: folder.base_config(base, part).get(key) for part, key in parts}
+            numbers = [value for value in held.values() if isinstance(value, int)]
+            wanted = network.get(name)
+            stated = isinstance(wanted, int) and len(numbers) == len(held)
+            if stated and sum(numbers) != wanted:
+                said = " + ".join(f"{part} {value}" for part, value in held.items())
+                raise ValueError(
+                    f"{base / self.component / 'config.json'}: {name} is {wanted}, and the text "
+                    f"encoders beside it give {sum(numbers)} ({said}): they are of another teacher"
+                )
 
     def schedule(self, base: Path) -> dict[str, Any]:
         """The fields of a base's scheduler that any other one needs to take the same levels."""
@@ -289,7 +310,8 @@ class Family(ABC):
 
         weights = component_weights(base / self.component) if weights is None else weights
         kohya, authors = self.kohya_names(base), partial(self._by_authors, base)
-        return Component(self.component, layer_shapes(weights), kohya, None if kohya else authors)
+        shapes, xlabs = layer_shapes(weights), self.original and self.original.adapter
+        return Component(self.component, shapes, kohya, None if kohya else authors, xlabs)
 
     def _by_authors(self, base: Path) -> "Mapping[str, list[Rows]]":
         """The base's tensors as rows of its authors'; none of a network their files cannot hold."""

@@ -20,6 +20,8 @@ class OriginalNames:
     mark: str  # how some name begins, and none of another family's
     prefix: str  # before every name in the file that they publish
     name: Callable[[str, dict[str, Any]], str]  # by diffusers' name and the network's config
+    # How XLabs' LoRA files name a layer of diffusers', and which third of theirs it is, None: all.
+    adapter: Callable[[str], tuple[str, int | None] | None] = lambda layer: None
 
 
 def renamed(key: str, rules: Rules) -> str:

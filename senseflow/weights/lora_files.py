@@ -11,6 +11,7 @@ the header, of tensors, and of neither.
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Component:
     shapes: Mapping[str, Size]  # of the layers' weights
     kohya: Callable[[str], str] | None = None  # a layer in kohya's files, where not diffusers' path
     authors: Callable[[], Plan] | None = None  # its layers as rows of its authors' layers; seconds
+    xlabs: Callable[[str], tuple[str, int | None] | None] | None = None  # `OriginalNames.adapter`
     encoder: int = 0  # which of the text encoders, counted from 1; 0: what denoises
 
     def aliases(self, layer: str) -> Iterator[str]:
@@ -239,6 +241,16 @@ def _by_authors(components: list[Component]) -> dict[str, dict[str, list[Rows]]]
             flat = name.replace(".", "_")
             for alias in (name, f"diffusion_model.{name}", f"lora_unet_{flat}", f"lycoris_{flat}"):
                 found.setdefault(alias, {})[layer] = rows
+        for layer in component.shapes:
+            if component.xlabs and (place := component.xlabs(layer)):
+                name, third = place
+                rows = (
+                    []
+                    if third is None
+                    else [Rows(name, Fraction(third, 3), Fraction(third + 1, 3))]
+                )
+                for alias in (name, f"diffusion_model.{name}"):
+                    found.setdefault(alias, {})[f"{component.name}.{layer}"] = rows
     return found
 
 

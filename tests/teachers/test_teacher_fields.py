@@ -9,12 +9,13 @@ import diffusers
 import pytest
 import torch
 from cases import CASES
-from command_line import PROMPTS, call, only_picture
+from command_line import PROMPTS, call, error_of, only_picture, sidecars
 from diffusers import EulerDiscreteScheduler
 from short_runs import configure
 from teacher_parts import changed_copy, settings_of
 from transformers import CLIPTextConfig, Qwen3Config, T5Config
 
+from senseflow.config.families import family_of
 from senseflow.config.recipes import FAMILIES, RECIPES
 from senseflow.engine.inputs import read_setup
 from senseflow.teachers.family import Plan
@@ -188,3 +189,44 @@ def test_a_students_schedule_is_its_teachers_own(sdxl_folder, tmp_path):
     for scheduler in (SDXL.make_scheduler(own, plan) for plan in plans):
         torch.testing.assert_close(scheduler.alphas_cumprod, expected)
     assert SDXL.schedule(base) == betas
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "field", "said"),
+    [
+        ("sdxl", "text_encoder/config.json", "hidden_size", "cross_attention_dim is 80, and the"),
+        ("sd35_medium", "text_encoder_3/config.json", "d_model", "joint_attention_dim is 96, and"),
+        ("sd35_medium", "text_encoder_2/config.json", "projection_dim", "pooled_projection_dim is"),
+        (
+            "flux",
+            "text_encoder_2/config.json",
+            "d_model",
+            "joint_attention_dim is 64, and the text",
+        ),
+        ("flux", "text_encoder/config.json", "hidden_size", "pooled_projection_dim is 64, and the"),
+    ],
+)
+def test_text_encoders_of_another_width_are_refused_with_both(
+    name, file, field, said, tmp_path, capsys
+):
+    family, base = FAMILY[name], TINY / name / "pipeline"
+    changed = changed_copy(base, tmp_path / "base", file, **{field: 1000})
+    flags = ("--teacher", "--prompt", PROMPTS[0], "--output_dir", tmp_path / "out")
+    error = error_of(capsys, family, changed, *flags)
+    assert f"{family.component}/config.json: {said}" in error and "1000" in error
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="they are of another teacher"):
+        family_of(changed, "--base")
+
+
+def test_a_teachers_sidecar_has_a_time_for_each_of_heuns_forwards(sdxl_folder, tmp_path):
+    file = "scheduler/scheduler_config.json"
+    named = {"scheduler": ["diffusers", "HeunDiscreteScheduler"]}
+    first = changed_copy(sdxl_folder, tmp_path / "first", "model_index.json", **named)
+    base = changed_copy(first, tmp_path / "base", file, _class_name="HeunDiscreteScheduler")
+    flags = ("--teacher", "--steps", 3, "--height", 24, "--width", 32, "--prompt", PROMPTS[0])
+    assert call(SDXL, base, *flags, "--output_dir", tmp_path / "out") == 0
+    own = diffusers.HeunDiscreteScheduler.from_pretrained(base, subfolder="scheduler")
+    own.set_timesteps(3)
+    (made,) = sidecars(tmp_path / "out")
+    assert made["timesteps"] == own.timesteps.tolist() and len(made["timesteps"]) == 5

@@ -12,6 +12,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from diffusers.loaders.lora_conversion_utils import _convert_xlabs_flux_lora_to_diffusers
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from lora_clients import comfyui, invokeai, stable_diffusion_cpp
 from lora_parts import CASES
@@ -25,6 +26,7 @@ from senseflow.config.families import family_of
 from senseflow.config.recipes import FAMILIES
 from senseflow.engine.export import Layout, fill_component
 from senseflow.teachers.family import Family
+from senseflow.teachers.flux.original import adapter
 from senseflow.teachers.original import OriginalNames
 from senseflow.teachers.sdxl.original import layer_name
 from senseflow.weights.lora_files import METADATA, Component, Lora, is_lora, read_lora, written_key
@@ -271,6 +273,30 @@ def test_flux_by_its_authors_names():
         "time_text_embed.guidance_embedder.linear_1": made["guidance_in_in_layer"],
     }
     check_rows(lora, wanted)
+
+
+@pytest.mark.parametrize("prefix", ["", "diffusion_model."])
+def test_flux_by_xlabs_names_is_what_diffusers_makes_of_it(prefix, tmp_path):
+    shapes = {layer: shape for layer, shape in component("flux").shapes.items() if adapter(layer)}
+    part = Component("transformer", component("flux").shapes, xlabs=adapter)
+    wide = shapes["transformer_blocks.0.attn.to_q"][0]
+    sizes = {"qkv_lora1": 3 * wide, "qkv_lora2": 3 * wide, "proj_lora1": wide, "proj_lora2": wide}
+    names = {f"double_blocks.0.processor.{name}": (wide, out) for name, out in sizes.items()}
+    names["single_blocks.0.processor.qkv_lora"] = (wide, 3 * wide)
+    names["single_blocks.0.processor.proj_lora"] = (
+        shapes["single_transformer_blocks.0.proj_out"][1], wide
+    )  # fmt: skip
+    held = {
+        prefix + name + end: torch.randn(shape)
+        for name, (inputs, out) in names.items()
+        for end, shape in ((".down.weight", (RANK, inputs)), (".up.weight", (out, RANK)))
+    }
+    save_file(held, tmp_path / "xlabs.safetensors")
+    lora = read(tmp_path / "xlabs.safetensors", part)
+    lora.require_all()
+    theirs = _convert_xlabs_flux_lora_to_diffusers(dict(held))
+    assert lora.tensors.keys() == theirs.keys()
+    assert all(torch.equal(lora.tensors[key], theirs[key]) for key in theirs)
 
 
 def test_sd35_by_its_authors_names():

@@ -129,6 +129,10 @@ FLUX = Flux(
     teacher_guidance=3.5,
     embeds_guidance=True,
     packing=4,
+    widths={
+        "joint_attention_dim": (("text_encoder_2", "d_model"),),
+        "pooled_projection_dim": (("text_encoder", "hidden_size"),),
+    },
     fields={
         "transformer": TRANSFORMER,
         "vae": autoencoder(shift=True),

@@ -1,5 +1,6 @@
 """FLUX.1 in the names of Black Forest Labs' files (flux1-dev.safetensors)."""
 
+import re
 from typing import Any
 
 from senseflow.teachers.original import OriginalNames, Rules, renamed
@@ -40,9 +41,28 @@ RULES: Rules = (
 )
 
 
+XLABS = {  # by diffusers' layer; q, k and v are one adapter, also of a single block's first layer
+    r"transformer_blocks\.(\d+)\.attn\.to_([qkv])": r"double_blocks.\1.processor.qkv_lora1",
+    r"transformer_blocks\.(\d+)\.attn\.add_([qkv])_proj": r"double_blocks.\1.processor.qkv_lora2",
+    r"transformer_blocks\.(\d+)\.attn\.to_out\.0": r"double_blocks.\1.processor.proj_lora1",
+    r"transformer_blocks\.(\d+)\.attn\.to_add_out": r"double_blocks.\1.processor.proj_lora2",
+    r"single_transformer_blocks\.(\d+)\.attn\.to_([qkv])": r"single_blocks.\1.processor.qkv",
+    r"single_transformer_blocks\.(\d+)\.proj_out": r"single_blocks.\1.processor.proj",
+}
+
+
+def adapter(layer: str) -> tuple[str, int | None] | None:
+    """A layer's name in XLabs' LoRA files, without `_lora` at its end, and which third it is."""
+    for pattern, name in XLABS.items():
+        if found := re.fullmatch(pattern, layer):
+            third = "qkv".index(found[2]) if found.re.groups > 1 else None
+            return found.expand(name), third
+    return None
+
+
 def name(key: str, config: dict[str, Any]) -> str:
     """The tensor that is or holds one of diffusers'; each block has its number there too."""
     return renamed(key, RULES)
 
 
-ORIGINAL = OriginalNames("Black Forest Labs", "double_blocks.0.img_mod.", "", name)
+ORIGINAL = OriginalNames("Black Forest Labs", "double_blocks.0.img_mod.", "", name, adapter)

@@ -213,6 +213,13 @@ SD35 = SD35Family(
     longest_prompt=256,  # the pipeline's default
     null_prompt="",
     optional=NO_T5,
+    widths={
+        "joint_attention_dim": (("text_encoder_3", "d_model"),),
+        "pooled_projection_dim": (
+            ("text_encoder", "projection_dim"),
+            ("text_encoder_2", "projection_dim"),
+        ),
+    },
     fields={
         "transformer": TRANSFORMER,
         "vae": autoencoder(shift=True),

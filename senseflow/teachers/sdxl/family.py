@@ -311,6 +311,9 @@ SDXL = SDXLFamily(
     ),
     levels=TIMESTEPS,
     data="latents",
+    widths={
+        "cross_attention_dim": (("text_encoder", "hidden_size"), ("text_encoder_2", "hidden_size"))
+    },
     fields={"unet": UNET, "vae": autoencoder(shift=False), "scheduler": VP_SCHEDULER},
     no_guidance=0.0,
     seeds_every_step=True,
