@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import in_memory
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import nn
 
@@ -102,8 +104,12 @@ def script_of(folder: Path) -> str:
 def run_script(
     script: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The image that a script saves when it is run beside the folder, and what it defined."""
+    """The image that a script saves when it is run beside the folder, and what it defined; its
+    weights lie in memory as ours do."""
     monkeypatch.chdir(folder.parent)
+    read = DiffusionPipeline.from_pretrained.__func__
+    copied = classmethod(lambda cls, *args, **more: in_memory(read(cls, *args, **more)))
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", copied)
     names: dict[str, Any] = {}
     exec(script, names)
     monkeypatch.undo()
