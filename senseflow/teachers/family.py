@@ -310,7 +310,7 @@ class Family(ABC):
 
         weights = component_weights(base / self.component) if weights is None else weights
         kohya, authors = self.kohya_names(base), partial(self._by_authors, base)
-        shapes, xlabs = layer_shapes(weights), self.original and self.original.adapter
+        shapes, xlabs = layer_shapes(weights), self.original.adapter if self.original else None
         return Component(self.component, shapes, kohya, None if kohya else authors, xlabs)
 
     def _by_authors(self, base: Path) -> "Mapping[str, list[Rows]]":
