@@ -22,6 +22,8 @@ def prepare(given: metric.Given) -> metric.Prepared:
     name, side = given[DINOV2], given[SIZE]
     if side < 1:
         raise ValueError(f"{SIZE.name} {side} must be at least 1")
+    if name.startswith(metric.LOCAL) and not Path(name.removeprefix(metric.LOCAL)).is_dir():
+        raise ValueError(f"--dinov2 {name}: there is no such folder")
     require_dinov2(name)
     file = find_dinov2(name, given[WEIGHTS])
     settings: dict[str, Any] = {"size": side}
@@ -66,10 +68,7 @@ def find_dinov2(name: str, weights: Path | None) -> Path:
             raise ValueError(f"--dinov2 {name} has weights: leave out --dinov2_weights")
         found = metric.weights_in(folder, *FILES)
         if not found or not (folder / "config.json").is_file():
-            there = (
-                "has no config.json with" if folder.is_dir() else "is no folder with config.json,"
-            )
-            raise ValueError(f"--dinov2 {name}: it {there} {' or '.join(FILES)}")
+            raise ValueError(f"--dinov2 {name}: it has no config.json with {' or '.join(FILES)}")
         return found[0]
     if ":" in name or not timm.is_model(name.split(".")[0]):
         raise ValueError(
