@@ -3,25 +3,46 @@ that starts in a moment.
 
 GPUs are hidden from all tests but those of test_gpu.py, which give them to processes of their own.
 The libraries are imported by fixtures: the process that hands tests to those of `pytest -n` needs
-none.
+none, and those are forks of the Python that has them loaded.
 """
 
+import gc
 import multiprocessing
 import os
 import resource
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from quick_python import kept_server
+from quick_python import VARIABLE, kept_server
 
 SERVER = pytest.StashKey[object]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Processes of `pytest -n` use the server of the one that started them."""
-    if not hasattr(config, "workerinput"):
-        server = config.stash[SERVER] = kept_server()
-        server.__enter__()
+    """Processes of `pytest -n` use the server of the one that started them, and are of it."""
+    if hasattr(config, "workerinput"):
+        sys.executable = config.workerinput["executable"]  # Python itself, as without -n
+        return
+    server = config.stash[SERVER] = kept_server()
+    server.__enter__()
+    tx = getattr(config.option, "tx", [])
+    config.option.tx = [
+        f"{spec}//python={os.environ[VARIABLE]}" if spec == "popen" else spec for spec in tx
+    ]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """What a process of `pytest -n` is told."""
+    node.workerinput["executable"] = sys.executable
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
