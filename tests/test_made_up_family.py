@@ -9,13 +9,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from python import PYTHON
 from safetensors.torch import load_file
 
 from senseflow.common.files import ROOT
@@ -98,7 +98,7 @@ def save_data(folder: Path) -> None:
 
 
 def run(house: Path, *words: object) -> str:
-    variables = {"PYTHONPATH": str(house), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    variables = {"PYTHONPATH": str(house), "PYTHON": PYTHON, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         list(map(str, words)),
         cwd=house,
@@ -169,7 +169,7 @@ def test_it_is_trained_sampled_planned_cached_and_exported(house):
     assert card["family"] == "made_up"
     assert card["anchors"] == pytest.approx([1.0, 0.9, 0.75, 0.5])  # shift 1 + 8 / 4
 
-    said = run(house, sys.executable, "-c", ALL.format(script=SCRIPT, config=YAML))
+    said = run(house, PYTHON, "-c", ALL.format(script=SCRIPT, config=YAML))
     assert str([0] * 5) in said.splitlines()
     (image,) = (house / "images").glob("0*.json")
     assert json.loads(image.read_text())["sigmas"] == pytest.approx(card["anchors"])

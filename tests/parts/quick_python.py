@@ -31,7 +31,6 @@ from typing import NoReturn
 from stand_in import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-REAL = sys.executable
 VARIABLE = "SENSEFLOW_TEST_PYTHON"
 LOADED = (
     "senseflow.launch.launch",
@@ -194,7 +193,8 @@ def run(words: list[str], program: str, base: list[str]) -> None:
     multiprocessing.spawn.set_executable(program)
     places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
     if any(is_another_package(Path(place)) for place in ("", *places)):
-        os.execv(REAL, [REAL, *words])
+        for name in [name for name in sys.modules if name.partition(".")[0] == "senseflow"]:
+            del sys.modules[name]
     if kind == "-m":
         sys.argv, sys.path = rest, [os.getcwd(), *places, *base]
         sys.modules.pop(rest[0], None)
