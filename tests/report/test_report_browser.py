@@ -29,13 +29,15 @@ FLAGS = (
 )  # fmt: skip
 DARK = "--blink-settings=preferredColorScheme=0"
 LIGHT = "--blink-settings=preferredColorScheme=1"
+WIDTHS = (1280, 400, 320)
+FRAME = '<iframe style="border:0;width:{width}px;height:900px" srcdoc="{page}"></iframe>'
 HARNESS = """<!DOCTYPE html><meta charset="utf-8"><body style="margin:0">
-<iframe id="frame" style="border:0;width:{width}px;height:{height}px" srcdoc="{page}"></iframe>
+{frames}
 <pre id="found" hidden></pre><script>
-addEventListener("load", () => {{
+const measure = (frame) => {{
   const page = frame.contentDocument, root = page.documentElement;
   const images = [...page.images];
-  found.textContent = JSON.stringify({{
+  return {{
     width: frame.contentWindow.innerWidth,
     scrolls: Math.max(root.scrollWidth, page.body.scrollWidth),
     images: images.length,
@@ -45,7 +47,10 @@ addEventListener("load", () => {{
       .filter((s) => s.getBoundingClientRect().width < 200).length,
     drawings: page.querySelectorAll("svg[role=img]").length,
     boxes: [...page.querySelectorAll(".scroll")].map((b) => [b.clientWidth, b.scrollWidth]),
-  }});
+  }};
+}};
+addEventListener("load", () => {{
+  found.textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(measure));
 }});
 </script>"""
 
@@ -78,10 +83,12 @@ def console(result: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in result.stderr.splitlines() if "CONSOLE" in line]
 
 
-def measured(page: Path, folder: Path, width: int) -> dict:
+def measured(page: Path, folder: Path) -> list[dict]:
+    """In a frame of each width, of one browser."""
     harness = folder / "harness.html"
     content = html.escape(page.read_text(encoding="utf-8"), quote=True)
-    harness.write_text(HARNESS.format(width=width, height=900, page=content), encoding="utf-8")
+    frames = "\n".join(FRAME.format(width=width, page=content) for width in WIDTHS)
+    harness.write_text(HARNESS.format(frames=frames), encoding="utf-8")
     result = browse(folder, harness, "--window-size=1400,1000", "--dump-dom")
     assert console(result) == []
     found = re.search(r'<pre id="found"[^>]*>(.*?)</pre>', result.stdout, re.DOTALL)
@@ -89,16 +96,15 @@ def measured(page: Path, folder: Path, width: int) -> dict:
     return json.loads(html.unescape(found[1]))
 
 
-@pytest.mark.parametrize("width", [1280, 400, 320])
-def test_all_is_seen_and_the_page_does_not_scroll_sideways(page, tmp_path, width):
-    found = measured(page, tmp_path, width)
-    assert found["width"] == width
-    assert found["scrolls"] <= width
-    assert found["images"] == 3 + 3 * 4 and found["broken"] == [] and found["invisible"] == []
-    assert found["drawings"] >= 10 and found["narrow"] == 0
-    assert len(found["boxes"]) == 3
-    if width < 672:  # of a strip: it scrolls in a box of its own
-        assert all(inner > outer for outer, inner in found["boxes"])
+def test_all_is_seen_and_the_page_does_not_scroll_sideways(page, tmp_path):
+    for width, found in zip(WIDTHS, measured(page, tmp_path), strict=True):
+        assert found["width"] == width
+        assert found["scrolls"] <= width
+        assert found["images"] == 3 + 3 * 4 and found["broken"] == [] and found["invisible"] == []
+        assert found["drawings"] >= 10 and found["narrow"] == 0
+        assert len(found["boxes"]) == 3
+        if width < 672:  # of a strip: it scrolls in a box of its own
+            assert all(inner > outer for outer, inner in found["boxes"])
 
 
 @pytest.mark.parametrize("scheme", [LIGHT, DARK])
