@@ -12,6 +12,7 @@ training, so that a teacher can be asked for combinations it has never seen.
 import itertools
 import re
 import zlib
+from functools import cache
 
 import torch
 
@@ -69,6 +70,7 @@ def all_scenes() -> list[Scene]:
     return [scene for scene in scenes if scene[a] != scene[b]]
 
 
+@cache
 def split_scenes() -> tuple[torch.Tensor, torch.Tensor]:
     """Attributes of the training and of the held-out scenes: two (num, 6) int64 tensors."""
     scenes = all_scenes()
