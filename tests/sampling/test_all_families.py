@@ -29,6 +29,7 @@ from student_networks import load_network
 from torch import nn
 
 from senseflow.config.recipes import FAMILIES
+from senseflow.sampling import cli
 from senseflow.teachers.family import Family
 from senseflow.weights.student import find_student
 
@@ -263,14 +264,15 @@ def run_script(monkeypatch, name: str, words: list[object]) -> int:
 @pytest.mark.parametrize("name", README)
 def test_the_readmes_lines_as_typed(name, everything, tmp_path, monkeypatch, capsys):
     """With a .pth, --output_dir ./outputs, and every default; then every optional flag."""
-    given = everything[name]
+    given, num = everything[name], 23 if name == "flux" else 2
+    monkeypatch.setattr(cli, "NUM_PROMPTS", num)
     monkeypatch.chdir(tmp_path)
     words = [given.base if word == "BASE" else word for word in README[name]]
     torch.save({"model": given.network.state_dict()}, words[-1])
     size = SIZE if "flux" in name else ()  # FLUX's default is 1024 x 1024 whatever the base
     line = [*words, "--output_dir", "./outputs", *size]
     assert run_script(monkeypatch, name, line) == 0
-    assert len(pictures(tmp_path / "outputs")) == 23
+    assert len(pictures(tmp_path / "outputs")) == num
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     given.network.save_config(tmp_path / "config")
     optional = ["--prompts_file", "prompts.txt", "--start_idx", 1, "--num_prompts", 2]
