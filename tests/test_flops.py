@@ -19,29 +19,39 @@ CONFIGS = {
     "sdxl_senseflow": "configs/sdxl/sdxl_senseflow_tiny.yaml",
     "sdxl_dmd2": "configs/sdxl/sdxl_dmd2_tiny.yaml",
 }
-LONG = ("sd35_senseflow", "sd35_large_senseflow", "sdxl_senseflow")
-MARKED = [pytest.param(n, marks=pytest.mark.long if n in LONG else ()) for n in CONFIGS]
+WHOLE = [pytest.param((name,), id=name, marks=pytest.mark.long) for name in CONFIGS]
+# Few kinds of iteration: two anchors, of which one is simulated in a step; DMD2 simulates always.
+TWO = "anchors.times=[1000, 500]"
+FEW = [
+    pytest.param(("flux_senseflow", TWO), id="flux_senseflow with two anchors"),
+    pytest.param(("sdxl_dmd2",), id="sdxl_dmd2"),
+]
+PLAIN = pytest.param(("flux_senseflow", TWO, "adversarial.kind=none"), id="without an adversary")
 
-# DMD2's kinds are half as many: it simulates always.
-WASTED = [n if n == "sdxl_dmd2" else pytest.param(n, marks=pytest.mark.long) for n in CONFIGS]
 
-
-@pytest.fixture(scope="module", params=MARKED)
+@pytest.fixture(scope="module")
 def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("flops")
     write_dataset(folder, num=8, seed=0, num_prompts=2)
-    overrides = [f"paths.dataset={folder / 'data.json'}", "train.batch_size=2"]
-    config = load_config(CONFIGS[request.param], overrides)
-    return prepare(read_run(config, RECIPES[request.param].family), folder / "run")
+    name, *overrides = request.param
+    overrides += [
+        f"paths.dataset={folder / 'data.json'}",
+        "train.batch_size=2",
+        "adversarial.taps=[5]",
+    ]
+    config = load_config(CONFIGS[name], overrides)
+    return prepare(read_run(config, RECIPES[name].family), folder / "run")
 
 
+@pytest.mark.parametrize("run", [*FEW, *(w for w in WHOLE if w.id != "sdxl_dmd2")], indirect=True)
 def test_every_kind_of_iteration_does_the_least_work(run):
     rows = table(run)
     both = 0 < run.config.backward_simulation.probability < 1
-    assert len(rows) == (16 if both else 8)  # turn x anchor (x simulated or not)
+    num = len(run.parts.anchors)
+    assert len(rows) == 2 * num * (1 + both)  # turn x anchor (x simulated or not)
     for kind, counted, least in rows:
         assert 0.98 <= counted / least <= 1.02, f"{kind}: {counted / least:.3f}"
-    assert "| generator turn, anchor 3, simulated |" in as_markdown(rows)
+    assert f"| generator turn, anchor {num - 1}, simulated |" in as_markdown(rows)
 
 
 class OneWastedForward:
@@ -65,7 +75,7 @@ class OneWastedForward:
         return self.adapter.predict(network, x_t, t, cond)
 
 
-@pytest.mark.parametrize("run", WASTED, indirect=True)
+@pytest.mark.parametrize("run", [PLAIN, *WHOLE], indirect=True)
 def test_one_wasted_forward_is_seen_in_every_kind(run):
     honest = run.parts
     pieces = count_pieces(honest, next(run.data(1))[0])

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 from python import PYTHON
+from short_runs import begin, configure, finish
 
 from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
@@ -24,6 +25,7 @@ SHORT = [
     "train.save_interval=2",
     "train.log_interval=1",
     "log.sample_interval=1",
+    "adversarial.taps=[5]",
     "lr_scheduler.warmup_iterations=0",
     "lr_scheduler.decay_iterations=0",
 ]
@@ -48,6 +50,7 @@ BY_PYTHON_ITSELF = [
     pytest.param(name, sys.executable, id=f"{name}_itself", marks=pytest.mark.long)
     for name in ("sdxl_senseflow", "sd35_senseflow")
 ]
+LARGE = "sd35_large_senseflow"
 PROMPT = "a red seven left of a blue two on white"
 
 
@@ -79,7 +82,11 @@ def latents(images, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "python"),
-    [*BY_PYTHON_ITSELF, *(pytest.param(name, PYTHON, id=name) for name in TINY)],
+    [
+        *BY_PYTHON_ITSELF,
+        *(pytest.param(name, PYTHON, id=name) for name in TINY if name != LARGE),
+        pytest.param(LARGE, PYTHON, id=LARGE, marks=pytest.mark.long),  # the seed's line is not
+    ],
 )
 def test_a_recipe_trains_and_its_student_is_sampled(name, python, images, latents, tmp_path):
     script, config = TINY[name]
@@ -94,9 +101,12 @@ def test_a_recipe_trains_and_its_student_is_sampled(name, python, images, latent
     if name == "sdxl_dmd2":  # an untrained classifier knows nothing: twice log 2
         assert rows[-1]["loss/discriminator"] == pytest.approx(2 * math.log(2), rel=0.3)
         assert rows[-1]["grad_norm/discriminator"] > 0
+    check_images(name, folder, tmp_path / "out", python)
 
-    base = load_config(f"configs/{config}").paths.pretrained_model
-    out = tmp_path / "out"
+
+def check_images(name: str, folder: Path, out: Path, python: str = PYTHON) -> None:
+    """The recipe's script draws with the run's student, at the recipe's anchors."""
+    base = load_config(f"configs/{TINY[name][1]}").paths.pretrained_model
     words = [*SAMPLING[name], base, "--checkpoint", folder, "--output_dir", out]
     result = run(python, *words, "--prompt", PROMPT)
     assert result.returncode == 0, result.stderr
@@ -124,18 +134,17 @@ def test_the_seeds_line_for_large_with_the_yaml_of_medium(images, tmp_path):
     assert config.recipe == "sd35_large_senseflow" and config.ida.lam == 0.97
     assert config.paths.pretrained_model == "assets/tiny/sd35_large/pipeline"
     assert config.paths.dataset == str(images)
+    check_images(LARGE, folder, tmp_path / "out")
 
 
 def test_senseflow_switched_off_part_by_part_is_dmd(images, tmp_path):
     """One switch at a time, to DMD with TTUR alone."""
     switches = ["ida.lam=null", "isg.weight=0", "adversarial.kind=none"]
-    script, config = TINY["sd35_senseflow"]
-    words = ["sh", script, 1, 1, f"configs/{config}"]
     gone = {"ida.lam=null": "", "isg.weight=0": "loss/isg", "adversarial.kind=none": "loss/adv"}
     for number in (1, 2, 3):
         used, folder = switches[:number], tmp_path / str(number)
-        result = run(*words, folder, f"paths.dataset={images}", *SHORT, *used)
-        assert result.returncode == 0, result.stderr
+        every = ("train.log_interval=1", "train.iter_num=2", *used)
+        finish(begin(configure(images, *every, recipe="sd35_senseflow"), folder))
         row = json.loads((folder / "stats.jsonl").read_text().splitlines()[-1])
         assert "loss/dmd" in row and not [name for switch in used if (name := gone[switch]) in row]
 

@@ -15,6 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from PIL import Image
 from python import PYTHON
 from safetensors.torch import load_file
+from short_runs import begin, configure, finish
 from training_runs import blind_teacher, full_state, rows, timeless_rows
 
 from senseflow.config.config import load_config
@@ -33,6 +34,7 @@ SHORT = [
     "train.log_interval=2",
     "train.keep_last=0",
     "log.sample_interval=2",
+    "adversarial.taps=[5]",
     "lr_scheduler.warmup_iterations=0",
     "lr_scheduler.decay_iterations=0",
 ]
@@ -110,8 +112,8 @@ def test_resume_is_bit_identical_to_the_uninterrupted_run(data, finished, tmp_pa
 
 def test_bf16_compute_keeps_float32_masters(data, tmp_path):
     folder = tmp_path / "bf16"
-    result = run(data, folder, "precision.compute=bfloat16", "train.iter_num=2")
-    assert result.returncode == 0, result.stderr
+    bf16 = ("precision.compute=bfloat16", "train.iter_num=2", "train.log_interval=2")
+    finish(begin(configure(data, *bf16), folder))
     state = full_state(folder, 2, tmp_path)
     floating = {k: v.dtype for k, v in state.items() if v.is_floating_point()}
     assert set(floating.values()) == {torch.float32}
@@ -120,7 +122,9 @@ def test_bf16_compute_keeps_float32_masters(data, tmp_path):
     assert {v.dtype for v in load_file(student).values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_a_signal_saves_a_checkpoint_and_ends_cleanly(data, tmp_path, number):
     line = command(data, tmp_path, "train.iter_num=1000", "train.save_interval=1000")
     process = subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True)
@@ -137,6 +141,7 @@ def test_a_signal_saves_a_checkpoint_and_ends_cleanly(data, tmp_path, number):
     assert rows(tmp_path)[-1]["iteration"] == done
 
 
+@pytest.mark.long
 def test_a_corrupt_checkpoint_is_passed_over(data, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "r")
     file = next((tmp_path / "r" / "checkpoints" / "step_0000004").glob("*.distcp"))
@@ -220,8 +225,7 @@ def test_a_renamed_teacher_of_other_sizes_runs_the_same(flux_folder, data, tmp_p
         "train.iter_num=2",
         "data.max_sequence_length=8",
     ]
-    result = run(data, tmp_path / "run", *overrides)
-    assert result.returncode == 0, result.stderr
+    finish(begin(configure(data, *overrides), tmp_path / "run"))
     assert (tmp_path / "run" / "student" / "step_0000002" / "config.json").exists()
 
 

@@ -74,7 +74,9 @@ def test_measure_writes_table_results_and_picture(tmp_path, student):
     assert Image.open(tmp_path / "report" / "comparison.png").size[0] > 4 * 64
 
 
-@pytest.mark.parametrize("name", ["sd35_medium", "sdxl"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("sd35_medium", marks=pytest.mark.long), "sdxl"]
+)  # FLUX by the others
 def test_measure_takes_every_family(name, tmp_path, call):
     pipeline = ASSETS / name / "pipeline"
     call(
@@ -120,9 +122,8 @@ def architecture(config: Path) -> dict:
 @pytest.mark.parametrize(
     "target",
     [
-        *("flux", "sd35_medium", "sdxl"),
-        pytest.param("common", marks=pytest.mark.long),
-        pytest.param("sd35_large", marks=pytest.mark.long),
+        *("flux", "sdxl"),
+        *(pytest.param(n, marks=pytest.mark.long) for n in ("common", "sd35_medium", "sd35_large")),
     ],
 )
 def test_quick_build_makes_the_shipped_files(target, tmp_path, call):
