@@ -13,7 +13,7 @@ from senseflow.core.guidance import guide
 from senseflow.teachers.adapter import CfgAdapter, Networks
 from senseflow.teachers.encoded import Conditioning
 from senseflow.teachers.text_encoders import QWEN3
-from senseflow.teachers.z_image.family import CHAT
+from senseflow.teachers.z_image.prompts import CHAT
 
 
 class ZImageAdapter(CfgAdapter):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from senseflow.core.levels import even_times, one_shift, shifted
-from senseflow.teachers.chat import Chat
 from senseflow.teachers.family import Sides
 from senseflow.teachers.fields import Fields, Known, autoencoder, flow_scheduler
 from senseflow.teachers.flow import SIDE, EvenFlowFamily, flow_config
 from senseflow.teachers.folder import TeacherSettings, base_config, name_of, vae_factor
 from senseflow.teachers.published import FLUX_VAE, QWEN3_4B, Encoder, Published, Terms
 from senseflow.teachers.z_image.original import ORIGINAL
+from senseflow.teachers.z_image.prompts import CHAT
 
 if TYPE_CHECKING:
     from senseflow.core.path import FlowPath
@@ -99,7 +99,6 @@ class ZImage(EvenFlowFamily):
         return NETWORKS
 
 
-CHAT = Chat(thinking=True, layers=(-2,))  # the state that Qwen3's last layer is given
 TRANSFORMER = Fields(
     ("ZImageTransformer2DModel",),
     used="in_channels dim n_layers n_refiner_layers n_heads n_kv_heads norm_eps qk_norm "
