@@ -5,8 +5,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
-from senseflow.sampling.cli import main
-from senseflow.teachers.flux2.family import FLUX2
+import senseflow
+
+senseflow.end_on_ctrl_c()  # from here on
+
+from senseflow.sampling.cli import main  # noqa: E402
+from senseflow.teachers.flux2.family import FLUX2  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main(FLUX2))
