@@ -14,6 +14,7 @@ from senseflow.data.cache_index import KEY_DTYPE, Part, key_of
 from senseflow.data.items import Item, Position, Samples, UnreadableItem, first_readable
 from senseflow.data.json_images import JsonImages
 from senseflow.data.latents_lmdb import LatentsLmdb
+from senseflow.data.shared import SharedArray
 from senseflow.teachers.encoded import Conditioning, Encoded, KnownPrompts, Posterior
 
 
@@ -33,15 +34,16 @@ class Rows:
         self.files = [str(folder / shard.file) for shard in part.shards]
         self.starts = np.cumsum([0, *map(len, part.shards)])
         keys = np.frombuffer("".join(s.keys for s in part.shards).encode(), KEY_DTYPE)
-        self.order = np.argsort(keys, kind="stable")  # (N,)
-        self.keys = keys[self.order]
+        order = np.argsort(keys, kind="stable")  # (N,)
+        self.order, self.keys = SharedArray(order), SharedArray(keys[order])
 
     def places(self, keys: np.ndarray) -> np.ndarray:
         """The number (N,) of the row of each key, -1 where there is none."""
-        if not len(self.keys):
+        held, order = self.keys.array, self.order.array
+        if not len(held):
             return np.full(len(keys), -1)
-        near = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
-        return np.where(self.keys[near] == keys, self.order[near], -1)
+        near = np.searchsorted(held, keys).clip(max=len(held) - 1)
+        return np.where(held[near] == keys, order[near], -1)
 
     def shards(self, places: np.ndarray) -> np.ndarray:
         """The number of the file of each row."""

@@ -19,6 +19,7 @@ from senseflow.core.draws import Draws
 from senseflow.data.decode import JPEG, UNREADABLE, box_of, fit, open_image, to_rgb, why_not
 from senseflow.data.image_lists import read_lists, resolve
 from senseflow.data.items import Item, Position, UnreadableItem, first_readable
+from senseflow.data.shared import Texts
 
 
 class JsonImages(Dataset[Item]):
@@ -41,14 +42,15 @@ class JsonImages(Dataset[Item]):
     ) -> None:
         self.resolution, self.crop, self.seed = resolution, crop, seed
         self.max_unreadable = max_unreadable
-        _, self.paths, self.prompts = read_lists(file)
+        _, paths, prompts = read_lists(file)
+        self.paths, self.prompts = Texts(paths), Texts(prompts)
         self.folder = file.parent
 
     def fingerprint(self) -> str:
         """A digest of all prompts and of the names of the files."""
         # Without folders: each node may keep the images in a place of its own.
         names = [Path(path).name for path in self.paths]
-        return sha256(repr((self.prompts, names)).encode()).hexdigest()
+        return sha256(repr(([*self.prompts], names)).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.paths)

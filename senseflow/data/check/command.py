@@ -154,7 +154,7 @@ def check_images(file: Path, setting: Setting, num_workers: int) -> Result:
     """What is found in a JSON data set of images."""
     resolution = setting.limits.resolution
     data = JsonImages(file, resolution, max_unreadable=setting.limits.max_unreadable)
-    paths, refused = data.paths, refusals(data)
+    paths, refused = [*data.paths], refusals(data)
     prompts = ["" if i in refused else prompt for i, prompt in enumerate(data.prompts)]
     files = [data.resolve(path) for path in paths]
     looks = look_at_all(files, num_workers)
