@@ -8,13 +8,17 @@ whole; the manifest's digests tell a damaged one, and the one before it is used.
 and names folders, since listings of a network file system may be stale on the others.
 """
 
+import io
 import json
 import logging
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -22,13 +26,14 @@ from typing import Any, cast
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.storage import WriteResult
 
 from senseflow.common.fields import leaves
-from senseflow.common.files import PARTIAL, sha256_of, write_whole
+from senseflow.common.files import PARTIAL, write_whole
 from senseflow.common.ranks import Ranks
 from senseflow.engine.checkpoint_folders import (
     MANIFEST,
@@ -71,6 +76,7 @@ class Checkpoints:
     asynchronous: bool = False
     host: HostGroup = field(init=False)
     pending: Future[None] | None = field(default=None, init=False)
+    stager: DefaultStager | None = field(default=None, init=False)  # to host memory that it keeps
     damaged: set[str] = field(default_factory=set, init=False)
     used: bool = field(default=False, init=False)  # a checkpoint was written or read
 
@@ -114,7 +120,7 @@ class Checkpoints:
         state = full_state(trained, ema)
         manifest = {"iteration": iteration, **(facts or {})}
         if self.asynchronous and not failed:
-            state = _on_host(state)
+            state = self._on_host(state)
             on_gpu = self.ranks.device.type == "cuda"  # which is a thread's own
             initializer = partial(torch.cuda.set_device, self.ranks.device) if on_gpu else None
             executor = ThreadPoolExecutor(1, "checkpoint", initializer)
@@ -123,6 +129,20 @@ class Checkpoints:
         else:
             self._write(manifest, state, after)
         return self.folder / step_name(iteration)
+
+    def _on_host(self, state: State) -> State:
+        """A copy in host memory, which training no longer changes; the next save writes over it."""
+        if self.stager is None:
+            pinned = self.ranks.device.type == "cuda"
+            options = StagingOptions(
+                use_pinned_memory=pinned,
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=pinned,
+            )
+            # Kept: to pin memory takes longer than to copy to it.
+            self.stager = DefaultStager(options)
+        return cast(State, self.stager.stage(state))
 
     def wait(self) -> None:
         """Until the save in the background is done; raises its OSError, on all ranks."""
@@ -155,8 +175,11 @@ class Checkpoints:
         with writing(final):
             try:
                 self.host.on_main(lambda: self._begin(partial))
-                self.host.on_all(lambda: self._write_state(partial, state))
-                whole = {**manifest, "files": self._digests(partial)}
+                writer = _Writer(str(partial))
+                self.host.on_all(lambda: self._write_state(writer, state))
+                digests = self.host.gather(writer.fs.digests)
+                files = {name: digest for mine in digests for name, digest in mine.items()}
+                whole = {**manifest, "files": files}
                 # The manifest last: a folder that has one is whole.
                 self.host.on_main(lambda: self._finish(partial, final, whole))
             except OSError:
@@ -172,20 +195,9 @@ class Checkpoints:
             logger.warning("%s is gone, with what was in it: making it again", self.folder)
         empty_folder(partial)
 
-    def _write_state(self, folder: Path, state: State) -> None:
+    def _write_state(self, writer: "_Writer", state: State) -> None:
         # On gloo, apart: in the background its collectives must not meet those of training.
-        dcp.save(state, storage_writer=_Writer(str(folder)), process_group=self.host.group)
-
-    def _digests(self, folder: Path) -> dict[str, str]:
-        """The sha256 of every file by name; each rank reads a share of them."""
-        names = self.host.on_main(lambda: sorted(file.name for file in folder.iterdir()))
-        mine: dict[str, str] = {}
-
-        def digest() -> None:
-            mine.update({name: sha256_of(folder / name) for name in self.host.share(names)})
-
-        self.host.on_all(digest)
-        return {name: value for part in self.host.gather(mine) for name, value in part.items()}
+        dcp.save(state, storage_writer=writer, process_group=self.host.group)
 
     def _finish(self, partial: Path, final: Path, manifest: dict[str, Any]) -> None:
         """On rank 0: the manifest, the name, and then the oldest."""
@@ -279,19 +291,6 @@ def full_state(trained: dict[str, Trained], ema: Ema | None) -> State:
     return state
 
 
-def _on_host(state: State) -> State:
-    """A copy in host memory, which training no longer changes."""
-    stager = DefaultStager(
-        StagingOptions(
-            use_pinned_memory=False,
-            use_shared_memory=False,
-            use_async_staging=False,
-            use_non_blocking_copy=False,
-        )
-    )
-    return cast(State, stager.stage(state))
-
-
 def students(state: State) -> dict[str, dict[str, Tensor]]:
     """The tensors of the student and, if there is one, its EMA, by their folders in a run."""
     network = state["generator"]["network"]
@@ -301,7 +300,15 @@ def students(state: State) -> dict[str, dict[str, Tensor]]:
 
 
 class _Writer(dcp.FileSystemWriter):
-    """Raises the disk's own error, where torch raises one about its container's positions."""
+    """Knows the sha256 of what this rank has written, and raises the disk's own error, where torch
+    raises one about its container's positions.
+    """
+
+    fs: "_DigestedFiles"
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self.fs = _DigestedFiles()
 
     def write_data(
         self, plan: SavePlan, planner: SavePlanner
@@ -312,3 +319,42 @@ class _Writer(dcp.FileSystemWriter):
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from error
             raise
+
+
+class _DigestedFiles(FileSystem):
+    """This rank's files; digests are taken while they are written: hundreds of GB are not read."""
+
+    def __init__(self) -> None:
+        self.digests: dict[str, str] = {}
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        with super().create_stream(path, mode) as stream:
+            digested = _Digested(stream)
+            yield digested
+        self.digests[Path(path).name] = digested.sha256.hexdigest()
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        super().rename(path, new_path)
+        self.digests[Path(new_path).name] = self.digests.pop(Path(path).name)
+
+
+class _Digested(io.BufferedIOBase):
+    """A file that is written from its beginning to its end."""
+
+    def __init__(self, stream: io.IOBase) -> None:
+        self.stream: Any = stream
+        self.sha256 = sha256()
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return int(self.stream.write(data))
+
+    def tell(self) -> int:
+        return int(self.stream.tell())
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def fileno(self) -> int:
+        return int(self.stream.fileno())

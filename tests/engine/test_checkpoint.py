@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import pickle
+from hashlib import sha256
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -78,6 +80,33 @@ def test_saving_before_the_first_step_leaves_the_optimizer_at_its_start(tmp_path
     for part in (trained, other):
         states = part["generator"].optimizer.state.values()
         assert [float(s["step"]) for s in states] == [0.0, 0.0]
+
+
+def test_what_is_written_is_not_read_again_for_its_digests(tmp_path):
+    trained = networks(0, width=100_000)
+    before = psutil.Process().io_counters()
+    folder = Checkpoints(tmp_path, 0, RANKS).save(1, trained)
+    after = psutil.Process().io_counters()
+    assert after.write_chars - before.write_chars > 5e6
+    assert after.read_chars - before.read_chars < 1e6
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    assert sorted(files) == sorted(f.name for f in folder.iterdir() if f.name != "manifest.json")
+    assert all(sha256((folder / n).read_bytes()).hexdigest() == files[n] for n in files)
+
+
+def test_saves_in_the_background_keep_their_host_memory(tmp_path):
+    places = []
+
+    def look(state):
+        weight = state["generator"]["network"]["1.weight"].to_local()
+        places.append(weight.data_ptr())
+
+    trained = networks(0)
+    with Checkpoints(tmp_path, 0, RANKS, asynchronous=True) as checkpoints:
+        checkpoints.save(1, trained, after=look)
+        checkpoints.save(2, trained, after=look)
+    own = trained["generator"].network[1].weight.to_local().data_ptr()
+    assert places[0] == places[1] != own
 
 
 def test_the_configurations_settings_outlive_those_of_the_checkpoint(tmp_path):

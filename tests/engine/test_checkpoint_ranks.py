@@ -30,16 +30,16 @@ def alone() -> Ranks:
 def slowly(check: Check) -> Check:
     """With a disk so slow that training takes many steps during a save."""
 
-    def slow_digest(file: Path) -> str:
+    def slow_digest():
         time.sleep(0.3)
-        return digest(file)
+        return digest()
 
-    digest = checkpoint.sha256_of
+    digest = checkpoint.sha256  # of every file that is written
 
     @functools.wraps(check)
     def slow(ranks: Ranks, folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checkpoint, "sha256_of", slow_digest)
+            patch.setattr(checkpoint, "sha256", slow_digest)
             check(ranks, folder)
 
     return slow
@@ -108,7 +108,7 @@ def errors_are_agreed(ranks: Ranks, folder: Path) -> None:
     """One rank alone fails, at each part of a save: all raise the same words, step 1 stays good."""
     trained = networks(ranks, 0)
     places = {
-        (0, "empty_folder"), (0, "write_whole"), (0, "publish"), (1, "sha256_of"),
+        (0, "empty_folder"), (0, "write_whole"), (0, "publish"), (1, "sha256"),
         (1, "DefaultSavePlanner.resolve_data"),
     }  # fmt: skip
     for background in (False, True):
@@ -265,11 +265,11 @@ saves = checkpoint.Checkpoints(Path(sys.argv[1]), 1, ranks, asynchronous=True)
 trained = networks(ranks, 0)
 saves.save(1, trained)
 saves.wait()
-digest = checkpoint.sha256_of
-def dying(file):
+digest = checkpoint.sha256
+def dying():
     time.sleep(0.5)
     os.kill(os.getpid(), 9)
-checkpoint.sha256_of = dying
+checkpoint.sha256 = dying
 saves.save(2, trained)
 print("training goes on", flush=True)
 time.sleep(60)
@@ -298,7 +298,7 @@ def test_folders_deleted_between_saves_are_made_again(alone, tmp_path):
     assert saves.newest() == (3, saves.folder / "step_0000003")
 
 
-@pytest.mark.parametrize("moment", ["sha256_of", "publish"])
+@pytest.mark.parametrize("moment", ["sha256", "publish"])
 def test_a_folder_deleted_during_a_save_is_one_clear_error(alone, tmp_path, monkeypatch, moment):
     saves, trained = Checkpoints(tmp_path, 2, alone), networks(alone, 0)
     original = getattr(checkpoint, moment)
