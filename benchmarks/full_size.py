@@ -1,4 +1,4 @@
-"""The five recipes at full size on fake tensors, unsharded and put together by hand.
+"""The recipes at full size on fake tensors, unsharded and put together by hand.
 
 What `senseflow.plan` traces sharded and by the run's own code is compared with this: networks are
 built from the published configurations on the meta device through the package's families and

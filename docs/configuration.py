@@ -28,6 +28,7 @@ RECIPES = {
     "SD3.5 L": "SD35/sd35_large_senseflow.yaml",
     "FLUX.2": "FLUX2/flux2_klein_senseflow.yaml",
     "FLUX.2 LoRA": "FLUX2/flux2_klein_senseflow_lora.yaml",
+    "Z-Image": "Z-Image/z_image_senseflow.yaml",
 }
 HEAD = """# Configuration: every key
 

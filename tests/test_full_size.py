@@ -27,6 +27,7 @@ SD35_ENCODERS = {
 }
 SDXL_ENCODERS = {"text_encoder": CLIP_L, "text_encoder_2": BIG_G, "vae": SDXL_VAE}
 FLUX2_ENCODERS = {"text_encoder": 4_022_468_096, "vae": 84_046_115}
+Z_IMAGE_ENCODERS = {"text_encoder": 4_022_468_096, "vae": FLOW_VAE}
 FLUX_ENCODERS = {"text_encoder": CLIP_L, "text_encoder_2": T5, "vae": FLOW_VAE}
 
 
@@ -43,6 +44,7 @@ PARAMETERS = {
     | {"heads": 4 * (16 * 1280 * 1280 + 1280 + 2 * 1280) + 1280 + 1}
     | SDXL_ENCODERS,
     "sd35_large_senseflow": denoisers(8_056_627_520) | VFM | SD35_ENCODERS,
+    "z_image_senseflow": denoisers(6_154_908_736) | VFM | Z_IMAGE_ENCODERS,
     "flux_senseflow": denoisers(11_901_408_320, 11_891_178_560) | VFM | FLUX_ENCODERS,
 }
 PARAMETERS["flux2_klein_senseflow"] = denoisers(3_875_544_576) | VFM | FLUX2_ENCODERS

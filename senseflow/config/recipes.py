@@ -12,6 +12,7 @@ from senseflow.teachers.flux.family import FLUX
 from senseflow.teachers.flux2.family import FLUX2
 from senseflow.teachers.sd35.family import SD35, SD35_LARGE
 from senseflow.teachers.sdxl.family import SDXL
+from senseflow.teachers.z_image.family import Z_IMAGE
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ _TABLE = (
            "exp_sd35/train_SD35_large_senseflow.sh", lends_paths="sd35_senseflow"),
     Recipe("flux2_klein_senseflow", FLUX2, "vfm", "configs/FLUX2",
            "exp_flux2/train_flux2_klein_senseflow.sh"),
+    Recipe("z_image_senseflow", Z_IMAGE, "vfm", "configs/Z-Image",
+           "exp_z_image/train_z_image_senseflow.sh"),
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in _TABLE}
 FAMILIES = tuple(dict.fromkeys(recipe.family for recipe in _TABLE))

@@ -70,7 +70,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--guidance", type=number(Guidance), action="append", metavar="W",
-        help="of the teacher (1); may be repeated: a curve each",
+        help="of the teacher (1; Z-Image 0: without); may be repeated: a curve each",
     )  # fmt: skip
     parser.add_argument(
         "--batch_size", type=number(SmallCount), default=4, help="samples per process (4)"
@@ -80,7 +80,7 @@ def build_parser() -> Parser:
 
 def check(args: argparse.Namespace) -> None:
     """What needs no torch; raises ValueError."""
-    args.guidance = args.guidance or [1.0]
+    args.guidance = args.guidance or []
     take_config(args)
     args.output = args.output or Path("runs/xi") / args.config.stem
     require_writable("--output", args.output)

@@ -57,7 +57,9 @@ def run(wanted: Wanted) -> None:
     inputs = read_inputs(config, RECIPES[config.recipe].family)
     check_teacher(inputs)
     measurement = Measurement(
-        config.train.seed, spread_times(inputs.path, wanted.num_times), tuple(wanted.guidance)
+        config.train.seed,
+        spread_times(inputs.path, wanted.num_times),
+        tuple(wanted.guidance or [inputs.family.unguided]),
     )
     facts = facts_of(inputs, wanted.num_samples)
     rows = Rows(wanted.output / "samples.jsonl", {**vars(measurement), **facts})

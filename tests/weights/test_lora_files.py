@@ -441,7 +441,17 @@ RECIPES_OF = {
 }
 
 
-# which clients read a LoRA of the others, and by which names, was not looked up
+def test_comfyui_knows_every_layer_of_z_image():
+    """The rules of the others were not read."""
+    part = full_size(next(f for f in FAMILIES if f.name == "z_image"))
+    targets = load_config(Path("configs/Z-Image/z_image_senseflow_lora.yaml")).lora.targets
+    ends = tuple(f".{target}" for target in targets)
+    adapted = [layer for layer in part.shapes if layer.endswith(ends)]
+    assert len(adapted) == (30 + 2 + 2) * 7  # layers and both refiners
+    assert comfyui(part, keys_of(part)) == set()
+
+
+# which clients read a LoRA of the others, and by which names, was not looked up (Z-Image: above)
 KNOWN = [family for family in FAMILIES if family.title in RECIPES_OF]
 
 

@@ -22,6 +22,7 @@ from senseflow.weights.original import inverse, planned, to_diffusers
 FULL_SIZE = (
     *("flux_senseflow", "sd35_senseflow", "sd35_large_senseflow", "sdxl_senseflow"),
     "flux2_klein_senseflow",
+    "z_image_senseflow",
 )
 NUM_TENSORS = {"flux": 780, "sdxl": 1680}  # in the published files' headers
 TRUE_SHAPES = {  # of some tensors in the published files, those that hold several of diffusers'
@@ -38,6 +39,12 @@ TRUE_SHAPES = {  # of some tensors in the published files, those that hold sever
         "joint_blocks.12.x_block.attn2.qkv.weight": (4608, 1536),
         "joint_blocks.12.x_block.adaLN_modulation.1.weight": (13824, 1536),
         "joint_blocks.23.context_block.adaLN_modulation.1.weight": (3072, 1536),
+    },
+    "z_image": {
+        "layers.29.attention.qkv.weight": (11520, 3840),
+        "noise_refiner.1.adaLN_modulation.0.weight": (15360, 256),
+        "x_embedder.weight": (3840, 64),
+        "cap_embedder.1.weight": (3840, 2560),
     },
     "sdxl": {
         "input_blocks.4.1.transformer_blocks.1.attn2.to_k.weight": (640, 2048),

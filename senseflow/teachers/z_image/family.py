@@ -4,6 +4,7 @@ Its clock is the index before the scheduler's shift, as SD3.5's. Prompts are a u
 Qwen3's chat template, and the network sees no padding.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,11 +87,18 @@ class ZImage(EvenFlowFamily):
         return [shifted(u, shift) for u in even_times(num)]
 
     def comfyui(self, anchors: tuple[float, ...], guidance: float | None) -> str | None:
-        """ComfyUI samples Z-Image as a flow of one shift."""
+        """ComfyUI gives every Z-Image the shift of Turbo."""
         shift = one_shift(anchors)
         if shift is None:
             return None
-        return f"Between loader and sampler the node ModelSamplingAuraFlow with shift {shift:.4g}."
+        if math.isclose(shift, TURBO_SHIFT, abs_tol=1e-3):
+            return (
+                "ComfyUI's own shift for Z-Image, 3, is the trained one: no other node is needed."
+            )
+        return (
+            f"Between loader and sampler the node ModelSamplingAuraFlow with shift {shift:.4g}. "
+            "Not ModelSamplingSD3: it feeds the network 1000 sigma in place of sigma."
+        )
 
     def networks(self) -> "Networks":
         """Z-Image's adapter, transformer and blocks; imports diffusers, seconds."""
