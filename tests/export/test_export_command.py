@@ -35,6 +35,8 @@ SETTINGS = [
     "log.sample_interval=0",
     "lr_scheduler.warmup_iterations=0",
     "lr_scheduler.decay_iterations=0",
+    "adversarial.kind=none",
+    "isg.weight=0",
 ]
 
 
