@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from quick_python import VARIABLE, kept_server
+from quick_python import SELDOM, VARIABLE, kept_server
 
 SERVER = pytest.StashKey[object]()
 
@@ -40,9 +40,10 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: the collector need not look at it again and again."""
+    """What was imported stays: the collector need not look at it, nor so often at the rest."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*SELDOM)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
