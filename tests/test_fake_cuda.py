@@ -84,7 +84,7 @@ def cases(config: str) -> dict[str, Case]:
         "offload": Case(config, two, (*OFFLOAD, *TWICE)),
         "offload, few bits": Case(config, two, (*OFFLOAD, *FEW_BITS)),
         "lora": Case(config, every, (*lora, *TWICE)),
-        "lora, few bits": Case(config, two, (*lora, *FEW_BITS), "cached"),
+        "lora, few bits": Case(config, two, (*lora, FEW_BITS[1]), "cached"),
     }
 
 
