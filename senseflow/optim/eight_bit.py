@@ -10,6 +10,8 @@ and at -0.993; these are symmetric, and the block's largest value has a code of 
 import torch
 from torch import Tensor
 
+from senseflow.common.devices import to_device
+
 BLOCK = 64
 """Elements with one scale; they lie within one row of FLUX's, SD3.5's and SDXL's matrices."""
 _DECADES = 7
@@ -24,7 +26,8 @@ def code_numbers(signed: bool, device: torch.device | None = None) -> Tensor:
         middles = (0.1 + (i + 0.5) * width for i in range(num))
         positive += [10.0 ** (decade + 1 - _DECADES) * middle for middle in middles]
     negative = [-number for number in reversed(positive)] if signed else []
-    return torch.tensor([*negative, 0.0, *positive], device=device)
+    numbers = torch.tensor([*negative, 0.0, *positive])
+    return numbers if device is None else to_device(numbers, device)
 
 
 def encode(x: Tensor, numbers: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
