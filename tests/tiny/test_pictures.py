@@ -10,6 +10,7 @@ from senseflow.tiny.captions import is_held_out, split_scenes
 from senseflow.tiny.pictures import (
     NUM_TRAIN_SCANS,
     evaluation_prompts,
+    main,
     render,
     scans_by_digit,
     write_dataset,
@@ -53,3 +54,16 @@ def test_dataset_and_prompts(tmp_path):
 def test_too_many_prompts_are_refused():
     with pytest.raises(ValueError, match="5000"):
         evaluation_prompts(5000, held_out=True)
+
+
+def test_the_command_says_what_it_wrote_and_what_is_too_much(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    words = ["--output", str(tmp_path / "a"), "--num", "2", "--num_prompts"]
+    assert main([*words, "3"]) == 0
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{tmp_path / 'a' / 'data.json'}: 2 pictures with captio")
+    assert main([*words, "999999"]) == 2
+    assert capsys.readouterr().err.startswith("error: --num_prompts 999999: there are ")
+    (tmp_path / "file").write_text("")
+    assert main(["--output", str(tmp_path / "file"), "--num", "2"]) == 2
+    assert "is a file: name a folder" in capsys.readouterr().err
