@@ -1,7 +1,9 @@
 """The ranks of a run: joining the process group, the mesh, sums and agreements over all ranks."""
 
+import atexit
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -9,6 +11,10 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from senseflow.common.environment import own_position
+
+# A rank may wait long for another that writes hundreds of GB; that one is gone is found by
+# senseflow.launch.watch, or by torchrun, and not by gloo's half an hour.
+PATIENCE = timedelta(hours=12)
 
 
 class AgreedError(Exception):
@@ -53,10 +59,19 @@ def join_group() -> torch.device:
             store=dist.PrefixStore(start, store),
             rank=position.rank,
             world_size=position.world_size,
+            timeout=None if kind == "cuda" else PATIENCE,  # NCCL's own finds a GPU that hangs
         )
     elif not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    atexit.register(leave_group)
     return device
+
+
+def leave_group() -> None:
+    """At the end of the process, unless it failed: leave the group, if it is in one, so that its
+    threads and connections end before what they use."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def start_ranks(replicas: int = 1) -> Ranks:

@@ -37,13 +37,15 @@ class StopRequest:
     A process whose launcher is gone is asked to stop by that: run again, the same command must not
     meet it in the run folder.
 
-    time_limit_s: seconds after `started` at which the run is to stop by itself; None: never. The
+    time_limit_s: seconds after `started` at which the run is to have stopped; None: never. lead_s:
+    as many before that it is asked to, which saving takes. The
     clock is the launcher's (time.monotonic(), one for all processes of this host): a restart of the
     workers does not set it back.
     """
 
     def __init__(self) -> None:
         self.time_limit_s: float | None = None
+        self.lead_s = 0.0
         self.started = float(os.environ.get(STARTED, time.monotonic()))
         self.received: str | None = None
         self.launcher = os.getppid() if STARTED in os.environ else None
@@ -64,7 +66,7 @@ class StopRequest:
             return "the end of its launcher"
         if self.received:
             return self.received
-        if limit is not None and time.monotonic() - self.started >= limit:
+        if limit is not None and time.monotonic() - self.started >= limit - self.lead_s:
             return f"time limit of {limit / 3600:.4g} h"
         return None
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -77,6 +78,7 @@ class Checkpoints:
     host: HostGroup = field(init=False)
     pending: Future[None] | None = field(default=None, init=False)
     stager: DefaultStager | None = field(default=None, init=False)  # to host memory that it keeps
+    seconds: float = field(default=0.0, init=False)  # that the last save took, from call to end
     damaged: set[str] = field(default_factory=set, init=False)
     used: bool = field(default=False, init=False)  # a checkpoint was written or read
 
@@ -117,6 +119,13 @@ class Checkpoints:
         says so at once; the next one is then not left to the background.
         """
         failed = not self._succeeded()
+        began = time.monotonic()
+
+        def finish(state: State) -> None:
+            if after:
+                after(state)
+            self.seconds = time.monotonic() - began
+
         state = full_state(trained, ema)
         manifest = {"iteration": iteration, **(facts or {})}
         if self.asynchronous and not failed:
@@ -124,10 +133,10 @@ class Checkpoints:
             on_gpu = self.ranks.device.type == "cuda"  # which is a thread's own
             initializer = partial(torch.cuda.set_device, self.ranks.device) if on_gpu else None
             executor = ThreadPoolExecutor(1, "checkpoint", initializer)
-            self.pending = executor.submit(self._write_later, manifest, state, after)
+            self.pending = executor.submit(self._write_later, manifest, state, finish)
             executor.shutdown(wait=False)
         else:
-            self._write(manifest, state, after)
+            self._write(manifest, state, finish)
         return self.folder / step_name(iteration)
 
     def _on_host(self, state: State) -> State:
@@ -159,7 +168,7 @@ class Checkpoints:
         return True
 
     def _write_later(
-        self, manifest: dict[str, Any], state: State, after: Callable[[State], None] | None
+        self, manifest: dict[str, Any], state: State, after: Callable[[State], None]
     ) -> None:
         try:
             self._write(manifest, state, after)
@@ -169,7 +178,7 @@ class Checkpoints:
             raise
 
     def _write(
-        self, manifest: dict[str, Any], state: State, after: Callable[[State], None] | None = None
+        self, manifest: dict[str, Any], state: State, after: Callable[[State], None]
     ) -> None:
         final, partial = self.folder / step_name(manifest["iteration"]), self.folder / PARTIAL
         with writing(final):
@@ -186,8 +195,7 @@ class Checkpoints:
                 if self.ranks.is_main:
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
-        if after:
-            after(state)
+        after(state)
 
     def _begin(self, partial: Path) -> None:
         """On rank 0: an empty `.partial`, in place of what an earlier save left."""

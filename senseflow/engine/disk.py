@@ -22,7 +22,7 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.tensor import DTensor, Shard
 
 from senseflow.common.files import PARTIAL
-from senseflow.common.ranks import AgreedOSError, Ranks
+from senseflow.common.ranks import PATIENCE, AgreedOSError, Ranks
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class HostGroup:
         self.world_size = ranks.world_size
         # One rank meets nobody: another group's thread would wake a hundred times a second for it.
         alone = ranks.world_size == 1
-        group = dist.group.WORLD if alone else dist.new_group(backend="gloo")
+        group = dist.group.WORLD if alone else dist.new_group(backend="gloo", timeout=PATIENCE)
         assert isinstance(group, dist.ProcessGroup), "this rank is one of them"
         self.group = group
 

@@ -118,6 +118,7 @@ class Run:
                 bar.update()
                 if save:
                     self.save(iteration)
+                stop.lead_s = self.checkpoints.seconds
                 if since == iteration:  # after the save, whose time is no iteration's
                     began = time.perf_counter()
                 if last:

@@ -47,7 +47,7 @@ def main(recipe: Recipe) -> None:
     stop.start()
     set_up_notes(logging.INFO)
     args = read_arguments(recipe)
-    share_cores(args.gpus)
+    settle_environment(args.gpus)
     try:
         config = check_arguments(args, recipe)
         from senseflow.launch.launch import launch  # torch, a second
@@ -66,10 +66,13 @@ def work(recipe: Recipe, config: Path, folder: Path, overrides: list[str]) -> No
     run_worker(recipe, config, folder, overrides)
 
 
-def share_cores(processes: int) -> None:
-    """Where the user has not said how many threads a process has: torch reads it when imported."""
+def settle_environment(processes: int) -> None:
+    """What torch reads when it is imported, where the user has not said it: the threads of a
+    process, and an allocator that grows what it has in place of keeping pieces that fit nothing."""
     threads = max(1, len(os.sched_getaffinity(0)) // max(1, processes))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    if "PYTORCH_ALLOC_CONF" not in os.environ:  # its newer name
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def read_arguments(recipe: Recipe) -> argparse.Namespace:

@@ -13,7 +13,7 @@ import torch
 
 from senseflow.common.environment import own_position
 from senseflow.common.quiet import quiet_libraries, set_up_notes
-from senseflow.common.ranks import AgreedError
+from senseflow.common.ranks import AgreedError, leave_group
 from senseflow.common.signals import STARTED, StopRequest
 from senseflow.config.load import check_split, load_recipe
 from senseflow.config.recipes import Recipe
@@ -38,6 +38,7 @@ def run_worker(recipe: Recipe, config: Path, folder: Path, overrides: list[str])
             # A rank that was killed, and is why this one fails, is to be seen first.
             time.sleep(NOTICED_S)
         os._exit(1)  # not by way of libraries that may wait for a peer that is gone
+    leave_group()
     watch.finish()
     stop.finish()
 

@@ -85,6 +85,14 @@ def test_the_time_limit_counts_from_the_launch(request_at):
     assert request_at(0.5 * HOUR, since_s=HOUR).reason == "time limit of 0.5 h"
 
 
+def test_the_time_limit_leaves_the_time_that_a_save_takes(request_at):
+    stop = request_at(2 * HOUR, since_s=2 * HOUR - 60)
+    stop.lead_s = 50
+    assert stop.reason is None
+    stop.lead_s = 70
+    assert stop.reason == "time limit of 2 h"
+
+
 def test_a_process_whose_launcher_is_gone_is_asked_to_stop():
     worker = (
         "import os, sys, time\n"

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from senseflow.launch.entry import settle_environment
 from senseflow.launch.launch import count_gpus
 from senseflow.tiny.pictures import write_dataset
 
@@ -114,6 +115,34 @@ def test_gpus_that_cannot_be_counted_are_no_run_on_the_cpu(fails, monkeypatch):
         count_gpus()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert count_gpus() == 3
+
+
+@pytest.mark.parametrize(
+    ("own", "kept"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, None),
+    ],
+)
+def test_the_launcher_lets_the_allocator_grow_unless_the_user_says_how(own, kept, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"OMP_NUM_THREADS": "3", **own})
+    settle_environment(processes=2)
+    assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == kept
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("end", ["leave_group()", ""])
+def test_the_process_group_is_left_at_the_end(end):
+    said = run(
+        "import atexit\n"
+        "import torch.distributed as dist\n"
+        "from senseflow.common.ranks import join_group, leave_group\n"
+        "atexit.register(lambda: print(dist.is_initialized()))\n"  # runs last
+        "join_group()\n"
+        "print(dist.is_initialized())\n" + end
+    )
+    assert said == "True\nFalse\n"
 
 
 @pytest.mark.parametrize(("own", "holds"), [(None, "PASSIVE"), ("active", "ACTIVE")])
