@@ -19,7 +19,7 @@ from pathlib import Path
 
 import timm
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLFlux2
 from safetensors.torch import load_model, save_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -27,7 +27,7 @@ from torch import nn
 from senseflow.common.commands import Parser, exit_status, module_parser, number
 from senseflow.common.fields import Threads
 from senseflow.common.files import sha256_of
-from senseflow.tiny import flux, sd35, sdxl
+from senseflow.tiny import flux, flux2, sd35, sdxl
 from senseflow.tiny.backbone import save_vit, train_clip, train_vit
 from senseflow.tiny.judge import train_judge
 from senseflow.tiny.lesson import Learner, Lesson, teach
@@ -150,6 +150,22 @@ def build_teacher(new: Callable[[], Learner], lesson: Lesson, site: Site, folder
     return figures
 
 
+def build_flux2_vae(site: Site, folder: Path) -> Figures:
+    """The autoencoder of all families in FLUX.2's class, with the statistics of its patches."""
+    vae = flux2.with_statistics(site.vae(), SEED)
+    vae.save_pretrained(folder)
+    return {"std": float(vae.bn.running_var.sqrt().mean())}
+
+
+def build_flux2(site: Site, folder: Path) -> Figures:
+    """FLUX.2-klein, guided by CFG, from random weights, as a pipeline."""
+    torch.manual_seed(SEED)
+    vae = AutoencoderKLFlux2.from_pretrained(site.work / "vae")
+    learner, figures = teach(vae, flux2.Flux2Learner(), site.lesson(_cfg_lesson(7500, 2e-3)))
+    learner.pipeline(vae).save_pretrained(folder)
+    return figures
+
+
 _cfg_lesson = partial(Lesson, num_pictures=60_000, dark_weight=2, seed=SEED)
 _sd35 = {size: partial(sd35.SD35Learner, size) for size in sd35.SIZES}
 # The stages of each output, in order.
@@ -161,6 +177,7 @@ TARGETS: dict[str, dict[str, Stage]] = {
     "sdxl": {
         "teach": partial(build_teacher, sdxl.SDXLLearner, _cfg_lesson(6500, 1.5e-3, batch_size=96))
     },
+    "flux2_klein": {"vae": build_flux2_vae, "teach": build_flux2},
 }
 
 

@@ -21,6 +21,7 @@ from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
     FluxPipeline,
     LCMScheduler,
     ModelMixin,
@@ -34,8 +35,9 @@ from senseflow.common.quiet import quiet
 from senseflow.config import families
 from senseflow.sampling.drawing import Paths
 from senseflow.sampling.model import find_model
+from senseflow.tiny.flux2 import LATENT_SHAPE
 from senseflow.tiny.pictures import SIZE
-from senseflow.tiny.text import T5_LENGTH
+from senseflow.tiny.text import QWEN_LENGTH, T5_LENGTH
 
 TEACHER_STEPS = 28
 REFERENCE_SEED = 10_000
@@ -97,6 +99,13 @@ FAMILIES = {
     for family in (
         StockFamily(FluxPipeline, flow_steps, guidance=3.5, latent_shape=(16, 32)),
         StockFamily(StableDiffusion3Pipeline, flow_steps, guidance=4.5),
+        StockFamily(
+            Flux2KleinPipeline,
+            # its own steps are the anchors, at any number of them
+            lambda num: {"num_inference_steps": num, "max_sequence_length": QWEN_LENGTH},
+            guidance=4.0,
+            latent_shape=LATENT_SHAPE,
+        ),
         StockFamily(
             StableDiffusionXLPipeline,
             lambda num_steps: {"num_inference_steps": num_steps},  # the samplers' own spacing

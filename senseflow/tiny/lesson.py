@@ -5,11 +5,13 @@ encoders, which learn together; it says its own loss. Everything else is the sam
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -50,8 +52,12 @@ class Learner(nn.Module, ABC):
         """
         ...
 
+    def encode(self, vae: Any, images: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of images (B, 3, 32, 32) as its network sees them."""
+        return encode_images(vae, images)
+
     @abstractmethod
-    def pipeline(self, vae: AutoencoderKL) -> DiffusionPipeline:
+    def pipeline(self, vae: Any) -> DiffusionPipeline:
         """The stock pipeline that draws with it, to be saved."""
         ...
 
@@ -61,9 +67,9 @@ L = TypeVar("L", bound=Learner)
 
 @torch.no_grad()
 def cache_latents(
-    vae: AutoencoderKL, num: int, dark_weight: int, generator: torch.Generator
+    encode: Callable[[Tensor], Tensor], num: int, dark_weight: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Latents (num, C, 8, 8) of fresh training pictures, and their scenes (num, 6).
+    """Latents (num, C, h, w) of fresh training pictures, and their scenes (num, 6).
 
     Digits on black have little contrast, so little weight in a squared error: they are drawn
     `dark_weight` times as often as the others.
@@ -73,7 +79,7 @@ def cache_latents(
     pool = torch.cat([pool, *[pool[is_dark]] * (dark_weight - 1)])
     scenes = draw_scenes(pool, num, generator)
     chunks = tqdm(scenes.split(250), desc="latents", mininterval=10, dynamic_ncols=True)
-    return torch.cat([encode_images(vae, render(c, generator)) for c in chunks]), scenes
+    return torch.cat([encode(render(c, generator)) for c in chunks]), scenes
 
 
 def flow_at(x_0: Tensor, eps: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,16 +99,16 @@ def without_dropped(ids: list[Tensor], empty: list[Tensor], dropped: Tensor) -> 
 class Examples:
     """Random training batches of cached latents, with their token ids, noise and time."""
 
-    def __init__(self, vae: AutoencoderKL, learner: Learner, lesson: Lesson) -> None:
+    def __init__(self, vae: Any, learner: Learner, lesson: Lesson) -> None:
         self.generator = torch.Generator().manual_seed(lesson.seed)
         self.num = lesson.batch_size
         self.latents, scenes = cache_latents(
-            vae, lesson.num_pictures, lesson.dark_weight, self.generator
+            partial(learner.encode, vae), lesson.num_pictures, lesson.dark_weight, self.generator
         )
         self.tokens = learner.text.tokenize(captions_of(scenes))
 
     def draw(self, drop: float) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor]:
-        """x_0 and eps (B, C, 8, 8), u (B,), one tensor of ids per tokenizer, dropped (B,)."""
+        """x_0 and eps (B, C, h, w), u (B,), one tensor of ids per tokenizer, dropped (B,)."""
         num, generator = self.num, self.generator
         index = torch.randint(len(self.latents), (num,), generator=generator)
         eps = torch.randn(self.latents[index].shape, generator=generator)
@@ -112,7 +118,7 @@ class Examples:
         return self.latents[index], eps, u, [tokens[index] for tokens in self.tokens], dropped
 
 
-def teach(vae: AutoencoderKL, learner: L, lesson: Lesson) -> tuple[L, dict[str, float]]:
+def teach(vae: Any, learner: L, lesson: Lesson) -> tuple[L, dict[str, float]]:
     """Train a learner; returns the moving average of its weights, and the figures."""
     examples = Examples(vae, learner, lesson)
 

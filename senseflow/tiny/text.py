@@ -12,11 +12,16 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     PreTrainedTokenizerBase,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
 
+from senseflow.teachers.flux2.prompts import CHAT
+from senseflow.teachers.text_encoders import CHAT_TEMPLATE
 from senseflow.tiny.captions import CAPTION_WORDS
 
 CLIP_LENGTH = 16  # of FLUX's and the discriminator's towers
@@ -28,19 +33,25 @@ WIDTH = 64
 END = "<|endoftext|>"  # CLIP's last token
 CLIP_WIDTHS = (32, 48)  # of SDXL's and SD3.5's two towers
 SD35_T5_WIDTH = 96
+QWEN_LENGTH = 24  # a caption of ten words, and the fourteen tokens of its turn
+QWEN_WIDTH = 32
 
 
 def byte_pair_vocabulary(
-    words: tuple[str, ...], first: tuple[str, ...]
+    words: tuple[str, ...],
+    first: tuple[str, ...],
+    last: tuple[str, ...] = ("<|startoftext|>", END),
+    end: str = "</w>",
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges of a byte-pair tokenizer that keeps each of `words` in one piece.
 
-    The vocabulary begins with the tokens `first`. The end token has the highest id, which is where
-    CLIP towers read their pooled vector.
+    The vocabulary begins with the tokens `first` and ends with `last`: CLIP's end token has the
+    highest id, which is where its towers read their pooled vector. end: behind each word's last
+    letter.
     """
     merges: list[tuple[str, str]] = []
     for word in words:
-        pieces = [*word[:-1], word[-1] + "</w>"]
+        pieces = [*word[:-1], word[-1] + end]
         for left, right in merges:
             while (left, right) in (pairs := list(itertools.pairwise(pieces))):
                 at = pairs.index((left, right))
@@ -49,9 +60,9 @@ def byte_pair_vocabulary(
             merges.append((pieces[0], pieces[1]))
             pieces[:2] = [pieces[0] + pieces[1]]
     letters = sorted(set("".join(words)))
-    tokens = [*first, *letters, *(f"{letter}</w>" for letter in letters)]
+    tokens = [*first, *letters, *(letter + end for letter in letters)]
     tokens += [left + right for left, right in merges]
-    tokens += ["<|startoftext|>", END]
+    tokens += last
     return {token: index for index, token in enumerate(dict.fromkeys(tokens))}, merges
 
 
@@ -192,3 +203,56 @@ class SD35Text(Text):
         states = F.pad(states, (0, SD35_T5_WIDTH - states.shape[-1]))
         prompt_embeds = torch.cat([states, t5(ids[2]).last_hidden_state], dim=1)
         return prompt_embeds, torch.cat([output.text_embeds for output in outputs], dim=-1)
+
+
+def new_qwen_tokenizer() -> Qwen2Tokenizer:
+    """Qwen's, of the caption words, with a chat template shorter than its own."""
+    spoken = (*CAPTION_WORDS, "user", "assistant")
+    words = (*spoken, *(f"Ġ{word}" for word in spoken))  # bytes of a space before, as Qwen has it
+    vocabulary, merges = byte_pair_vocabulary(words, ("Ċ",), (END,), end="")
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        model_max_length=QWEN_LENGTH,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        chat_template=CHAT_TEMPLATE,
+    )
+    tokenizer.add_tokens(["<think>", "</think>"])
+    return tokenizer
+
+
+class Flux2Text(Text):
+    """Qwen3, asked as FLUX.2-klein's pipeline asks it; as deep as the last state that is read."""
+
+    def __init__(self) -> None:
+        tokenizer = new_qwen_tokenizer()
+        config = Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=QWEN_WIDTH,
+            intermediate_size=2 * QWEN_WIDTH,
+            num_hidden_layers=CHAT.layers[-1],
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            tie_word_embeddings=True,
+            max_position_embeddings=QWEN_LENGTH,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        super().__init__([tokenizer], [Qwen3ForCausalLM(config)])
+
+    def tokenize(self, prompts: list[str]) -> list[torch.Tensor]:
+        """Token ids (B, 24) of the prompts' turns, padded."""
+        return super().tokenize(CHAT.worded(self.tokenizers[0], prompts))
+
+    def forward(self, ids: list[torch.Tensor]) -> torch.Tensor:
+        """Three hidden states side by side (B, 24, 96) of token ids."""
+        seen = (ids[0] != self.tokenizers[0].pad_token_id).long()
+        (encoder,) = self.encoders
+        states = encoder(
+            ids[0],
+            attention_mask=seen,
+            output_hidden_states=list(CHAT.layers),
+            use_cache=False,
+            logits_to_keep=1,  # nobody reads them
+        ).hidden_states
+        return torch.cat([states[layer] for layer in CHAT.layers], dim=-1)

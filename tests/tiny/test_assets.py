@@ -38,7 +38,7 @@ def pictures():
     return render(scenes, generator, held_out_scans=True)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [name for name in TARGETS if (ASSETS / name).is_dir()])
 def test_checksums(name):
     folder = ASSETS / name
     lines = (folder / "SHA256SUMS").read_text().splitlines()

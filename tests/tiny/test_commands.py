@@ -10,8 +10,12 @@ import pytest
 from diffusers import FluxTransformer2DModel
 from PIL import Image
 from python import PYTHON
+from teacher_parts import settings_of
 
+from senseflow.teachers.flux2.family import FLUX2
 from senseflow.tiny import build, compare, measure, pictures
+from senseflow.tiny.families import Method, Sampler
+from senseflow.tiny.text import QWEN_LENGTH
 
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "assets" / "tiny"
@@ -145,6 +149,16 @@ def test_quick_build_makes_the_shipped_files(target, tmp_path, call):
     again = ("--work", tmp_path / f"{target}.building", "--output", tmp_path / "again")
     call(build, target, *again, "--common", COMMON)
     assert (tmp_path / "again" / "SHA256SUMS").read_text() == (output / "SHA256SUMS").read_text()
+
+
+@pytest.mark.long
+def test_a_quick_build_of_a_teacher_that_is_not_shipped(tmp_path, call):
+    output = tmp_path / "flux2_klein"
+    call(build, "flux2_klein", "--quick", "--output", output, "--common", COMMON)
+    FLUX2.require(settings_of(output / "pipeline", (32, 32), QWEN_LENGTH))
+    sampler = Sampler(output / "pipeline", ["a red seven left of a blue two on white"] * 2)
+    pictures = sampler.draw(Method("teacher", 4, "euler"), seed=0)
+    assert pictures.shape == (2, 3, 32, 32) and pictures.isfinite().all()
 
 
 def test_a_part_of_the_stages_leaves_the_output_alone(tmp_path, call):

@@ -5,6 +5,8 @@ patches: 2 x 2 of the VAE's become 4 C channels, which the running statistics of
 normalisation then bring to about unit deviation. No mask: padded tokens are attended, as there.
 """
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
 from torch import Tensor, nn
@@ -35,20 +37,13 @@ class Flux2Adapter(CfgAdapter):
         return self.normalise(posterior.mean)
 
     def normalise(self, encoded: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, 4 C, h/2, w/2): patches first, then the statistics of patches."""
-        mean, std = self.statistics()
-        return (pixel_unshuffle(encoded, 2) - mean) / std
+        """(B, C, h, w) -> (B, 4 C, h/2, w/2)."""
+        return normalised(self.pipeline.vae, encoded)
 
     def denormalise(self, latents: Tensor) -> Tensor:
         """(B, 4 C, h/2, w/2) -> (B, C, h, w), the inverse of `normalise`."""
-        mean, std = self.statistics()
+        mean, std = statistics(self.pipeline.vae)
         return pixel_shuffle(latents * std + mean, 2)
-
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation (1, 4 C, 1, 1), float32, that the VAE's batch normalisation kept."""
-        vae = self.pipeline.vae
-        mean, var = (s.float().view(1, -1, 1, 1) for s in (vae.bn.running_mean, vae.bn.running_var))
-        return mean, torch.sqrt(var + vae.config.batch_norm_eps)
 
     def guide(self, uncond: Tensor, cond: Tensor, scale: Tensor) -> Tensor:
         """Classifier-free guidance; a distilled folder's pipeline ignores the scale."""
@@ -67,6 +62,18 @@ class Flux2Adapter(CfgAdapter):
             return_dict=False,
         )[0]
         return output.float().transpose(1, 2).reshape(x_t.shape)
+
+
+def normalised(vae: Any, encoded: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, 4 C, h/2, w/2): patches first, then the statistics of patches."""
+    mean, std = statistics(vae)
+    return (pixel_unshuffle(encoded, 2) - mean) / std
+
+
+def statistics(vae: Any) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (1, 4 C, 1, 1), float32, that the VAE's batch normalisation kept."""
+    mean, var = (s.float().view(1, -1, 1, 1) for s in (vae.bn.running_mean, vae.bn.running_var))
+    return mean, torch.sqrt(var + vae.config.batch_norm_eps)
 
 
 def position_ids(rows: int, columns: int, words: int, device: torch.device) -> Tensor:
