@@ -133,7 +133,7 @@ def described(hint: Any) -> str:
         inner = " or ".join(described(a) for a in args if a is not type(None))
         return f"{inner}{',' * (',' in inner and '`' not in inner)} or `null`"
     if origin is Literal:
-        return ", ".join(f"`{value}`" for value in args)
+        return ", ".join(f"`{plain(value)}`" for value in args)
     if origin is tuple:
         kind, comma, limits = described(args[0]).partition(", ")
         if args[-1] is Ellipsis:

@@ -245,8 +245,13 @@ class ParallelConfig:
     replicas: SmallCount = 1  # HSDP: groups that each hold the whole network in shards
     activation_checkpointing: Block = 0  # 0: none; 1: every block is recomputed; k: every k-th
     recomputation: Literal["full", "selective"] = "full"  # selective: keeps matrix products
-    compile: bool = False  # blocks and rounding by torch.compile; minutes at first
+    compile: Literal["auto", True, False] = "auto"  # blocks and rounding; auto: where GPUs are
     offload: Literal["none", "trained"] = "none"  # trained: what learns lives in host memory
+
+    @property
+    def compiled(self) -> bool:
+        """Whether torch.compile is used, once the machine has settled what auto is."""
+        return self.compile is True
 
 
 @dataclass(frozen=True)
@@ -319,11 +324,6 @@ class Config:
             or (self.precision.masters, self.parallel.offload) == ("float32", "none"),
             "lora.rank: adapters are small and stay float32 on the device; say float32 for "
             "precision.masters and none for parallel.offload",
-        )
-        _require(
-            self.lora.rank is None or not self.parallel.compile,
-            "parallel.compile: compiled blocks do not know which role of a LoRA run calls them; "
-            "say false",
         )
         spent = self.lr_scheduler.warmup_iterations + self.lr_scheduler.decay_iterations
         _require(

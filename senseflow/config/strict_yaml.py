@@ -154,8 +154,9 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return {str(k): _convert(v, args[1], f"{key}.{k}") for k, v in value.items()}
     if origin is Literal:
-        if value not in args:
-            raise ValueError(f"{key}: {short(value)} is none of {', '.join(map(str, args))}")
+        if not any(value == arg and type(value) is type(arg) for arg in args):  # 1 is not true
+            words = ", ".join(str(arg).lower() if arg in (True, False) else arg for arg in args)
+            raise ValueError(f"{key}: {short(value)} is none of {words}")
         return value
     if origin is tuple:
         return _convert_tuple(value, args, key)

@@ -254,7 +254,7 @@ def align(d: Distillation, turn: Turn, taken: Tensor) -> None:
     """IDA (Eq. 9), at once after theta's step, if it was taken."""
     if d.config.ida.lam is not None:
         phi, theta, seed = d.fake_score, d.generator, rounding_seed(d, turn, "ida")
-        compiled = d.config.parallel.compile
+        compiled = d.config.parallel.compiled
         align_networks(phi.network, theta.network, d.config.ida.lam, taken, seed, compiled)
 
 

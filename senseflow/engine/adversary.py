@@ -171,7 +171,7 @@ def build_bottleneck(
 
 def _trained(heads: nn.Module, config: Config) -> Trained:
     optimizer = config.optimizer
-    return Trained.build(heads, optimizer.discriminator_lr, optimizer, config.parallel.compile)
+    return Trained.build(heads, optimizer.discriminator_lr, optimizer, config.parallel.compiled)
 
 
 def fill_heads(

@@ -1,7 +1,7 @@
 """From a recipe and its configuration to a run: networks sharded on their device, data, export."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from senseflow.distill.state import Distillation
 from senseflow.engine.adversary import build_discriminator, check_backbone, keep_text_layer
 from senseflow.engine.agreement import require_equal
 from senseflow.engine.checkpoint_folders import complete_checkpoints
+from senseflow.engine.compilation import settle
 from senseflow.engine.disk import HostGroup, share_folder
 from senseflow.engine.export import Layout, StudentExport
 from senseflow.engine.hold import Hold
@@ -43,7 +44,7 @@ from senseflow.engine.inputs import (
 from senseflow.engine.loop import Run
 from senseflow.engine.lora import build_roles, check_lora, initial_adapters, lora_layout
 from senseflow.engine.parallel import (
-    compile_forward,
+    compile_blocks,
     keep_parameters_in,
     recompute,
     shard,
@@ -81,6 +82,7 @@ def prepare_teacher(inputs: Inputs) -> Teacher:
     """The teacher of a run alone, sharded as in training."""
     join_group()
     require_equal(what_is_shared(inputs))
+    inputs = settled(inputs)
     config, family, settings = inputs.config, inputs.family, inputs.settings
     ranks = start_ranks(config.parallel.replicas)
     build = partial(build_network, config=config, ranks=ranks)
@@ -149,6 +151,7 @@ def assemble(inputs: Inputs, ranks: Ranks, initial: Initial) -> Distillation:
 
     No text encoder is loaded where the inputs' cache knows what they say.
     """
+    inputs = settled(inputs)
     config, known = inputs.config, inputs.cache
     build = partial(build_network, config=config, ranks=ranks)
     encoders = "the VAE" if known.prompts is not None else "the text encoders and the VAE"
@@ -157,7 +160,7 @@ def assemble(inputs: Inputs, ranks: Ranks, initial: Initial) -> Distillation:
     if config.parallel.activation_checkpointing:
         # On theta's turn L_adv goes back through the decoder, often the worst moment for memory.
         adapter.pipeline.vae.enable_gradient_checkpointing()
-    optimizer, compiled = config.optimizer, config.parallel.compile
+    optimizer, compiled = config.optimizer, config.parallel.compiled
     teacher, generator, fake_score = build_networks(inputs, initial, ranks)
     return Distillation(
         config=config,
@@ -171,6 +174,12 @@ def assemble(inputs: Inputs, ranks: Ranks, initial: Initial) -> Distillation:
         ema=Ema.start(generator, config.ema.decay) if config.ema.decay else None,
         foresight=Foresight(ranks.device),
     )
+
+
+def settled(inputs: Inputs) -> Inputs:
+    """With `parallel.compile` as this machine has it; raises ValueError where it cannot be."""
+    parallel = settle(inputs.config.parallel, torch.cuda.device_count())
+    return replace(inputs, config=replace(inputs.config, parallel=parallel))
 
 
 def build_networks(
@@ -216,19 +225,14 @@ def build_network(
 
 
 def lighten(source: NetworkSource, parallel: ParallelConfig) -> None:
-    """Recompute what learns, compile all that repeats.
-
-    A compiled block does not show the operations that selective recomputation chooses from, so
-    that there the recomputation is compiled too.
-    """
+    """Recompute what learns, compile all that repeats."""
     learns = any(p.requires_grad for p in source.network.parameters())
     every = parallel.activation_checkpointing if learns else 0
     selective = parallel.recomputation == "selective"
-    if parallel.compile and not selective:
-        compile_forward(source.repeated)
-    recompute(source.repeated, every, selective, source.recompute_context)
-    if parallel.compile and selective:
-        compile_forward(source.repeated)
+    if parallel.compiled:
+        compile_blocks(source.repeated, every, selective)
+    else:
+        recompute(source.repeated, every, selective, source.recompute_context)
 
 
 def share(config: Config, ranks: Ranks) -> Share:

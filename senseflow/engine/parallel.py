@@ -6,8 +6,7 @@ weights file a rank reads its own rows alone, and of new heads it draws one laye
 so no rank ever holds a whole network. VAE, DINOv2 and the discriminator's CLIP are small and whole.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, cast
@@ -32,7 +31,7 @@ from torch.utils.checkpoint import (
 )
 from torch.utils.flop_counter import flop_registry
 
-Contexts = Callable[[], tuple[Any, Any]]  # of a block's first run and of its second
+from senseflow.engine.recomputation import Contexts, spare_products
 
 
 def shard(
@@ -100,40 +99,42 @@ def recompute(
     The second run is of the block's own forward, inside FSDP2's hooks: its weights have been
     gathered for the backward, and no collective is added. Nothing random is drawn in it.
     """
-    contexts = partial(selectively, context) if selective else context
-    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=context)
     for block in blocks[every - 1 :: every] if every else ():
         # Its forward and no wrapper around it: keys stay diffusers', and FSDP2's hooks outside.
-        block.forward = partial(again, block.forward)
+        if selective:
+            spare_products(block, context)
+        else:
+            block.forward = partial(again, block.forward)
 
 
-def compile_forward(blocks: Sequence[nn.Module]) -> None:
-    """Compile the forward of each block; blocks of one class and shapes share what is compiled.
+def compile_blocks(blocks: Sequence[nn.Module], every: int, selective: bool = False) -> None:
+    """Compile each block, with its recomputation (`recompute`) in what is compiled.
 
-    FSDP2's hooks stay outside. A block is compiled once for every way it is called: with and
-    without gradients, alone and as both halves of CFG, in training and in an image strip.
+    FSDP2's hooks stay outside. What is compiled takes the block as an argument: all of one class
+    and shapes share it. It is compiled once for every way they are called: with and without
+    gradients, by each role of a LoRA run (the list of active adapters is looked at before every
+    call), alone and as both halves of CFG, in training and in an image strip.
     """
-    torch._dynamo.config.recompile_limit = 64  # per function, not per block
-    for block in blocks:
-        block.forward = torch.compile(block.forward, dynamic=False)
+    torch._dynamo.config.recompile_limit = 256  # per function: classes, shapes, roles, ways to call
+    contexts = {"context_fn": kept_products} if selective else {}
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, **contexts)
+
+    def run_again(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return again(type(block).forward, block, *args, **kwargs)
+
+    recomputed = torch.compile(run_again, dynamic=False)
+    classes: set[type[nn.Module]] = {type(block) for block in blocks}
+    plain = {cls: torch.compile(cls.forward, dynamic=False) for cls in classes}
+    for number, block in enumerate(blocks, 1):
+        which = recomputed if every and number % every == 0 else plain[type(block)]
+        block.forward = partial(which, block)
 
 
-def selectively(context: Contexts) -> tuple[Any, Any]:
-    """The contexts of a first and a second run, which also keep and use what products gave."""
-    kept: tuple[Any, Any] = create_selective_checkpoint_contexts(keep_products)
-    if context is noop_context_fn:
-        return kept
-    first, second = zip(context(), kept, strict=True)
-    return within(*first), within(*second)
-
-
-@contextmanager
-def within(*contexts: Any) -> Iterator[None]:
-    """All of them, the first around the others."""
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
+def kept_products() -> tuple[Any, Any]:
+    """Torch's own contexts of selective checkpointing, which a compiler reads."""
+    contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(keep_products)
+    return contexts
 
 
 def keep_products(

@@ -24,6 +24,7 @@ from torch.distributed.launcher.api import elastic_launch
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.signals import Forwarder, signal_at_end_of
 from senseflow.config.config import Config
+from senseflow.engine.compilation import check_compile
 from senseflow.engine.inputs import Inputs, check_offload, read_run
 from senseflow.launch.meeting import FIRST_MEETING_S, Meeting, NodeGoneError, place_from
 from senseflow.launch.watch import Failure, post, posted, say
@@ -60,6 +61,7 @@ def launch(
     num_gpus = count_gpus()
     check_devices(gpus, num_gpus)
     check_offload(config.parallel.offload, num_gpus)
+    check_compile(config.parallel, num_gpus)
     load_libraries(inputs, num_gpus)
     stop.forward()
     try:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import noop_context_fn
 
 from senseflow.common.files import read_json
 from senseflow.common.ranks import start_ranks
-from senseflow.engine.parallel import recompute, shard
+from senseflow.engine.parallel import compile_blocks, recompute, shard
 from senseflow.teachers.flux import adapter as flux
 from senseflow.teachers.sd35 import adapter as sd35
 from senseflow.teachers.sdxl import adapter as sdxl
@@ -135,6 +135,7 @@ def make_shared(
     moved: bool = True,
     remember: bool = True,
     selective: bool = False,
+    compiled: bool = False,
 ) -> Shared:
     """Sharded on this process's ranks; scale 2.
 
@@ -152,7 +153,10 @@ def make_shared(
     settings = LoraSettings(rank=4, alpha=8.0, train=train, targets=case.targets, seed=3)
     source, base = share(source, settings)
     context = source.recompute_context if remember else noop_context_fn
-    recompute(source.repeated, every, selective, context)
+    if compiled:
+        compile_blocks(source.repeated, every, selective)
+    else:
+        recompute(source.repeated, every, selective, context)
     shard(source.network, source.blocks, start_ranks().mesh, dtype)
     fill_shards(source.network, source.read, CPU)
     shared = Shared(case, plain, Role(base, None), *(Role(base, adapter) for adapter in ADAPTERS))

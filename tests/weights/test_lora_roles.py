@@ -9,6 +9,7 @@ from peft.tuners.lora import LoraLayer
 from ranks import on_ranks
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from senseflow.core.ida import align_
@@ -96,6 +97,33 @@ def test_recomputation_runs_with_the_role_of_its_forward(name, train, selective)
     assert gradients(again.fake_score) == {}
     base = again.teacher.base.network
     assert len(gradients(base)) == len(two)  # no weight of the base has one
+
+
+LATER = [pytest.param(*how, marks=pytest.mark.long) for how in ((0, False), (1, False))]
+
+
+@pytest.mark.parametrize(("every", "selective"), [(1, True), *LATER])
+def test_compiled_blocks_know_their_role(every, selective, monkeypatch):
+    """One graph for each class of block, role and kind of call, whatever the number of blocks."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    plain = make_shared("flux")
+    compiled = make_shared("flux", every=every, selective=selective, compiled=True)
+    with torch.no_grad():
+        for role in ("teacher", "generator", "fake_score", "teacher"):
+            expected, found = (s.run(getattr(s, role)) for s in (plain, compiled))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(backward(compiled), backward(plain))
+    one, two = gradients(plain.generator), gradients(compiled.generator)
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-6)
+    assert gradients(compiled.fake_score) == {}
+    assert not counters["graph_break"]
+    # two classes of blocks, three roles without gradients and one with them; a network's first
+    # block may be called with text that needs no gradient
+    assert 2 * 4 <= counters["stats"]["unique_graphs"] <= 2 * 4 + 2
 
 
 def test_a_recomputation_that_forgets_its_role_would_be_seen():
