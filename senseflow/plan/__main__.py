@@ -30,6 +30,7 @@ from senseflow.common.files import ROOT, require_writable, write_whole
 from senseflow.config.recipes import RECIPES
 
 Gib = Annotated[float, Bounds(0, 1e5)]
+Small = Annotated[float, Bounds(0, 1e4, above=True)]
 EXAMPLES = """examples:
   python -m senseflow.plan --config configs/FLUX/flux_senseflow.yaml --gpus 8 --memory 80
   python -m senseflow.plan --config configs/SD35/sd35_senseflow.yaml --gpus 1 --output plan.md \\
@@ -68,7 +69,8 @@ def make_text(args: argparse.Namespace) -> str:
     wanted = [Wanted(file, overrides, args.nodes, args.gpus, args.data) for file in files]
     if args.table:
         return whole_table(wanted, gpu)
-    return whole_plan(wanted[0], gpu, bool(args.output and args.output.suffix == ".json"))
+    host = (args.op_us and args.op_us / 1e6, args.unit_ms and args.unit_ms / 1e3)
+    return whole_plan(wanted[0], gpu, host, bool(args.output and args.output.suffix == ".json"))
 
 
 def build_parser() -> Parser:
@@ -87,6 +89,14 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--mfu", type=number(Fraction), default=0.4,
         help="share of the GPU's dense bfloat16 peak that training reaches (0.4)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--op-us", type=number(Small), metavar="US",
+        help="CPU time that an operation costs the host (default: measured here, in a second)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unit-ms", type=number(Small), metavar="MS",
+        help="CPU time that gathering a unit costs the host besides (default: measured here)",
     )  # fmt: skip
     parser.add_argument(
         "--data", choices=("images", "latents", "cached"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.templates import markdown_table
 from senseflow.plan.costs import Gpu, flops, seconds
+from senseflow.plan.host import Constants, measure
 from senseflow.plan.plan import Plan, Wanted, make_plan
 from senseflow.plan.rehearsal import Kind
 from senseflow.plan.remedies import remedies
@@ -15,14 +16,15 @@ from senseflow.plan.text import as_markdown, as_tree, gib
 GPU_COUNTS = (1, 2, 4, 8, 16)
 
 
-def whole_plan(wanted: Wanted, gpu: Gpu, as_json: bool) -> str:
+def whole_plan(wanted: Wanted, gpu: Gpu, host: Constants, as_json: bool) -> str:
     """The text of a plan, with what would make it fit if it does not."""
     quiet_libraries()
+    costs = measure(*host)
     plan = make_plan(wanted)
     helps = remedies(plan, gpu.room) if plan.peak > gpu.room else []
     if as_json:
-        return json.dumps(as_tree(plan, gpu, helps), indent=2) + "\n"
-    return as_markdown(plan, gpu, helps)
+        return json.dumps(as_tree(plan, gpu, costs, helps), indent=2) + "\n"
+    return as_markdown(plan, gpu, costs, helps)
 
 
 def whole_table(wanted: list[Wanted], gpu: Gpu) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from senseflow.common.templates import templates
 from senseflow.plan.costs import DENSE_TFLOPS, GIB, Gpu, flops, peak, seconds, sent, work_of
+from senseflow.plan.host import Host
 from senseflow.plan.plan import Plan
 from senseflow.plan.remedies import Remedy
 from senseflow.plan.tracker import COLLECTIVES, KINDS
@@ -23,7 +24,7 @@ def tera(num_flops: float) -> str:
     return f"{num_flops / 1e12:.2f}"
 
 
-def as_markdown(plan: Plan, gpu: Gpu, remedies: list[Remedy]) -> str:
+def as_markdown(plan: Plan, gpu: Gpu, host: Host, remedies: list[Remedy]) -> str:
     """All of a plan."""
     train, wanted, costs = plan.config.train, plan.wanted, plan.costs
     worst, mean = costs.worst(), costs.mean(flops)
@@ -62,6 +63,11 @@ def as_markdown(plan: Plan, gpu: Gpu, remedies: list[Remedy]) -> str:
             mean=mean,
             moved=[f"{costs.mean(sent(c)) / GIB:.1f} GiB {c}" for c in COLLECTIVES],
             times=times(mean, gpu.mfu, train.iter_num),
+            operations=costs.mean(lambda cost: cost.operations),
+            gatherings=costs.mean(lambda cost: cost.gatherings),
+            host=host,
+            floor=costs.mean(host.seconds),
+            waiting=waiting(plan, gpu, host),
         )  # fmt: skip
 
 
@@ -108,7 +114,13 @@ def times(mean: float, mfu: float, iter_num: int) -> Rows:
     return rows
 
 
-def as_tree(plan: Plan, gpu: Gpu, remedies: list[Remedy]) -> dict[str, Any]:
+def waiting(plan: Plan, gpu: Gpu, host: Host) -> list[str]:
+    """The GPUs that wait for this host at every iteration, where nothing is compiled."""
+    mean, floor = plan.costs.mean(flops), plan.costs.mean(host.seconds)
+    return [name for name in DENSE_TFLOPS if seconds(mean, name, gpu.mfu) < floor]
+
+
+def as_tree(plan: Plan, gpu: Gpu, host: Host, remedies: list[Remedy]) -> dict[str, Any]:
     """What programs read of a plan; sizes are bytes."""
     mean = plan.costs.mean(flops)
     return {
@@ -129,6 +141,10 @@ def as_tree(plan: Plan, gpu: Gpu, remedies: list[Remedy]) -> dict[str, Any]:
         "mean_flop": mean,
         "mean_work": mean_work(plan),
         "mean_sent": {c: plan.costs.mean(sent(c)) for c in COLLECTIVES},
+        "mean_operations": plan.costs.mean(lambda cost: cost.operations),
+        "mean_gatherings": plan.costs.mean(lambda cost: cost.gatherings),
+        "host": vars(host),
+        "host_floor_s": plan.costs.mean(host.seconds),
         "time_s": {name: seconds(mean, name, gpu.mfu) for name in DENSE_TFLOPS},
         "remedies": [vars(remedy) for remedy in remedies],
     }

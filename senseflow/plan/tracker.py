@@ -46,6 +46,8 @@ class PhaseCost:
 
     peak: int = 0  # bytes, all kinds together
     parts: dict[str, int] = field(default_factory=dict)  # of the peak, by kind
+    operations: int = 0  # that the host starts
+    gatherings: int = 0  # of FSDP2's units
     flops: int = 0
     work: Counter[str] = field(default_factory=Counter)  # of it, by what did it
     sent: Counter[str] = field(default_factory=Counter)  # bytes of whole tensors, by collective
@@ -101,6 +103,7 @@ class Tracker(TorchDispatchMode):
             return NotImplemented
         result = func(*args, **kwargs)
         packet, cost = func._overloadpacket, self._cost()
+        cost.operations += 1
         if packet in flop_registry:
             flops = flop_registry[packet](*args, **kwargs, out_val=result)
             cost.flops += flops
@@ -110,6 +113,7 @@ class Tracker(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._note(tensor)
         if func.namespace == "fsdp":
+            cost.gatherings += packet is torch.ops.fsdp.all_gather_copy_in
             self._note_fsdp(packet, args, kwargs)
         elif func.namespace in ("c10d", "_c10d_functional"):
             self._note_collective(func, args, cost)

@@ -26,6 +26,7 @@ from senseflow.engine.build import prepare
 from senseflow.engine.inputs import read_run
 from senseflow.plan import remedies as planning_remedies
 from senseflow.plan.costs import Costs, Gpu, kinds_of, peak
+from senseflow.plan.host import Host, measure
 from senseflow.plan.plan import Plan, Wanted, configure
 from senseflow.plan.rehearsal import Kind, NetworkBytes, Rehearsal, rehearse
 from senseflow.plan.remedies import Remedy, candidates, remedies, twice
@@ -111,6 +112,7 @@ def work(_: int, folder: Path) -> None:
     torch.set_num_threads(1)
     facts = rehearse_two_ranks(folder / "two") | {"roles": rehearse_roles(folder / "roles")}
     facts |= {"dmd2": rehearse_dmd2_roles(folder / "dmd2")}
+    facts |= {"host": vars(measure())}
     facts |= {"real": count_one_rank(folder / "one")}
     (folder / "facts.json").write_text(json.dumps(facts))
 
@@ -260,6 +262,7 @@ def test_the_worst_kind_is_the_one_with_the_highest_moment():
 
 
 GPU = Gpu(memory=80, reserve=6, mfu=0.4)
+HOST = Host(operation=1e-5, gathering=2e-3)
 
 
 def made_up_plan(size_gib: float) -> Plan:
@@ -273,17 +276,51 @@ def made_up_plan(size_gib: float) -> Plan:
 
 
 def test_words_say_whether_it_fits_and_what_helps():
-    text = as_markdown(made_up_plan(50), GPU, [])
+    text = as_markdown(made_up_plan(50), GPU, HOST, [])
     assert "**It fits**, with 24.0 to spare" in text and "| generator | 10 | 1.00 float32 |" in text
     helps = [Remedy("less of it", ("a.b=1",), 60 * 2**30)]
-    text = as_markdown(made_up_plan(78.5), GPU, helps)
+    text = as_markdown(made_up_plan(78.5), GPU, HOST, helps)
     assert "**4.5 too much**" in text and "| less of it | `a.b=1` | 60.00 | yes |" in text
 
 
 def test_the_tree_is_json():
-    tree = json.loads(json.dumps(as_tree(made_up_plan(50), GPU, [])))
+    tree = json.loads(json.dumps(as_tree(made_up_plan(50), GPU, HOST, [])))
     assert tree["fits"] and tree["peak"] == 50 * 2**30
     assert tree["time_s"]["H100"] == pytest.approx(tree["mean_flop"] / (0.4 * 989e12))
+
+
+def test_the_hosts_floor_is_operations_and_units_at_their_prices():
+    """100 operations and 3 gatherings in `generate`, 1,000 more on a generator's turn; by hand."""
+    plan = made_up_plan(50)
+    for kind, phases in plan.costs.traced.items():
+        phases["generate"].operations, phases["generate"].gatherings = 100, 3
+        phases["fake_score"].operations = 1000 * kind.generator
+    often = 1 / plan.config.fake_score.ttur
+    floor = (100 + 1000 * often) * 1e-5 + 3 * 2e-3
+    tree = as_tree(plan, GPU, HOST, [])
+    assert tree["host_floor_s"] == pytest.approx(floor)
+    assert tree["mean_gatherings"] == pytest.approx(3)
+    slow = as_markdown(plan, GPU, HOST, [])
+    assert f"needs **{floor:.2f} s** where nothing is compiled" in slow
+    assert "A100, H100, H200 would wait for it" in slow
+    for phases in plan.costs.traced.values():
+        phases["generate"].flops = 10**15
+    assert "they do not wait for it" in as_markdown(plan, GPU, HOST, [])
+
+
+def test_the_hosts_prices_are_given_or_measured(facts):
+    assert measure(1e-5, 2e-3) == Host(1e-5, 2e-3)
+    found = Host(**facts["host"])
+    assert found.measured
+    assert 1e-7 < found.operation < 1e-3 and 0 < found.gathering < 0.1
+
+
+def test_operations_and_gatherings_are_counted(facts, shapes):
+    """The fake score's step gathers each unit on the way there and on the way back."""
+    units, _ = shapes
+    step = facts["plain"]["fake_score"]
+    assert step["gatherings"] == 2 * len(units)
+    assert step["operations"] > 2 * sum(len(unit) for unit in units)
 
 
 def test_changes_are_those_the_configuration_has_not_made():
