@@ -1,6 +1,7 @@
 # make demo: distil the embedded FLUX teacher, sample, measure, and leave a picture, a table, a report.
 # make demo-all: the five recipes on their embedded teachers, and one table of all.
-# make test: the test suite.  All make their own virtual environment in $(VENV) and install first.
+# make test: the test suite. make test-oldest: a part of it with the oldest versions that setup.py promises.
+# All make their own virtual environment in $(VENV) and install first.
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
@@ -10,7 +11,9 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-all test test-all lint clean
+OLDEST := .venv-oldest
+
+.PHONY: demo demo-all test test-all test-oldest lint clean
 
 $(INSTALLED): requirements.txt setup.py
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -67,10 +70,18 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -m '' -n $(PROCESSES) --dist loadfile
 
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct \
+		-r setup.py --extra test
+	$(OLDEST)/bin/python -m pytest -m '' -n $(PROCESSES) --dist loadfile \
+		tests/core tests/optim tests/distill tests/engine tests/plan tests/test_training.py
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(OLDEST) build *.egg-info

@@ -29,7 +29,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.storage import WriteResult
 
@@ -54,6 +54,7 @@ from senseflow.engine.disk import (
     remove_partials,
     writing,
 )
+from senseflow.engine.staging import stager_of
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
 
@@ -77,7 +78,7 @@ class Checkpoints:
     asynchronous: bool = False
     host: HostGroup = field(init=False)
     pending: Future[None] | None = field(default=None, init=False)
-    stager: DefaultStager | None = field(default=None, init=False)  # to host memory that it keeps
+    stager: AsyncStager | None = field(default=None, init=False)  # to host memory that it keeps
     seconds: float = field(default=0.0, init=False)  # that the last save took, from call to end
     damaged: set[str] = field(default_factory=set, init=False)
     used: bool = field(default=False, init=False)  # a checkpoint was written or read
@@ -143,14 +144,7 @@ class Checkpoints:
         """A copy in host memory, which training no longer changes; the next save writes over it."""
         if self.stager is None:
             pinned = self.ranks.device.type == "cuda"
-            options = StagingOptions(
-                use_pinned_memory=pinned,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=pinned,
-            )
-            # Kept: to pin memory takes longer than to copy to it.
-            self.stager = DefaultStager(options)
+            self.stager = stager_of(pinned=pinned)
         return cast(State, self.stager.stage(state))
 
     def wait(self) -> None:

@@ -100,9 +100,8 @@ class HostGroup:
                 dist.send(_bytes(local), 0, group=self.group)
             return None
         whole = torch.empty(value.shape, dtype=dtype)
-        for place, holder in enumerate(holders):
-            size, start = Shard.local_shard_size_and_offset(len(whole), len(holders), place)
-            rows = whole[start : start + size]
+        # Sharded as `chunk` splits rows, which may leave the last holders without any.
+        for holder, rows in zip(holders, whole.chunk(len(holders)), strict=False):
             if holder == 0:
                 rows.copy_(local)
             elif rows.numel():

@@ -79,8 +79,18 @@ def shard(
 
 def forget_forward(network: nn.Module, args: Any, output: Any) -> None:
     """Clear the record of a forward that no backward will follow."""
-    if not torch.is_grad_enabled():
-        cast(FSDPModule, network).reset_iter_state()
+    root = cast(FSDPModule, network)
+    if torch.is_grad_enabled():
+        return
+    if hasattr(root, "reset_iter_state"):
+        root.reset_iter_state()
+        return
+    # torch 2.8 to 2.11 have no name for it: what the end of a backward clears there.
+    state = cast(Any, root)._get_fsdp_state()
+    state._comm_ctx.post_forward_order.clear()
+    for inner in state._state_ctx.all_states:
+        if inner._fsdp_param_group is not None:
+            inner._fsdp_param_group._post_forward_indices.clear()
 
 
 def recompute(
