@@ -99,7 +99,7 @@ def seed_folders(folder: Path) -> list[Path]:
 # seed_0/00000_words.png
 
 
-def read_one(files: list[Path], column: str | None) -> list[Collection]:
+def read_one(files: list[Path], column: str | None = None) -> list[Collection]:
     """The prompts of the one file."""
     if len(files) != 1:
         raise ValueError(f"--prompts_file takes one file in this layout, not {len(files)}")
@@ -127,7 +127,7 @@ def benchmark_shot(place: Path, name: str, prompt: Prompt, seed: int, sample: in
 # GenEval: 00000/metadata.jsonl, 00000/samples/0000.png
 
 
-def read_geneval(files: list[Path], column: str | None) -> list[Collection]:
+def read_geneval(files: list[Path], column: str | None = None) -> list[Collection]:
     """The prompts of evaluation_metadata.jsonl, each with its line."""
     (collection,) = read_one(files, column)
     for prompt in collection.prompts:
@@ -159,7 +159,7 @@ def geneval_note(shot: Shot) -> tuple[Path, str] | None:
 # T2I-CompBench: color/samples/a red car and a blue bench_000007.png
 
 
-def read_categories(files: list[Path], column: str | None) -> list[Collection]:
+def read_categories(files: list[Path], column: str | None = None) -> list[Collection]:
     """The prompts of each file, the category by its name; what follows a tab is not the prompt."""
     collections: list[Collection] = []
     for file in files:
