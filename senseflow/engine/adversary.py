@@ -22,7 +22,7 @@ from senseflow.distill.adversaries import (
 )
 from senseflow.distill.bottleneck import ClassifierHead, add_encoder_pass
 from senseflow.distill.state import Discriminator
-from senseflow.distill.vfm_features import FrozenBackbone, PromptEncoder
+from senseflow.distill.vfm_features import LOCAL, FrozenBackbone, PromptEncoder
 from senseflow.distill.vfm_heads import Heads, Layers, no_power_iterations, text_layer_of
 from senseflow.engine.disk import HostGroup
 from senseflow.engine.initial import Initial, heads_of, reader
@@ -65,19 +65,9 @@ def build_vfm(
     settings, paths = config.adversarial, config.paths
     named = paths.dinov2 if text_dim else f"{paths.dinov2} and CLIP's {paths.clip}"
     logger.info("reading the discriminator's %s", named)
-    frozen_dtype = torch_dtype(config.precision.compute)
-    try:
-        backbone = FrozenBackbone(
-            paths.dinov2, settings.taps, checkpoint=paths.dinov2_weights, dtype=frozen_dtype
-        )
-        prompt_encoder = None if text_dim else load_clip(paths).to(ranks.device)
-    except (RuntimeError, OSError, UnpicklingError, SafetensorError) as error:
-        raise ValueError(
-            f"paths.dinov2 ({paths.dinov2}, {paths.dinov2_weights}) or paths.clip ({paths.clip}, "
-            f"{paths.clip_weights}) cannot be loaded: {words_of(error)}"
-        ) from error
+    backbone, prompt_encoder = load_frozen(config, text_dim)
     if prompt_encoder:
-        text_dim = prompt_encoder.dim
+        prompt_encoder, text_dim = prompt_encoder.to(ranks.device), prompt_encoder.dim
     assert text_dim
     with torch.device("meta"), no_power_iterations():
         heads = Heads(
@@ -97,6 +87,36 @@ def build_vfm(
         prompt_encoder,
         _trained(heads, config),
     )
+
+
+def fetch_frozen(config: Config, text_dim: int | None) -> None:
+    """Have on this node's disk what the adversary's frozen networks are named by: of names that
+    stand for files elsewhere, timm and open_clip fetch these. Raises ValueError."""
+    paths = config.paths
+    far = paths.dinov2_weights is None and not paths.dinov2.startswith(LOCAL)
+    if text_dim is None and not paths.clip.startswith(LOCAL):
+        far |= "/" not in (paths.clip_weights or "/")
+    if far:
+        logger.info("looking for the discriminator's networks, which may have to be fetched")
+        load_frozen(config, text_dim)
+
+
+def load_frozen(
+    config: Config, text_dim: int | None
+) -> tuple[FrozenBackbone, PromptEncoder | None]:
+    """DINOv2 and CLIP's text tower (None with `text_dim`) in host memory; raises ValueError."""
+    settings, paths = config.adversarial, config.paths
+    frozen_dtype = torch_dtype(config.precision.compute)
+    try:
+        backbone = FrozenBackbone(
+            paths.dinov2, settings.taps, checkpoint=paths.dinov2_weights, dtype=frozen_dtype
+        )
+        return backbone, None if text_dim else load_clip(paths)
+    except (RuntimeError, OSError, UnpicklingError, SafetensorError) as error:
+        raise ValueError(
+            f"paths.dinov2 ({paths.dinov2}, {paths.dinov2_weights}) or paths.clip ({paths.clip}, "
+            f"{paths.clip_weights}) cannot be loaded: {words_of(error)}"
+        ) from error
 
 
 def keep_text_layer(inputs: Inputs, folder: Path, initial: Initial, host: HostGroup) -> Inputs:

@@ -18,7 +18,12 @@ from senseflow.data.items import Samples
 from senseflow.data.sampler import Share, batches
 from senseflow.distill.foresight import Foresight
 from senseflow.distill.state import Distillation
-from senseflow.engine.adversary import build_discriminator, check_backbone, keep_text_layer
+from senseflow.engine.adversary import (
+    build_discriminator,
+    check_backbone,
+    fetch_frozen,
+    keep_text_layer,
+)
 from senseflow.engine.agreement import require_equal
 from senseflow.engine.checkpoint_folders import complete_checkpoints
 from senseflow.engine.compilation import settle
@@ -111,6 +116,8 @@ def prepare(inputs: Inputs, folder: Path, hold: Hold | None = None) -> Run:
     share_folder(folder, host)
     if hold:
         host.on_main(hold.take)
+    if config.adversarial.in_use == "vfm":  # before anything large: it may not be there
+        host.on_first_of_node(lambda: fetch_frozen(config, cache.text_dim))
     if cache.known:
         logger.info("from paths.cache %s: %s", config.paths.cache, ", ".join(cache.known))
     initial = choose_initial(inputs, folder, host)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.tensor import DTensor, Shard
 
+from senseflow.common.environment import own_position
 from senseflow.common.files import PARTIAL
 from senseflow.common.ranks import PATIENCE, AgreedOSError, Ranks
 
@@ -67,6 +68,18 @@ class HostGroup:
             failure = cause(error)
         if failure := self.first(failure):
             raise AgreedOSError(failure)
+
+    def on_first_of_node(self, action: Callable[[], object]) -> None:
+        """The first rank of every node acts, the others wait; when one fails, all raise the same
+        ValueError."""
+        failure = None
+        try:
+            if own_position().local_rank == 0:
+                action()
+        except ValueError as error:
+            failure = str(error)
+        if failure := self.first(failure):
+            raise ValueError(failure)
 
     def first(self, mine: str | None) -> str | None:
         """The first rank's words, if any has some."""

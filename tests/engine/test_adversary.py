@@ -1,11 +1,16 @@
 """What is said of an adversary before anything is loaded."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from short_runs import configure
 
+from senseflow.common.ranks import start_ranks
+from senseflow.config.config import PathsConfig
+from senseflow.engine import adversary
 from senseflow.engine.adversary import check_backbone
+from senseflow.engine.disk import HostGroup
 
 TINY = "assets/tiny/common"
 
@@ -33,3 +38,38 @@ def test_a_backbone_that_cannot_be_is_one_line(override, said):
 
 def test_the_embedded_backbone_can():
     check_backbone(configure(Path("data.json")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text_dim", "fetches"),
+    [
+        ({}, None, True),  # both are names
+        ({"dinov2_weights": "/dino.safetensors", "clip_weights": "/clip.pt"}, None, False),
+        ({"dinov2": "local-dir:/dino", "clip": "local-dir:/clip", "clip_weights": None}, 8, False),
+        ({"dinov2": "local-dir:/dino"}, None, True),  # CLIP's tag
+        ({"dinov2": "local-dir:/dino"}, 8, False),  # of whose features a cache knows
+    ],
+)
+def test_names_of_far_networks_are_resolved_first(changes, text_dim, fetches, monkeypatch):
+    asked = []
+    monkeypatch.setattr(adversary, "load_frozen", lambda *given: asked.append(given))
+    paths = replace(PathsConfig("teacher", "data.json"), **changes)
+    config = replace(configure(Path("data.json")), paths=paths)
+    adversary.fetch_frozen(config, text_dim)
+    assert asked == ([(config, text_dim)] if fetches else [])
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_the_first_rank_of_a_node_acts_for_it(local_rank, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    host, done = HostGroup(start_ranks()), []
+    host.on_first_of_node(lambda: done.append(1))
+    assert done == [1] * (local_rank == 0)
+
+
+def test_what_the_first_rank_of_a_node_misses_is_said():
+    def miss() -> None:
+        raise ValueError("not there")
+
+    with pytest.raises(ValueError, match="not there"):
+        HostGroup(start_ranks()).on_first_of_node(miss)
