@@ -48,6 +48,7 @@ TEACHERS = {
     DMD2: "sdxl_folder",
 }
 GPU = (
+    "parallel.compile=false",  # fakes are not compiled
     "precision.compute=bfloat16",
     "precision.heads=bfloat16",
     "train.batch_size=4",
