@@ -44,7 +44,12 @@ SETTINGS = [
     "optimizer.fake_score_lr=0.1",
     "optimizer.discriminator_lr=1",
     "optimizer.max_grad_norm=3",  # some steps are clipped and some are not
+    "adversarial.taps=[5]",  # two heads
 ]
+SHORTER = (  # one from data and one simulated, below the top anchor
+    *("train.iter_num=2", "train.save_interval=1", "train.seed=5"),
+    "fake_score.ttur=1",
+)
 # Right runs differ by up to 8e-4 (a leaky ReLU that float noise tips over), by 2e-3 in DMD2's head.
 # Wrong ones (noise by the local index, shifted data, the fake score's loss not divided by the
 # micro-batches, spectral norm moved by every micro-batch) differ by 0.19 and more in the network
@@ -58,6 +63,7 @@ SPLITS = {
 }
 
 Runs = Callable[..., Path]
+Words = tuple[str, ...]
 
 
 @pytest.fixture(scope="session")
@@ -77,10 +83,10 @@ def whole(pictures, tmp_path_factory) -> Runs:
     """Runs of a recipe split in some way; each is trained once."""
 
     @cache
-    def run(recipe: str, ranks: int = 1, accumulation: int = 1) -> Path:
+    def run(recipe: str, ranks: int = 1, accumulation: int = 1, more: Words = ()) -> Path:
         folder = tmp_path_factory.mktemp(recipe) / "run"
-        split = f"train.grad_accumulation={accumulation}"
-        train(recipe, folder, f"paths.dataset={pictures}", *SETTINGS, split, ranks=ranks)
+        words = (f"paths.dataset={pictures}", *SETTINGS, *more)
+        train(recipe, folder, *words, f"train.grad_accumulation={accumulation}", ranks=ranks)
         return folder
 
     return run
@@ -125,10 +131,10 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return float(sum(((one[k] - other[k]) ** 2).sum() for k in one) ** 0.5)
 
 
-def differences(one: Path, other: Path, tmp_path: Path) -> dict[str, float]:
+def differences(one: Path, other: Path, tmp_path: Path, end: int) -> dict[str, float]:
     """||a - b|| / ||a - a half way|| per network, and |a - b| / max |a| per column of the rows."""
-    a, b = (full_state(folder, WHOLE, tmp_path) for folder in (one, other))
-    start = full_state(one, HALF, tmp_path)
+    a, b = (full_state(folder, end, tmp_path) for folder in (one, other))
+    start = full_state(one, end // 2, tmp_path)
     found = {}
     for name in ("generator", "fake_score", "discriminator"):
         for kind, part in (("parameters", learned), ("buffers", kept)):
@@ -146,8 +152,8 @@ def differences(one: Path, other: Path, tmp_path: Path) -> dict[str, float]:
     return found
 
 
-def check_equal(one: Path, other: Path, tmp_path: Path) -> None:
-    found = differences(one, other, tmp_path)
+def check_equal(one: Path, other: Path, tmp_path: Path, end: int = WHOLE) -> None:
+    found = differences(one, other, tmp_path, end)
     assert {"generator parameters", "fake_score parameters", "discriminator parameters"} <= set(
         found
     )
@@ -187,7 +193,9 @@ def test_the_draws_cover_every_case():
 
 
 def test_two_ranks_are_one(whole, tmp_path):
-    check_equal(whole("flux_senseflow"), whole("flux_senseflow", 2), tmp_path)
+    """Two iterations, each with every network's turn."""
+    runs = (whole("flux_senseflow", ranks, more=SHORTER) for ranks in (1, 2))
+    check_equal(*runs, tmp_path, end=2)
 
 
 @pytest.mark.long

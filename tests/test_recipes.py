@@ -143,7 +143,7 @@ def test_senseflow_switched_off_part_by_part_is_dmd(images, tmp_path):
     gone = {"ida.lam=null": "", "isg.weight=0": "loss/isg", "adversarial.kind=none": "loss/adv"}
     for number in (1, 2, 3):
         used, folder = switches[:number], tmp_path / str(number)
-        every = ("train.log_interval=1", "train.iter_num=2", *used)
+        every = ("train.log_interval=1", "train.iter_num=1", "fake_score.ttur=1", *used)
         finish(begin(configure(images, *every, recipe="sd35_senseflow"), folder))
         row = json.loads((folder / "stats.jsonl").read_text().splitlines()[-1])
         assert "loss/dmd" in row and not [name for switch in used if (name := gone[switch]) in row]
