@@ -305,6 +305,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_others_are_taken(name):
     """theta's takes the EMA with it; of skipped heads the vectors of their norms alone go on."""
     d = warmed_up()
     d = replace(d, ema=Ema.start(d.generator.network, 0.5))
+    torch._foreach_zero_(list(d.ema.shards.values()))  # apart from the weights, to be seen to move
     d = replace(d, config=replace(d.config, ida=IdaConfig(lam=None)))  # it moves phi too
     heads = d.discriminator.heads
     parts = {"generator": d.generator, "fake_score": d.fake_score, "discriminator": heads}

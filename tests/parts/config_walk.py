@@ -33,6 +33,7 @@ GUIDANCE = "the teacher without a prompt, or FLUX's embedding of 0"
 REASONS = {
     ("train.seed", "0"): "a seed like any other",
     ("train.keep_last", "0"): "all are kept",
+    ("train.max_skipped", "0"): "the first step that is not finite stops the run",
     ("optimizer.betas", "0"): "no averaging of gradients",
     ("optimizer.betas[0]", "0"): "no momentum, as in RMSprop",
     ("optimizer.betas[1]", "0"): "no memory of squares: sign descent",
