@@ -6,7 +6,7 @@ Beside it Pillow's Lanczos filter on the same file, as images that are stored ex
 how far apart the two are in grey levels. Without a file: soft shapes and noise, at quality 92.
 """
 
-import sys
+import argparse
 import tempfile
 import time
 from functools import partial
@@ -38,7 +38,7 @@ def by_lanczos(file: Path) -> Tensor:
     return fit_exactly(read_rgb(file), RESOLUTION, MIDDLE)
 
 
-def main(file: Path) -> None:
+def compare(file: Path) -> None:
     """Print both times, taken in turn, and the difference."""
     torch.set_num_threads(1)
     reads = {
@@ -58,10 +58,15 @@ def main(file: Path) -> None:
     print(f"apart: {apart.mean():.2f} grey levels, {apart.max():.0f} at most")
 
 
-if __name__ == "__main__":
-    if sys.argv[1:]:
-        main(Path(sys.argv[1]))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("jpeg", metavar="JPEG", nargs="?", type=Path)
+    given = parser.parse_args().jpeg
+    with tempfile.TemporaryDirectory() as folder:
+        if given is None:
             photo(Path(folder) / "photo.jpg")
-            main(Path(folder) / "photo.jpg")
+        compare(given or Path(folder) / "photo.jpg")
+
+
+if __name__ == "__main__":
+    main()

@@ -19,8 +19,8 @@ GPU_COUNTS = (1, 2, 4, 8, 16)
 def whole_plan(wanted: Wanted, gpu: Gpu, host: Constants, as_json: bool) -> str:
     """The text of a plan, with what would make it fit if it does not."""
     quiet_libraries()
-    costs = measure(*host)
     plan = make_plan(wanted)
+    costs = measure(*host)
     helps = remedies(plan, gpu.room) if plan.peak > gpu.room else []
     if as_json:
         return json.dumps(as_tree(plan, gpu, costs, helps), indent=2) + "\n"

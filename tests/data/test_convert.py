@@ -192,7 +192,7 @@ def test_images_are_fitted_as_in_training(tmp_path, teacher):
     pixels = [((x.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy() for x in images]
     expected = encode(teacher, [Image.fromarray(p) for p in pixels], noise=False)
     np.testing.assert_allclose(latents_of(output), expected, rtol=2e-3, atol=2e-4)
-    assert contents(output)["prompts_1_data"] == b"a picture\nnumber 1"
+    assert contents(output)["prompts_1_data"] == b"a picture number 1"
 
 
 def test_captions_below_the_folder_and_missing_ones(tmp_path, teacher, caplog, capsys):

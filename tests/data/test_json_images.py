@@ -337,7 +337,7 @@ def test_the_cut_of_a_photo_is_whole_pixels(size, resolution, where, box):
 def test_the_benchmark_says_times_and_difference(tmp_path, monkeypatch, capsys):
     photo().save(tmp_path / "0.jpg", quality=95)
     monkeypatch.setattr(images, "TIMES", 1)
-    images.main(tmp_path / "0.jpg")
+    images.compare(tmp_path / "0.jpg")
     read, lanczos, apart = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"read: \d+ ms", read) and re.fullmatch(r"lanczos: \d+ ms", lanczos)
     assert re.fullmatch(r"apart: 0\.\d\d grey levels, \d+ at most", apart)

@@ -55,6 +55,7 @@ SHORTER = {
 RUN_BY = {
     # their own tests: long ones, and what needs weights that nothing stands in for
     "benchmarks.flops": "tests/test_flops.py",
+    "benchmarks.gpu": "tests/test_gpu_script.py",
     "benchmarks.host": "tests/test_host.py",
     "benchmarks.images": "tests/data/test_json_images.py",
     "benchmarks.step": "tests/test_step.py",

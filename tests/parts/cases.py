@@ -9,6 +9,7 @@ import flux_pipeline
 import sd35_pipeline
 import sdxl_pipeline
 import torch
+import z_image_pipeline
 from text_parts import QWEN_LENGTH, T5_LENGTH
 from torch import nn
 
@@ -17,6 +18,7 @@ from senseflow.teachers.flux.family import FLUX
 from senseflow.teachers.flux2.family import FLUX2
 from senseflow.teachers.sd35.family import SD35, SD35_LARGE
 from senseflow.teachers.sdxl.family import SDXL
+from senseflow.teachers.z_image.family import Z_IMAGE
 from senseflow.weights.card import StudentCard, write_card
 from senseflow.weights.fingerprint import base_fingerprint
 
@@ -86,6 +88,14 @@ CASES = {
         flux2_pipeline.transformer,
         (1.0, 0.96, 0.9, 0.75),
         (1.0, 0.9674, 0.9081, 0.7672),
+        longest=QWEN_LENGTH,
+    ),
+    "z_image": Case(
+        Z_IMAGE,
+        "z_image_folder",
+        z_image_pipeline.transformer,
+        (1.0, 0.94, 0.85, 0.65),
+        (1.0, 0.9474, 0.8571, 0.6667),
         longest=QWEN_LENGTH,
     ),
 }  # fmt: skip
