@@ -6,8 +6,10 @@ import gradio as gr
 
 from senseflow.app import words
 from senseflow.app.studio import STUDENT, TEACHER, Studio
+from senseflow.sampling.drawing import SAMPLERS
 
 MOST_LETTERS = 4000  # of a prompt
+ETA = 0.7  # what the page begins with: neither of the other two samplers
 SMALL = 256  # pixels: images up to this size are shown with their pixels
 
 
@@ -21,6 +23,7 @@ class Settings:
     width: gr.Number
     steps: gr.Radio
     sampler: gr.Radio
+    eta: gr.Number  # of cps
     with_teacher: gr.Checkbox
     teacher_steps: gr.Number
     guidance: gr.Number
@@ -98,9 +101,10 @@ def _settings(studio: Studio) -> Settings:
                 possible, value=studio.default.steps, label="Student's steps", elem_id="steps"
             )
             sampler = gr.Radio(
-                ["x0", "euler"], value=studio.default.sampler, label="Student's sampler",
+                list(SAMPLERS), value=studio.default.sampler, label="Student's sampler",
                 elem_id="sampler",
             )  # fmt: skip
+            eta = _number("Eta", ETA, 0.1, whole=False, visible=False)
         with gr.Column(min_width=220, visible=studio.has_teacher), gr.Group(elem_classes="card"):
             with_teacher = gr.Checkbox(
                 studio.has_teacher, label="Teacher beside it", elem_id="with-teacher"
@@ -110,7 +114,7 @@ def _settings(studio: Studio) -> Settings:
                 scale = studio.teacher_guidance
                 guidance = _number("Guidance", scale, 0.5, whole=False, visible=scale is not None)
     return Settings(
-        seed, new_seed, height, width, steps, sampler, with_teacher, teacher_steps, guidance
+        seed, new_seed, height, width, steps, sampler, eta, with_teacher, teacher_steps, guidance
     )
 
 

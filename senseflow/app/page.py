@@ -14,7 +14,7 @@ from PIL import Image
 from senseflow.app import words
 from senseflow.app.layout import lay_out, theme
 from senseflow.app.studio import STUDENT, TEACHER, Drawn, Stopped, Stops, Studio, Wanted
-from senseflow.sampling.drawing import Drawing
+from senseflow.sampling.drawing import CPS, Drawing
 from senseflow.teachers.family import Plan
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,10 @@ class Page:
             [parts.teacher_column, chosen.teacher_steps, chosen.guidance],
             **at_once,
         )
-        restored = [parts.prompt, chosen.seed, chosen.steps, chosen.sampler]
+        chosen.sampler.change(
+            lambda sampler: gr.update(visible=sampler == CPS), chosen.sampler, chosen.eta, **at_once
+        )
+        restored = [parts.prompt, chosen.seed, chosen.steps, chosen.sampler, chosen.eta]
         restored += [chosen.height, chosen.width]
         parts.gallery.select(self._take_back, parts.earlier, restored, **at_once)
 
@@ -137,7 +140,10 @@ class Page:
         size = dict(height=values[chosen.height], width=values[chosen.width])
         prompt, seed = values[self.parts.prompt], values[chosen.seed]
         steps, sampler = values[chosen.steps], values[chosen.sampler]
-        wanted = Wanted(prompt, Drawing(steps=steps, sampler=sampler, seed=seed, **size))
+        if sampler == CPS:
+            _check_filled(chosen.eta, values)
+        eta = values[chosen.eta] if sampler == CPS else None
+        wanted = Wanted(prompt, Drawing(steps=steps, sampler=sampler, eta=eta, seed=seed, **size))
         plans = [(STUDENT, wanted, self.studio.plan(STUDENT, wanted))]
         if values[chosen.with_teacher] and self.studio.has_teacher:
             _check_filled(chosen.teacher_steps, values)
@@ -181,9 +187,10 @@ class Page:
         return {self.parts.earlier: earlier, self.parts.gallery: shown}
 
     def _take_back(self, earlier: list[Earlier], chosen: gr.SelectData) -> list[Any]:
-        """Prompt, seed, steps, sampler, height and width of an entry of the history."""
+        """Prompt, seed, steps, sampler, eta, height and width of an entry of the history."""
         prompt, drawing = earlier[chosen.index].wanted
-        kept = [prompt, drawing.seed, drawing.steps, drawing.sampler]
+        eta = gr.skip() if drawing.eta is None else drawing.eta  # without cps it stays as it is
+        kept = [prompt, drawing.seed, drawing.steps, drawing.sampler, eta]
         return [*kept, drawing.height, drawing.width]
 
     def _stop(self, request: gr.Request) -> str:

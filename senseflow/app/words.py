@@ -45,6 +45,8 @@ def caption(side: str, drawn: Drawn, levels: str) -> Markup:
     """
     plan = drawn.plan
     said = [f"{plan.steps} step{'s' * (plan.steps > 1)}", f"sampler {plan.sampler}"]
+    if plan.eta is not None:
+        said.append(f"eta {plan.eta:g}")
     if plan.guidance is not None:
         said.append(f"guidance {plan.guidance:g}")
     said += [f"seed {drawn.wanted.drawing.seed}", f"{plan.height} × {plan.width}"]
@@ -65,7 +67,8 @@ def remembered(wanted: Wanted) -> str:
     """Under a picture of the history; plain text."""
     prompt, drawing = " ".join(wanted.prompt.split()), wanted.drawing
     short = prompt if len(prompt) <= PROMPT_LETTERS else prompt[: PROMPT_LETTERS - 1] + "…"
-    return f"{short} · seed {drawing.seed} · {drawing.steps} {drawing.sampler}"
+    eta = "" if drawing.eta is None else f" {drawing.eta:g}"
+    return f"{short} · seed {drawing.seed} · {drawing.steps} {drawing.sampler}{eta}"
 
 
 def summary(drawn: dict[str, Drawn]) -> Markup:

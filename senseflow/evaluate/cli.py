@@ -1,7 +1,6 @@
 """From the flags of the three commands to what they do; the flags of `generate`."""
 
 import argparse
-import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from senseflow.common.fields import (
     Guidance,
     PathText,
     Seed,
+    Share,
     SmallCount,
     check,
     flag_names,
@@ -33,7 +33,7 @@ from senseflow.sampling.cli import (
     read_machine,
     read_output,
 )
-from senseflow.sampling.drawing import SAMPLERS, Drawing, Paths
+from senseflow.sampling.drawing import CPS, SAMPLERS, Drawing, Paths
 from senseflow.sampling.prompts import FILES
 
 
@@ -79,6 +79,9 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
 def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=["x0"], help="(x0)")
+    group.add_argument(
+        "--eta", nargs="+", type=number(Share), metavar="X", help="of cps: 0 is euler, 1 is x0"
+    )
     group.add_argument(
         "--steps", nargs="+", type=number(Steps), metavar="N",
         help="of the student: 1, 2, 4 or 8 (as many as it was trained for)",
@@ -130,12 +133,19 @@ def run_generate(args: argparse.Namespace) -> None:
 
 
 def read_drawings(args: argparse.Namespace) -> tuple[list[Drawing], Drawing | None]:
-    """The student's, one for each number of steps and sampler; the teacher's, if it is drawn."""
+    """The student's, one for each number of steps and sampler, and of cps for each eta; the
+    teacher's, if it is drawn."""
+    if args.eta and CPS not in args.samplers:
+        raise ValueError("--eta is of the sampler cps: name it among --samplers, or leave it out")
     length = args.max_sequence_length
     both = Drawing(height=args.height, width=args.width, max_sequence_length=length, seed=args.seed)
     student = replace(both, two_steps=args.two_steps, guidance=args.guidance)
-    ways = itertools.product(dict.fromkeys(args.steps or [None]), dict.fromkeys(args.samplers))
-    drawings = [replace(student, steps=steps, sampler=sampler) for steps, sampler in ways]
+    drawings = [
+        replace(student, steps=steps, sampler=sampler, eta=eta)
+        for steps in dict.fromkeys(args.steps or [None])
+        for sampler in dict.fromkeys(args.samplers)
+        for eta in dict.fromkeys((sampler == CPS and args.eta) or [None])
+    ]
     flags = {"steps": "--teacher_steps", "guidance": "--teacher_guidance"}
     with flag_names(**flags, seed="--teacher_seed"):
         seed = args.seed if args.teacher_seed is None else args.teacher_seed

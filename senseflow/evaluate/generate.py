@@ -1,13 +1,14 @@
 """`evaluate generate`: the teacher's images and a student's, one folder per way of drawing.
 
-OUTPUT/teacher, and OUTPUT/student_4_x0 for 4 steps of the x0 sampler, each in the layout asked for.
+OUTPUT/teacher, and OUTPUT/student_4_x0 for 4 steps of the x0 sampler (student_4_cps_0.7: of cps at
+eta .7), each in the layout asked for.
 """
 
 import dataclasses
 import logging
 from pathlib import Path
 
-from senseflow.common.fields import flag_names
+from senseflow.common.fields import flag_names, plain
 from senseflow.common.files import write_whole
 from senseflow.common.quiet import quiet_libraries
 from senseflow.evaluate.layouts import TEACHER, Layout, Selection
@@ -45,6 +46,7 @@ def draw_folders(
         """This share of a folder's images."""
         if model.student:
             folder = f"{folder}_{model.plan(drawing).steps}_{drawing.sampler}"
+            folder += f"_{plain(drawing.eta)}" if drawing.eta is not None else ""
         shots = selection.shots(output.folder / folder, drawing.seed)[shard::num_shards]
         return make_job(model, drawing, pipeline.dtype, shots, output.overwrite, folder)
 

@@ -118,6 +118,8 @@ def _label(card: dict[str, Any]) -> str:
 def _detail(card: dict[str, Any]) -> str:
     """How the images were made."""
     words = [str(card["sampler"])] if card.get("sampler") else []
+    if isinstance(card.get("eta"), int | float):
+        words.append(f"eta {card['eta']:g}")
     if card.get("iteration") is not None:
         words.append(f"iteration {card['iteration']}")
     if isinstance(card.get("guidance"), int | float):

@@ -17,6 +17,7 @@ from senseflow.common.fields import (
     Guidance,
     Pixels,
     Seed,
+    Share,
     SmallCount,
     flag_names,
 )
@@ -190,6 +191,9 @@ def _add_sampling_flags(parser: Parser, family: Family) -> None:
     )  # fmt: skip
     group.add_argument("--sampler", choices=SAMPLERS, help="(default: x0; with --teacher: euler)")
     group.add_argument(
+        "--eta", type=number(Share), metavar="X", help="of --sampler cps: 0 is euler, 1 is x0"
+    )
+    group.add_argument(
         "--guidance",
         type=number(Guidance),
         help=f"guidance of the teacher ({family.teacher_guidance:g})",
@@ -240,6 +244,7 @@ def read_drawing(family: Family, args: argparse.Namespace) -> Drawing:
     return Drawing(
         steps=args.steps,
         sampler=args.sampler,
+        eta=args.eta,
         levels=tuple(args.levels) if args.levels else None,
         two_steps=args.two_steps,
         guidance=args.guidance,

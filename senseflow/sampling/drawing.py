@@ -14,11 +14,13 @@ from senseflow.common.fields import (
     check_choice,
     check_finite,
     check_flag,
+    check_range,
     check_whole,
 )
 from senseflow.common.hub_names import said_missing
 
-SAMPLERS = ("x0", "euler")
+CPS = "cps"
+SAMPLERS = ("x0", "euler", CPS)
 TWO_STEPS = ("spread", "first")
 DTYPES = ("bfloat16", "float16", "float32")
 MOST_STEPS = 1000  # the teachers' own schedules have no more
@@ -41,7 +43,8 @@ class Drawing:
     """
 
     steps: int | None = None  # student: as many as its anchors, a divisor of their number, 2x
-    sampler: str | None = None  # x0 re-noises its prediction, euler follows the ODE; teacher: euler
+    # x0 re-noises its prediction, euler follows the ODE, cps is between them; teacher: euler
+    sampler: str | None = None
     levels: tuple[float, ...] | None = None  # in place of steps: which of the trained anchors
     two_steps: str = "spread"  # of two steps: evenly spread over the anchors, or the first two
     guidance: float | None = None  # a teacher's scale, or what a student's embedding is fed
@@ -49,6 +52,7 @@ class Drawing:
     width: int | None = None
     max_sequence_length: int | None = None  # tokens of a prompt
     seed: int = 0  # of the first image; image i has seed + i
+    eta: float | None = None  # of cps, and to be named with it: from 0, euler, to 1, x0
 
     def __post_init__(self) -> None:
         for field, (least, most) in WHOLE.items():
@@ -62,7 +66,16 @@ class Drawing:
         for field in ("two_steps", "seed"):
             if getattr(self, field) is None:
                 raise FieldError(field, "is None: leave it out for its default")
+        self._check_eta()
         self._check_levels()
+
+    def _check_eta(self) -> None:
+        check_finite("eta", self.eta)
+        check_range("eta", self.eta, 0, 1)
+        if self.sampler == CPS and self.eta is None:
+            raise FieldError("eta", "is missing: cps takes one from 0, which is euler, to 1, x0")
+        if self.sampler != CPS and self.eta is not None:
+            raise FieldError("eta", f"{self.eta:g} is of the sampler cps: name it, or leave it out")
 
     def _check_levels(self) -> None:
         levels = self.levels

@@ -96,7 +96,7 @@ class Model:
 
         Raises FieldError for what this student or teacher cannot draw.
         """
-        if self.student or drawing.sampler == "x0":
+        if self.student or drawing.sampler not in (None, "euler"):
             self.family.require_scheduler(self.paths.base)
         height, width = self._size(drawing)
         levels = self._levels(drawing)
@@ -108,6 +108,7 @@ class Model:
             max_sequence_length=self._t5_length(drawing),
             height=height,
             width=width,
+            eta=None if drawing.eta is None else float(drawing.eta),
         )
 
     def _size(self, drawing: Drawing) -> tuple[int, int]:
@@ -208,6 +209,7 @@ class Model:
             "lora_unused_layers": len(self.lora.lost) or None if self.lora else None,
             "steps": plan.steps,
             "sampler": plan.sampler,
+            "eta": plan.eta,
             self.family.levels.name: plan.levels,
             "guidance": plan.guidance,
             "max_sequence_length": plan.max_sequence_length,

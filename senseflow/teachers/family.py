@@ -48,12 +48,13 @@ class Plan:
     """How every image of one call is sampled."""
 
     steps: int
-    sampler: str  # "x0" or "euler"
+    sampler: str  # "x0", "euler" or "cps"
     levels: list[float] | None  # sigmas or timesteps; None: the scheduler's own (teacher)
     guidance: float | None  # None: the network takes none
     max_sequence_length: int | None  # tokens of a prompt; None: a fixed number
     height: int
     width: int
+    eta: float | None = None  # of cps
 
 
 @dataclass(frozen=True)

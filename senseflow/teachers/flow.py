@@ -72,7 +72,7 @@ class FlowFamily(Family):
         """A student's takes the plan's sigmas as they are; a teacher's is the base's own."""
         from senseflow.teachers.schedulers import flow_scheduler
 
-        return flow_scheduler(own, plan.sampler, exact=plan.levels is not None)
+        return flow_scheduler(own, plan.sampler, plan.levels is not None, plan.eta)
 
     def sample(
         self,

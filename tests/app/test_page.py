@@ -61,7 +61,20 @@ def test_two_images_their_times_and_an_entry_of_the_history(page):
     assert "guidance 3.5" in shown[parts.captions[TEACHER]] and " s" in shown[parts.said]
     (entry,) = shown[parts.earlier]
     restored = page._take_back([entry], SimpleNamespace(index=0))
-    assert restored == [PROMPT, 4, 4, "x0", 24, 32]
+    assert restored == [PROMPT, 4, 4, "x0", gr.skip(), 24, 32]
+
+
+def test_the_eta_of_cps_is_drawn_said_and_restored(page):
+    shown = merged(press(page, sampler="cps", eta=0.3, seed=4, with_teacher=False))
+    caption = html.unescape(shown[page.parts.captions[STUDENT]])
+    assert "<span>sampler cps</span><span>eta 0.3</span>" in caption
+    wanted = Wanted(PROMPT, Drawing(sampler="cps", eta=0.3, seed=4))
+    direct = page.studio.draw(STUDENT, wanted, page.studio.plan(STUDENT, wanted), no_step)
+    picture = shown[page.parts.pictures[STUDENT]]
+    np.testing.assert_array_equal(pixels(picture), pixels(direct.image))
+    (entry,) = shown[page.parts.earlier]
+    assert page._take_back([entry], SimpleNamespace(index=0))[3:5] == ["cps", 0.3]
+    assert shown[page.parts.gallery]["value"][0][1] == f"{PROMPT} · seed 4 · 4 cps 0.3"
 
 
 def test_an_older_teachers_image_goes_when_the_student_is_there(page):
@@ -112,6 +125,8 @@ def test_the_history_is_bounded_and_the_newest_comes_first(page):
         (dict(seed=None), "Seed is empty"),
         (dict(teacher_steps=0), "Teacher's steps 0 must be from 1 to 1000"),
         (dict(guidance=None), "Guidance is empty"),
+        (dict(sampler="cps", eta=None), "Eta is empty"),
+        (dict(sampler="cps", eta=2), "Eta 2 must be from 0 to 1"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_on_the_page(page, changes, said):
@@ -149,7 +164,7 @@ def test_the_server_draws_the_same_pixels_for_two_who_ask_at_once(page):
     address, _ = page.launch("127.0.0.1")
     try:
         clients = [Client(address, verbose=False, httpx_kwargs={"timeout": 120}) for _ in range(2)]
-        asked = (PROMPT, 4, 24, 32, 4, "x0", True, 3, 3.5)
+        asked = (PROMPT, 4, 24, 32, 4, "x0", 0.7, True, 3, 3.5)
         jobs = [client.submit(*asked, api_name="/draw") for client in clients]
         for job in jobs:
             job.result(timeout=120)

@@ -129,6 +129,18 @@ def test_the_family_is_found_from_the_base(name, prompts, tmp_path):
     assert not np.array_equal(*drawn.values())
 
 
+def test_cps_has_a_folder_for_each_eta(run, prompts, tmp_path):
+    flags = ("--checkpoint", run, "--no_teacher", "--num_prompts", 1)
+    assert draw(prompts, tmp_path, *flags, "--samplers", "x0", "cps", "--eta", 0.3, 1, 1.0) == 0
+    drawn = pictures(tmp_path)
+    ways = ("student_4_cps_0.3", "student_4_cps_1", "student_4_x0")
+    assert sorted(drawn) == [f"{way}/seed_0/{NAMES[0]}" for way in ways]
+    apart = [np.abs(drawn[n].astype(int) - drawn[sorted(drawn)[2]]).max() for n in sorted(drawn)]
+    assert apart[0] > 5 and apart[1] <= 1
+    files = [tmp_path / way / "seed_0" / NAMES[0].replace(".png", ".json") for way in ways]
+    assert [sidecar(file)["eta"] for file in files] == [0.3, 1, None]
+
+
 def test_missing_and_damaged_images_are_made_again(run, prompts, tmp_path, capsys):
     flags = ("--checkpoint", run, "--seeds", 2, *FEW, "--batch_size", 2)
     assert draw(prompts, tmp_path, *flags) == 0
@@ -301,6 +313,12 @@ def test_an_output_that_cannot_be_is_said_before_loading(run, prompts, tmp_path,
         (["--checkpoint", "RUN", "--steps", 3], "a student of 4 anchors samples in [1, 2, 4, 8]"),
         (["--checkpoint", "RUN", "--steps", 0], "argument --steps: 0 must be from 1 to"),
         (["--checkpoint", "RUN", "--samplers", "ddim"], "invalid choice: 'ddim'"),
+        (["--checkpoint", "RUN", "--samplers", "x0", "cps"], "--eta is missing: cps takes one"),
+        (["--checkpoint", "RUN", "--eta", 0.7], "--eta is of the sampler cps: name it among"),
+        (
+            ["--checkpoint", "RUN", "--samplers", "cps", "--eta", 0.7, 1.5],
+            "argument --eta: 1.5 must be from 0 to 1",
+        ),
         (["--checkpoint", "no"], "--checkpoint no does not exist"),
         (["--no_teacher"], "--no_teacher leaves nothing to draw without --checkpoint"),
         (["--ema"], "--ema is of a student"),

@@ -134,13 +134,15 @@ def test_folders_of_evaluate_generate_are_samples_too(run, tmp_path):
     """Which writes seed_0/, seed_1/, ..."""
     for seed in (0, 1):
         sample(tmp_path / "teacher" / f"seed_{seed}", 0, "a fox", 1_000_000 * seed)
-        folder = tmp_path / "student_4_x0" / f"seed_{seed}"
-        sample(folder, 0, "a fox", 1_000_000 * seed, checkpoint="x", steps=4)
+        folder = tmp_path / "student_4_cps_0.7" / f"seed_{seed}"
+        way = dict(checkpoint="x", steps=4, sampler="cps", eta=0.7)
+        sample(folder, 0, "a fox", 1_000_000 * seed, **way)
     flags = ["--teacher_images", tmp_path / "teacher"]
-    flags += ["--student_images", tmp_path / "student_4_x0"]
+    flags += ["--student_images", tmp_path / "student_4_cps_0.7"]
     page = write(run, *flags, output=tmp_path / "p.html")
     alts = [a["alt"] for a in page.all("img")][3:]
     assert alts == 2 * ["teacher, 28 steps: a fox", "student, 4 steps: a fox"]
+    assert "student, 4 steps (cps, eta 0.7)" in page.text
     assert "no counterpart" not in page.text
 
 

@@ -29,7 +29,7 @@ from student_networks import load_network
 from torch import nn
 
 from senseflow.config.recipes import FAMILIES
-from senseflow.sampling import cli
+from senseflow.sampling import Drawing, cli, load_student, sample
 from senseflow.teachers.family import Family
 from senseflow.weights.student import find_student
 
@@ -173,6 +173,22 @@ def test_samplers_differ_but_for_one_step(given, tmp_path):
             assert call(given.family, given.base, *sampled) == 0
     assert grey_levels_apart(only_picture(tmp_path / "x01"), only_picture(tmp_path / "euler1")) <= 1
     assert grey_levels_apart(only_picture(tmp_path / "x04"), only_picture(tmp_path / "euler4")) > 5
+
+
+def test_cps_goes_from_euler_to_x0(given):
+    """To a grey level at its ends; between them a picture of its own, in any batch."""
+    student = load_student(given.base, given.run)
+
+    def drawn(sampler: str, eta: float | None = None, num: int = 1) -> np.ndarray:
+        drawing = Drawing(sampler=sampler, eta=eta, seed=3)
+        return np.array(sample(student, PROMPTS[:num], drawing, batch_size=num)[0])
+
+    ends, between = [drawn("euler"), drawn("x0")], drawn("cps", 0.7)
+    for eta, end in enumerate(ends):
+        assert grey_levels_apart(drawn("cps", eta), end) <= 1
+        assert grey_levels_apart(between, end) > 5
+    assert np.array_equal(drawn("cps", 0.7), between)
+    assert grey_levels_apart(drawn("cps", 0.7, num=2), between) <= 1
 
 
 def test_explicit_levels_are_the_steps_of_the_same_anchors(given, tmp_path, capsys):

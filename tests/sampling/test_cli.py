@@ -16,7 +16,7 @@ from flux_pipeline import UNIT, transformer
 from PIL import Image
 from python import PYTHON
 
-from senseflow.sampling import model
+from senseflow.sampling import Drawing, load_student, model, sample
 from senseflow.teachers.flux.family import FLUX
 from senseflow.weights.card import StudentCard, write_card
 from senseflow.weights.fingerprint import base_fingerprint
@@ -202,10 +202,18 @@ def test_shards_make_the_same_images(flux_folder, student, tmp_path, monkeypatch
     }
 
 
-@pytest.mark.parametrize(("sampler", "stochastic"), [(None, False), ("x0", True)])
-def test_teacher_mode_is_the_base_itself(sampler, stochastic, flux_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "stochastic"),
+    [
+        ([], False),
+        (["--sampler", "x0"], True),
+        (["--sampler", "cps", "--eta", 0], False),
+        (["--sampler", "cps", "--eta", 1], True),
+    ],
+)
+def test_teacher_mode_is_the_base_itself(words, stochastic, flux_folder, tmp_path):
     flags = ["--teacher", "--steps", 6, "--guidance", 2, "--height", 16, "--width", 24]
-    flags += ["--sampler", sampler] if sampler else []
+    flags += words
     assert call(flux_folder, *flags, "--prompt", PROMPTS[0], "--output_dir", tmp_path) == 0
     pipeline = FluxPipeline.from_pretrained(flux_folder)
     pipeline.scheduler.register_to_config(stochastic_sampling=stochastic)
@@ -214,10 +222,26 @@ def test_teacher_mode_is_the_base_itself(sampler, stochastic, flux_folder, tmp_p
         PROMPTS[0], height=16, width=24, num_inference_steps=6, guidance_scale=2.0,
         max_sequence_length=16,
     ).images[0]  # fmt: skip
-    assert np.array_equal(only_picture(tmp_path), np.array(image))
+    apart = np.abs(only_picture(tmp_path).astype(int) - np.array(image)).max()
+    assert apart <= ("cps" in words)
     record = sidecars(tmp_path)[0]
     assert record["guidance"] == 2 and record["checkpoint"] is None and len(record["sigmas"]) == 6
     assert call(flux_folder, *flags, "--prompt", PROMPTS[0], "--output_dir", tmp_path) == 0
+
+
+def test_the_sidecar_has_the_eta_and_another_is_refused(flux_folder, student, tmp_path, capsys):
+    flags = ["--checkpoint", student, "--prompt", PROMPTS[0], "--output_dir", tmp_path / "out"]
+    flags += ["--sampler", "cps", "--eta"]
+    assert call(flux_folder, *flags, 0.7) == 0
+    (made,) = sidecars(tmp_path / "out")
+    assert (made["sampler"], made["eta"], made["sigmas"]) == ("cps", 0.7, list(ANCHORS))
+    assert "made with other settings (eta 0.7, now 0.3)" in error_of(
+        capsys, flux_folder, *flags, 0.3
+    )
+    (ours,) = sample(
+        load_student(flux_folder, student), PROMPTS[0], Drawing(sampler="cps", eta=0.7)
+    )
+    assert np.array_equal(np.array(ours), only_picture(tmp_path / "out"))
 
 
 def test_another_base_is_warned_of(flux_folder, student, tmp_path, capsys):
@@ -279,6 +303,12 @@ def test_nothing_is_loaded_when_nothing_is_missing(flux_folder, student, tmp_pat
         (["--checkpoint", "RUN", "--device", "cuda:99"], "--device cuda:99: this machine has"),
         (["--checkpoint", "RUN", "--device", "cpu", "--offload"], "it needs a GPU"),
         (["--checkpoint", "RUN", "--guidance", 3], "--guidance 3: this student takes no guidance"),
+        (["--checkpoint", "RUN", "--sampler", "cps"], "--eta is missing: cps takes one from 0"),
+        (["--checkpoint", "RUN", "--eta", 0.5], "--eta 0.5 is of the sampler cps: name it"),
+        (
+            ["--checkpoint", "RUN", "--sampler", "cps", "--eta", 1.5],
+            "argument --eta: 1.5 must be from 0 to 1",
+        ),
         (["--teacher", "--guidance", "nan"], "argument --guidance: nan must be from 0 to 100"),
         (
             ["--checkpoint", "RUN", "--sigmas", 1, 0.8],

@@ -132,17 +132,18 @@ def test_the_networks_first_input_is_the_noise_itself(sampler, spacing, sdxl_fol
     assert [float(t) for _, t in inputs] == ANCHORS and all(len(x) == 1 for x, _ in inputs)
 
 
-@pytest.mark.parametrize("sampler", [None, "x0"])
+@pytest.mark.parametrize("sampler", [None, "x0", "cps"])
 def test_teacher_mode_is_the_base_with_its_guidance(sampler, sdxl_folder, tmp_path):
     flags = ["--teacher", "--prompt", PROMPTS[0], "--output_dir", tmp_path, *SIZE]
     flags += ["--sampler", sampler, "--steps", 5] if sampler else []
+    flags += ["--eta", 1] if sampler == "cps" else []
     assert call(SDXL, sdxl_folder, *flags) == 0
     pipeline, steps = stock(sdxl_folder), 5 if sampler else 40
     if sampler:
         config = pipeline.scheduler.config
         pipeline.scheduler = LCMScheduler.from_config(config, original_inference_steps=5)
     theirs = drawn(pipeline, 0, PROMPTS[0], guidance_scale=5.0, num_inference_steps=steps)
-    assert np.array_equal(only_picture(tmp_path), theirs)
+    assert grey_levels_apart(only_picture(tmp_path), theirs) <= (sampler == "cps")
     record = sidecars(tmp_path)[0]
     assert record["guidance"] == 5 and len(record["timesteps"]) == record["steps"] == steps
 

@@ -181,14 +181,15 @@ class SDXLFamily(Family):
         )
 
     def make_scheduler(self, own: "SchedulerMixin", plan: Plan) -> "SchedulerMixin":
-        """x0: LCM's; euler: the base's own for a teacher, DDIM with eta 0 for a student.
+        """x0: LCM's, and cps at its timesteps; euler: the base's own for a teacher, DDIM with eta 0
+        for a student.
 
         Euler's steps in x / alpha over sigma / alpha are DDIM's; `leading` makes their first
         sample, scaled for the network, unit noise, as the student was trained.
         """
         from diffusers import EulerDiscreteScheduler
 
-        from senseflow.teachers.schedulers import Float32LCMScheduler
+        from senseflow.teachers.schedulers import Float32LCMScheduler, VPCpsScheduler
 
         if plan.sampler == "euler" and plan.levels is None:
             return own
@@ -198,6 +199,8 @@ class SDXLFamily(Family):
             return EulerDiscreteScheduler(**betas, timestep_spacing="leading")
         # Its "original" schedule is only there to warn of timesteps that are not on it.
         num = plan.steps if plan.levels is None else NUM_TIMES
+        if plan.eta is not None:
+            return VPCpsScheduler(**betas, original_inference_steps=num).with_eta(plan.eta)
         return Float32LCMScheduler(**betas, original_inference_steps=num)
 
     def sample(
