@@ -29,6 +29,7 @@ RECIPES = {
     "FLUX.2": "FLUX2/flux2_klein_senseflow.yaml",
     "FLUX.2 LoRA": "FLUX2/flux2_klein_senseflow_lora.yaml",
     "Z-Image": "Z-Image/z_image_senseflow.yaml",
+    "Qwen-Image": "Qwen-Image/qwen_image_senseflow.yaml",
 }
 HEAD = """# Configuration: every key
 

@@ -111,3 +111,11 @@ def flux2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from flux2_pipeline import save_flux2_pipeline
 
     return save_flux2_pipeline(tmp_path_factory.mktemp("flux2") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def qwen_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A QwenImagePipeline (tests/parts/qwen_image_pipeline.py)."""
+    from qwen_image_pipeline import save_qwen_image_pipeline
+
+    return save_qwen_image_pipeline(tmp_path_factory.mktemp("qwen_image") / "pipeline")

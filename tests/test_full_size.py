@@ -45,6 +45,9 @@ PARAMETERS = {
     | SDXL_ENCODERS,
     "sd35_large_senseflow": denoisers(8_056_627_520) | VFM | SD35_ENCODERS,
     "z_image_senseflow": denoisers(6_154_908_736) | VFM | Z_IMAGE_ENCODERS,
+    "qwen_image_senseflow": denoisers(20_430_401_088)
+    | VFM
+    | {"text_encoder": 7_070_619_136, "vae": 126_892_531},  # what words go through alone
     "flux_senseflow": denoisers(11_901_408_320, 11_891_178_560) | VFM | FLUX_ENCODERS,
 }
 PARAMETERS["flux2_klein_senseflow"] = denoisers(3_875_544_576) | VFM | FLUX2_ENCODERS

@@ -10,6 +10,7 @@ from typing import Literal
 from senseflow.teachers.family import Family
 from senseflow.teachers.flux.family import FLUX
 from senseflow.teachers.flux2.family import FLUX2
+from senseflow.teachers.qwen_image.family import QWEN_IMAGE
 from senseflow.teachers.sd35.family import SD35, SD35_LARGE
 from senseflow.teachers.sdxl.family import SDXL
 from senseflow.teachers.z_image.family import Z_IMAGE
@@ -67,6 +68,8 @@ _TABLE = (
            "exp_flux2/train_flux2_klein_senseflow.sh"),
     Recipe("z_image_senseflow", Z_IMAGE, "vfm", "configs/Z-Image",
            "exp_z_image/train_z_image_senseflow.sh"),
+    Recipe("qwen_image_senseflow", QWEN_IMAGE, "vfm", "configs/Qwen-Image",
+           "exp_qwen_image/train_qwen_image_senseflow.sh"),
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in _TABLE}
 FAMILIES = tuple(dict.fromkeys(recipe.family for recipe in _TABLE))

@@ -66,11 +66,6 @@ class LatentsScaling:
     def of_vae(cls, folder: Path) -> "LatentsScaling":
         """What a diffusers VAE folder says; raises ValueError when it is none."""
         config = read_vae_config(folder)
-        if (name := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
-            raise ValueError(
-                f"{folder / 'config.json'} is of the class {name}, and an LMDB holds latents of "
-                "an AutoencoderKL: train from images, or from a cache of them"
-            )
         for name in ("latents_mean", "latents_std"):
             if config.get(name) is not None:
                 raise ValueError(
@@ -88,9 +83,14 @@ class LatentsScaling:
 
 
 def read_vae_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a diffusers VAE folder."""
+    """The config.json of a diffusers VAE folder; raises ValueError for another VAE's."""
     file = folder / "config.json"
     config = read_json(file)
+    if (name := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        raise ValueError(
+            f"{file} is of the class {name}, and an LMDB holds latents of an AutoencoderKL: train "
+            "from images, or from a cache of them"
+        )
     if "latent_channels" not in config:
         raise ValueError(f"{file} is not the config of a VAE: it has no latent_channels")
     return config

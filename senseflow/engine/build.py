@@ -166,7 +166,10 @@ def assemble(inputs: Inputs, ranks: Ranks, initial: Initial) -> Distillation:
     adapter = inputs.family.load_adapter(inputs.settings, ranks.device, build, known.prompts)
     if config.parallel.activation_checkpointing:
         # On theta's turn L_adv goes back through the decoder, often the worst moment for memory.
-        adapter.pipeline.vae.enable_gradient_checkpointing()
+        if blocks := adapter.decoder_blocks:
+            recompute(blocks, every=1)
+        else:
+            adapter.pipeline.vae.enable_gradient_checkpointing()
     optimizer, compiled = config.optimizer, config.parallel.compiled
     teacher, generator, fake_score = build_networks(inputs, initial, ranks)
     return Distillation(

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -248,7 +248,8 @@ class Checkpoints:
         held = set(reader.index.state_dict_metadata)
         has_ema = any(key.startswith(EMA) for key in held)
         state = full_state(trained, ema if has_ema else None)
-        wanted = {key for key, value in leaves(state).items() if isinstance(value, torch.Tensor)}
+        stored = without_idle(state, held)
+        wanted = {key for key, value in leaves(stored).items() if isinstance(value, torch.Tensor)}
         missing = sorted(wanted - held)
         if missing:
             raise ValueError(
@@ -256,7 +257,9 @@ class Checkpoints:
                 f"missing, such as {', '.join(missing[:5])}"
             )
         try:
-            dcp.load(state, storage_reader=reader, planner=Planner(), process_group=self.host.group)
+            dcp.load(
+                stored, storage_reader=reader, planner=Planner(), process_group=self.host.group
+            )
         except (dcp.CheckpointException, ValueError) as error:
             raise ValueError(f"{folder} does not fit this configuration: {cause(error)}") from error
         for name, part in trained.items():
@@ -291,6 +294,22 @@ def full_state(trained: dict[str, Trained], ema: Ema | None) -> State:
                 values["step"].zero_()
         state[name] = {"network": network, "optimizer": optimizer}
     return state
+
+
+def without_idle(state: State, held: Collection[str]) -> State:
+    """Everything but the optimizer's states of parameters of which a checkpoint holds none: they
+    never had a gradient, as the words' half of a last block of which the image alone is asked.
+
+    held: the checkpoint's keys.
+    """
+    stepped = {key.rpartition(".")[0] for key in held}
+    found = {**state}
+    for name in state.keys() - {"ema"}:
+        prefix, optimizer = f"{name}.optimizer.state.", state[name]["optimizer"]
+        states = {key: s for key, s in optimizer["state"].items() if prefix + key in stepped}
+        if states:  # else all are missing
+            found[name] = {**state[name], "optimizer": {**optimizer, "state": states}}
+    return found
 
 
 def students(state: State) -> dict[str, dict[str, Tensor]]:

@@ -93,7 +93,7 @@ def metadata(source: Source, facts: CardFacts) -> ModelCardData:
         tags=tags,
         steps=len(source.card.anchors),
         **levels,
-        guidance_scale=call_of(source)["guidance_scale"],
+        guidance_scale=call_of(source)[source.family.guidance_key],
         model_name=facts.name,
         eval_results=_eval_results(facts) or None,
     )
@@ -152,7 +152,12 @@ def call_of(source: Source) -> dict[str, Any]:
     card, stock = source.card, source.stock
     guidance = stock.guidance if source.guidance is None else source.guidance
     levels = {k: list(map(short, v)) if isinstance(v, list) else v for k, v in stock.levels.items()}
-    call = {"height": card.height, "width": card.width, **levels, "guidance_scale": guidance}
+    call = {
+        "height": card.height,
+        "width": card.width,
+        **levels,
+        source.family.guidance_key: guidance,
+    }
     if card.max_sequence_length is not None:
         call["max_sequence_length"] = card.max_sequence_length
     return call
@@ -178,7 +183,7 @@ def guidance_of(source: Source) -> str:
     if source.family.embeds_guidance:
         return "none: the network has no guidance embedding, so `guidance_scale` changes nothing"
     off = source.stock.guidance
-    return f"none: `guidance_scale={off:g}` leaves out the unconditional half"
+    return f"none: `{source.family.guidance_key}={off:g}` leaves out the unconditional half"
 
 
 def shift_node(source: Source) -> str:

@@ -35,10 +35,14 @@ def find_cuts(
         chosen = plan.max_sequence_length if name == family.tokenizer else None
         most = chosen or tokenizer.model_max_length
         chat = family.chat if name == family.tokenizer else None
-        texts = chat.worded(tokenizer, prompts) if chat else prompts
-        for cut, ids in zip(cuts, tokenizer(texts, verbose=False)["input_ids"], strict=True):
-            if len(ids) > most:
-                cut[encoder] = Cut(most, len(ids))
+        numbers = (
+            chat.num_tokens(tokenizer, prompts)
+            if chat
+            else map(len, tokenizer(prompts, verbose=False)["input_ids"])
+        )
+        for cut, num in zip(cuts, numbers, strict=True):
+            if num > most:
+                cut[encoder] = Cut(most, num)
     return cuts
 
 

@@ -174,6 +174,11 @@ class Adapter(ABC):
         images: Tensor = vae.decode(self.denormalise(latents).to(vae.dtype), return_dict=False)[0]
         return images.float()
 
+    @property
+    def decoder_blocks(self) -> list[nn.Module]:
+        """The parts of the VAE's decoder to be recomputed where diffusers does not do it itself."""
+        return []
+
     def normalise(self, encoded: Tensor) -> Tensor:
         """The VAE's own latents as the network sees them: (z - shift) scale."""
         config = self.pipeline.vae.config
@@ -207,7 +212,7 @@ class Adapter(ABC):
     ) -> Tensor:
         """The teacher's output, guided as the family's pipeline does it.
 
-        scale (B,): the pipeline's own number, its `guidance_scale`; so are dmd.guidance and
+        scale (B,): the pipeline's own number, such as its `guidance_scale`; so are dmd.guidance and
         isg.guidance in a configuration, and --guidance of a script.
         """
 

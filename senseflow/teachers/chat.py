@@ -1,4 +1,5 @@
-"""Prompts put to a language model as a user's turn, by its tokenizer's own chat template.
+"""Prompts put to a language model as a user's turn, by its tokenizer's own chat template or by one
+of the family's.
 
 Light: torch is imported where it is called.
 """
@@ -21,16 +22,21 @@ MARK = re.compile(r"<\|\w+\|>")  # a special token, such as <|im_start|>
 class Chat:
     """How a family's pipeline asks a language model for the encoding of a prompt."""
 
-    thinking: bool  # enable_thinking of the template
+    thinking: bool  # enable_thinking of the tokenizer's own template
     layers: tuple[int, ...]  # hidden states, joined on channels; 0: what the first layer is given
+    template: str | None = None  # with {} for the prompt; None: the tokenizer's own
 
     @property
     def facts(self) -> dict[str, Any]:
         """What encodings depend on besides the files of tokenizer and encoder, as JSON has it."""
-        return {"enable_thinking": self.thinking, "hidden states": list(self.layers)}
+        own = {"enable_thinking": self.thinking} if self.template is None else {}
+        given = {"template": self.template} if self.template else {}
+        return {**own, **given, "hidden states": list(self.layers)}
 
     def worded(self, tokenizer: Any, prompts: list[str]) -> list[str]:
         """What the tokenizer is given to read: each prompt's turn, and how an answer begins."""
+        if self.template is not None:
+            return [self.template.replace("{}", prompt) for prompt in prompts]
         return [
             tokenizer.apply_chat_template(
                 [{"role": "user", "content": prompt}],
@@ -41,6 +47,16 @@ class Chat:
             for prompt in prompts
         ]
 
+    def head(self, tokenizer: Any) -> int:
+        """Tokens before the prompt of a template of the family's own, whose states are dropped."""
+        before, _, _ = (self.template or "").partition("{}")
+        return len(tokenizer(before)["input_ids"]) if before else 0
+
+    def num_tokens(self, tokenizer: Any, prompts: list[str]) -> list[int]:
+        """The tokens of each prompt's turn, uncut, of which an encoding has that many states."""
+        ids = tokenizer(self.worded(tokenizer, prompts), verbose=False)["input_ids"]
+        return [len(one) - self.head(tokenizer) for one in ids]
+
     def encode(
         self, encoder: Any, tokenizer: Any, prompts: list[str], length: int | None
     ) -> "tuple[Tensor, Tensor]":
@@ -50,17 +66,19 @@ class Chat:
 
         from senseflow.common.devices import to_device
 
+        assert length is not None  # families that ask so let it be chosen
+        head = self.head(tokenizer)
         tokens = tokenizer(
             self.worded(tokenizer, prompts),
             padding="max_length",
             truncation=True,
-            max_length=length,
+            max_length=head + length,
             return_tensors="pt",
         )
         names = ("input_ids", "attention_mask")
         ids, mask = (to_device(tokens[name], encoder.device) for name in names)
         # transformers looks at its numbers, which on the meta device are none
-        unmasked = dict.fromkeys(encoder.config.layer_types)
+        unmasked = dict.fromkeys(encoder.config.get_text_config().layer_types)
         with torch.no_grad():
             states = encoder(
                 ids,
@@ -68,15 +86,17 @@ class Chat:
                 output_hidden_states=list(self.layers),
                 use_cache=False,
             ).hidden_states
-        return torch.cat([states[layer] for layer in self.layers], dim=-1), tokens[
-            "attention_mask"
-        ].bool()
+        joined = torch.cat([states[layer] for layer in self.layers], dim=-1)
+        return joined[:, head:], tokens["attention_mask"][:, head:].bool()
 
 
-def require_chat(tokenizer: Path) -> None:
+def require_chat(tokenizer: Path, given: str | None = None) -> None:
     """Raise ValueError for a tokenizer's folder without a chat template, or whose vocabulary lacks
-    a special token that its template writes: it would be read as the letters of its name."""
-    template = chat_template(tokenizer)
+    a special token that the template writes: it would be read as the letters of its name.
+
+    given: the template, where it is not the tokenizer's own.
+    """
+    template = given or chat_template(tokenizer)
     if template is None:
         raise ValueError(
             f"{tokenizer} has no chat template (chat_template.jinja, or chat_template in "
@@ -84,9 +104,10 @@ def require_chat(tokenizer: Path) -> None:
         )
     known = special_tokens(tokenizer)
     if absent := sorted(set(MARK.findall(template)) - known):
+        whose = "the" if given else "its"
         raise ValueError(
-            f"{tokenizer} does not know {', '.join(absent)}, which its chat template writes: it is "
-            "another model's tokenizer"
+            f"{tokenizer} does not know {', '.join(absent)}, which {whose} chat template writes: "
+            "it is another model's tokenizer"
         )
 
 

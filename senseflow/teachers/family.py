@@ -102,6 +102,7 @@ class Family(ABC):
     embeds_guidance: bool = False  # guidance is an input of the network, not a second forward
     no_guidance: float = 1.0  # the pipeline's number that leaves out its unconditional half
     unguided: float = 1.0  # the number above which the pipeline guides
+    guidance_key: str = "guidance_scale"  # of the pipeline's call
     seeds_every_step: bool = False  # the pipeline hands `generator=` on to its scheduler
     tokenizer: str | None = None  # whose tokens data.max_sequence_length counts; None: all fixed
     chat: Chat | None = None  # how its `tokenizer` is given prompts; None: as they are
@@ -109,6 +110,7 @@ class Family(ABC):
     null_prompt: str | None = None  # whose encoding is that of no prompt; None: none is encoded
     optional: tuple[str, ...] = ()  # parts that a folder may leave out, all or none of them
     packing: int = 1  # channels of the network's input for each of the VAE's latents
+    output_packing: int | None = None  # of its output, as its config counts it; None: as many
     widths: Mapping[str, Widths] = field(default_factory=dict)  # of the network's inputs of text
     fields: Mapping[str, Fields] = field(default_factory=dict)  # of the parts, by their names
     last_config: Path | None = None  # for a base without a config of its network
@@ -143,7 +145,7 @@ class Family(ABC):
         folder.require_components(settings.folder, self.optional)
         self.require_configs(settings.folder)
         if self.chat:
-            require_chat(settings.folder / str(self.tokenizer))
+            require_chat(settings.folder / str(self.tokenizer), self.chat.template)
         unit, largest = self.unit(settings.folder), self.sides(settings.folder, None).largest
         size = f"train.resolution {list(settings.resolution)}"
         if any(side % unit for side in settings.resolution):
@@ -164,10 +166,11 @@ class Family(ABC):
             base / self.component / "config.json",
             folder.base_config(base, self.component),
         )
-        latents = read_json(base / "vae" / "config.json").get("latent_channels", 4)
-        for name in ("in_channels", "out_channels"):
+        latents = folder.latent_channels(base)
+        output = self.output_packing or self.packing
+        for name, packing in (("in_channels", self.packing), ("out_channels", output)):
             channels = network.get(name)
-            if channels not in (None, self.packing * latents):
+            if channels not in (None, packing * latents):
                 raise ValueError(
                     f"{file}: {name} is {channels}, and the VAE's latents have {latents} channels: "
                     f"a network of more than an image's latents is not {self.title}"
@@ -236,8 +239,7 @@ class Family(ABC):
         """(C, h, w) of what the VAE says of one image, before it is normalised."""
         factor = folder.vae_factor(settings.folder)
         height, width = (side // factor for side in settings.resolution)
-        channels = read_json(settings.folder / "vae" / "config.json")["latent_channels"]
-        return channels, height, width
+        return folder.latent_channels(settings.folder), height, width
 
     def bottleneck(self, settings: TeacherSettings) -> tuple[int, int, int] | None:
         """(C, h, w) of the mid-block's output at the run's resolution; None: it has none."""
@@ -289,7 +291,8 @@ class Family(ABC):
     @property
     def key_marks(self) -> tuple[str, ...]:
         """How some key of its weights begins: in diffusers' names, and in its authors'."""
-        return (self.key_mark, *([self.original.mark] if self.original else []))
+        original = self.original and self.original.mark
+        return (self.key_mark, original) if original else (self.key_mark,)
 
     # -------------------------------------------------------------------------------- LoRA files
 
@@ -342,7 +345,9 @@ class Family(ABC):
         Raises ValueError naming keys when a file of the authors does not fit the config.
         """
         original = self.original
-        if original is None or not any(key.startswith(original.mark) for key in weights.keys):
+        if original is None or original.mark is None:
+            return weights
+        if not any(key.startswith(original.mark) for key in weights.keys):
             return weights
         import diffusers
 

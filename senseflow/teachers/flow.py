@@ -83,18 +83,23 @@ class FlowFamily(Family):
     ) -> list["Image.Image"]:
         """One batch through the pipeline's own call; guided where the plan has a scale."""
         pipeline.scheduler.generators = generators  # the pipeline does not hand them on
+        # Without a scale no unconditional half: a student has its guidance in its weights.
+        guidance = self.no_guidance if plan.guidance is None else plan.guidance
         images: list[Image.Image] = pipeline(
             prompt=[*prompts],  # ZImagePipeline writes into the list that it is given
             height=plan.height,
             width=plan.width,
             num_inference_steps=plan.steps,
             sigmas=plan.levels,
-            # Without a scale no unconditional half: a student has its guidance in its weights.
-            guidance_scale=self.no_guidance if plan.guidance is None else plan.guidance,
             max_sequence_length=plan.max_sequence_length,
             generator=generators,
+            **self.guided(guidance, len(prompts)),
         ).images
         return images
+
+    def guided(self, guidance: float, num: int) -> dict[str, Any]:
+        """The arguments of the pipeline's call by which it guides a batch of `num` prompts."""
+        return {self.guidance_key: guidance}
 
     def stock_flow(
         self, levels: dict[str, Any], shift: float = 1.0, shift_terminal: float | None = None

@@ -63,9 +63,16 @@ def vae_factor(base: Path) -> int:
     """Pixels of one latent: 8 for all full-size bases."""
     file = base / "vae" / "config.json"
     config = read_json(file)
-    if "block_out_channels" not in config:
+    levels = config.get("block_out_channels", config.get("dim_mult"))
+    if levels is None:
         raise ValueError(f"{file} is not an autoencoder's: it has no block_out_channels")
-    return int(2 ** (len(config["block_out_channels"]) - 1))
+    return int(2 ** (len(levels) - 1))
+
+
+def latent_channels(base: Path) -> int:
+    """Channels of a base's VAE's latents, which a VAE of videos calls z_dim."""
+    config = read_json(base / "vae" / "config.json")
+    return int(config.get("latent_channels", config.get("z_dim", 4)))
 
 
 def encoder_classes(folder: Path) -> dict[str, str | None]:

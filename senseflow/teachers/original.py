@@ -17,7 +17,7 @@ class OriginalNames:
     """How the authors' files name a network's tensors."""
 
     title: str  # whose names they are
-    mark: str  # how some name begins, and none of another family's
+    mark: str | None  # how some name begins, and none of another family's; None: as in diffusers
     prefix: str  # before every name in the file that they publish
     name: Callable[[str, dict[str, Any]], str]  # by diffusers' name and the network's config
     # How XLabs' LoRA files name a layer of diffusers', and which third of theirs it is, None: all.

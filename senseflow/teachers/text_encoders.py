@@ -23,7 +23,7 @@ from transformers import (
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from transformers.models.t5.modeling_t5 import T5Block
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
@@ -42,7 +42,8 @@ class TextEncoder:
     network: type[PreTrainedModel]
     layer: type[nn.Module]  # each one a unit of sharding
     tokenizer: Callable[[int], PreTrainedTokenizerBase]  # one that knows a letter, of this length
-    head: str | None = None  # what it says next, which no pipeline asks: neither read nor run
+    # what says the next word, or sees: no pipeline asks it, and it is neither read nor run
+    unasked: tuple[str, ...] = ()
 
 
 Kinds = Sequence[TextEncoder]
@@ -74,10 +75,11 @@ class TokensOnDevice:
 def put_tokens_on(device: torch.device, pipeline: Any) -> None:
     """Have the tokenizers of a pipeline put their tokens on the device of its text encoders.
 
-    Not those that no pipeline asks: `senseflow.teachers.chat` needs its mask on the host.
+    Not Qwen's, which no pipeline asks: `senseflow.teachers.chat` needs its mask on the host.
     """
     for name, part in pipeline.components.items():
-        if isinstance(part, PreTrainedTokenizerBase) and part.chat_template is None:
+        is_tokenizer = isinstance(part, PreTrainedTokenizerBase)
+        if is_tokenizer and not isinstance(part, Qwen2Tokenizer):
             setattr(pipeline, name, TokensOnDevice(part, device))
 
 
@@ -116,7 +118,7 @@ CLIP = TextEncoder(CLIPTextModel, CLIPEncoderLayer, clip_tokenizer)
 PROJECTED_CLIP = TextEncoder(CLIPTextModelWithProjection, CLIPEncoderLayer, clip_tokenizer)
 T5 = TextEncoder(T5EncoderModel, T5Block, t5_tokenizer)
 QWEN3 = (  # with its head or without, as a folder has it
-    TextEncoder(Qwen3ForCausalLM, Qwen3DecoderLayer, qwen_tokenizer, head="lm_head"),
+    TextEncoder(Qwen3ForCausalLM, Qwen3DecoderLayer, qwen_tokenizer, unasked=("lm_head",)),
     TextEncoder(Qwen3Model, Qwen3DecoderLayer, qwen_tokenizer),
 )
 
@@ -153,8 +155,8 @@ def text_encoder(folder: Path, kind: TextEncoder, dtype: torch.dtype) -> Network
     config = kind.network.config_class.from_dict(tree)
     with torch.device("meta"):
         network = kind.network(config)
-    if kind.head:
-        setattr(network, kind.head, nn.Identity())
+    for name in kind.unasked:
+        network.set_submodule(name, nn.Identity())
     weights = in_names_of(network, component_weights(folder))
     weights.require(network.state_dict())
     computed = position_ids(network) | frequencies(network)
@@ -205,10 +207,10 @@ def position_ids(network: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
-def rotaries(network: PreTrainedModel) -> dict[str, Qwen3RotaryEmbedding]:
-    """Qwen3's rotary positions, by name."""
+def rotaries(network: PreTrainedModel) -> dict[str, Any]:
+    """The modules of rotary positions, by name: each has the config that it is made of."""
     modules = network.named_modules()
-    return {name: module for name, module in modules if isinstance(module, Qwen3RotaryEmbedding)}
+    return {name: module for name, module in modules if hasattr(module, "original_inv_freq")}
 
 
 def frequencies(network: PreTrainedModel) -> dict[str, Tensor]:
@@ -216,5 +218,5 @@ def frequencies(network: PreTrainedModel) -> dict[str, Tensor]:
     return {
         f"{name}.{key}": buffer
         for name, rotary in rotaries(network).items()
-        for key, buffer in Qwen3RotaryEmbedding(rotary.config).named_buffers()
+        for key, buffer in type(rotary)(rotary.config).named_buffers()
     }

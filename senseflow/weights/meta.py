@@ -1,5 +1,6 @@
 """Networks on the meta device, where their weights are read, and their units of sharding."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -107,7 +108,22 @@ def meta_network(
         raise ValueError(f"{name}: expected a {wanted}, got {config['_class_name']}")
     require_plain(name, config)
     with torch.device("meta"):
-        return network_class.from_config(config)
+        network = network_class.from_config(config)
+    for part, module in tabled(network):
+        # made again, with numbers: of the arguments that it has kept under their names
+        arguments = inspect.signature(type(module)).parameters
+        network.set_submodule(part, type(module)(*(vars(module)[key] for key in arguments)))
+    return network
+
+
+def tabled(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules, by name, that keep computed tensors as plain attributes, neither parameters nor
+    buffers: what gives a meta network memory passes them over."""
+    return [
+        (name, module)
+        for name, module in network.named_modules()
+        if any(isinstance(value, Tensor) for value in vars(module).values())
+    ]
 
 
 def in_turn(name: str, layers: Iterable[nn.Module]) -> Callable[[str], Stored]:

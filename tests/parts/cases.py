@@ -6,6 +6,7 @@ from pathlib import Path
 
 import flux2_pipeline
 import flux_pipeline
+import qwen_image_pipeline
 import sd35_pipeline
 import sdxl_pipeline
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from senseflow.teachers.family import Family
 from senseflow.teachers.flux.family import FLUX
 from senseflow.teachers.flux2.family import FLUX2
+from senseflow.teachers.qwen_image.family import QWEN_IMAGE
 from senseflow.teachers.sd35.family import SD35, SD35_LARGE
 from senseflow.teachers.sdxl.family import SDXL
 from senseflow.teachers.z_image.family import Z_IMAGE
@@ -96,6 +98,14 @@ CASES = {
         z_image_pipeline.transformer,
         (1.0, 0.94, 0.85, 0.65),
         (1.0, 0.9474, 0.8571, 0.6667),
+        longest=QWEN_LENGTH,
+    ),
+    "qwen_image": Case(
+        QWEN_IMAGE,
+        "qwen_image_folder",
+        qwen_image_pipeline.transformer,
+        (1.0, 0.91, 0.76, 0.51),
+        (1.0, 0.9, 0.75, 0.5),
         longest=QWEN_LENGTH,
     ),
 }  # fmt: skip

@@ -7,7 +7,7 @@ with the programs' own functions on the keys of the full-size networks:
   `comfy/weight_adapter/lora.py` and the table of SD3 in copies without a version. What it does not
   know it logs and leaves out.
   Z-Image's, `z_image_to_diffusers` and the keys of Lumina2 in `comfy/lora.py`, were read in copies
-  without a version too.
+  without a version too, and so were Qwen-Image's keys there: every layer of it, called alike.
 - InvokeAI 6.14.2: `backend/model_manager/configs/lora.py`, `backend/patches/lora_conversions`. A
   file with a layer that it does not know it refuses as a whole.
 - stable-diffusion.cpp as vendored by stable-diffusion-cpp-python 0.4.7: `src/name_conversion.cpp`
@@ -42,6 +42,7 @@ Z_IMAGE = re.compile(
     r"|feed_forward\.w[123]|adaLN_modulation\.0)|t_embedder\.mlp\.[02]|cap_embedder\.1"
     r"|all_x_embedder\.2-1|all_final_layer\.2-1\.(linear|adaLN_modulation\.1)"
 )
+QWEN_IMAGE = re.compile(".+")
 # what stable-diffusion.cpp does not take apart when it makes dots of kohya's underscores in a UNet
 WORDS = (
     "input_blocks", "middle_block", "output_blocks", "in_layers", "out_layers", "emb_layers",
@@ -62,6 +63,8 @@ def is_sd3(part: Component) -> bool:
 def by_table(part: Component, keys: set[str]) -> set[str]:
     is_z_image = any(x.startswith("noise_refiner.") for x in part.shapes)
     table = Z_IMAGE if is_z_image else SD3 if is_sd3(part) else FLUX
+    if "txt_in" in part.shapes:
+        table = QWEN_IMAGE
     known = {layer for layer in part.shapes if table.fullmatch(layer)}
     return {x for x in part.shapes if x not in known or not has(keys, f"transformer.{x}", PEFT)}
 

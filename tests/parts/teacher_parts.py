@@ -2,12 +2,17 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
+from senseflow.common.ranks import start_ranks
+from senseflow.config.config import ParallelConfig, PrecisionConfig
+from senseflow.engine.build import build_network
 from senseflow.teachers.folder import TeacherSettings
 from senseflow.weights.filling import fill_shards
 from senseflow.weights.meta import NetworkSource
@@ -31,6 +36,12 @@ def built(source: NetworkSource) -> nn.Module:
     """A network with its weights, without sharding."""
     fill_shards(source.network, source.read, CPU)
     return source.network.eval()
+
+
+def sharded(dtype: str):
+    """Builds a network as a run builds its own."""
+    config = SimpleNamespace(precision=PrecisionConfig(compute=dtype), parallel=ParallelConfig())
+    return partial(build_network, config=config, ranks=start_ranks())
 
 
 def changed_copy(folder: Path, target: Path, file: str, **changes: Any) -> Path:

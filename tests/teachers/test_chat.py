@@ -2,21 +2,16 @@
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from teacher_parts import built
+from teacher_parts import built, sharded
 from text_parts import QWEN_LENGTH, QWEN_TURN, qwen3_text, qwen_tokenizer
 from transformers import AutoTokenizer, Qwen3ForCausalLM, Qwen3Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from senseflow.common.ranks import start_ranks
-from senseflow.config.config import ParallelConfig, PrecisionConfig
-from senseflow.engine.build import build_network
 from senseflow.teachers.chat import Chat, require_chat
 from senseflow.teachers.text_encoders import (
     QWEN3,
@@ -46,12 +41,6 @@ def folder(tmp_path_factory) -> Path:
             head = name == "Qwen3ForCausalLM"
             qwen3_text(tokenizer, LAYERS, head).save_pretrained(folder / name)
     return folder
-
-
-def sharded(dtype: str):
-    """As a run builds its networks."""
-    config = SimpleNamespace(precision=PrecisionConfig(compute=dtype), parallel=ParallelConfig())
-    return partial(build_network, config=config, ranks=start_ranks())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

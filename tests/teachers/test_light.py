@@ -34,11 +34,11 @@ assert seen == set(FAMILIES) and not heavy & set(sys.modules)
 
 
 def test_a_folder_is_checked_without_diffusers_and_named_without_torch(
-    flux2_folder, z_image_folder
+    flux2_folder, z_image_folder, qwen_image_folder
 ):
     tiny = [f"assets/tiny/{n}/pipeline" for n in ("flux", "sdxl", "sd35_medium", "sd35_large")]
     shapes = {**dict.fromkeys(tiny, (8, 8, 8)), str(flux2_folder): (16, 8, 8)}
-    shapes[str(z_image_folder)] = (4, 16, 16)
+    shapes |= {str(folder): (4, 16, 16) for folder in (z_image_folder, qwen_image_folder)}
     line = [sys.executable, "-c", PROGRAM, json.dumps(shapes)]
     result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

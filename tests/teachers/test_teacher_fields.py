@@ -13,7 +13,7 @@ from command_line import PROMPTS, call, error_of, only_picture, sidecars
 from diffusers import EulerDiscreteScheduler
 from short_runs import configure
 from teacher_parts import changed_copy, settings_of
-from transformers import CLIPTextConfig, Qwen3Config, T5Config
+from transformers import CLIPTextConfig, Qwen2_5_VLTextConfig, Qwen3Config, T5Config
 
 from senseflow.config.families import family_of
 from senseflow.config.recipes import FAMILIES, RECIPES
@@ -88,7 +88,12 @@ def test_the_tables_hold_all_parts_of_a_pipeline(family):
 
 @pytest.mark.parametrize(
     ("config", "built"),
-    [(CLIPTextConfig, CLIP_BUILT), (T5Config, T5_BUILT), (Qwen3Config, QWEN3_BUILT)],
+    [
+        (CLIPTextConfig, CLIP_BUILT),
+        (T5Config, T5_BUILT),
+        (Qwen3Config, QWEN3_BUILT),
+        (Qwen2_5_VLTextConfig, QWEN3_BUILT - {"head_dim", "attention_bias", "tie_word_embeddings"}),
+    ],
 )
 def test_text_encoders_have_no_other_fields(config, built):
     assert set(config().to_dict()) - FREE == built

@@ -2,24 +2,19 @@
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
-from teacher_parts import CPU, PROMPTS, built, changed_copy, settings_of
+from teacher_parts import CPU, PROMPTS, built, changed_copy, settings_of, sharded
 from torch.distributed.tensor import DTensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.models.t5.modeling_t5 import T5Block
 
 from senseflow.common.files import ROOT
-from senseflow.common.ranks import start_ranks
-from senseflow.config.config import ParallelConfig, PrecisionConfig
-from senseflow.engine.build import build_network
 from senseflow.teachers.flux.family import FLUX
 from senseflow.teachers.sd35.family import SD35, SD35_LARGE
 from senseflow.teachers.sdxl.family import SDXL
@@ -46,13 +41,6 @@ FOLDERS = {
 KINDS = (CLIP, PROJECTED_CLIP, T5)
 ASKED = [*PROMPTS, "a red seven left of a blue two " * 20]  # the last of which is cut
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def sharded(dtype: str):
-    """As a run builds its networks."""
-    precision, parallel = PrecisionConfig(compute=dtype), ParallelConfig()
-    config = SimpleNamespace(precision=precision, parallel=parallel)
-    return partial(build_network, config=config, ranks=start_ranks())
 
 
 def encodings(family, pipeline, length) -> list[torch.Tensor]:

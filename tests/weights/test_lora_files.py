@@ -441,17 +441,24 @@ RECIPES_OF = {
 }
 
 
-def test_comfyui_knows_every_layer_of_z_image():
+@pytest.mark.parametrize(
+    ("name", "config", "num"),
+    [
+        ("z_image", "Z-Image/z_image_senseflow_lora", (30 + 2 + 2) * 7),  # layers, both refiners
+        ("qwen_image", "Qwen-Image/qwen_image_senseflow_lora", 60 * 12),
+    ],
+)
+def test_comfyui_knows_every_layer(name, config, num):
     """The rules of the others were not read."""
-    part = full_size(next(f for f in FAMILIES if f.name == "z_image"))
-    targets = load_config(Path("configs/Z-Image/z_image_senseflow_lora.yaml")).lora.targets
+    part = full_size(next(f for f in FAMILIES if f.name == name))
+    targets = load_config(Path("configs", f"{config}.yaml")).lora.targets
     ends = tuple(f".{target}" for target in targets)
     adapted = [layer for layer in part.shapes if layer.endswith(ends)]
-    assert len(adapted) == (30 + 2 + 2) * 7  # layers and both refiners
+    assert len(adapted) == num
     assert comfyui(part, keys_of(part)) == set()
 
 
-# which clients read a LoRA of the others, and by which names, was not looked up (Z-Image: above)
+# which clients read a LoRA of the others, by which names, was not looked up (above: for ComfyUI)
 KNOWN = [family for family in FAMILIES if family.title in RECIPES_OF]
 
 

@@ -23,6 +23,7 @@ FULL_SIZE = (
     *("flux_senseflow", "sd35_senseflow", "sd35_large_senseflow", "sdxl_senseflow"),
     "flux2_klein_senseflow",
     "z_image_senseflow",
+    "qwen_image_senseflow",
 )
 NUM_TENSORS = {"flux": 780, "sdxl": 1680}  # in the published files' headers
 TRUE_SHAPES = {  # of some tensors in the published files, those that hold several of diffusers'
@@ -45,6 +46,12 @@ TRUE_SHAPES = {  # of some tensors in the published files, those that hold sever
         "noise_refiner.1.adaLN_modulation.0.weight": (15360, 256),
         "x_embedder.weight": (3840, 64),
         "cap_embedder.1.weight": (3840, 2560),
+    },
+    "qwen_image": {  # called alike
+        "transformer_blocks.59.attn.add_q_proj.weight": (3072, 3072),
+        "transformer_blocks.0.img_mod.1.weight": (18432, 3072),
+        "txt_in.weight": (3072, 3584),
+        "proj_out.weight": (64, 3072),
     },
     "sdxl": {
         "input_blocks.4.1.transformer_blocks.1.attn2.to_k.weight": (640, 2048),

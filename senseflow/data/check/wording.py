@@ -29,9 +29,12 @@ class Reader:
         distinct, lengths = list(dict.fromkeys(captions)), dict[str, int]()
         for start in range(0, len(distinct), BATCH):
             batch = distinct[start : start + BATCH]
-            texts = self.chat.worded(self.tokenizer, batch) if self.chat else batch
-            ids = self.tokenizer(texts, verbose=False)["input_ids"]
-            lengths |= zip(batch, map(len, ids), strict=True)
+            numbers = (
+                self.chat.num_tokens(self.tokenizer, batch)
+                if self.chat
+                else map(len, self.tokenizer(batch, verbose=False)["input_ids"])
+            )
+            lengths |= zip(batch, numbers, strict=True)
         return [lengths[caption] for caption in captions]
 
 

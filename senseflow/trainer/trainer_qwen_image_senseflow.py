@@ -1,0 +1,12 @@
+"""SenseFlow on Qwen-Image: the recipe of one script.
+
+sh exp_qwen_image/train_qwen_image_senseflow.sh NODES GPUS CONFIG SAVE_DIR [key.sub=value ...]
+"""
+
+from senseflow.config.recipes import RECIPES
+from senseflow.launch.entry import main
+
+RECIPE = RECIPES["qwen_image_senseflow"]
+
+if __name__ == "__main__":
+    main(RECIPE)
