@@ -72,6 +72,19 @@ def test_the_gradient_is_that_of_the_mean_alone(path):
     torch.testing.assert_close(x_0.grad, alpha / sigma * noise / 20, rtol=1e-4, atol=1e-6)
 
 
+def test_a_rewards_gradient_goes_through_the_last_step_to_the_output(path):
+    """Of R = -|x - c|^2: -2 (x_0 - c) times d x_0 / d output, which is -sigma or -sigma / alpha."""
+    output, x_t, wanted = torch.randn(3, 3, 4, 5)
+    output.requires_grad_()
+    t = torch.tensor(TIMES[:3])
+    denoised = path.read(output, x_t, t)
+    x = transition(path, denoised, at(path.clean), 0.7).draw(torch.randn(3, 4, 5))
+    (-(x - wanted).square().sum()).backward()
+    alpha, sigma = (a.view(3, 1, 1) for a in path.alpha_sigma(t))
+    slope = -sigma / alpha if isinstance(path, VPPath) else -sigma
+    torch.testing.assert_close(output.grad, -2 * (denoised.x_0 - wanted).detach() * slope)
+
+
 def test_the_last_step_is_the_prediction_and_has_no_density(path):
     denoised, noise = predicted(), torch.randn(3, 4, 5)
     law = transition(path, denoised, at(path.clean), 0.7)
