@@ -20,12 +20,9 @@ CONFIGS = {
     "sdxl_dmd2": "configs/sdxl/sdxl_dmd2_tiny.yaml",
 }
 WHOLE = [pytest.param((name,), id=name, marks=pytest.mark.long) for name in CONFIGS]
-# Few kinds of iteration: two anchors, of which one is simulated in a step; DMD2 simulates always.
+# Few kinds of iteration: two anchors, of which one is simulated in a step.
 TWO = "anchors.times=[1000, 500]"
-FEW = [
-    pytest.param(("flux_senseflow", TWO), id="flux_senseflow with two anchors"),
-    pytest.param(("sdxl_dmd2", "anchors.times=[999, 499]"), id="sdxl_dmd2 with two anchors"),
-]
+FEW = [pytest.param(("flux_senseflow", TWO), id="flux_senseflow with two anchors")]
 PLAIN = pytest.param(("flux_senseflow", TWO, "adversarial.kind=none"), id="without an adversary")
 
 

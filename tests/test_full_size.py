@@ -1,6 +1,6 @@
 """Whole iterations of the recipes at full size, on fake tensors: benchmarks/full_size.py.
 
-Without the marker `long`, SD3.5 Medium runs a plain turn.
+Without the marker `long`, SD3.5 Medium is built, and its parameters are counted.
 """
 
 import json
@@ -147,6 +147,7 @@ def test_a_generator_turn(instance):
     check_generator_turn(instance)
 
 
+@pytest.mark.long
 def test_a_plain_turn_that_is_not_square(instance):
     check_plain_turn(resized(instance))
 

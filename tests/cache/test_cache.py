@@ -82,7 +82,7 @@ def without_encoders(config, folder: Path):
     "flux_senseflow",
     pytest.param("sd35_senseflow", marks=pytest.mark.long),
     pytest.param("sdxl_senseflow", marks=pytest.mark.long),
-    "sdxl_dmd2",
+    pytest.param("sdxl_dmd2", marks=pytest.mark.long),
 ])  # fmt: skip
 def test_losses_are_those_without_a_cache_and_no_encoder_has_weights(name, images, tmp_path):
     """To the bit with micro-batches of one, which the encoders see in both."""

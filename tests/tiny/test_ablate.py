@@ -148,6 +148,7 @@ class StopsAtOnce(StopRequest):
         return "SIGTERM" if self.asked > 1 else None
 
 
+@pytest.mark.long
 def test_a_stopped_trial_goes_on_and_gives_the_same(done, tmp_path):
     """Stopped where it was not to save; its student of that iteration is no part of the curve."""
     _, output = done
