@@ -1,4 +1,6 @@
-"""The device a command runs on."""
+"""The device a command runs on, and the threads beside it."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -41,3 +43,17 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
         # A copy from memory that may be paged out makes the host wait for the device.
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def one_thread(name: str, device: torch.device) -> ThreadPoolExecutor:
+    """A thread beside the loop's own that works for the same device.
+
+    Which GPU is current is a thread's own: without this a thread would work in, and pin memory in
+    the context of, the first one.
+    """
+
+    def select() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+
+    return ThreadPoolExecutor(1, name, select)

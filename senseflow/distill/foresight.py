@@ -7,13 +7,13 @@ asked for, and the numbers are the same either way (`senseflow.core.draws`).
 """
 
 from collections.abc import Hashable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from senseflow.common.devices import one_thread
 from senseflow.core.draws import Draws, Stream
 
 
@@ -36,9 +36,7 @@ class Foresight:
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
-        # The device is a thread's own: memory would be pinned in the context of another GPU.
-        initializer = partial(torch.cuda.set_device, device) if self.on_gpu else None
-        self.pool = ThreadPoolExecutor(1, "draws", initializer)
+        self.pool = one_thread("draws", device)
         self.asked: dict[Hashable, dict[Stream, None]] = {}
         self.coming: dict[Draws, dict[Stream, Future[Tensor]]] = {}
 

@@ -15,10 +15,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +32,7 @@ from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.storage import WriteResult
 
+from senseflow.common.devices import one_thread
 from senseflow.common.fields import leaves
 from senseflow.common.files import PARTIAL, write_whole
 from senseflow.common.ranks import Ranks
@@ -131,9 +131,7 @@ class Checkpoints:
         manifest = {"iteration": iteration, **(facts or {})}
         if self.asynchronous and not failed:
             state = self._on_host(state)
-            on_gpu = self.ranks.device.type == "cuda"  # which is a thread's own
-            initializer = partial(torch.cuda.set_device, self.ranks.device) if on_gpu else None
-            executor = ThreadPoolExecutor(1, "checkpoint", initializer)
+            executor = one_thread("checkpoint", self.ranks.device)
             self.pending = executor.submit(self._write_later, manifest, state, finish)
             executor.shutdown(wait=False)
         else:

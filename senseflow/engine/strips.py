@@ -1,14 +1,14 @@
 """Image strips, written by a thread: waiting for the device and compressing is not the loop's."""
 
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
+from senseflow.common.devices import one_thread
 from senseflow.common.pictures import labelled_grid, save_whole
 from senseflow.engine.disk import writing
 
@@ -23,9 +23,7 @@ class Strips:
     """
 
     def __init__(self, device: torch.device) -> None:
-        # The device is a thread's own.
-        initializer = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
-        self.pool = ThreadPoolExecutor(1, "strips", initializer)
+        self.pool = one_thread("strips", device)
         self.pending: Future[None] | None = None
 
     def __enter__(self) -> "Strips":
