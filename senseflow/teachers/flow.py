@@ -40,9 +40,11 @@ def flow_config(folder: "Path") -> dict[str, Any]:
 class FlowFamily(Family):
     """A family whose network predicts v = eps - x_0 and whose levels are sigmas."""
 
-    @abstractmethod
     def path(self, settings: TeacherSettings) -> "FlowPath":
-        """The straight path, with the shift from the clock to sigma (1: the clock is sigma)."""
+        """The straight path, with the shift from the clock to sigma; here the clock is sigma."""
+        from senseflow.core.path import FlowPath
+
+        return FlowPath()
 
     @abstractmethod
     def shift(self, settings: TeacherSettings, num: int) -> float:
@@ -115,15 +117,27 @@ class FlowFamily(Family):
 
 
 @dataclass(frozen=True, eq=False)
-class EvenFlowFamily(FlowFamily):
-    """One whose clock is sigma, and whose pipeline spaces its sigmas evenly from 1 to 1/K, at any
-    size; its scheduler shifts them."""
+class OneShiftFamily(FlowFamily):
+    """One whose scheduler has one shift, at every size and for every number of steps.
+
+    Its clock is the index before that shift: times are drawn evenly where the teacher's own are.
+    """
 
     def path(self, settings: TeacherSettings) -> "FlowPath":
-        """The clock is sigma itself, so the path has no shift."""
+        """The flow path with the shift of the folder's scheduler."""
         from senseflow.core.path import FlowPath
 
-        return FlowPath()
+        return FlowPath(shift=self.shift(settings, 0))
+
+    def shift(self, settings: TeacherSettings, num: int) -> float:
+        """The scheduler's own."""
+        return float(flow_config(settings.folder)["shift"])
+
+
+@dataclass(frozen=True, eq=False)
+class EvenFlowFamily(FlowFamily):
+    """One whose pipeline spaces its sigmas evenly from 1 to 1/K, at any size; its scheduler shifts
+    them."""
 
     def stock_sampling(self, anchors: tuple[float, ...]) -> StockSampling:
         """By the number of steps alone where one shift gives the anchors, else by sigmas."""

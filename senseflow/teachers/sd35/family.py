@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from senseflow.core.levels import SAME_SIGMA, even_times, one_shift, shifted
 from senseflow.teachers.family import Sides, StockSampling
 from senseflow.teachers.fields import Fields, autoencoder, flow_scheduler
-from senseflow.teachers.flow import SIDE, FlowFamily, flow_config
+from senseflow.teachers.flow import SIDE, OneShiftFamily
 from senseflow.teachers.folder import TeacherSettings, base_config, vae_factor
 from senseflow.teachers.published import (
     BIG_G,
@@ -26,7 +26,6 @@ from senseflow.teachers.published import (
 from senseflow.teachers.sd35.original import ORIGINAL
 
 if TYPE_CHECKING:
-    from senseflow.core.path import FlowPath
     from senseflow.teachers.adapter import Networks
 
 SHIFT = 3.0  # of the published schedulers
@@ -40,7 +39,7 @@ NO_T5 = ("text_encoder_3", "tokenizer_3")  # as folders are saved without it
 
 
 @dataclass(frozen=True, eq=False)
-class SD35Family(FlowFamily):
+class SD35Family(OneShiftFamily):
     """SD3.5 in one of its sizes, Medium or Large, told apart by dual attention."""
 
     def unit(self, base: Path) -> int:
@@ -75,16 +74,6 @@ class SD35Family(FlowFamily):
         raise ValueError(
             f"{settings.folder} holds {found}, this is the recipe of {self.title}: {told}"
         )
-
-    def path(self, settings: TeacherSettings) -> "FlowPath":
-        """The flow path with the shift of the folder's scheduler."""
-        from senseflow.core.path import FlowPath
-
-        return FlowPath(shift=self.shift(settings, 0))
-
-    def shift(self, settings: TeacherSettings, num: int) -> float:
-        """One shift, at every size and for every number of steps."""
-        return float(flow_config(settings.folder)["shift"])
 
     def default_anchors(self, base: Path, num: int) -> list[float]:
         """The shift of equal steps; four are 1, .9, .75, .5."""

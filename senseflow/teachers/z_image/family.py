@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 from senseflow.core.levels import even_times, one_shift, shifted
 from senseflow.teachers.family import Sides
 from senseflow.teachers.fields import Fields, Known, autoencoder, flow_scheduler
-from senseflow.teachers.flow import SIDE, EvenFlowFamily, flow_config
-from senseflow.teachers.folder import TeacherSettings, base_config, name_of, vae_factor
+from senseflow.teachers.flow import SIDE, EvenFlowFamily, OneShiftFamily, flow_config
+from senseflow.teachers.folder import base_config, name_of, vae_factor
 from senseflow.teachers.published import FLUX_VAE, QWEN3_4B, Encoder, Published, Terms
 from senseflow.teachers.z_image.original import ORIGINAL
 from senseflow.teachers.z_image.prompts import CHAT
 
 if TYPE_CHECKING:
-    from senseflow.core.path import FlowPath
     from senseflow.teachers.adapter import Networks
 
 SHIFT, TURBO_SHIFT = 6.0, 3.0  # of the published schedulers, which are told apart by them
@@ -29,7 +28,7 @@ MULTIPLE = 32  # tokens to which the network pads a caption
 
 
 @dataclass(frozen=True, eq=False)
-class ZImage(EvenFlowFamily):
+class ZImage(OneShiftFamily, EvenFlowFamily):
     """Z-Image and its fine-tuned copies."""
 
     def unit(self, base: Path) -> int:
@@ -69,16 +68,6 @@ class ZImage(EvenFlowFamily):
             "it has no way in many steps to be distilled, and guidance leads it astray. Z-Image "
             "itself is the teacher"
         ]
-
-    def path(self, settings: TeacherSettings) -> "FlowPath":
-        """The flow path with the shift of the folder's scheduler."""
-        from senseflow.core.path import FlowPath
-
-        return FlowPath(shift=self.shift(settings, 0))
-
-    def shift(self, settings: TeacherSettings, num: int) -> float:
-        """One shift, at every size and for every number of steps."""
-        return float(flow_config(settings.folder)["shift"])
 
     def default_anchors(self, base: Path, num: int) -> list[float]:
         """The folder's own shift of equal steps; the published one gives four 1, .9474, .8571,
