@@ -141,10 +141,16 @@ def load_flux(folder: Path) -> flux.FluxLearner:
     return learner
 
 
-def build_teacher(new: Callable[[], Learner], lesson: Lesson, site: Site, folder: Path) -> Figures:
+def build_teacher(
+    new: Callable[[], Learner],
+    lesson: Lesson,
+    site: Site,
+    folder: Path,
+    vae_of: Callable[[Site], AutoencoderKL | AutoencoderKLFlux2] = Site.vae,
+) -> Figures:
     """A teacher that is guided by CFG, from random weights, as a pipeline."""
     torch.manual_seed(SEED)
-    vae = site.vae()
+    vae = vae_of(site)
     learner, figures = teach(vae, new(), site.lesson(lesson))
     learner.pipeline(vae).save_pretrained(folder)
     return figures
@@ -157,13 +163,9 @@ def build_flux2_vae(site: Site, folder: Path) -> Figures:
     return {"std": float(vae.bn.running_var.sqrt().mean())}
 
 
-def build_flux2(site: Site, folder: Path) -> Figures:
-    """FLUX.2-klein, guided by CFG, from random weights, as a pipeline."""
-    torch.manual_seed(SEED)
-    vae = AutoencoderKLFlux2.from_pretrained(site.work / "vae")
-    learner, figures = teach(vae, flux2.Flux2Learner(), site.lesson(_cfg_lesson(7500, 2e-3)))
-    learner.pipeline(vae).save_pretrained(folder)
-    return figures
+def flux2_vae(site: Site) -> AutoencoderKLFlux2:
+    """The one that the stage before has made."""
+    return AutoencoderKLFlux2.from_pretrained(site.work / "vae")
 
 
 _cfg_lesson = partial(Lesson, num_pictures=60_000, dark_weight=2, seed=SEED)
@@ -177,7 +179,12 @@ TARGETS: dict[str, dict[str, Stage]] = {
     "sdxl": {
         "teach": partial(build_teacher, sdxl.SDXLLearner, _cfg_lesson(6500, 1.5e-3, batch_size=96))
     },
-    "flux2_klein": {"vae": build_flux2_vae, "teach": build_flux2},
+    "flux2_klein": {
+        "vae": build_flux2_vae,
+        "teach": partial(
+            build_teacher, flux2.Flux2Learner, _cfg_lesson(7500, 2e-3), vae_of=flux2_vae
+        ),
+    },
 }
 
 
