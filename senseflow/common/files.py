@@ -27,7 +27,14 @@ def naming(file: Path) -> Iterator[None]:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Replace a small file so that a reader sees the old or the new one, never half."""
+    """Replace a small file so that a reader sees the old or the new one, never half.
+
+    A device or pipe, such as /dev/stdout, is written to and stays what it is.
+    """
+    if file.exists() and not file.is_file():
+        with naming(file):
+            file.write_text(text, encoding="utf-8")
+        return
     partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")  # each process its own
     try:
         with naming(file):

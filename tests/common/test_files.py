@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,16 @@ def test_one_that_cannot_is_said_before_any_work(tmp_path, capsys):
     read = "new cannot be written: Read-only file system"
     with read_only(tmp_path / "disk") as disk, pytest.raises(ValueError, match=read):
         require_writable("--output", disk / "new")
+
+
+def test_a_pipe_or_device_is_written_to_and_stays(tmp_path):
+    """`senseflow.plan --output /dev/null`, as root, would leave a file in the device's place."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with os.fdopen(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as reader:
+        write_whole(pipe, "a plan\n")
+        assert reader.read() == "a plan\n"
+    assert pipe.is_fifo() and [*tmp_path.iterdir()] == [pipe]
 
 
 def test_a_full_disk_is_named_and_the_earlier_file_stays(tmp_path, capsys):
