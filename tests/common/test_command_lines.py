@@ -27,6 +27,7 @@ ZERO_IS_MEANT = {
     "--max-restarts",  # none
     "--guidance", "--teacher_guidance",  # without the prompt
     "--sigmas", "--timesteps",  # no noise, which then is no anchor
+    "--eta",  # of cps: euler
     "--memory", "--reserve",  # of a plan: nothing fits; nothing is kept back
     "--fid_resize", "--clip_resize", "--dinov2_size", "--lpips_size",  # left at their size
 }  # fmt: skip
