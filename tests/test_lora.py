@@ -77,7 +77,10 @@ def trained(data, tmp_path_factory) -> Run:
     return finish(configure(data, *LORA, *ALONE), tmp_path_factory.mktemp("lora") / "run")
 
 
-@pytest.mark.parametrize("recipe", ["sd35_senseflow", "sdxl_senseflow", "sdxl_dmd2"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["sd35_senseflow", pytest.param("sdxl_senseflow", marks=pytest.mark.long), "sdxl_dmd2"],
+)
 def test_the_first_iteration_is_that_of_full_training(data, tmp_path, recipe):
     """Up to the first step a student that is its teacher's adapter is the full student: the same
     losses, to the bit."""
@@ -123,7 +126,13 @@ def test_a_flux_student_begins_as_its_teacher_at_the_constant_guidance(data, tmp
     assert run.export.card.guidance == 5
 
 
-@pytest.mark.parametrize("overrides", [(), ("lora.train=AB", "ema.decay=0.5")], ids=["B", "AB"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param((), id="B", marks=pytest.mark.long),
+        pytest.param(("lora.train=AB", "ema.decay=0.5"), id="AB"),
+    ],
+)
 def test_resume_is_bit_identical(data, tmp_path, overrides):
     config = configure(data, *LORA, *ALONE, *overrides)
     run = finish(config, tmp_path / "run")

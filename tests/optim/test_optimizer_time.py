@@ -39,6 +39,7 @@ def test_bytes_of_compiled_steps(kind, kept):
     assert counted(kind, False) > 4 * expected
 
 
+@pytest.mark.long
 def test_the_table_has_every_kind(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     output = tmp_path / "time.md"

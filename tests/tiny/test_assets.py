@@ -55,7 +55,11 @@ def test_checksums(name):
     assert set(json.loads((folder / "stages.json").read_text())) == set(TARGETS[name])
 
 
-@pytest.mark.parametrize("name", TEACHERS)
+LATER = ("sd35_medium", "sd35_large")
+DRAWN = [pytest.param(n, marks=pytest.mark.long if n in LATER else []) for n in TEACHERS]
+
+
+@pytest.mark.parametrize("name", DRAWN)
 def test_the_teacher_draws_what_it_is_asked(name, judge):
     prompts = mixed_prompts(40)
     sampler = Sampler(ASSETS / name / "pipeline", prompts)

@@ -78,9 +78,8 @@ def test_measure_writes_table_results_and_picture(tmp_path, student):
     assert Image.open(tmp_path / "report" / "comparison.png").size[0] > 4 * 64
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("sd35_medium", marks=pytest.mark.long), "sdxl"]
-)  # FLUX by the others
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["sd35_medium", "sdxl"])  # FLUX by the others
 def test_measure_takes_every_family(name, tmp_path, call):
     pipeline = ASSETS / name / "pipeline"
     call(
