@@ -22,6 +22,7 @@ from senseflow.teachers.family import Family
 from senseflow.teachers.text_encoders import Kinds, TextEncoder, kind_of
 from senseflow.weights.safetensors_writer import header, num_bytes
 
+SHARD = 8 * 2**30  # bytes; a file as large as the host's memory could not be mapped
 NAMES = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 WEIGHTS = (
     "*.safetensors",
@@ -40,6 +41,23 @@ def write_holes(file: Path, tensors: Mapping[str, Tensor]) -> None:
     with file.open("wb") as stream:
         stream.write(header(tensors))
         stream.truncate(num_bytes(tensors))
+
+
+def write_shards(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """A component's weights as holes, in several files with an index where they are large."""
+    shards, total = dict[int, dict[str, Tensor]](), 0
+    for key, tensor in tensors.items():
+        shards.setdefault(total // SHARD, {})[key] = tensor
+        total += tensor.nbytes
+    if len(shards) == 1:
+        write_holes(folder / f"{name}.safetensors", tensors)
+        return
+    files = {f"{name}-{n + 1:05}-of-{len(shards):05}.safetensors": s for n, s in shards.items()}
+    for file, shard in files.items():
+        write_holes(folder / file, shard)
+    placed = {key: file for file, shard in files.items() for key in shard}
+    index = {"metadata": {"total_size": total}, "weight_map": placed}
+    (folder / f"{name}.safetensors.index.json").write_text(json.dumps(index))
 
 
 def write_teacher(folder: Path, family: Family) -> None:
@@ -82,7 +100,7 @@ def fill(folder: Path, kinds: Kinds) -> None:
                 network = kind.network(kind.network.config_class.from_dict(tree))
                 write_tokenizer(folder / name.replace("text_encoder", "tokenizer"), kind)
         state = network.to(torch.bfloat16).state_dict()  # as teachers are stored
-        write_holes(folder / name / f"{NAMES[entry[0]]}.safetensors", state)
+        write_shards(folder / name, NAMES[entry[0]], state)
 
 
 def write_tokenizer(folder: Path, kind: TextEncoder) -> None:

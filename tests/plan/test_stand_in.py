@@ -11,7 +11,14 @@ from senseflow.common.files import ROOT
 from senseflow.config.config import PathsConfig
 from senseflow.distill.vfm_features import FrozenBackbone
 from senseflow.plan.fakes import Loading, fake_whole
-from senseflow.plan.stand_in import copy_teacher, fill, write_holes, write_vision
+from senseflow.plan.stand_in import (
+    SHARD,
+    copy_teacher,
+    fill,
+    write_holes,
+    write_shards,
+    write_vision,
+)
 from senseflow.teachers.flux.family import FLUX
 from senseflow.teachers.sd35.family import SD35
 from senseflow.teachers.text_encoders import PROJECTED_CLIP, text_encoder
@@ -31,6 +38,18 @@ def test_a_hole_has_names_types_and_shapes_and_takes_no_room(tmp_path):
     assert file.stat().st_size > 600e6 and 512 * file.stat().st_blocks < 2**20
     assert weights.read("c")[...].dtype == torch.int64
     assert weights.read("a")[slice(10, 12)].shape == (2, 10_000)
+
+
+def test_weights_too_large_to_be_mapped_at_once_are_in_several_files(tmp_path):
+    half = torch.empty(SHARD // 4, device="meta", dtype=torch.bfloat16)
+    wanted = {"a": half, "b": half.view(-1, 2), "c": half, "d": half[:3]}
+    write_shards(tmp_path, "model", wanted)
+    files = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    assert sorted(f.name for f in tmp_path.glob("*.safetensors")) == files
+    component_weights(tmp_path).require(wanted)
+    (tmp_path / "small").mkdir()
+    write_shards(tmp_path / "small", "model", {"d": wanted["d"]})
+    assert [f.name for f in (tmp_path / "small").iterdir()] == ["model.safetensors"]
 
 
 def test_an_encoder_reads_what_was_made_up_for_it(tmp_path):
