@@ -69,9 +69,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher on its device with its data, and no student."""
+    """A teacher on its device with its data, and no student.
+
+    unguided: the scale at which its guidance leaves the prompt's own prediction; None: at no scale.
+    """
 
     adapter: "Adapter"
+    unguided: float | None
     anchors: Anchors
     teacher: nn.Module
     dataset: Samples
@@ -93,6 +97,7 @@ def prepare_teacher(inputs: Inputs) -> Teacher:
     build = partial(build_network, config=config, ranks=ranks)
     return Teacher(
         adapter=family.load_adapter(settings, ranks.device, build, inputs.cache.prompts),
+        unguided=None if family.embeds_guidance else family.unguided,
         anchors=inputs.anchors,
         teacher=build(family.teacher(settings)),
         dataset=inputs.cache.samples(inputs.data, see_images=False),

@@ -166,7 +166,7 @@ def predict(
 ) -> Denoised:
     """The teacher's prediction; with classifier-free guidance at 1 its conditional half alone."""
     adapter = teacher.adapter
-    if guidance == adapter.unguided:
+    if guidance == teacher.unguided:
         return adapter.path.read(adapter.predict(teacher.teacher, x_t, t, cond), x_t, t)
     return denoise_guided(teacher, x_t, t, cond, torch.full_like(t, guidance))
 

@@ -144,11 +144,6 @@ class Adapter(ABC):
         """The type in which networks are called."""
         return self.settings.compute_dtype
 
-    @property
-    def unguided(self) -> float | None:
-        """The scale at which guidance leaves the prompt's own prediction; None: at no scale."""
-        return None
-
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one sample at the run's resolution."""
         return self.shape
@@ -220,11 +215,6 @@ class Adapter(ABC):
 class CfgAdapter(Adapter):
     """A teacher guided by classifier-free guidance."""
 
-    @property
-    def unguided(self) -> float | None:
-        """The scale at which `guide` leaves the prompt's own prediction."""
-        return 1.0
-
     def null(self, cond: Conditioning) -> Conditioning:
         """The conditioning of no prompt, for as many samples as `cond`: the null prompt's."""
         assert self.empty is not None
@@ -234,7 +224,7 @@ class CfgAdapter(Adapter):
         """The pipeline's own guidance: uncond + scale (cond - uncond).
 
         A family whose pipeline counts from 0 (cond + w (cond - uncond)), or rescales what comes
-        out, says so here, and where it is off in `unguided`.
+        out, says so here, and where it is off in the family's `unguided`.
         """
         return guide(uncond, cond, scale)
 

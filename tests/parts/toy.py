@@ -91,7 +91,6 @@ class ToyAdapter:
 
     path: FlowPath
     shape: tuple[int, int, int] = (4, 4, 4)
-    unguided: float | None = None
     encoded: int = 0
     decoded: int = 0
 

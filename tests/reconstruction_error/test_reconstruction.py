@@ -1,6 +1,7 @@
 """xi(t) measured: a Gaussian teacher whose error is known exactly, statistics, the file of rows."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,6 +44,7 @@ class GaussianSamples:
 def teacher() -> Teacher:
     return Teacher(
         adapter=ToyAdapter(FlowPath(), shape=(2, 1, 1)),
+        unguided=None,
         anchors=None,
         teacher=GaussianNetwork(torch.zeros(2), torch.diag(SCALES)),
         dataset=GaussianSamples(),
@@ -58,6 +60,21 @@ def wanted() -> Measurement:
 @pytest.fixture(scope="module")
 def rows(teacher, wanted) -> list:
     return measure_samples(teacher, wanted, range(NUM))
+
+
+@pytest.mark.parametrize(("guidance", "whole"), [(0.0, False), (4.0, True)])
+def test_where_guidance_is_off_the_prompt_alone_is_predicted(teacher, wanted, guidance, whole):
+    """As Z-Image's, which counts from 0: half the work."""
+    called = []
+
+    class Told(ToyAdapter):
+        def predict_guided(self, *arguments):
+            called.append(arguments)
+            return super().predict_guided(*arguments)
+
+    told = replace(teacher, adapter=Told(FlowPath(), shape=(2, 1, 1)), unguided=0.0)
+    measure_samples(told, replace(wanted, guidances=(guidance,)), range(1))
+    assert bool(called) == whole
 
 
 def test_a_gaussian_teachers_error_is_the_posteriors_variance(rows, wanted):

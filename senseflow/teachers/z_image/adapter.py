@@ -23,11 +23,6 @@ class ZImageAdapter(CfgAdapter):
     component = "transformer"
     text_encoders = QWEN3
 
-    @property
-    def unguided(self) -> float:
-        """The pipeline counts its guidance from 0."""
-        return 0.0
-
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """Qwen3's states of a user's turn; which of them are tokens is known on the host.
 

@@ -18,10 +18,6 @@ class MadeUpAdapter(CfgAdapter):
     component = "transformer"
     text_encoders = (T5,)
 
-    @property
-    def unguided(self) -> float:
-        return 0.0
-
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """One T5, and which of its states are padding."""
