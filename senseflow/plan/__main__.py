@@ -8,6 +8,8 @@ run takes at a stated share of the GPUs' peak (MFU).
 
 The teacher is paths.pretrained_model where that folder is there (its config.json files are enough),
 else the recipe's teacher as published. Minutes on two CPU cores; Ctrl-C leaves nothing behind.
+
+Exit status: 0; with --fit 1 when nothing makes it fit; 2 for wrong input.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from senseflow.common.commands import (
 from senseflow.common.fields import Bounds, Fraction, SmallCount, Threads
 from senseflow.common.files import ROOT, require_writable, write_whole
 from senseflow.config.recipes import RECIPES
+from senseflow.plan.reserve import reserve
 
 Gib = Annotated[float, Bounds(0, 1e5)]
 Small = Annotated[float, Bounds(0, 1e4, above=True)]
@@ -35,42 +38,48 @@ EXAMPLES = """examples:
   python -m senseflow.plan --config configs/FLUX/flux_senseflow.yaml --gpus 8 --memory 80
   python -m senseflow.plan --config configs/SD35/sd35_senseflow.yaml --gpus 1 --output plan.md \\
       train.batch_size=1 precision.vae=bfloat16
+  python -m senseflow.plan --config configs/FLUX/flux_senseflow_lora.yaml --gpus 1 --memory 24 --fit
   python -m senseflow.plan --table --output table.md
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, check, trace; returns the exit status: 2 for wrong input, said in one line."""
+    """Parse, check, trace; returns the exit status."""
     args = build_parser().parse_intermixed_args(arguments)
 
-    def work() -> None:
+    def work() -> int:
         check(args)
         logging.basicConfig(level=logging.ERROR, format="%(message)s")
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a plan is the same with a GPU and without
-        text = make_text(args)
+        text, status = make_text(args)
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             write_whole(args.output, text)
         else:
             sys.stdout.write(text)
+        return status
 
     return exit_status(work, "nothing was written")
 
 
-def make_text(args: argparse.Namespace) -> str:
-    """The plan, or with --table that of all recipes."""
-    from senseflow.plan.command import whole_plan, whole_table  # torch and diffusers, seconds
+def make_text(args: argparse.Namespace) -> tuple[str, int]:
+    """The plan, with --fit that of what fits, or with --table that of all recipes; exit status."""
+    from senseflow.plan.command import whole_fit, whole_plan, whole_table  # torch, diffusers
     from senseflow.plan.costs import Gpu
     from senseflow.plan.plan import Wanted
 
-    gpu = Gpu(args.memory, args.reserve, args.mfu)
+    gpu = Gpu(args.memory, args.mfu, args.reserve)
     files = [args.config] if args.config else [ROOT / r.config for r in RECIPES.values()]
     overrides = tuple(args.overrides)
     wanted = [Wanted(file, overrides, args.nodes, args.gpus, args.data) for file in files]
     if args.table:
-        return whole_table(wanted, gpu)
+        return whole_table(wanted, gpu), 0
     host = (args.op_us and args.op_us / 1e6, args.unit_ms and args.unit_ms / 1e3)
-    return whole_plan(wanted[0], gpu, host, bool(args.output and args.output.suffix == ".json"))
+    as_json = bool(args.output and args.output.suffix == ".json")
+    if args.fit:
+        text, fits = whole_fit(wanted[0], gpu, host, as_json)
+        return text, 0 if fits else 1
+    return whole_plan(wanted[0], gpu, host, as_json), 0
 
 
 def build_parser() -> Parser:
@@ -83,8 +92,10 @@ def build_parser() -> Parser:
         "--memory", type=number(Gib), default=80, metavar="GIB", help="of a GPU (80)"
     )
     parser.add_argument(
-        "--reserve", type=number(Gib), default=6, metavar="GIB",
-        help="of that, what no tensor gets: CUDA context, NCCL, work space, fragmentation (6)",
+        "--reserve", type=number(Gib), metavar="GIB",
+        help="of that, what no tensor gets: CUDA context, work spaces, NCCL, fragmentation, from 0 "
+        f"to below --memory ({reserve(1):g} on one GPU, {reserve(2):g} on each of several, "
+        f"{reserve(2, 2):g} with parallel.replicas)",
     )  # fmt: skip
     parser.add_argument(
         "--mfu", type=number(Fraction), default=0.4,
@@ -107,6 +118,12 @@ def build_parser() -> Parser:
         "--output", type=Path, metavar="FILE", help=".md or .json (default: markdown on stdout)"
     )
     parser.add_argument(
+        "--fit",
+        action="store_true",
+        help="first the smallest set of changes with which it fits, the cheapest first, as "
+        "overrides; each is traced",
+    )
+    parser.add_argument(
         "--table", action="store_true",
         help="instead, all five recipes (or CONFIG's) on 1, 2, 4, 8 and 16 GPUs, a sample on each",
     )  # fmt: skip
@@ -116,7 +133,15 @@ def build_parser() -> Parser:
 def check(args: argparse.Namespace) -> None:
     """What needs no torch; raises ValueError."""
     take_config(args, required=not args.table)
-    if not args.reserve < args.memory:
+    if args.fit and args.table:
+        raise ValueError("--fit is of one configuration, --table of many: say one of them")
+    ranks = 1 if args.table else args.nodes * args.gpus
+    if args.reserve is None and not (kept := reserve(ranks)) < args.memory:
+        raise ValueError(
+            f"--memory {args.memory:g} must be above {kept:g}, which is kept for what no tensor "
+            "gets; --reserve says another figure"
+        )
+    if args.reserve is not None and not args.reserve < args.memory:
         raise ValueError(f"--reserve {args.reserve:g} must be below --memory {args.memory:g}")
     if args.output and args.output.suffix not in (".md", ".json"):
         raise ValueError(f"--output {args.output} must end in .md or .json")

@@ -7,11 +7,12 @@ from dataclasses import replace
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.templates import markdown_table
 from senseflow.plan.costs import Gpu, flops, seconds
+from senseflow.plan.fit import fit
 from senseflow.plan.host import Constants, measure
 from senseflow.plan.plan import Plan, Wanted, make_plan
 from senseflow.plan.rehearsal import Kind
 from senseflow.plan.remedies import remedies
-from senseflow.plan.text import as_markdown, as_tree, gib
+from senseflow.plan.text import as_markdown, as_tree, fit_as_markdown, fit_as_tree, gib
 
 GPU_COUNTS = (1, 2, 4, 8, 16)
 
@@ -21,10 +22,21 @@ def whole_plan(wanted: Wanted, gpu: Gpu, host: Constants, as_json: bool) -> str:
     quiet_libraries()
     plan = make_plan(wanted)
     costs = measure(*host)
-    helps = remedies(plan, gpu.room) if plan.peak > gpu.room else []
+    helps = [] if plan.fits(gpu) else remedies(plan, gpu)
     if as_json:
         return json.dumps(as_tree(plan, gpu, costs, helps), indent=2) + "\n"
     return as_markdown(plan, gpu, costs, helps)
+
+
+def whole_fit(wanted: Wanted, gpu: Gpu, host: Constants, as_json: bool) -> tuple[str, bool]:
+    """The changes with which it fits, then the plan with them; whether there are any such."""
+    quiet_libraries()
+    found, costs = fit(wanted, gpu), measure(*host)
+    fits = found.plan.fits(gpu)
+    if as_json:
+        tree = as_tree(found.plan, gpu, costs, []) | {"fit": fit_as_tree(found, gpu)}
+        return json.dumps(tree, indent=2) + "\n", fits
+    return fit_as_markdown(found, gpu) + as_markdown(found.plan, gpu, costs, []), fits
 
 
 def whole_table(wanted: list[Wanted], gpu: Gpu) -> str:
@@ -56,7 +68,7 @@ def row(plan: Plan, mean: float, gpu: Gpu) -> list[str]:
         plan.config.recipe,
         str(plan.wanted.world_size),
         gib(plan.peak),
-        "yes" if plan.peak <= gpu.room else "no",
+        "yes" if plan.fits(gpu) else "no",
         str(plan.costs.worst()),
         f"{mean / 1e12:.1f}",
         f"{seconds(mean, 'H100', gpu.mfu):.2f}",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from senseflow.config.config import Config
 from senseflow.plan.rehearsal import Kind
+from senseflow.plan.reserve import reserve
 from senseflow.plan.tracker import PhaseCost
 
 Phases = dict[str, PhaseCost]
@@ -25,13 +26,16 @@ class Gpu:
     """What is assumed of each GPU."""
 
     memory: float  # GiB
-    reserve: float  # of that, what no tensor gets: CUDA context, NCCL, fragmentation
     mfu: float  # share of its dense bfloat16 peak that training reaches
+    reserve: float | None = None  # GiB that no tensor gets; None: by the number of ranks
 
-    @property
-    def room(self) -> float:
-        """Bytes of a GPU's memory that tensors can have."""
-        return (self.memory - self.reserve) * GIB
+    def kept(self, ranks: int, replicas: int) -> float:
+        """GiB that no tensor gets on one of so many ranks."""
+        return reserve(ranks, replicas) if self.reserve is None else self.reserve
+
+    def room(self, ranks: int, replicas: int) -> float:
+        """Bytes that tensors can have on one of so many ranks."""
+        return (self.memory - self.kept(ranks, replicas)) * GIB
 
 
 def kinds_of(config: Config) -> list[Kind]:

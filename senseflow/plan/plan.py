@@ -1,6 +1,7 @@
 """One plan: a configuration on so many GPUs, a teacher's folder made up, iterations traced."""
 
 import gc
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from senseflow.config.config import Config, load_config
 from senseflow.config.load import check_split, load_recipe
 from senseflow.config.recipes import RECIPES, Recipe
 from senseflow.plan.blank import PlanData
-from senseflow.plan.costs import Costs, Phases, kinds_of, peak
+from senseflow.plan.costs import Costs, Gpu, Phases, kinds_of, peak
 from senseflow.plan.rehearsal import Kind, NetworkBytes, rehearse
 from senseflow.plan.stand_in import copy_teacher, write_teacher, write_vision
 
@@ -49,9 +50,24 @@ class Plan:
         """Bytes on each GPU at the worst moment of the worst iteration."""
         return peak(self.costs.traced[self.costs.worst()])
 
+    def reserve(self, gpu: Gpu) -> float:
+        """GiB of each GPU that no tensor gets."""
+        return gpu.kept(self.wanted.world_size, self.config.parallel.replicas)
 
-def make_plan(wanted: Wanted, kinds: Sequence[Kind] | None = None) -> Plan:
-    """Build the run and trace its iterations; `kinds`: these alone.
+    def spare(self, gpu: Gpu) -> float:
+        """Bytes of each GPU that are left at the worst moment; below 0 it does not fit."""
+        return gpu.room(self.wanted.world_size, self.config.parallel.replicas) - self.peak
+
+    def fits(self, gpu: Gpu) -> bool:
+        """Whether the worst moment of the worst iteration has room."""
+        return self.spare(gpu) >= 0
+
+
+def make_plan(
+    wanted: Wanted, kinds: Sequence[Kind] | None = None, within: Gpu | None = None
+) -> Plan:
+    """Build the run and trace its iterations; `kinds`: these alone; `within`: until one does not
+    fit.
 
     Raises ValueError as a run would for its configuration.
     """
@@ -62,6 +78,7 @@ def make_plan(wanted: Wanted, kinds: Sequence[Kind] | None = None) -> Plan:
         config, teacher = configure(recipe, wanted, Path(folder))
         data = wanted.data or recipe.family.data
         kinds = kinds or kinds_of(config)
+        room = within.room(wanted.world_size, config.parallel.replicas) if within else math.inf
         title = f"{config.recipe} on {wanted.world_size}"
         with tqdm(total=len(kinds) + 2, desc=title, unit="step", postfix="building") as bar:
             with rehearse(config, recipe.family, wanted.world_size, data) as rehearsal:
@@ -73,6 +90,8 @@ def make_plan(wanted: Wanted, kinds: Sequence[Kind] | None = None) -> Plan:
                     bar.update()
                     bar.set_postfix_str(str(kind))
                     traced[kind] = rehearsal.iterate(kind)
+                    if peak(traced[kind]) > room:
+                        break
             bar.update()
         del rehearsal
         gc.collect()

@@ -3,66 +3,127 @@
 from dataclasses import dataclass, replace
 
 from senseflow.config.config import Config
+from senseflow.plan.blank import PlanData
+from senseflow.plan.costs import Gpu
 from senseflow.plan.plan import Plan, Wanted, make_plan
 
 
 @dataclass(frozen=True)
+class Change:
+    """Of the configuration, or, where `cached`, of what is read in the place of images."""
+
+    words: str
+    price: str
+    overrides: tuple[str, ...]  # as a training script takes them
+    cached: bool = False
+
+
+@dataclass(frozen=True)
 class Remedy:
-    """A change of the configuration, and the peak with it."""
+    """A change, and the peak with it."""
 
     words: str
     overrides: tuple[str, ...]  # or flags
     peak: int  # bytes
+    fits: bool
 
 
-def candidates(config: Config, world_size: int) -> list[tuple[str, tuple[str, ...]]]:
-    """Changes that this configuration has not made yet and that keep the method."""
-    train = config.train
-    found: list[tuple[str, tuple[str, ...]]] = []
-    most = train.batch_size // world_size
+def candidates(plan: Plan) -> list[Change]:
+    """Changes that this configuration has not made yet and that keep the method.
+
+    In the order of what they cost: first those that leave the student what it is, by time, then
+    those that do not, by how far the release goes too (docs/fidelity.md).
+    """
+    return exact(plan) + inexact(plan.config)
+
+
+def exact(plan: Plan) -> list[Change]:
+    """Those that change no loss but for the order of sums."""
+    config, world_size = plan.config, plan.wanted.world_size
+    train, parallel, found = config.train, config.parallel, []
+    most = most_accumulation(config, world_size)
     if train.grad_accumulation < most:
-        found.append(("one sample at a time", (f"train.grad_accumulation={most}",)))
-    parallel, wholly = config.parallel, "parallel.recomputation=full"
-    if parallel.activation_checkpointing != 1:
-        words = "every block recomputed"
-        found.append((words, ("parallel.activation_checkpointing=1", wholly)))
-    elif parallel.recomputation != "full":
-        found.append(("every block recomputed whole", (wholly,)))
-    if config.precision.vae == "float32":
-        found.append(("the VAE in bfloat16", ("precision.vae=bfloat16",)))
-    if config.precision.heads == "float32" and config.adversarial.in_use != "none":
-        found.append(("the heads compute in bfloat16", ("precision.heads=bfloat16",)))
-    if config.optimizer.states != "8bit":
-        found.append(("the optimizers' moments in 8 bits", ("optimizer.states=8bit",)))
-    if config.precision.masters == "float32" and config.lora.rank is None:
-        found.append(("masters in bfloat16", ("precision.masters=bfloat16",)))
-    if config.ema.decay:
-        found.append(("no EMA", ("ema.decay=null",)))
-    if config.parallel.replicas > 1:
-        found.append(("shards over all GPUs", ("parallel.replicas=1",)))
-    if len(found) > 1:
-        found.append(("all of these", tuple(o for _, overrides in found for o in overrides)))
+        words = "as few samples at a time as can be"
+        found.append(Change(words, "small kernels", (f"train.grad_accumulation={most}",)))
+    if plan.data == "images" and config.data.crop == "center":
+        words, price = "prompts and latents from a cache", "disk, and a command before"
+        folder = f"paths.cache=runs/{config.recipe}_cache"
+        found.append(Change(words, price, (folder,), cached=True))
+    if parallel.replicas > 1:
+        words, price = "shards over all GPUs", "shards cross nodes"
+        found.append(Change(words, price, ("parallel.replicas=1",)))
+    every, wholly = "parallel.activation_checkpointing=1", "parallel.recomputation=full"
+    if parallel.activation_checkpointing == 0:
+        words, price = "every block recomputed but for its matrix products", "time, a little"
+        found.append(Change(words, price, (every, "parallel.recomputation=selective")))
+    if (parallel.activation_checkpointing, parallel.recomputation) != (1, "full"):
+        words, price = "every block recomputed whole", "time, a forward of what learns"
+        found.append(Change(words, price, (every, wholly)))
     return found
 
 
-def remedies(plan: Plan, room: float) -> list[Remedy]:
+def inexact(config: Config) -> list[Change]:
+    """Those that round, or leave something out."""
+    found, precision = [], config.precision
+    if config.optimizer.states != "8bit":
+        words, price = "the optimizers' moments in 8 bits", "noise in the moments"
+        found.append(Change(words, price, ("optimizer.states=8bit",)))
+    if precision.masters == "float32" and config.lora.rank is None:
+        words, price = "masters in bfloat16", "noise of stochastic rounding"
+        found.append(Change(words, price, ("precision.masters=bfloat16",)))
+    if precision.vae == "float32":
+        words, price = "the VAE in bfloat16", "digits of images and of their gradients"
+        found.append(Change(words, price, ("precision.vae=bfloat16",)))
+    if precision.heads == "float32" and config.adversarial.in_use != "none":
+        words, price = "the heads compute in bfloat16", "digits of the adversary"
+        found.append(Change(words, price, ("precision.heads=bfloat16",)))
+    if config.ema.decay:
+        found.append(Change("no EMA", "the averaged student", ("ema.decay=null",)))
+    return found
+
+
+def most_accumulation(config: Config, world_size: int) -> int:
+    """The most micro-batches that a rank's samples can be: of one each, or, where references are
+    shuffled among them, of two or more."""
+    samples = config.train.batch_size // world_size
+    shuffled = config.adversarial.in_use == "vfm" and config.adversarial.reference == "shuffled"
+    sizes = (size for size in range(1 + shuffled, samples + 1) if samples % size == 0)
+    return samples // next(sizes, samples)
+
+
+def together(changes: tuple[Change, ...]) -> tuple[str, ...]:
+    """The overrides of changes; of those of one key the last."""
+    pairs = (override.split("=", 1) for change in changes for override in change.overrides)
+    return tuple(f"{key}={value}" for key, value in dict(pairs).items())
+
+
+def changed(wanted: Wanted, changes: tuple[Change, ...]) -> Wanted:
+    """What is to be planned with these changes."""
+    made = together(tuple(change for change in changes if not change.cached))
+    cached = any(change.cached for change in changes)
+    data: PlanData | None = "cached" if cached else wanted.data
+    return replace(wanted, overrides=(*wanted.overrides, *made), data=data)
+
+
+def remedies(plan: Plan, gpu: Gpu) -> list[Remedy]:
     """The candidates' peaks at the plan's worst kind of iteration, and those of twice the GPUs and
-    so on, up to 64, until one fits. room: bytes."""
-    wanted, kind = plan.wanted, plan.costs.worst()
+    so on, up to 64, until one fits."""
+    kind, singles = plan.costs.worst(), candidates(plan)
 
-    def peak_of(changed: Wanted) -> int:
-        return make_plan(changed, [kind]).peak
+    def tried(words: str, overrides: tuple[str, ...], wanted: Wanted) -> Remedy:
+        again = make_plan(wanted, [kind])
+        return Remedy(words, overrides, again.peak, again.fits(gpu))
 
-    found = []
-    for words, overrides in candidates(plan.config, wanted.world_size):
-        changed = replace(wanted, overrides=(*wanted.overrides, *overrides))
-        found.append(Remedy(words, overrides, peak_of(changed)))
-    more, least = wanted, plan.peak
-    while least > room and more.world_size < 64:
+    found = [tried(c.words, c.overrides, changed(plan.wanted, (c,))) for c in singles]
+    if len(singles) > 1:
+        every = tuple(singles)
+        found.append(tried("all of these", together(every), changed(plan.wanted, every)))
+    more, fits = plan.wanted, plan.fits(gpu)
+    while not fits and more.world_size < 64:
         more = twice(more, plan.config)
-        least = peak_of(more)
         shape = (f"--nodes {more.nodes}", f"--gpus {more.gpus}", more.overrides[-1])
-        found.append(Remedy("more GPUs, as many samples on each", shape, least))
+        found.append(tried("more GPUs, as many samples on each", shape, more))
+        fits = found[-1].fits
     return found
 
 

@@ -1,13 +1,16 @@
 """A plan in words: Markdown for people (`plan.md.j2`), a tree for programs."""
 
+import math
+import shlex
 from pathlib import Path
 from typing import Any
 
 from senseflow.common.templates import templates
 from senseflow.plan.costs import DENSE_TFLOPS, GIB, Gpu, flops, peak, seconds, sent, work_of
+from senseflow.plan.fit import Changes, Fit
 from senseflow.plan.host import Host
 from senseflow.plan.plan import Plan
-from senseflow.plan.remedies import Remedy
+from senseflow.plan.remedies import Remedy, together
 from senseflow.plan.tracker import COLLECTIVES, KINDS
 
 ORDER = ("generate", "generator", "fake_score", "discriminator", "optimizer")
@@ -39,10 +42,11 @@ def as_markdown(plan: Plan, gpu: Gpu, host: Host, remedies: list[Remedy]) -> str
             train=train,
             micro=train.batch_size // (wanted.world_size * train.grad_accumulation),
             samples=train.batch_size / wanted.world_size,
-            spare=(gpu.room - plan.peak) / GIB,
+            reserve=plan.reserve(gpu),
+            spare=plan.spare(gpu) / GIB,
             remedies=[
                 [each.words, f"`{' '.join(each.overrides)}`", gib(each.peak),
-                 "yes" if each.peak <= gpu.room else "no"]
+                 "yes" if each.fits else "no"]
                 for each in remedies
             ],
             networks=networks(plan),
@@ -69,6 +73,56 @@ def as_markdown(plan: Plan, gpu: Gpu, host: Host, remedies: list[Remedy]) -> str
             floor=costs.mean(host.seconds),
             waiting=waiting(plan, gpu, host),
         )  # fmt: skip
+
+
+def fit_as_markdown(fit: Fit, gpu: Gpu) -> str:
+    """The set and what was traced to find it; the plan with the set follows."""
+    plan, tried = fit.plan, fit.rehearsals
+    template = templates(Path(__file__).parent).get_template("fit.md.j2")
+    return template.render(
+        plan=plan,
+        gpu=gpu,
+        fits=plan.fits(gpu),
+        changes=[[c.words, f"`{' '.join(c.overrides)}`", c.price] for c in fit.changes],
+        overrides=" ".join(together(fit.changes)),
+        cache=cache_command(fit),
+        missing=gib(-plan.spare(gpu)),
+        enough=math.ceil(10 * (gpu.memory - plan.spare(gpu) / GIB)) / 10,
+        tried=[
+            [words_of(r.changes), str(r.num_kinds), gib(r.peak), "yes" if r.fits else "no"]
+            for r in tried
+        ],
+    )
+
+
+def words_of(changes: Changes) -> str:
+    """Changes by their overrides; none is the configuration as it is."""
+    return f"`{' '.join(together(changes))}`" if changes else "as it is"
+
+
+def cache_command(fit: Fit) -> str:
+    """What makes the cache that the set names; empty where it names none.
+
+    All other overrides are in it: a cache of another precision or resolution is refused.
+    """
+    made = [folder for c in fit.changes if c.cached for folder in c.overrides]
+    if not made:
+        return ""
+    folder = made[0].removeprefix("paths.cache=")
+    others = together(tuple(change for change in fit.changes if not change.cached))
+    words = [str(fit.wanted.file), "--output", folder, *fit.wanted.overrides, *others]
+    return shlex.join(["python", "-m", "senseflow.cache", *words])
+
+
+def fit_as_tree(fit: Fit, gpu: Gpu) -> dict[str, Any]:
+    """What programs read of a fit beside its plan; sizes are bytes."""
+    return {
+        "fits": fit.plan.fits(gpu),
+        "overrides": list(together(fit.changes)),
+        "changes": [vars(change) for change in fit.changes],
+        "cache_command": cache_command(fit),
+        "rehearsals": [vars(r) | {"changes": list(together(r.changes))} for r in fit.rehearsals],
+    }
 
 
 def networks(plan: Plan) -> Rows:
@@ -130,7 +184,9 @@ def as_tree(plan: Plan, gpu: Gpu, host: Host, remedies: list[Remedy]) -> dict[st
         "overrides": list(plan.wanted.overrides),
         "teacher": plan.teacher,
         "data": plan.data,
-        "fits": plan.peak <= gpu.room,
+        "memory_gib": gpu.memory,
+        "reserve_gib": plan.reserve(gpu),
+        "fits": plan.fits(gpu),
         "peak": plan.peak,
         "worst": str(plan.costs.worst()),
         "networks": {name: vars(held) for name, held in plan.networks.items()},

@@ -25,11 +25,12 @@ from senseflow.distill.state import Turn
 from senseflow.engine.build import prepare
 from senseflow.engine.inputs import read_run
 from senseflow.plan import remedies as planning_remedies
+from senseflow.plan.blank import PlanData
 from senseflow.plan.costs import Costs, Gpu, kinds_of, peak
 from senseflow.plan.host import Host, measure
 from senseflow.plan.plan import Plan, Wanted, configure
 from senseflow.plan.rehearsal import Kind, NetworkBytes, Rehearsal, rehearse
-from senseflow.plan.remedies import Remedy, candidates, remedies, twice
+from senseflow.plan.remedies import Change, Remedy, candidates, changed, remedies, together, twice
 from senseflow.plan.text import as_markdown, as_tree
 from senseflow.plan.tracker import GATHERED, PhaseCost
 from senseflow.tiny.pictures import write_dataset
@@ -277,8 +278,9 @@ def made_up_plan(size_gib: float) -> Plan:
 
 def test_words_say_whether_it_fits_and_what_helps():
     text = as_markdown(made_up_plan(50), GPU, HOST, [])
+    assert "74 of 80 are for tensors, 6 are kept for the CUDA context, work spaces, NCCL" in text
     assert "**It fits**, with 24.0 to spare" in text and "| generator | 10 | 1.00 float32 |" in text
-    helps = [Remedy("less of it", ("a.b=1",), 60 * 2**30)]
+    helps = [Remedy("less of it", ("a.b=1",), 60 * 2**30, True)]
     text = as_markdown(made_up_plan(78.5), GPU, HOST, helps)
     assert "**4.5 too much**" in text and "| less of it | `a.b=1` | 60.00 | yes |" in text
 
@@ -286,6 +288,7 @@ def test_words_say_whether_it_fits_and_what_helps():
 def test_the_tree_is_json():
     tree = json.loads(json.dumps(as_tree(made_up_plan(50), GPU, HOST, [])))
     assert tree["fits"] and tree["peak"] == 50 * 2**30
+    assert (tree["memory_gib"], tree["reserve_gib"]) == (80, 6)
     assert tree["time_s"]["H100"] == pytest.approx(tree["mean_flop"] / (0.4 * 989e12))
 
 
@@ -324,12 +327,36 @@ def test_operations_and_gatherings_are_counted(facts, shapes):
 
 
 def test_changes_are_those_the_configuration_has_not_made():
-    config = load_recipe(RECIPE, Path("configs/FLUX/flux_senseflow.yaml"), [])
-    found = [overrides for _, overrides in candidates(config, 8)]
-    assert ("precision.vae=bfloat16",) in found
-    assert not any("checkpointing" in o for overrides in found for o in overrides)
-    assert found[-1] == tuple(o for overrides in found[:-1] for o in overrides)
-    assert candidates(config, 4)[0][1] == ("train.grad_accumulation=2",)
+    def found(gpus: int, *overrides: str, data: PlanData = "images") -> list[tuple[str, ...]]:
+        config = load_recipe(RECIPE, Path("configs/FLUX/flux_senseflow.yaml"), list(overrides))
+        wanted = Wanted(FILE, overrides, 1, gpus)
+        plan = Plan(wanted, config, "as published", data, {}, Costs(config, {}))
+        return [change.overrides for change in candidates(plan)]
+
+    rounded = [("optimizer.states=8bit",), ("precision.masters=bfloat16",)]
+    rounded += [("precision.vae=bfloat16",), ("precision.heads=bfloat16",)]
+    wholly = ("parallel.activation_checkpointing=1", "parallel.recomputation=full")
+    assert found(8) == [("paths.cache=runs/flux_senseflow_cache",), wholly, *rounded]
+    assert found(8, data="cached") == [wholly, *rounded]
+    assert found(8, "data.crop=random") == [wholly, *rounded]
+    assert found(4, data="cached")[0] == ("train.grad_accumulation=2",)
+    shuffled = "adversarial.reference=shuffled"  # needs two samples at a time
+    assert found(4, shuffled, data="cached") == [wholly, *rounded]
+    assert found(2, shuffled)[0] == ("train.grad_accumulation=2",)
+    selective = ("parallel.activation_checkpointing=1", "parallel.recomputation=selective")
+    assert found(8, "parallel.activation_checkpointing=0")[1:3] == [selective, wholly]
+    assert found(8, "ema.decay=0.99", "parallel.replicas=2")[-1] == ("ema.decay=null",)
+    assert found(8, "parallel.replicas=2")[1] == ("parallel.replicas=1",)
+
+
+def test_of_changes_of_one_key_the_last_counts():
+    some, whole, cached = (
+        Change("", "", overrides, "cache" in overrides[0])
+        for overrides in (("a.b=1", "a.c=2"), ("a.c=3",), ("paths.cache=runs/x",))
+    )
+    assert together((some, whole, cached)) == ("a.b=1", "a.c=3", "paths.cache=runs/x")
+    planned = changed(Wanted(FILE, ("c.d=4",), 1, 1), (some, whole, cached))
+    assert planned == Wanted(FILE, ("c.d=4", "a.b=1", "a.c=3"), 1, 1, "cached")
 
 
 def test_twice_the_gpus_keeps_each_ones_share():
@@ -346,7 +373,8 @@ def test_each_change_is_planned_anew_and_gpus_double_until_it_fits(monkeypatch):
         return made_up_plan(160 / changed.world_size)
 
     monkeypatch.setattr(planning_remedies, "make_plan", plan_of)
-    found = remedies(made_up_plan(80), 45 * 2**30)
+    found = remedies(made_up_plan(80), replace(GPU, memory=51))
     assert [remedy.overrides[:2] for remedy in found[-1:]] == [("--nodes 1", "--gpus 4")]
     assert found[-1].peak == 40 * 2**30
+    assert [remedy.fits for remedy in found] == [False] * (len(found) - 1) + [True]
     assert [changed.world_size for changed in asked] == [2] * (len(found) - 1) + [4]
