@@ -192,7 +192,7 @@ def test_the_reserve_is_of_one_gpu_or_of_several():
 @pytest.mark.long
 def test_a_real_fit_on_the_embedded_teacher(tmp_path):
     """Samples one at a time are enough, and the script's own configuration says the same peak."""
-    sizes = ["train.batch_size=8", "adversarial.kind=none", "isg.weight=0"]
+    sizes = ["train.batch_size=2", "adversarial.kind=none", "isg.weight=0"]
 
     def planned(*words: str, status: int = 0) -> dict:
         file = tmp_path / "plan.json"
@@ -202,9 +202,9 @@ def test_a_real_fit_on_the_embedded_teacher(tmp_path):
         assert done.returncode == status, done.stderr[-2000:]
         return json.loads(file.read_text())
 
-    apart = planned("train.grad_accumulation=8")
+    apart = planned("train.grad_accumulation=2")
     memory = f"{apart['peak'] / 2**30 + 1e-4:.6f}"
     found = planned("--fit", "--memory", memory)
-    assert found["fit"]["overrides"] == ["train.grad_accumulation=8"]
+    assert found["fit"]["overrides"] == ["train.grad_accumulation=2"]
     assert found["peak"] == apart["peak"] and found["fits"]
     assert planned("--fit", "--memory", "0.000001", status=1)["fit"]["fits"] is False
