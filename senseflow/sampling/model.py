@@ -34,7 +34,6 @@ from senseflow.weights.student import (
 logger = logging.getLogger(__name__)
 
 NUM_STEPS = 4  # of students without a card
-MAX_T5_LENGTH = 512  # what the pipelines allow
 
 
 @dataclass(frozen=True)
@@ -133,9 +132,10 @@ class Model:
         trained = self.card.max_sequence_length if self.card else None
         # The trained number first: padding is not masked, and another length is another prompt.
         length = wanted or trained or self.family.t5_length(self.paths.base)
-        if length > MAX_T5_LENGTH:
+        if length > (most := self.family.most_tokens(self.paths.base)):
             raise FieldError(
-                "max_sequence_length", f"{length}: the pipeline allows {MAX_T5_LENGTH}"
+                "max_sequence_length",
+                f"{length}: {self.family.title} takes {most} tokens of a prompt at most",
             )
         return length
 

@@ -106,7 +106,8 @@ class Family(ABC):
     seeds_every_step: bool = False  # the pipeline hands `generator=` on to its scheduler
     tokenizer: str | None = None  # whose tokens data.max_sequence_length counts; None: all fixed
     chat: Chat | None = None  # how its `tokenizer` is given prompts; None: as they are
-    longest_prompt: int = 512  # of its tokens, where the folder states more, or nothing
+    longest_prompt: int = 512  # of its tokens by default, where the folder states more, or nothing
+    longest_allowed: int = 512  # of its tokens, by the pipeline's call
     null_prompt: str | None = None  # whose encoding is that of no prompt; None: none is encoded
     optional: tuple[str, ...] = ()  # parts that a folder may leave out, all or none of them
     packing: int = 1  # channels of the network's input for each of the VAE's latents
@@ -137,7 +138,12 @@ class Family(ABC):
     def t5_length(self, base: Path) -> int:
         """The tokens of a prompt that a base allows, for students that do not say."""
         assert self.tokenizer, "only of families that let their length be chosen"
-        return folder.stated_length(base / self.tokenizer, self.longest_prompt)
+        most = min(self.longest_prompt, self.most_tokens(base))
+        return folder.stated_length(base / self.tokenizer, most)
+
+    def most_tokens(self, base: Path) -> int:
+        """The tokens of a prompt beyond which no length can be chosen."""
+        return self.longest_allowed
 
     def require(self, settings: TeacherSettings) -> None:
         """Raise ValueError unless the settings of a run fit a folder of this family."""
@@ -218,6 +224,10 @@ class Family(ABC):
         config = read_json(base / self.tokenizer / "tokenizer_config.json")
         if (stated := config.get("model_max_length")) and length > stated:
             raise ValueError(f"{key} {length}: the teacher's tokenizer was made for {stated}")
+        if length > (most := self.most_tokens(base)):
+            raise ValueError(
+                f"{key} {length}: {self.title} takes {most} tokens of a prompt at most"
+            )
 
     def require_student(self, settings: TeacherSettings) -> None:
         """Raise ValueError for keys that only a FLUX student has."""

@@ -1,5 +1,6 @@
 """What holds for every family's script: checkpoints, batches, the README's lines, errors."""
 
+import inspect
 import json
 import runpy
 import shutil
@@ -26,11 +27,15 @@ from command_line import (
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from student_networks import load_network
+from teacher_parts import changed_copy, settings_of
 from torch import nn
 
 from senseflow.config.recipes import FAMILIES
 from senseflow.sampling import Drawing, cli, load_student, sample
+from senseflow.sampling.drawing import Paths
+from senseflow.sampling.model import find_model
 from senseflow.teachers.family import Family
+from senseflow.weights.card import CARD
 from senseflow.weights.student import find_student
 
 SIZE = ("--height", 16, "--width", 16)
@@ -150,6 +155,31 @@ def test_weights_that_do_not_fit_name_keys(given, tmp_path, capsys):
 
 
 # Sampling
+
+
+def test_a_prompt_is_as_long_as_the_pipelines_and_a_student_as_it_was_trained(given, tmp_path):
+    """Of a tokenizer without a limit of its own, as Qwen's is."""
+    family = given.family
+    if family.tokenizer is None:
+        return
+    file = f"{family.tokenizer}/tokenizer_config.json"
+    base = changed_copy(given.base, tmp_path / "base", file, model_max_length=10**6)
+    call_of = inspect.signature(getattr(diffusers, family.pipeline_class).__call__)
+    default = call_of.parameters["max_sequence_length"].default
+    most = family.most_tokens(base)  # of a tiny network's positions less
+    teacher = find_model(family, Paths(base))
+    assert teacher.plan(Drawing()).max_sequence_length == min(default, most)
+    shutil.copytree(given.run, tmp_path / "run")
+    (card,) = (tmp_path / "run").rglob(CARD)
+    card.write_text(json.dumps({**json.loads(card.read_text()), "max_sequence_length": most}))
+    student = find_model(family, Paths(base, tmp_path / "run"))
+    family.require(settings_of(base, given.case.size, most))
+    assert student.plan(Drawing()).max_sequence_length == most
+    said = f"max_sequence_length {most + 1}: {family.title} takes {most} tokens"
+    with pytest.raises(ValueError, match=said):
+        family.require(settings_of(base, given.case.size, most + 1))
+    with pytest.raises(ValueError, match=said):
+        student.plan(Drawing(max_sequence_length=most + 1))
 
 
 @pytest.mark.parametrize("sampler", ["x0", "euler"])

@@ -134,7 +134,7 @@ def test_what_a_student_cannot_draw(given):
     if name == "sdxl":
         wrong["max_sequence_length 12: SDXL has no T5"] = Drawing(max_sequence_length=12)
     else:
-        wrong["max_sequence_length 513: the pipeline allows 512"] = Drawing(max_sequence_length=513)
+        wrong[" takes 512 tokens of a prompt at most"] = Drawing(max_sequence_length=513)
     for said, drawing in wrong.items():
         with pytest.raises(ValueError) as error:
             sample(student, ["x"], drawing)

@@ -322,7 +322,7 @@ def test_nothing_is_loaded_when_nothing_is_missing(flux_folder, student, tmp_pat
         (["--checkpoint", "RUN", "--shard", "2/2"], "--shard 2/2 is not I/N"),
         (["--checkpoint", "RUN", "--dit_config", "no.json"], "--dit_config no.json is not a file"),
         (["--checkpoint", "RUN", "--lora", "no"], "--lora no does not exist"),
-        (["--checkpoint", "RUN", "--max_sequence_length", 600], "the pipeline allows 512"),
+        (["--checkpoint", "RUN", "--max_sequence_length", 600], "takes 512 tokens of a prompt"),
         (["--checkpoint", "RUN", "--output_dir", SCRIPT], "is a file"),
         (["--checkpoint", "RUN", "--stepz", 4], "unrecognized arguments: --stepz 4"),
     ],

@@ -394,7 +394,7 @@ def test_settings_that_do_not_fit_are_refused(qwen_image_folder, flux_folder, tm
     refused("max_sequence_length 41: .* was made for 40", qwen_image_folder, length=41)
     file = "tokenizer/tokenizer_config.json"
     folder = changed_copy(qwen_image_folder, tmp_path / "long", file, model_max_length=131072)
-    refused("max_sequence_length 1025: Qwen-Image reads 1024 tokens at most", folder, length=1025)
+    refused("max_sequence_length 1025: Qwen-Image takes 1024 tokens", folder, length=1025)
     refused("for FLUX alone", qwen_image_folder, length=LENGTH, guidance=3.5)
 
 

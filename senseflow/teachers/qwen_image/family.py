@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 PATCH = 2
 SHIFT = 3.0  # of students of a folder whose own depends on the size
-LONGEST = 1024  # tokens of a prompt, of its pipeline
 DISTILLED = ("lightning", "flash", "turbo")  # in the names of its public students
 
 
@@ -40,14 +39,6 @@ class QwenImage(EvenFlowFamily):
     def sides(self, base: Path, config: dict[str, Any] | None) -> Sides:
         """Positions count from the middle, 4096 tokens each way, which no image reaches."""
         return Sides(self.unit(base), SIDE // 8 * vae_factor(base))
-
-    def require_length(self, base: Path, length: int | None) -> None:
-        """The pipeline takes no longer one."""
-        super().require_length(base, length)
-        if length and length > LONGEST:
-            raise ValueError(
-                f"data.max_sequence_length {length}: {self.title} reads {LONGEST} tokens at most"
-            )
 
     def cautions(self, base: Path) -> list[str]:
         """A student of few steps, by its name."""
@@ -155,7 +146,7 @@ QWEN_IMAGE = QwenImage(
     output_packing=1,  # the network makes patches of what its config calls out_channels
     tokenizer="tokenizer",
     chat=CHAT,
-    longest_prompt=LONGEST,
+    longest_allowed=1024,
     null_prompt=" ",  # the customary one: the pipeline has none of its own
     widths={"joint_attention_dim": (("text_encoder", "hidden_size"),)},
     fields={"transformer": TRANSFORMER, "vae": VAE, "scheduler": SCHEDULER},

@@ -42,17 +42,11 @@ class ZImage(OneShiftFamily, EvenFlowFamily):
         largest = min(rows, columns) * unit
         return Sides(unit, min(SIDE, largest), largest)
 
-    def require_length(self, base: Path, length: int | None) -> None:
+    def most_tokens(self, base: Path) -> int:
         """The image stands behind its prompt in the network's table of positions."""
-        super().require_length(base, length)
-        assert length
         places = base_config(base, self.component).get("axes_lens", LENS)[0]
-        most = (places - 2) // MULTIPLE * MULTIPLE  # the first place is padding's, the last its
-        if length > most:
-            raise ValueError(
-                f"data.max_sequence_length {length}: the network's table of positions ends at "
-                f"{most} tokens"
-            )
+        # the first place is padding's, the last its own
+        return int((places - 2) // MULTIPLE * MULTIPLE)
 
     def cautions(self, base: Path) -> list[str]:
         """Z-Image-Turbo is this pipeline's too, by its name or its scheduler's shift."""
