@@ -65,6 +65,9 @@ def read_setup(config: Config, family: Family) -> Setup:
     family.require(settings)
     for caution in family.cautions(settings.folder):
         logger.warning("paths.pretrained_model %s", caution)
+    for name, part in (("dmd", config.dmd), ("isg", config.isg)):
+        if part.weight > 0:
+            family.require_guidance(f"{name}.guidance", part.guidance[0])
     path, anchors = family.path(settings), family.anchors(settings, config.anchors.times)
     check_times(config, path, anchors)
     return Setup(config, family, settings, path, anchors)

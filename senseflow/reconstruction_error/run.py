@@ -56,6 +56,8 @@ def run(wanted: Wanted) -> None:
     config = load_config(wanted.config, wanted.overrides)
     inputs = read_inputs(config, RECIPES[config.recipe].family)
     check_teacher(inputs)
+    for scale in wanted.guidance:
+        inputs.family.require_guidance("--guidance", scale)
     measurement = Measurement(
         config.train.seed,
         spread_times(inputs.path, wanted.num_times),

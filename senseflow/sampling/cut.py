@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from senseflow.teachers.chat import num_tokens
 from senseflow.teachers.family import Family, Plan
 
 logger = logging.getLogger(__name__)
@@ -35,12 +36,7 @@ def find_cuts(
         chosen = plan.max_sequence_length if name == family.tokenizer else None
         most = chosen or tokenizer.model_max_length
         chat = family.chat if name == family.tokenizer else None
-        numbers = (
-            chat.num_tokens(tokenizer, prompts)
-            if chat
-            else map(len, tokenizer(prompts, verbose=False)["input_ids"])
-        )
-        for cut, num in zip(cuts, numbers, strict=True):
+        for cut, num in zip(cuts, num_tokens(tokenizer, prompts, chat), strict=True):
             if num > most:
                 cut[encoder] = Cut(most, num)
     return cuts

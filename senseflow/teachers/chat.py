@@ -52,11 +52,6 @@ class Chat:
         before, _, _ = (self.template or "").partition("{}")
         return len(tokenizer(before)["input_ids"]) if before else 0
 
-    def num_tokens(self, tokenizer: Any, prompts: list[str]) -> list[int]:
-        """The tokens of each prompt's turn, uncut, of which an encoding has that many states."""
-        ids = tokenizer(self.worded(tokenizer, prompts), verbose=False)["input_ids"]
-        return [len(one) - self.head(tokenizer) for one in ids]
-
     def encode(
         self, encoder: Any, tokenizer: Any, prompts: list[str], length: int | None
     ) -> "tuple[Tensor, Tensor]":
@@ -90,12 +85,22 @@ class Chat:
         return joined[:, head:], tokens["attention_mask"][:, head:].bool()
 
 
+def num_tokens(tokenizer: Any, prompts: list[str], chat: Chat | None) -> list[int]:
+    """The tokens of each prompt, uncut, as its encoding counts them: with those that the tokenizer
+    adds at its ends, or with its turn's where a language model is asked."""
+    texts = chat.worded(tokenizer, prompts) if chat else prompts
+    head = chat.head(tokenizer) if chat else 0
+    return [len(ids) - head for ids in tokenizer(texts, verbose=False)["input_ids"]]
+
+
 def require_chat(tokenizer: Path, given: str | None = None) -> None:
     """Raise ValueError for a tokenizer's folder without a chat template, or whose vocabulary lacks
     a special token that the template writes: it would be read as the letters of its name.
 
     given: the template, where it is not the tokenizer's own.
     """
+    if not tokenizer.is_dir():
+        raise ValueError(f"{tokenizer}: there is no such folder")
     template = given or chat_template(tokenizer)
     if template is None:
         raise ValueError(

@@ -229,6 +229,17 @@ class Family(ABC):
                 f"{key} {length}: {self.title} takes {most} tokens of a prompt at most"
             )
 
+    def require_guidance(self, name: str, scale: float) -> None:
+        """Raise ValueError for a scale of classifier-free guidance below that of the prompt alone.
+
+        There the pipeline draws as without guidance, and the formula on towards no prompt.
+        """
+        if not self.embeds_guidance and scale < self.unguided:
+            raise ValueError(
+                f"{name} {scale:g}: the pipeline of {self.title} guides above {self.unguided:g}; "
+                f"{self.unguided:g} is without"
+            )
+
     def require_student(self, settings: TeacherSettings) -> None:
         """Raise ValueError for keys that only a FLUX student has."""
         if settings.linked or (settings.fold_guidance, settings.guidance) != (None, None):

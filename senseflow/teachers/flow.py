@@ -2,8 +2,10 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
+from senseflow.common.fields import short
 from senseflow.core.levels import one_shift, shifted
 from senseflow.teachers.family import Family, Plan, StockSampling
 from senseflow.teachers.folder import TeacherSettings, scheduler_config
@@ -32,8 +34,21 @@ SHIFTS = dict(  # the fields of a flow scheduler that shift its sigmas, and diff
 
 
 def flow_config(folder: "Path") -> dict[str, Any]:
-    """The config of a folder's flow scheduler, with diffusers' defaults for what it leaves out."""
-    return scheduler_config(folder, **SHIFTS)
+    """The config of a folder's flow scheduler, with diffusers' defaults for what it leaves out.
+
+    Raises ValueError for a constant shift that is no number above 0, and a dynamic one's ends that
+    are no numbers.
+    """
+    config = scheduler_config(folder, **SHIFTS)
+    dynamic = config["use_dynamic_shifting"]
+    for name in ("base_shift", "max_shift") if dynamic else ("shift",):
+        value, least = config[name], -inf if dynamic else 0
+        if not isinstance(value, int | float) or not least < value < inf:
+            raise ValueError(
+                f"{folder / 'scheduler' / 'scheduler_config.json'}: {name} is {short(value)}, and "
+                f"must be a number{'' if dynamic else ' above 0'}"
+            )
+    return config
 
 
 @dataclass(frozen=True, eq=False)

@@ -153,6 +153,7 @@ def test_two_ranks_measure_what_one_does(flux, images, tmp_path):
         (["CONFIG", "--num_times", "1001"], "--num_times: 1001 must be from 2 to 1000"),
         (["CONFIG", "--guidance", "nan"], "--guidance: nan must be from 0 to 100"),
         (["CONFIG", "--guidance", "2", "--guidance", "2"], "the same number twice"),
+        (["SD35", "paths.dataset=DATA", "--guidance", "0"], "SD3.5 Medium guides above 1; 1 is"),
         (["CONFIG", "--batch_size", "0"], "--batch_size: 0 must be from 1"),
         (["CONFIG", "--output", "setup.py"], "--output setup.py is a file"),
         (["CONFIG", "isg.weihgt=1"], "unknown key isg.weihgt; the nearest valid key is isg.weight"),
@@ -162,6 +163,7 @@ def test_two_ranks_measure_what_one_does(flux, images, tmp_path):
 )
 def test_wrong_input_is_one_line(words, message, images, capsys):
     known = {"CONFIG": CONFIGS["flux_senseflow"], "paths.dataset=DATA": f"paths.dataset={images}"}
+    known["SD35"] = CONFIGS["sd35_senseflow"]
     assert status_of(main, [known.get(word, word) for word in words]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and re.search(message, line)

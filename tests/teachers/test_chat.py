@@ -12,7 +12,7 @@ from text_parts import QWEN_LENGTH, QWEN_TURN, qwen3_text, qwen_tokenizer
 from transformers import AutoTokenizer, Qwen3ForCausalLM, Qwen3Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from senseflow.teachers.chat import Chat, require_chat
+from senseflow.teachers.chat import Chat, num_tokens, require_chat
 from senseflow.teachers.text_encoders import (
     QWEN3,
     keep_recording,
@@ -159,3 +159,16 @@ def test_a_template_within_the_tokenizers_config(folder, tmp_path):
     assert chat.worded(AutoTokenizer.from_pretrained(tmp_path / "tokenizer"), ["a b"]) == [
         "<|im_start|>user\na b<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     ]
+
+
+def test_the_head_of_a_template_is_read_once_however_many_prompts(folder):
+    tokenizer, read = tokenizer_of(folder), []
+
+    def spy(texts, **rest):
+        read.append(texts)
+        return tokenizer(texts, **rest)
+
+    chat = Chat(False, (-1,), template="<|im_start|>a{}<|im_end|>")
+    assert num_tokens(spy, ["one", "", "seven"], chat) == [4, 1, 6]
+    assert num_tokens(spy, ["one", "seven"], None) == [3, 5]
+    assert len(read) == 2 + 1

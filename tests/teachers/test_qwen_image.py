@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImagePipeline,
+)
 from qwen_image_pipeline import MEAN, STD, TURN, UNIT
 from safetensors.torch import load_file, save_file
 from teacher_parts import (
@@ -25,11 +29,14 @@ from torch.distributed.tensor import DTensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer
 
 from senseflow.core.levels import even_times
+from senseflow.sampling import load_teacher
+from senseflow.teachers.chat import num_tokens
 from senseflow.teachers.encoded import Conditioning
 from senseflow.teachers.family import Plan
 from senseflow.teachers.qwen_image.adapter import QWEN2_5_VL
 from senseflow.teachers.qwen_image.adapter import tokenizer as for_plans
 from senseflow.teachers.qwen_image.family import QWEN_IMAGE, shift_of
+from senseflow.teachers.qwen_image.latents import require_statistics
 from senseflow.teachers.qwen_image.prompts import CHAT
 from senseflow.teachers.text_encoders import text_encoder
 
@@ -189,7 +196,7 @@ def test_the_template_is_the_pipelines(qwen_image_folder):
     assert CHAT.template == pipeline.prompt_template_encode
     for tokenizer in (pipeline.tokenizer, for_plans(64)):
         assert CHAT.head(tokenizer) == pipeline.prompt_template_encode_start_idx
-    assert CHAT.num_tokens(pipeline.tokenizer, ["two", ""]) == [3 + TURN, TURN]
+    assert num_tokens(pipeline.tokenizer, ["two", ""], CHAT) == [3 + TURN, TURN]
 
 
 def test_padding_on_the_left_is_no_other_prompt(qwen_image_folder, tmp_path):
@@ -408,6 +415,10 @@ def test_settings_that_do_not_fit_are_refused(qwen_image_folder, flux_folder, tm
         ("transformer/config.json", {"out_channels": 16}, "out_channels is 16, and the VAE's"),
         ("vae/config.json", {"input_channels": 4}, "images have 3 channels"),
         ("vae/config.json", {"_class_name": "AutoencoderKL"}, "encodes with an AutoencoderKLQwen"),
+        ("vae/config.json", {"latents_mean": None}, "latents_mean is null, and must be 4 numbers"),
+        ("vae/config.json", {"latents_mean": [1, 2, 3, "4"]}, "and must be 4 numbers, one for"),
+        ("vae/config.json", {"latents_std": [1, 2, 3]}, r"is \[1, 2, 3\], and must be 4 num"),
+        ("vae/config.json", {"latents_std": [0, 1, 2, 3]}, "must be 4 numbers above 0"),
         ("text_encoder/config.json", {"hidden_size": 8}, "joint_attention_dim is 16, and the"),
         ("scheduler/scheduler_config.json", {"use_beta_sigmas": True}, "use_beta_sigmas is true"),
         ("model_index.json", {"text_encoder": [None, None]}, "leaves out text_encoder, which is"),
@@ -415,6 +426,21 @@ def test_settings_that_do_not_fit_are_refused(qwen_image_folder, flux_folder, tm
 )  # fmt: skip
 def test_neighbouring_teachers_are_named(qwen_image_folder, tmp_path, file, changes, said):
     refused(said, changed_copy(qwen_image_folder, tmp_path / "other", file, **changes))
+
+
+def test_latents_that_cannot_be_normalised_are_not_drawn(qwen_image_folder, tmp_path):
+    """Where the config says nothing, diffusers' class has numbers for 16 channels."""
+    folder = changed_copy(qwen_image_folder, tmp_path / "three", "vae/config.json")
+    file = folder / "vae" / "config.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in said.items() if k != "latents_mean"}))
+    with pytest.raises(ValueError, match="latents_mean is null, and must be 4 numbers"):
+        load_teacher(folder)
+    rest = {k: v for k, v in said.items() if not k.startswith("latents_")}
+    file.write_text(json.dumps({**rest, "z_dim": 16}))
+    require_statistics(folder)
+    made = AutoencoderKLQwenImage(base_dim=8).config
+    assert len(made.latents_mean) == len(made.latents_std) == made.z_dim == 16
 
 
 def test_another_models_tokenizer_is_named(qwen_image_folder, tmp_path):
@@ -433,6 +459,8 @@ def test_another_models_tokenizer_is_named(qwen_image_folder, tmp_path):
     for one in (folder / "tokenizer").glob("*.json"):
         one.write_text(one.read_text().replace("<|im_end|>", "<|end|>"))
     refused(r"does not know <\|im_end\|>, which the chat template writes", folder, length=LENGTH)
+    shutil.rmtree(folder / "tokenizer")
+    refused("tokenizer: there is no such folder", folder, length=LENGTH)
 
 
 def test_an_encoder_of_another_kind_is_named(qwen_image_folder, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 from senseflow.common.files import read_json
 from senseflow.config.recipes import FAMILIES
 from senseflow.data.check.findings import Finding, percentiles, share
-from senseflow.teachers.chat import Chat
+from senseflow.teachers.chat import Chat, num_tokens
 
 TOKENIZER = "tokenizer"
 BATCH = 1000  # captions per call of a tokenizer
@@ -29,12 +29,7 @@ class Reader:
         distinct, lengths = list(dict.fromkeys(captions)), dict[str, int]()
         for start in range(0, len(distinct), BATCH):
             batch = distinct[start : start + BATCH]
-            numbers = (
-                self.chat.num_tokens(self.tokenizer, batch)
-                if self.chat
-                else map(len, self.tokenizer(batch, verbose=False)["input_ids"])
-            )
-            lengths |= zip(batch, numbers, strict=True)
+            lengths |= zip(batch, num_tokens(self.tokenizer, batch, self.chat), strict=True)
         return [lengths[caption] for caption in captions]
 
 

@@ -24,6 +24,7 @@ from senseflow.common.devices import to_device
 from senseflow.core.guidance import guide
 from senseflow.teachers.adapter import CfgAdapter, Networks
 from senseflow.teachers.encoded import Conditioning, Posterior
+from senseflow.teachers.qwen_image.latents import require_statistics
 from senseflow.teachers.qwen_image.prompts import CHAT, TEMPLATE
 from senseflow.teachers.text_encoders import TextEncoder, qwen_tokenizer
 
@@ -55,7 +56,9 @@ class QwenImageAdapter(CfgAdapter):
 
     @classmethod
     def pipeline_around(cls, folder: Path, networks: dict[str, nn.Module], **settings: Any) -> Any:
-        """As of any family, with a tokenizer that reads the template as the pipeline assumes."""
+        """As of any family, with a VAE whose latents can be normalised, and a tokenizer that reads
+        the template as the pipeline assumes."""
+        require_statistics(folder)
         pipeline = super().pipeline_around(folder, networks, **settings)
         head, dropped = CHAT.head(pipeline.tokenizer), pipeline.prompt_template_encode_start_idx
         if head != dropped:

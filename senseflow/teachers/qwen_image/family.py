@@ -15,6 +15,7 @@ from senseflow.teachers.fields import Fields, Known, flow_scheduler
 from senseflow.teachers.flow import SIDE, EvenFlowFamily, flow_config
 from senseflow.teachers.folder import TeacherSettings, name_of, vae_factor
 from senseflow.teachers.published import Encoder, Published, Terms
+from senseflow.teachers.qwen_image.latents import require_statistics
 from senseflow.teachers.qwen_image.original import ORIGINAL
 from senseflow.teachers.qwen_image.prompts import CHAT
 
@@ -39,6 +40,11 @@ class QwenImage(EvenFlowFamily):
     def sides(self, base: Path, config: dict[str, Any] | None) -> Sides:
         """Positions count from the middle, 4096 tokens each way, which no image reaches."""
         return Sides(self.unit(base), SIDE // 8 * vae_factor(base))
+
+    def require_configs(self, base: Path) -> None:
+        """Also that the VAE says how its latents are normalised."""
+        super().require_configs(base)
+        require_statistics(base)
 
     def cautions(self, base: Path) -> list[str]:
         """A student of few steps, by its name."""
