@@ -21,10 +21,10 @@ from senseflow.common.fields import CountOrNone, SmallCount, Threads
 from senseflow.common.files import require_folder
 from senseflow.common.quiet import set_up_notes
 from senseflow.common.signals import STARTED, Forwarder
-from senseflow.config.config import Config
+from senseflow.config.config import Config, load_config
 from senseflow.config.load import check_split, load_recipe
-from senseflow.config.recipes import Recipe
-from senseflow.engine.checkpoint_folders import require_known_layout
+from senseflow.config.recipes import RECIPES, Recipe
+from senseflow.engine.checkpoint_folders import complete_checkpoints, require_known_layout
 from senseflow.engine.hold import require_free
 
 
@@ -109,11 +109,28 @@ def read_arguments(recipe: Recipe) -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
+def require_own_family(run: Path, recipe: Recipe) -> None:
+    """Raise ValueError for a run folder whose checkpoints hold another family's networks."""
+    file = run / "config.yaml"
+    if not file.is_file() or not complete_checkpoints(run / "checkpoints"):
+        return
+    try:
+        held = RECIPES[load_config(file).recipe]
+    except ValueError:
+        return  # the run says that it is not compared, and the networks are
+    if held.family is not recipe.family:
+        raise ValueError(
+            f"SAVE_DIR {run} is a run of {held.name}, whose networks {recipe.name} does not have: "
+            "name another SAVE_DIR"
+        )
+
+
 def check_arguments(args: argparse.Namespace, recipe: Recipe) -> Config:
     """The configuration, and all that can be said without torch; raises ValueError or OSError."""
     require_folder("SAVE_DIR", args.save_dir)
     require_free(args.save_dir)
     require_known_layout(args.save_dir)
+    require_own_family(args.save_dir, recipe)
     config = load_recipe(recipe, args.config, args.overrides)
     check_split(config, args.nodes * args.gpus)
     return config

@@ -46,8 +46,28 @@ def test_another_layout_is_named_before_anything_is_loaded(tmp_path, file):
     said = str(error.value)
     assert "\n" not in said and str(tmp_path) in said and "paths.initial" in said
     assert file.removesuffix("/__0_0.distcp") in said
-    args = argparse.Namespace(
-        nodes=1, gpus=1, max_restarts=0, save_dir=tmp_path, config="no.yaml", overrides=[]
-    )
     with pytest.raises(ValueError, match="another layout"):
-        check_arguments(args, RECIPES["flux_senseflow"])
+        checked(tmp_path, "flux_senseflow")
+
+
+def test_a_run_of_another_family_is_named_before_anything_is_loaded(tmp_path):
+    """And is as it was; one without a checkpoint begins anew, one of the same family goes on."""
+    text = Path("configs/Qwen-Image/qwen_image_senseflow.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text)
+    checked(tmp_path, "z_image_senseflow")
+    made(tmp_path, f"checkpoints/step_0000001/{MANIFEST}")
+    checked(tmp_path, "qwen_image_senseflow")
+    said = "is a run of qwen_image_senseflow, whose networks z_image_senseflow does not have: name"
+    with pytest.raises(ValueError, match=said):
+        checked(tmp_path, "z_image_senseflow")
+    assert (tmp_path / "config.yaml").read_text() == text
+    (tmp_path / "config.yaml").write_text("recipe: of old")
+    checked(tmp_path, "z_image_senseflow")
+
+
+def checked(folder: Path, recipe: str) -> None:
+    config = Path(RECIPES[recipe].config)
+    args = argparse.Namespace(
+        nodes=1, gpus=1, max_restarts=0, save_dir=folder, config=config, overrides=[]
+    )
+    check_arguments(args, RECIPES[recipe])

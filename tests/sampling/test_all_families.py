@@ -31,7 +31,7 @@ from teacher_parts import changed_copy, settings_of
 from torch import nn
 
 from senseflow.config.recipes import FAMILIES
-from senseflow.sampling import Drawing, cli, load_student, sample
+from senseflow.sampling import Drawing, cli, load_student, load_teacher, sample
 from senseflow.sampling.drawing import Paths
 from senseflow.sampling.model import find_model
 from senseflow.teachers.family import Family
@@ -219,6 +219,22 @@ def test_cps_goes_from_euler_to_x0(given):
         assert grey_levels_apart(between, end) > 5
     assert np.array_equal(drawn("cps", 0.7), between)
     assert grey_levels_apart(drawn("cps", 0.7, num=2), between) <= 1
+
+
+def test_cps_of_a_teachers_own_steps(given):
+    """SDXL's euler is its folder's own scheduler: there cps is x0's timesteps, down to DDIM."""
+    if given.family.name not in ("flux", "sdxl"):  # one of each path
+        return
+    teacher = load_teacher(given.base)
+
+    def drawn(sampler: str, eta: float | None = None) -> np.ndarray:
+        height, width = given.case.size
+        drawing = Drawing(steps=2, sampler=sampler, eta=eta, height=height, width=width, seed=3)
+        return np.array(sample(teacher, PROMPTS[0], drawing)[0])
+
+    assert grey_levels_apart(drawn("cps", 1), drawn("x0")) <= 1
+    is_euler = grey_levels_apart(drawn("cps", 0), drawn("euler")) <= 1
+    assert is_euler == (given.family.name != "sdxl")
 
 
 def test_explicit_levels_are_the_steps_of_the_same_anchors(given, tmp_path, capsys):
