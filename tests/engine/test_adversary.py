@@ -1,14 +1,15 @@
 """What is said of an adversary before anything is loaded."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from short_runs import configure
+from short_runs import begin, configure, write_pictures
 
 from senseflow.common.ranks import start_ranks
 from senseflow.config.config import PathsConfig
-from senseflow.engine import adversary
+from senseflow.engine import adversary, build
 from senseflow.engine.adversary import check_backbone
 from senseflow.engine.disk import HostGroup
 
@@ -65,6 +66,21 @@ def test_the_first_rank_of_a_node_acts_for_it(local_rank, monkeypatch):
     host, done = HostGroup(start_ranks()), []
     host.on_first_of_node(lambda: done.append(1))
     assert done == [1] * (local_rank == 0)
+
+
+def test_a_run_fetches_them_once_on_every_node(monkeypatch, tmp_path):
+    def fetch(*given: object) -> None:
+        raise FileNotFoundError("fetched")
+
+    def act(host: HostGroup, action: Callable[[], object]) -> None:
+        with pytest.raises(FileNotFoundError, match="fetched"):
+            action()
+        raise ValueError("on the first rank of a node")
+
+    monkeypatch.setattr(build, "fetch_frozen", fetch)
+    monkeypatch.setattr(HostGroup, "on_first_of_node", act)
+    with pytest.raises(ValueError, match="on the first rank of a node"):
+        begin(configure(write_pictures(tmp_path / "data")), tmp_path / "run")
 
 
 def test_what_the_first_rank_of_a_node_misses_is_said():

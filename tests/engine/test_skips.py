@@ -53,7 +53,7 @@ def toy_run(folder: Path, ranks: Ranks, config: Config) -> Run:
     return Run(config, parts, ranks, lambda start: iter(lambda: batches, None), None, folder)
 
 
-def train(run: Run, bad: Bad) -> Run:
+def train(run: Run, bad: Bad, stop: StopRequest | None = None) -> Run:
     """To its end, with losses of NaN where `bad` says so."""
     now = [0, 0]
 
@@ -71,7 +71,7 @@ def train(run: Run, bad: Bad) -> Run:
         for name, loss in (("generator", "dmd_loss"), ("fake_score", "fake_score_loss")):
             patched.setattr(algorithm, loss, spoilt(name, getattr(algorithm, loss)))
         with run.checkpoints:
-            run.train(run.resume(), StopRequest(), show=False)
+            run.train(run.resume(), stop or StopRequest(), show=False)
     return run
 
 
@@ -90,6 +90,13 @@ def skipped_in(folder: Path) -> dict[int, set[str]]:
         for row in rows(folder)
     }
     return {iteration: names for iteration, names in found.items() if names}
+
+
+def test_a_stop_leaves_as_long_as_the_last_save_took(tmp_path):
+    """Of what the loop hands on; what a request makes of it is in common/test_stop.py."""
+    stop = StopRequest()
+    run = train(toy_run(tmp_path, start_ranks(), config_of(iter_num=1)), everywhere(), stop)
+    assert stop.lead_s == run.checkpoints.seconds > 0
 
 
 # ------------------------------------------------------------------------------------ the rule
