@@ -191,12 +191,16 @@ def test_prompts_and_no_prompt_are_the_pipelines(qwen_image_folder, dtype):
     assert all(isinstance(p, DTensor) and not p.requires_grad for p in encoder.parameters())
 
 
-def test_the_template_is_the_pipelines(qwen_image_folder):
+def test_template_and_longest_prompt_are_the_pipelines(qwen_image_folder):
     pipeline = stock(qwen_image_folder)
     assert CHAT.template == pipeline.prompt_template_encode
     for tokenizer in (pipeline.tokenizer, for_plans(64)):
         assert CHAT.head(tokenizer) == pipeline.prompt_template_encode_start_idx
     assert num_tokens(pipeline.tokenizer, ["two", ""], CHAT) == [3 + TURN, TURN]
+    most = QWEN_IMAGE.most_tokens(qwen_image_folder)
+    pipeline.check_inputs("two", 16, 16, max_sequence_length=most)
+    with pytest.raises(ValueError, match=f"cannot be greater than {most}"):
+        pipeline.check_inputs("two", 16, 16, max_sequence_length=most + 1)
 
 
 def test_padding_on_the_left_is_no_other_prompt(qwen_image_folder, tmp_path):
