@@ -1,11 +1,11 @@
 """The smallest set of changes with which a run fits, the cheapest first, each claim traced.
 
 Changes are taken in the order of `senseflow.plan.remedies.candidates`. Of the beginnings of that
-list the shortest that fits is found by halving, as a further change should not add to a peak; then
-each change but the last, the dearest first, is left out where it fits without. So a change of
-fidelity is made only where all that cost none are not enough, and none of the set can be spared.
-If a change adds to a peak after all, the set may not be the smallest; that it fits was traced in
-any case.
+list the shortest that fits is found by halving, as a further change should not add to a peak (one
+that may is traced alone, and is none where it does); then each change but the last, the dearest
+first, is left out where it fits without. So a change of fidelity is made only where all that cost
+none are not enough, and none of the set can be spared. If a change adds to a peak after all, the
+set may not be the smallest; that it fits was traced in any case.
 
 A rehearsal ends at the first kind of iteration that does not fit. Sets are compared by the kind in
 which the configuration does not; the one that is named has been traced with all kinds, and where
@@ -49,16 +49,18 @@ def fit(wanted: Wanted, gpu: Gpu) -> Fit:
     config = load_config(wanted.file, list(wanted.overrides))
     search, all_kinds = Search(wanted, gpu), likely_worst_first(config)
     plan = search.trace((), all_kinds)
-    every, kinds = tuple(candidates(plan)), [plan.costs.worst()]
-    chosen: Changes = ()
-    while not plan.fits(gpu):
+    if plan.fits(gpu):
+        return Fit(wanted, plan, (), search.rehearsals)
+    kinds = [plan.costs.worst()]
+    every = search.useful(plan, kinds)
+    while True:
         chosen = search.smallest(every, kinds)
         plan = search.trace(chosen, all_kinds)
         if not plan.fits(gpu) and chosen == every:
             plan = search.trace(chosen, all_kinds, to_the_end=True)
-            break
+        if plan.fits(gpu) or chosen == every:
+            return Fit(wanted, plan, chosen, search.rehearsals)
         kinds.append(plan.costs.worst())
-    return Fit(wanted, plan, chosen, search.rehearsals)
 
 
 def likely_worst_first(config: Config) -> list[Kind]:
@@ -88,6 +90,14 @@ class Search:
         num_kinds, fits = len(plan.costs.traced), plan.fits(self.gpu)
         self.rehearsals.append(Rehearsed(changes, num_kinds, plan.peak, fits))
         return plan
+
+    def useful(self, plan: Plan, kinds: Sequence[Kind]) -> Changes:
+        """The candidates but those that add to the plan's peak, which is of these kinds."""
+        return tuple(
+            change
+            for change in candidates(plan)
+            if not change.may_add or self.trace((change,), kinds).peak < plan.peak
+        )
 
     def smallest(self, every: Changes, kinds: Sequence[Kind]) -> Changes:
         """The set that fits by these kinds, of which one alone does not fit without changes;

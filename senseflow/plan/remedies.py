@@ -16,6 +16,7 @@ class Change:
     price: str
     overrides: tuple[str, ...]  # as a training script takes them
     cached: bool = False
+    may_add: bool = False  # to a peak
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ def exact(plan: Plan) -> list[Change]:
     train, parallel, found = config.train, config.parallel, []
     most = most_accumulation(config, world_size)
     if train.grad_accumulation < most:
-        words = "as few samples at a time as can be"
-        found.append(Change(words, "small kernels", (f"train.grad_accumulation={most}",)))
+        words, fewest = "as few samples at a time as can be", f"train.grad_accumulation={most}"
+        # Gradients wait for the next micro-batch: they may be more than the samples it spares.
+        found.append(Change(words, "small kernels", (fewest,), may_add=True))
     if plan.data == "images" and config.data.crop == "center":
         words, price = "prompts and latents from a cache", "disk, and a command before"
         folder = f"paths.cache=runs/{config.recipe}_cache"
