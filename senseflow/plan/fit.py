@@ -19,7 +19,7 @@ from senseflow.config.config import Config, load_config
 from senseflow.plan.costs import Gpu, kinds_of
 from senseflow.plan.plan import Plan, Wanted, make_plan
 from senseflow.plan.rehearsal import Kind
-from senseflow.plan.remedies import Change, candidates, changed, exact, together
+from senseflow.plan.remedies import Change, candidates, changed, together
 
 Changes = tuple[Change, ...]
 
@@ -94,19 +94,18 @@ class Search:
     def useful(self, plan: Plan, kinds: Sequence[Kind]) -> Changes:
         """The candidates but those that add to the plan's peak, which is of these kinds.
 
-        Where all together do not fit those that leave the student as it is are asked alone: a step
-        in fewer bits works on pieces of a fixed size, which may be more than a small network.
+        Where all together do not fit, their first ones that do: a step in fewer bits works on
+        pieces of a fixed size, and recomputation keeps some, which is more than a small network.
         """
         found = tuple(
             change
             for change in candidates(plan)
             if not change.may_add or self.trace((change,), kinds).peak < plan.peak
         )
-        kept = {change.overrides for change in exact(plan)}
-        alone = tuple(change for change in found if change.overrides in kept)
-        if not self.trace(found, kinds).fits(self.gpu) and alone:
-            return alone if self.trace(alone, kinds).fits(self.gpu) else found
-        return found
+        if self.trace(found, kinds).fits(self.gpu):
+            return found
+        beginnings = (found[:num] for num in range(1, len(found)))
+        return next((b for b in beginnings if self.trace(b, kinds).fits(self.gpu)), found)
 
     def smallest(self, every: Changes, kinds: Sequence[Kind]) -> Changes:
         """The set that fits by these kinds, of which one alone does not fit without changes;

@@ -182,7 +182,7 @@ def test_a_budget_that_nothing_meets_has_its_nearest_and_status_1(every, monkeyp
         f"{(least_size - 100) / 1024:.2f} GiB too much; GPUs of 0.3 GiB would do, with this" in text
     )
     assert shlex.split(text.split("```")[1]) == list(together(every))
-    assert "in 5 rehearsals" in text
+    assert "in 11 rehearsals" in text
 
 
 def test_what_fits_as_it_is_takes_one_rehearsal(monkeypatch, capsys):
