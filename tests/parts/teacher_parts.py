@@ -38,6 +38,20 @@ def built(source: NetworkSource) -> nn.Module:
     return source.network.eval()
 
 
+def check_batch_independence(
+    adapter: Any, network: nn.Module, prompts: list[str], **tolerance: float
+) -> None:
+    """A prompt's prediction, alone and in a batch of other lengths and times, is the same."""
+    cond, num = adapter.encode_prompts(prompts), len(prompts)
+    x_t, t = torch.randn(num, *adapter.latent_shape()), torch.linspace(900, 100, num)
+    with torch.no_grad():
+        together = adapter.predict(network, x_t, t, cond)
+        for i in range(num):
+            one = slice(i, i + 1)
+            alone = adapter.predict(network, x_t[one], t[one], cond.map(lambda x, o=one: x[o]))
+            torch.testing.assert_close(alone, together[one], **tolerance)
+
+
 def sharded(dtype: str):
     """Builds a network as a run builds its own."""
     config = SimpleNamespace(precision=PrecisionConfig(compute=dtype), parallel=ParallelConfig())

@@ -21,6 +21,7 @@ from teacher_parts import (
     assert_same_weights,
     built,
     changed_copy,
+    check_batch_independence,
     settings_of,
     sharded,
     spy_on_steps,
@@ -239,14 +240,7 @@ def test_a_sample_does_not_depend_on_its_batch(qwen_image_folder):
     """With a mask and without."""
     settings, adapter = opened(qwen_image_folder)
     network = built(QWEN_IMAGE.student(settings))
-    cond = adapter.encode_prompts(PROMPTS)
-    x_t, t = torch.randn(NUM, *adapter.latent_shape()), torch.tensor([900.0, 500.0, 100.0])
-    with torch.no_grad():
-        together = adapter.predict(network, x_t, t, cond)
-        for i in range(NUM):
-            one = slice(i, i + 1)
-            alone = adapter.predict(network, x_t[one], t[one], cond.map(lambda x, o=one: x[o]))
-            torch.testing.assert_close(alone, together[one], **TOLERANCE[torch.float32])
+    check_batch_independence(adapter, network, PROMPTS, **TOLERANCE[torch.float32])
 
 
 def test_no_number_is_asked_of_a_device(qwen_image_folder):

@@ -14,6 +14,7 @@ from teacher_parts import (
     assert_same_weights,
     built,
     changed_copy,
+    check_batch_independence,
     settings_of,
     spy_on_steps,
 )
@@ -166,14 +167,7 @@ def test_padding_on_the_left_is_no_other_prompt(z_image_folder, tmp_path):
 def test_a_sample_does_not_depend_on_its_batch(z_image_folder):
     settings, adapter = opened(z_image_folder)
     network = built(Z_IMAGE.student(settings))
-    cond = adapter.encode_prompts(PROMPTS)
-    x_t, t = torch.randn(NUM, *adapter.latent_shape()), torch.tensor([900.0, 500.0, 100.0])
-    with torch.no_grad():
-        together = adapter.predict(network, x_t, t, cond)
-        for i in range(NUM):
-            one = slice(i, i + 1)
-            alone = adapter.predict(network, x_t[one], t[one], cond.map(lambda x, o=one: x[o]))
-            torch.testing.assert_close(alone, together[one], **TOLERANCE[torch.float32])
+    check_batch_independence(adapter, network, PROMPTS, **TOLERANCE[torch.float32])
 
 
 def test_no_number_is_asked_of_a_device(z_image_folder):
