@@ -33,6 +33,14 @@ SHIFTS = dict(  # the fields of a flow scheduler that shift its sigmas, and diff
 )
 
 
+def aura_flow(shift: float) -> str:
+    """ComfyUI's node for a network that is told sigma from 1 to 0, at this shift."""
+    return (
+        f"Between loader and sampler the node ModelSamplingAuraFlow with shift {shift:.4g}. "
+        "Not ModelSamplingSD3: it feeds the network 1000 sigma in place of sigma."
+    )
+
+
 def flow_config(folder: "Path") -> dict[str, Any]:
     """The config of a folder's flow scheduler, with diffusers' defaults for what it leaves out.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from senseflow.core.levels import even_times, one_shift, shifted
 from senseflow.teachers.family import Plan, Sides
 from senseflow.teachers.fields import Fields, Known, flow_scheduler
-from senseflow.teachers.flow import SIDE, EvenFlowFamily, flow_config
+from senseflow.teachers.flow import SIDE, EvenFlowFamily, aura_flow, flow_config
 from senseflow.teachers.folder import TeacherSettings, name_of, vae_factor
 from senseflow.teachers.published import Encoder, Published, Terms
 from senseflow.teachers.qwen_image.latents import require_statistics
@@ -81,12 +81,7 @@ class QwenImage(EvenFlowFamily):
     def comfyui(self, anchors: tuple[float, ...], guidance: float | None) -> str | None:
         """A flow of one shift, told sigma from 1 to 0."""
         shift = one_shift(anchors)
-        if shift is None:
-            return None
-        return (
-            f"Between loader and sampler the node ModelSamplingAuraFlow with shift {shift:.4g}. "
-            "Not ModelSamplingSD3: it feeds the network 1000 sigma in place of sigma."
-        )
+        return None if shift is None else aura_flow(shift)
 
     def networks(self) -> "Networks":
         """Qwen-Image's adapter, transformer and blocks; imports diffusers, seconds."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from senseflow.core.levels import even_times, one_shift, shifted
 from senseflow.teachers.family import Sides
 from senseflow.teachers.fields import Fields, Known, autoencoder, flow_scheduler
-from senseflow.teachers.flow import SIDE, EvenFlowFamily, OneShiftFamily, flow_config
+from senseflow.teachers.flow import SIDE, EvenFlowFamily, OneShiftFamily, aura_flow, flow_config
 from senseflow.teachers.folder import base_config, name_of, vae_factor
 from senseflow.teachers.published import FLUX_VAE, QWEN3_4B, Encoder, Published, Terms
 from senseflow.teachers.z_image.original import ORIGINAL
@@ -78,10 +78,7 @@ class ZImage(OneShiftFamily, EvenFlowFamily):
             return (
                 "ComfyUI's own shift for Z-Image, 3, is the trained one: no other node is needed."
             )
-        return (
-            f"Between loader and sampler the node ModelSamplingAuraFlow with shift {shift:.4g}. "
-            "Not ModelSamplingSD3: it feeds the network 1000 sigma in place of sigma."
-        )
+        return aura_flow(shift)
 
     def networks(self) -> "Networks":
         """Z-Image's adapter, transformer and blocks; imports diffusers, seconds."""
