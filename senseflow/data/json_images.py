@@ -114,7 +114,7 @@ def fit_exactly(
 def fit_photo(
     picture: Image.Image, resolution: tuple[int, int], where: tuple[float, float]
 ) -> Tensor:
-    """An RGB picture as (3, H, W) in [-1, 1], in a tenth of the time that `fit` takes.
+    """An RGB picture as (3, H, W) in [-1, 1], for less work than `fit` takes (docs/benchmarks.md).
 
     By torch's bicubic filter (Keys' with a = -0.5, Pillow's own) in 8 bits, which widens with the
     reduction; cut at whole pixels of the picture.
