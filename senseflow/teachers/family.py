@@ -368,7 +368,7 @@ class Family(ABC):
         original = self.original
         if original is None or original.mark is None:
             return weights
-        if not any(key.startswith(original.mark) for key in weights.keys):
+        if any(key.startswith(self.key_mark) for key in weights.keys):
             return weights
         import diffusers
 
@@ -376,6 +376,10 @@ class Family(ABC):
         from senseflow.weights.original import converted
 
         network = meta_network(getattr(diffusers, self.network_class), config)
+        own = network.state_dict().keys()
+        theirs = {original.name(key, config) for key in own} - own
+        if theirs.isdisjoint(weights.keys):  # neither's: what misses is named by diffusers' names
+            return weights
         return converted(
             weights,
             network,

@@ -120,6 +120,8 @@ def test_gguf_without_its_package_says_so(tmp_path, monkeypatch, capsys):
         (["proj_out.weight", "proj_out.weight_scale_2"], "is quantized (NVFP4)"),
         (["proj_out.qweight", "proj_out.wscales"], "is quantized (SVDQuant or GPTQ)"),
         (["double_blocks.0.img_mod.lin.weight"], "in the original names of Black Forest Labs: "),
+        (["double_blocks.0.img_attn.qkv.weight"], "in the original names of Black Forest Labs: "),
+        (["img_in.weight", "proj_out.weight"], "in the original names of Black Forest Labs: "),
         (["joint_blocks.0.x_block.attn.qkv.weight"], "of a SD3Transformer2DModel; FLUX.1-dev has"),
         (["label_emb.0.0.weight"], "of a UNet2DConditionModel; FLUX.1-dev has"),
     ],
