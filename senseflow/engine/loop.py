@@ -30,9 +30,9 @@ from senseflow.engine.checkpoint_folders import read_manifest, step_name
 from senseflow.engine.disk import remove_partials, writing
 from senseflow.engine.export import StudentExport, export_student
 from senseflow.engine.log import Log
-from senseflow.engine.parallel import local_shards
 from senseflow.engine.skips import Skips, in_words
 from senseflow.engine.strips import Strips
+from senseflow.optim.stretches import local_shards
 from senseflow.optim.trained import Trained, lr_factor
 
 logger = logging.getLogger(__name__)
@@ -227,11 +227,10 @@ class Run:
     def gap(self) -> float | None:
         """||phi - theta|| / ||theta|| over all parameters and ranks; None while a generator that is
         an adapter has not moved from zero."""
-        networks = (self.parts.fake_score.network, self.parts.generator.network)
+        roles = (self.parts.fake_score, self.parts.generator)
+        phi, theta = (local_shards(role.network.parameters()) for role in roles)
         # Replicas (HSDP) count every square alike often, in both sums.
-        gap, size = sum_over_ranks(
-            torch.stack(squared_gap(*map(local_shards, networks))), self.ranks
-        ).tolist()
+        gap, size = sum_over_ranks(torch.stack(squared_gap(phi, theta)), self.ranks).tolist()
         return float((gap / size) ** 0.5) if size > 0 else None
 
     def show(self, iteration: int, pictures: dict[str, Tensor], batch: Batch) -> None:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -21,7 +21,6 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     SelectiveCheckpointContext,
@@ -159,9 +158,3 @@ def keep_parameters_in(network: nn.Module, dtype: torch.dtype) -> None:
     """Change the type of the parameters of a meta network; buffers keep theirs."""
     for parameter in network.parameters():
         parameter.data = parameter.data.to(dtype)
-
-
-def local_shards(network: nn.Module) -> list[Tensor]:
-    """This rank's part of every parameter, as plain tensors that share its memory."""
-    detached = [p.detach() for p in network.parameters()]
-    return [p.to_local() if isinstance(p, DTensor) else p for p in detached]

@@ -15,7 +15,7 @@ from torch.optim.adamw import adamw
 
 from senseflow.optim.eight_bit import BLOCK, code_numbers, decode, encode
 from senseflow.optim.rounding import noise_of, random_words, round_stochastically, word_of
-from senseflow.optim.stretches import Stretch, flat_shard, fused, groups, numbers_of
+from senseflow.optim.stretches import Stretch, flat_shards, fused, groups, numbers_of
 
 States = Literal["float32", "bfloat16", "8bit"]
 Shards = Sequence[dict[str, Tensor]]  # flat, by name, of each parameter: its weight, grad and state
@@ -88,7 +88,7 @@ class CompactAdamW(torch.optim.AdamW):
         if not self.state[parameter]:
             self.state[parameter] = self._first_state(parameter)
         tensors = {"weight": parameter, "grad": parameter.grad, **self.state[parameter]}
-        return {name: flat_shard(tensor) for name, tensor in tensors.items()}
+        return dict(zip(tensors, flat_shards(tensors.values()), strict=True))
 
     def _first_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """The count of steps, and moments of zero."""

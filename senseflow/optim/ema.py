@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from senseflow.optim.stretches import local_shards
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Ema:
     def start(cls, network: nn.Module, decay: float) -> "Ema":
         """The average of one network: a copy of its parameters as they are."""
         # A copy even of float32: theta's next step would change it with the weights.
-        shards = {k: p.to(torch.float32, copy=True) for k, p in _parameters(network).items()}
+        shards = {
+            k: p.detach().to(torch.float32, copy=True) for k, p in _parameters(network).items()
+        }
         return cls(decay, network, shards)
 
     def update(self, taken: Tensor) -> None:
@@ -32,7 +35,7 @@ class Ema:
         taken: 0-d float32, 1, or 0 where the step was skipped and the average stays; the host does
         not wait for it.
         """
-        shards, theta = _local(self.shards), _local(_parameters(self.network))
+        shards, theta = self._both()
         share = (1 - self.decay) * taken
         if all(p.dtype == torch.float32 for p in theta):
             torch._foreach_lerp_(shards, theta, [share] * len(shards))
@@ -42,14 +45,16 @@ class Ema:
 
     def restart(self) -> None:
         """Forget the past: the average is the network as it is."""
-        torch._foreach_copy_(_local(self.shards), _local(_parameters(self.network)))
+        torch._foreach_copy_(*self._both())
+
+    def _both(self) -> tuple[list[Tensor], list[Tensor]]:
+        """This rank's shards: the average's and the network's."""
+        both = self.shards, _parameters(self.network)
+        average, theta = (local_shards(tensors.values()) for tensors in both)
+        return average, theta
 
 
 def _parameters(network: nn.Module) -> dict[str, Tensor]:
     """By the keys of a state dict, which know nothing of what is wrapped around a block."""
     state = network.state_dict(keep_vars=True)
-    return {key: value.detach() for key, value in state.items() if isinstance(value, nn.Parameter)}
-
-
-def _local(shards: dict[str, Tensor]) -> list[Tensor]:
-    return [s.to_local() if isinstance(s, DTensor) else s for s in shards.values()]
+    return {key: value for key, value in state.items() if isinstance(value, nn.Parameter)}

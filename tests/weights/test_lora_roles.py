@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from senseflow.core.ida import align_
 from senseflow.distill.state import frozen
 from senseflow.engine.export import Layout, write_component
-from senseflow.engine.parallel import local_shards
+from senseflow.optim.stretches import local_shards
 from senseflow.weights.lora_files import written_key
 from senseflow.weights.stored import LORA_FILE
 from senseflow.weights.student import build_lora_student
@@ -230,7 +230,11 @@ def test_ida_on_adapters_and_on_effective_weights(train):
         else torch.zeros(1, dtype=torch.float64)
         for f in "BA"
     )
-    align_(local_shards(shared.fake_score), local_shards(shared.generator), lam)
+    align_(
+        local_shards(shared.fake_score.parameters()),
+        local_shards(shared.generator.parameters()),
+        lam,
+    )
     expected = lam * phi + (1 - lam) * theta
     if train == "AB":
         cross = -lam * (1 - lam) * 2.0 * b @ a
