@@ -248,6 +248,10 @@ class Family(ABC):
                 "FLUX alone; say null"
             )
 
+    def guided(self, guidance: float, num: int) -> dict[str, Any]:
+        """The arguments of the pipeline's call by which it guides a batch of `num` prompts."""
+        return {self.guidance_key: guidance}
+
     def null_prompt_of(self, base: Path) -> str | None:
         """The null prompt of a folder, where that may differ within the family."""
         return self.null_prompt

@@ -122,10 +122,6 @@ class FlowFamily(Family):
         ).images
         return images
 
-    def guided(self, guidance: float, num: int) -> dict[str, Any]:
-        """The arguments of the pipeline's call by which it guides a batch of `num` prompts."""
-        return {self.guidance_key: guidance}
-
     def stock_flow(
         self, levels: dict[str, Any], shift: float = 1.0, shift_terminal: float | None = None
     ) -> StockSampling:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import timm
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLFlux2
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
 from safetensors.torch import load_model, save_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -27,7 +27,7 @@ from torch import nn
 from senseflow.common.commands import Parser, exit_status, module_parser, number
 from senseflow.common.fields import Threads
 from senseflow.common.files import sha256_of
-from senseflow.tiny import flux, flux2, sd35, sdxl
+from senseflow.tiny import flux, flux2, qwen_image, sd35, sdxl, z_image
 from senseflow.tiny.backbone import save_vit, train_clip, train_vit
 from senseflow.tiny.judge import train_judge
 from senseflow.tiny.lesson import Learner, Lesson, teach
@@ -146,7 +146,7 @@ def build_teacher(
     lesson: Lesson,
     site: Site,
     folder: Path,
-    vae_of: Callable[[Site], AutoencoderKL | AutoencoderKLFlux2] = Site.vae,
+    vae_of: Callable[[Site], nn.Module] = Site.vae,
 ) -> Figures:
     """A teacher that is guided by CFG, from random weights, as a pipeline."""
     torch.manual_seed(SEED)
@@ -168,6 +168,18 @@ def flux2_vae(site: Site) -> AutoencoderKLFlux2:
     return AutoencoderKLFlux2.from_pretrained(site.work / "vae")
 
 
+def build_qwen_vae(site: Site, folder: Path) -> Figures:
+    """Qwen-Image's own class of autoencoder, for which that of all families is no start."""
+    vae, figures = train_vae(site.iterations(2400), SEED, qwen_image.QWEN_VAE)
+    vae.save_pretrained(folder)
+    return figures
+
+
+def qwen_vae(site: Site) -> AutoencoderKLQwenImage:
+    """The one that the stage before has made."""
+    return AutoencoderKLQwenImage.from_pretrained(site.work / "vae")
+
+
 _cfg_lesson = partial(Lesson, num_pictures=60_000, dark_weight=2, seed=SEED)
 _sd35 = {size: partial(sd35.SD35Learner, size) for size in sd35.SIZES}
 # The stages of each output, in order.
@@ -183,6 +195,13 @@ TARGETS: dict[str, dict[str, Stage]] = {
         "vae": build_flux2_vae,
         "teach": partial(
             build_teacher, flux2.Flux2Learner, _cfg_lesson(7500, 2e-3), vae_of=flux2_vae
+        ),
+    },
+    "z_image": {"teach": partial(build_teacher, z_image.ZImageLearner, _cfg_lesson(7500, 2e-3))},
+    "qwen_image": {
+        "vae": build_qwen_vae,
+        "teach": partial(
+            build_teacher, qwen_image.QwenImageLearner, _cfg_lesson(7500, 2e-3), vae_of=qwen_vae
         ),
     },
 }

@@ -25,9 +25,11 @@ from diffusers import (
     FluxPipeline,
     LCMScheduler,
     ModelMixin,
+    QwenImagePipeline,
     SchedulerMixin,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
+    ZImagePipeline,
 )
 
 from senseflow.common.files import read_json
@@ -35,7 +37,7 @@ from senseflow.common.quiet import quiet
 from senseflow.config import families
 from senseflow.sampling.drawing import Paths
 from senseflow.sampling.model import find_model
-from senseflow.tiny.flux2 import LATENT_SHAPE
+from senseflow.tiny import flux2, qwen_image
 from senseflow.tiny.pictures import SIZE
 from senseflow.tiny.text import QWEN_LENGTH, T5_LENGTH
 
@@ -62,13 +64,13 @@ VP_SAMPLERS: dict[str, NewScheduler] = {
 }
 
 
-def flow_steps(num_steps: int) -> dict[str, Any]:
+def flow_steps(num_steps: int, length: int = T5_LENGTH) -> dict[str, Any]:
     """Few steps are the anchors; left to itself SD3.5's pipeline would end them at sigma .009."""
     if num_steps == TEACHER_STEPS:
         steps: dict[str, Any] = {"num_inference_steps": num_steps}
     else:
         steps = {"sigmas": [1 - step / num_steps for step in range(num_steps)]}  # to be shifted
-    return {**steps, "max_sequence_length": T5_LENGTH}
+    return {**steps, "max_sequence_length": length}
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,20 @@ class StockFamily:
     teacher_samplers: tuple[str, ...] = ("euler", "x0")
     student_samplers: tuple[str, ...] = ("euler", "x0")
     recipe_sampler: str = "x0"  # which of them the recipe samples with
+    # changes to the config of the pipeline's scheduler, for students and for a single step
+    student_clock: dict[str, Any] = field(default_factory=dict)
+    one_step_clock: dict[str, Any] = field(default_factory=dict)
 
     @property
     def many_steps(self) -> "Method":
         """The teacher at its best, which students are measured against."""
         return Method("teacher", TEACHER_STEPS, self.teacher_samplers[0])
+
+    def scheduler(self, own: Mapping[str, Any], method: "Method") -> SchedulerMixin:
+        """The method's sampler, made from the config of the pipeline's own scheduler."""
+        clock = {} if method.network == "teacher" else self.student_clock
+        once = self.one_step_clock if method.num_steps == 1 else {}
+        return self.samplers[method.sampler]({**own, **clock, **once})
 
 
 FAMILIES = {
@@ -104,7 +115,17 @@ FAMILIES = {
             # its own steps are the anchors, at any number of them
             lambda num: {"num_inference_steps": num, "max_sequence_length": QWEN_LENGTH},
             guidance=4.0,
-            latent_shape=LATENT_SHAPE,
+            latent_shape=flux2.LATENT_SHAPE,
+        ),
+        # its guidance counts from 0: this is 5 of the others
+        StockFamily(ZImagePipeline, partial(flow_steps, length=QWEN_LENGTH), guidance=4.0),
+        StockFamily(
+            QwenImagePipeline,
+            partial(flow_steps, length=qwen_image.QWEN_IMAGE_LENGTH),
+            guidance=4.0,
+            latent_shape=qwen_image.LATENT_SHAPE,
+            student_clock=qwen_image.STUDENT,
+            one_step_clock=qwen_image.ONE_STEP,
         ),
         StockFamily(
             StableDiffusionXLPipeline,
@@ -213,7 +234,7 @@ class Sampler:
     ) -> torch.Tensor:
         """One picture per prompt, or of the first `num`: (P, 3, 32, 32) in [-1, 1]."""
         setattr(self.pipeline, self.family.network, self.networks[method.network])
-        self.pipeline.scheduler = self.family.samplers[method.sampler](self.own_scheduler)
+        self.pipeline.scheduler = self.family.scheduler(self.own_scheduler, method)
         pictures = []
         num = len(self.prompts) if num is None else min(num, len(self.prompts))
         for start in range(0, num, batch_size):
@@ -222,7 +243,7 @@ class Sampler:
             torch.manual_seed(1_000_003 * seed + start)
             output = self.pipeline(
                 prompt=[self.prompts[index] for index in chunk],
-                guidance_scale=self.guidance_of(method.network),
+                **self.teacher.guided(self.guidance_of(method.network), len(chunk)),
                 height=SIZE,
                 width=SIZE,
                 latents=initial_latents(chunk, seed, self.family.latent_shape),

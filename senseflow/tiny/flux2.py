@@ -16,12 +16,20 @@ from diffusers import (
     Flux2Transformer2DModel,
 )
 from torch import Tensor
+from transformers import Qwen3ForCausalLM
 
 from senseflow.teachers.flux2.adapter import normalised, position_ids
+from senseflow.teachers.flux2.prompts import CHAT
 from senseflow.tiny.captions import split_scenes
 from senseflow.tiny.lesson import Learner, flow_at, without_dropped
 from senseflow.tiny.pictures import draw_scenes, render
-from senseflow.tiny.text import QWEN_LENGTH, QWEN_WIDTH, Flux2Text
+from senseflow.tiny.text import (
+    QWEN_LENGTH,
+    QWEN_WIDTH,
+    ChatText,
+    new_qwen3,
+    new_qwen_tokenizer,
+)
 from senseflow.tiny.vae import new_vae
 
 LATENT_SHAPE = (32, 4, 4)  # of one sample: 2 x 2 patches of 8 x 8 x 8
@@ -33,7 +41,10 @@ class Flux2Learner(Learner):
 
     def __init__(self) -> None:
         super().__init__()
-        self.text = Flux2Text()
+        tokenizer = new_qwen_tokenizer()
+        # as deep as the last state that is read
+        encoder = new_qwen3(Qwen3ForCausalLM, tokenizer, num_layers=CHAT.layers[-1])
+        self.text = ChatText(CHAT, tokenizer, encoder)
         self.network = Flux2Transformer2DModel(
             patch_size=1,
             in_channels=LATENT_SHAPE[0],

@@ -1,7 +1,7 @@
 """Tokenizers and text encoders of the embedded teachers: real CLIP and T5, a toy vocabulary."""
 
 import itertools
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +14,16 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2Tokenizer,
     Qwen3Config,
-    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
 
-from senseflow.teachers.flux2.prompts import CHAT
+from senseflow.teachers.chat import Chat
 from senseflow.teachers.text_encoders import CHAT_TEMPLATE
 from senseflow.tiny.captions import CAPTION_WORDS
+
+N = TypeVar("N", bound=nn.Module)
 
 CLIP_LENGTH = 16  # of FLUX's and the discriminator's towers
 SHORT_CLIP_LENGTH = 12  # of SD3.5's and SDXL's: the longest caption, with its start and end
@@ -205,7 +206,7 @@ class SD35Text(Text):
         return prompt_embeds, torch.cat([output.text_embeds for output in outputs], dim=-1)
 
 
-def new_qwen_tokenizer() -> Qwen2Tokenizer:
+def new_qwen_tokenizer(length: int = QWEN_LENGTH) -> Qwen2Tokenizer:
     """Qwen's, of the caption words, with a chat template shorter than its own."""
     spoken = (*CAPTION_WORDS, "user", "assistant")
     words = (*spoken, *(f"Ġ{word}" for word in spoken))  # bytes of a space before, as Qwen has it
@@ -213,7 +214,7 @@ def new_qwen_tokenizer() -> Qwen2Tokenizer:
     tokenizer = Qwen2Tokenizer(
         vocab=vocabulary,
         merges=merges,
-        model_max_length=QWEN_LENGTH,
+        model_max_length=length,
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
         chat_template=CHAT_TEMPLATE,
     )
@@ -221,16 +222,16 @@ def new_qwen_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-class Flux2Text(Text):
-    """Qwen3, asked as FLUX.2-klein's pipeline asks it; as deep as the last state that is read."""
-
-    def __init__(self) -> None:
-        tokenizer = new_qwen_tokenizer()
-        config = Qwen3Config(
+def new_qwen3(
+    kind: type[N], tokenizer: Qwen2Tokenizer, num_layers: int, width: int = QWEN_WIDTH
+) -> N:
+    """An untrained Qwen3, with or without a head that says words."""
+    return kind(
+        Qwen3Config(
             vocab_size=len(tokenizer),
-            hidden_size=QWEN_WIDTH,
-            intermediate_size=2 * QWEN_WIDTH,
-            num_hidden_layers=CHAT.layers[-1],
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=num_layers,
             num_attention_heads=2,
             num_key_value_heads=1,
             head_dim=16,
@@ -238,21 +239,36 @@ class Flux2Text(Text):
             max_position_embeddings=QWEN_LENGTH,
             pad_token_id=tokenizer.pad_token_id,
         )
-        super().__init__([tokenizer], [Qwen3ForCausalLM(config)])
+    )
+
+
+class ChatText(Text):
+    """A language model, asked as a family's pipeline asks it."""
+
+    def __init__(self, chat: Chat, tokenizer: Qwen2Tokenizer, encoder: nn.Module) -> None:
+        super().__init__([tokenizer], [encoder])
+        self.chat, self.head = chat, chat.head(tokenizer)
 
     def tokenize(self, prompts: list[str]) -> list[torch.Tensor]:
-        """Token ids (B, 24) of the prompts' turns, padded."""
-        return super().tokenize(CHAT.worded(self.tokenizers[0], prompts))
+        """Token ids (B, L) of the prompts' turns, padded."""
+        return super().tokenize(self.chat.worded(self.tokenizers[0], prompts))
+
+    def seen(self, ids: list[torch.Tensor]) -> torch.Tensor:
+        """Which of the tokens that are encoded are no padding: (B, L - head) bool."""
+        seen: torch.Tensor = ids[0] != self.tokenizers[0].pad_token_id
+        return seen[:, self.head :]
 
     def forward(self, ids: list[torch.Tensor]) -> torch.Tensor:
-        """Three hidden states side by side (B, 24, 96) of token ids."""
-        seen = (ids[0] != self.tokenizers[0].pad_token_id).long()
+        """Hidden states side by side (B, L - head, D x layers) of token ids."""
         (encoder,) = self.encoders
+        # Nobody reads what a head would say.
+        spared = {"logits_to_keep": 1} if hasattr(encoder, "lm_head") else {}
         states = encoder(
             ids[0],
-            attention_mask=seen,
-            output_hidden_states=list(CHAT.layers),
+            attention_mask=(ids[0] != self.tokenizers[0].pad_token_id).long(),
+            output_hidden_states=list(self.chat.layers),
             use_cache=False,
-            logits_to_keep=1,  # nobody reads them
+            **spared,
         ).hidden_states
-        return torch.cat([states[layer] for layer in CHAT.layers], dim=-1)
+        joined = torch.cat([states[layer] for layer in self.chat.layers], dim=-1)
+        return joined[:, self.head :]

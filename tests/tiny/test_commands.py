@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import FluxTransformer2DModel
 from PIL import Image
 from python import PYTHON
 from teacher_parts import settings_of
 
 from senseflow.teachers.flux2.family import FLUX2
+from senseflow.teachers.qwen_image.family import QWEN_IMAGE
+from senseflow.teachers.z_image.family import Z_IMAGE
 from senseflow.tiny import build, compare, measure, pictures
 from senseflow.tiny.families import Method, Sampler
+from senseflow.tiny.qwen_image import QWEN_IMAGE_LENGTH
 from senseflow.tiny.text import QWEN_LENGTH
 
 ROOT = Path(__file__).parents[2]
@@ -151,13 +155,29 @@ def test_quick_build_makes_the_shipped_files(target, tmp_path, call):
 
 
 @pytest.mark.long
-def test_a_quick_build_of_a_teacher_that_is_not_shipped(tmp_path, call):
-    output = tmp_path / "flux2_klein"
-    call(build, "flux2_klein", "--quick", "--output", output, "--common", COMMON)
-    FLUX2.require(settings_of(output / "pipeline", (32, 32), QWEN_LENGTH))
+@pytest.mark.parametrize(
+    ("target", "family", "length"),
+    [
+        ("flux2_klein", FLUX2, QWEN_LENGTH),
+        ("z_image", Z_IMAGE, QWEN_LENGTH),
+        ("qwen_image", QWEN_IMAGE, QWEN_IMAGE_LENGTH),
+    ],
+)
+def test_a_quick_build_of_a_teacher_that_is_not_shipped(target, family, length, tmp_path, call):
+    output = tmp_path / target
+    call(build, target, "--quick", "--output", output, "--common", COMMON)
+    settings = settings_of(output / "pipeline", (32, 32), length)
+    family.require(settings)
     sampler = Sampler(output / "pipeline", ["a red seven left of a blue two on white"] * 2)
-    pictures = sampler.draw(Method("teacher", 4, "euler"), seed=0)
-    assert pictures.shape == (2, 3, 32, 32) and pictures.isfinite().all()
+    # A student's few steps are not the teacher's where that has a clock of its own.
+    sampler.networks["student"] = sampler.networks["teacher"]
+    for steps in (4, 1):
+        pictures = sampler.draw(Method("teacher", steps, "euler"), seed=0)
+        assert pictures.shape == (2, 3, 32, 32) and pictures.isfinite().all()
+    sampler.draw(Method("student", 4, "x0"), seed=0)
+    anchors = family.anchors(settings, (1000, 750, 500, 250))
+    stops = torch.tensor([*family.sampled_at(family.path(settings), anchors), 0.0])
+    torch.testing.assert_close(sampler.pipeline.scheduler.sigmas, stops, atol=1e-6, rtol=0)
 
 
 def test_a_part_of_the_stages_leaves_the_output_alone(tmp_path, call):
