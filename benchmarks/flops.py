@@ -11,7 +11,11 @@ under classifier-free guidance; one prompt encoding; one VAE encoding unless sim
 adversary, where omega is not 0: one decoding (with the way back on generator turns), DINOv2 of fake
 (likewise), real and reference, and the heads. DMD2's: an encoder pass and the head on real and fake
 with all gradients, on generator turns another on the fake with the gradient of its latent alone;
-the real samples' own prompts and VAE encoding.
+the real samples' own prompts and VAE encoding. A rollout (reward.weight): a forward of the student
+at each of the K anchors, without gradient, and its end decoded and scored, before advantages are
+known; then 3 F for each step that trains, that of the drawn anchor with the other losses. The
+rewards' own gradient (reward.last_weight): there and back through them, and through the decoder
+where no adversary's is there to share.
 """
 
 import argparse
@@ -31,7 +35,7 @@ from senseflow.data.sampler import Batch
 from senseflow.distill.adversaries import BottleneckDiscriminator, VFMDiscriminator
 from senseflow.distill.algorithm import draw_turn, train_iteration
 from senseflow.distill.measures import Measures
-from senseflow.distill.state import Distillation, batch_on_device, frozen
+from senseflow.distill.state import Distillation, batch_on_device, frozen, reflects
 from senseflow.engine.build import prepare
 from senseflow.engine.inputs import read_run
 from senseflow.engine.loop import Run
@@ -96,6 +100,10 @@ class Pieces:
     prompts: int
     encode: int
     adversary: VFMPieces | BottleneckPieces | None
+    decode: int
+    decode_back: int
+    score: int  # images by all rewards
+    score_back: int
 
 
 def count_pieces(d: Distillation, batch: Batch) -> Pieces:
@@ -118,7 +126,23 @@ def count_pieces(d: Distillation, batch: Batch) -> Pieces:
     elif isinstance(d.discriminator, BottleneckDiscriminator):
         extra = prompts + encode if batch.other else encode
         adversary = count_bottleneck(d, d.discriminator, extra, x_t, t, cond)
-    return Pieces(student, teacher, prompts, encode, adversary)
+    with torch.no_grad():
+        images, decode = d.adapter.decode(x_t), count(lambda: d.adapter.decode(x_t))
+    decode_back = count_both_ways(d.adapter.decode, x_t)
+    scores = count_rewards(d, images, batch.prompts)
+    return Pieces(student, teacher, prompts, encode, adversary, decode, decode_back, *scores)
+
+
+def count_rewards(d: Distillation, images: Tensor, prompts: list[str]) -> tuple[int, int]:
+    """All rewards without gradient; those that train by their own, with it."""
+    if not d.rewards:
+        return 0, 0
+    rewards = d.rewards
+    with torch.no_grad():
+        there = count(lambda: rewards.score(images, prompts))
+    if d.config.reward.last_weight == 0:
+        return there, 0
+    return there, count_both_ways(lambda x: rewards.loss(x, prompts), images)
 
 
 def count_vfm(d: Distillation, adversary: VFMDiscriminator, batch: Batch, x_t: Tensor) -> VFMPieces:
@@ -170,6 +194,8 @@ def least_work(d: Distillation, p: Pieces, iteration: int) -> int:
     """METHOD's minimum of one iteration."""
     turn, config = draw_turn(d, iteration), d.config
     k = turn.anchor if turn.simulate else 0
+    if turn.transitions:
+        k = len(d.anchors)
     full = config.parallel.recomputation == "full"  # else no counted work is done twice
     every = config.parallel.activation_checkpointing if full else 0
     trained = 3 + (1 / every if every else 0)
@@ -178,8 +204,13 @@ def least_work(d: Distillation, p: Pieces, iteration: int) -> int:
     if turn.generator:
         total += trained * p.student
         total += (p.teacher + p.student) * ((config.isg.weight > 0) + (config.dmd.weight > 0))
+        total += trained * p.student * len([s for s in turn.transitions if s != turn.anchor])
+        total += (p.decode + p.score) * bool(turn.transitions)
     else:
         total += p.student
+    if turn.generator and reflects(d, turn):
+        decoded = isinstance(p.adversary, VFMPieces) and turn.adversarial
+        total += p.score_back + (0 if decoded else p.decode_back)
     if p.adversary:
         total += p.adversary.least(turn.generator, turn.adversarial)
     return total

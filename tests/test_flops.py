@@ -23,6 +23,22 @@ WHOLE = [pytest.param((name,), id=name, marks=pytest.mark.long) for name in CONF
 # Few kinds of iteration: two anchors, of which one is simulated in a step.
 TWO = "anchors.times=[1000, 500]"
 FEW = [pytest.param(("flux_senseflow", TWO), id="flux_senseflow with two anchors")]
+# Two of three steps train, and the last one by the reward's own gradient.
+REWARD = (
+    "reward.weight=1",
+    "reward.last_weight=1",
+    "reward.models=[own_rewards:seen]",
+    "reward.group_size=2",
+    "reward.transitions=2",
+    "backward_simulation.probability=1",
+)
+REWARDED = [
+    pytest.param(("flux_senseflow", *REWARD), id="flux_senseflow with rewards"),
+    pytest.param(
+        ("flux_senseflow", *REWARD, "adversarial.kind=none", "isg.weight=0"),
+        id="rewards without an adversary", marks=pytest.mark.long,
+    ),
+]  # fmt: skip
 PLAIN = pytest.param(("flux_senseflow", TWO, "adversarial.kind=none"), id="without an adversary")
 
 
@@ -40,7 +56,7 @@ def run(request, tmp_path_factory):
     return prepare(read_run(config, RECIPES[name].family), folder / "run")
 
 
-@pytest.mark.parametrize("run", [*FEW, *WHOLE], indirect=True)
+@pytest.mark.parametrize("run", [*FEW, *REWARDED, *WHOLE], indirect=True)
 def test_every_kind_of_iteration_does_the_least_work(run):
     rows = table(run)
     both = 0 < run.config.backward_simulation.probability < 1

@@ -43,6 +43,8 @@ Shift = Annotated[float, Bounds(0, 100, above=True)]
 Time = Annotated[float, Bounds(0, 1000)]  # thousandths of the teacher's clock
 Block = Annotated[int, Bounds(0, 1000)]
 Halvings = Annotated[int, Bounds(0, 16)]
+GroupSize = Annotated[int, Bounds(2, 2**16)]  # of 1, an advantage has no mean to compare with
+Few = Annotated[int, Bounds(1, 64)]
 GuidanceRange = Annotated[tuple[Guidance, Guidance], Order("[low, high]")]
 Taps = Annotated[tuple[Block, ...], Order("rising")]
 Times = Annotated[tuple[Time, ...], Order("falling")]
@@ -225,6 +227,59 @@ class BackwardSimulationConfig:
     probability: Share  # 0: always from data; 1: never
 
 
+@dataclass(frozen=True)
+class RewardConfig:
+    """Rewards on the student's own sampling (docs/rewards.md). With both weights 0 there are
+    none."""
+
+    weight: Weight = 0.0  # of L_GRPO in the generator's loss; 0: no rollouts
+    last_weight: Weight = 0.0  # of the rewards' own gradient through the last step; 0: none
+    models: tuple[str, ...] = ()  # each module:function, images and prompts to scores
+    weights: tuple[Weight, ...] = ()  # of each; empty: 1 each. One of 0 is measured alone
+    group_size: GroupSize = 8  # samples of one prompt; divides train.batch_size
+    transitions: Few = 1  # steps of a rollout that train, all with noise; others are drawn alone
+    shared_noise: bool = False  # a group has one noise where no step trains
+    eta: Annotated[float, Bounds(0, 1, above=True)] = 1.0  # of the sampler; 1: x0
+    clip: Annotated[float, Bounds(0, 1, above=True, below=True)] = 1e-4  # of the ratio, from 1
+    updates_per_rollout: Few = 1  # of the generator; with 1 every ratio is 1, and no clip acts
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything is scored."""
+        return self.weight > 0 or self.last_weight > 0
+
+    @property
+    def simulated_eta(self) -> float:
+        """Of the sampler that the student's own states come from; 1 is the x0 sampler."""
+        return self.eta if self.weight > 0 else 1.0
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weight of each model."""
+        return self.weights or (1.0,) * len(self.models)
+
+    def __post_init__(self) -> None:
+        key = "reward.weight" if self.weight > 0 else "reward.last_weight"
+        _require(
+            not self.in_use or len(self.models) > 0,
+            f"{key} is above 0 and reward.models is empty: name a reward, such as "
+            "[my_module:my_function]",
+        )
+        _require(
+            len(set(self.models)) == len(self.models),
+            f"reward.models {list(self.models)} names a reward twice",
+        )
+        _require(
+            len(self.weights) in (0, len(self.models)),
+            f"reward.weights has {len(self.weights)} numbers for {len(self.models)} of "
+            "reward.models: say one for each, or none",
+        )
+        _require(
+            not self.in_use or sum(self.shares) > 0,
+            f"{key} is above 0 and all reward.weights are 0: nothing would be trained for",
+        )
+
+
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -298,14 +353,16 @@ class Config:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
 
     def __post_init__(self) -> None:
         require_recipe(self.recipe)
         adversary = self.adversarial.in_use
         _require(
-            self.dmd.weight + self.isg.weight > 0 or adversary != "none",
+            self.dmd.weight + self.isg.weight > 0 or adversary != "none" or self.reward.in_use,
             "dmd.weight and isg.weight are 0 and there is no adversary: the generator has no loss",
         )
+        self._require_groups()
         _require(
             adversary != "bottleneck" or self.dmd.weight > 0,
             "adversarial.kind bottleneck stands on the fake score: dmd.weight must be positive",
@@ -338,6 +395,27 @@ class Config:
             fastest * rates.weight_decay < 1,
             f"optimizer.weight_decay {rates.weight_decay:g}: at a learning rate of {fastest:g} "
             "every step would take more of a weight than there is; their product must be below 1",
+        )
+
+    def _require_groups(self) -> None:
+        """Rollouts need steps with noise, and whole groups."""
+        reward, steps = self.reward, len(self.anchors.times) - 1
+        if reward.weight == 0:
+            return
+        _require(
+            steps > 0,
+            "reward.weight: with one anchor sampling has no step with noise; train for rewards by "
+            "reward.last_weight, or name two anchors.times or more",
+        )
+        _require(
+            reward.transitions <= steps,
+            f"reward.transitions {reward.transitions}: sampling at {steps + 1} anchors has {steps} "
+            "steps with noise; the last has none",
+        )
+        _require(
+            self.train.batch_size % reward.group_size == 0,
+            f"train.batch_size {self.train.batch_size} is not a multiple of reward.group_size "
+            f"{reward.group_size}",
         )
 
 

@@ -5,6 +5,9 @@ p // num is a permutation of the data set that depends on the seed and the epoch
 comes once per epoch over all ranks, and a run that goes on, on any number of ranks and with any
 accumulation, meets the same global batches.
 
+Where iterations train for rewards, the samples of a group are one: that at its first index. The
+items between are passed over.
+
 Where real samples are to be drawn apart from the prompts (DMD2), a second permutation, of another
 stream of the same seed, gives each position a second sample, with the same promises.
 """
@@ -70,6 +73,8 @@ class Share:
     rank: int = 0
     world_size: int = 1
     separate_real: bool = False  # Batch.other holds real samples drawn apart from the prompts
+    group_size: int = 1  # samples of one prompt in every `group_every`-th iteration
+    group_every: int = 1
 
 
 @lru_cache(maxsize=4)  # two epochs of two draws
@@ -110,8 +115,11 @@ class MicroBatches(Sampler[list[Position]]):
 
     def position(self, iteration: int, index: int, separate: bool = False) -> Position:
         """The sample at `index` of an iteration's global batch, of the separate draw if so."""
-        p = (iteration - 1) * self.share.batch_size + index
-        item = item_at(self.share.seed, p, self.num, separate)
+        share, first = self.share, index
+        if not separate and iteration % share.group_every == 0:
+            first -= index % share.group_size
+        p = (iteration - 1) * share.batch_size + first
+        item = item_at(share.seed, p, self.num, separate)
         return Position(iteration, index, item, separate)
 
 

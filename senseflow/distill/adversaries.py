@@ -33,6 +33,7 @@ from senseflow.distill.state import (
     frozen,
     on_device,
     real_images,
+    reflects,
     times,
 )
 from senseflow.distill.vfm_features import FrozenBackbone, PromptEncoder
@@ -69,7 +70,9 @@ class VFMDiscriminator:
             text = self._text(d, sample.batch)
             reference = self._reference(d, real)
         measures.add(image_drift(images, real))
-        return replace(sample, views=Views(fake, text, reference, real))
+        views = Views(fake, text, reference, real)
+        # Kept for the rewards alone: one decoding for both.
+        return replace(sample, views=views, images=images if reflects(d, turn) else None)
 
     def generator_loss(self, d: Distillation, sample: Sample) -> Tensor:
         """The heads judge x; their weights and buffers take no part."""

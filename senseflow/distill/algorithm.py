@@ -2,13 +2,15 @@
 
     x_tau   the student's input at the drawn anchor: its own sample, or a real latent, noised
     x       the student's prediction of x_0 at x_tau
-    theta   generator, every N-th iteration:  L_DMD + lambda_adv L_adv + lambda_isg L_ISG, then IDA
+    theta   generator, every N-th iteration:  L_DMD + lambda_adv L_adv + lambda_isg L_ISG, then IDA;
+            with rewards + L_GRPO on steps of a rollout, of which x_tau is then a state
     phi     fake score, every iteration:      L_fake on sg(x)
     heads   discriminator, every iteration:   L_D on sg(x) and a real image
 
 `train_iteration` is the algorithm; below it stands one function per line of it. The equations are
 in `senseflow.core`, everything that differs between teachers behind `senseflow.teachers.adapter`,
-the adversaries (SenseFlow's, DMD2's) in `senseflow.distill.adversaries`.
+the adversaries (SenseFlow's, DMD2's) in `senseflow.distill.adversaries`, rollouts in
+`senseflow.distill.rollout`.
 Random draws are functions of seed, iteration and purpose (shared by all ranks: which anchor,
 simulate or not), and of the sample's index in the global batch for all else; so which networks are
 called never depends on a rank, and results do not depend on how the batch is split (but for
@@ -16,6 +18,7 @@ shuffled references and virtual batches, which look at the other samples of a mi
 """
 
 from dataclasses import replace
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -23,9 +26,16 @@ from torch import Tensor
 from senseflow.core.dmd import dmd_gradient, dmd_loss, fake_score_loss
 from senseflow.core.draws import Draws, seed_of
 from senseflow.core.isg import isg_loss
-from senseflow.core.path import add_noise, ode_step
+from senseflow.core.path import Denoised, add_noise, ode_step
 from senseflow.data.sampler import Batch
 from senseflow.distill.measures import Measures, phase
+from senseflow.distill.rollout import (
+    Rollout,
+    draw_transitions,
+    policy_loss,
+    resample,
+    roll_out,
+)
 from senseflow.distill.state import (
     Distillation,
     Sample,
@@ -38,6 +48,7 @@ from senseflow.distill.state import (
     draw_scale,
     draw_times,
     on_device,
+    reflects,
     times,
 )
 from senseflow.optim.trained import Trained, align_networks
@@ -62,8 +73,8 @@ def train_iteration(
     """
     if d.foresight and iteration < d.config.train.iter_num:
         # The samples of every iteration have the same places in its global batch.
-        coming = [draws_of(d, iteration + 1, batch) for batch in batches]
-        d.foresight.prepare(draw_turn(d, iteration + 1).kind, iteration, coming)
+        turn = draw_turn(d, iteration + 1)
+        d.foresight.prepare(turn.kind, iteration, [draws_of(d, turn, b) for b in batches])
     return take_turn(d, draw_turn(d, iteration), batches, measures)
 
 
@@ -71,21 +82,24 @@ def take_turn(
     d: Distillation, turn: Turn, batches: list[Batch], measures: Measures
 ) -> dict[str, Tensor]:
     """The iteration of a given turn."""
-    samples = []
-    for batch in batches:
-        sample = generate(d, turn, batch)
-        if turn.adversarial and d.discriminator:
-            sample = d.discriminator.view(d, turn, sample, measures)
-        if turn.generator:
-            sample = generator_backward(d, turn, sample, len(batches), measures)
-        # sg(x) as it was before theta moves: phi and the heads learn from this x, not a new one.
-        samples.append(sample.detach())
+    rollouts = roll_out(d, turn, batches, measures) if turn.transitions else []
+    for number in range(d.config.reward.updates_per_rollout if rollouts else 1):
+        turn, samples = replace(turn, update=number), []
+        for batch, rollout in zip_longest(batches, rollouts):
+            sample = generate(d, turn, batch, rollout)
+            if turn.adversarial and d.discriminator:
+                sample = d.discriminator.view(d, turn, sample, measures)
+            if turn.generator:
+                sample = generator_backward(d, turn, sample, rollout, len(batches), measures)
+            # sg(x) as it was before theta moves: phi and the heads learn from this x, not a new
+            # one.
+            samples.append(sample.detach())
 
-    if turn.generator:
-        taken = update(d, turn, d.generator, "generator", measures)
-        if d.ema:
-            d.ema.update(taken)
-        align(d, turn, taken)  # before phi's own step, which then starts from where theta is now
+        if turn.generator:
+            taken = update(d, turn, d.generator, "generator", measures)
+            if d.ema:
+                d.ema.update(taken)
+            align(d, turn, taken)  # before phi's own step, which then starts from where theta is
 
     # Every iteration, not on theta's turn alone: phi has N steps to follow each of theta's (TTUR).
     for i, sample in enumerate(samples):
@@ -114,33 +128,43 @@ def draw_turn(d: Distillation, iteration: int) -> Turn:
     # Shared as well: simulating calls the student, a real latent does not.
     u = float(torch.rand((), generator=draws.shared("simulate")))
     adversarial = d.discriminator is not None and d.discriminator.plays(d, anchor)
-    # With weights of 0, L_adv may be the only loss, and at the top anchor it is out.
-    has_loss = d.config.dmd.weight + d.config.isg.weight > 0 or adversarial
-    return Turn(
+    config = d.config
+    turn = Turn(
         iteration=iteration,
         anchor=anchor,
-        simulate=u < d.config.backward_simulation.probability,
+        simulate=u < config.backward_simulation.probability,
         # The first is iteration N: phi has then seen N - 1 batches of what theta makes.
-        generator=iteration % d.config.fake_score.ttur == 0 and has_loss,
+        generator=iteration % config.fake_score.ttur == 0,
         adversarial=adversarial,
     )
+    if turn.generator and config.reward.weight > 0:
+        # The states of a rollout are simulated, whatever was drawn.
+        return replace(turn, simulate=True, transitions=draw_transitions(d, anchor, draws))
+    # With weights of 0, L_adv may be the only loss, and at the top anchor it is out.
+    has_loss = config.dmd.weight + config.isg.weight > 0 or adversarial or reflects(d, turn)
+    return replace(turn, generator=turn.generator and has_loss)
 
 
-def draws_of(d: Distillation, iteration: int, batch: Batch) -> Draws:
+def draws_of(d: Distillation, turn: Turn, batch: Batch) -> Draws:
     """The draws of a micro-batch."""
-    return Draws(d.seed, iteration, tuple(batch.indices))
+    seed = seed_of(d.seed, turn.update, "update") if turn.update else d.seed
+    return Draws(seed, turn.iteration, tuple(batch.indices))
 
 
 @phase("generate")
-def generate(d: Distillation, turn: Turn, batch: Batch) -> Sample:
+def generate(d: Distillation, turn: Turn, batch: Batch, rollout: Rollout | None = None) -> Sample:
     """Steps 1 to 3: encode the prompts, build x_tau, predict x, with grad on theta's turn."""
-    draws = draws_of(d, turn.iteration, batch)
+    draws = draws_of(d, turn, batch)
     if d.foresight:
         draws = d.foresight.draws(turn.kind, draws)
-    batch = batch_on_device(d, batch)
-    cond = conditioning(d, batch)
+    if rollout:
+        batch, cond, x_tau = rollout.batch, rollout.cond, rollout.states[turn.anchor]
+        pictures = {"rollout": rollout.x_0}
+    else:
+        batch = batch_on_device(d, batch)
+        cond = conditioning(d, batch)
+        x_tau, pictures = student_input(d, turn, batch, draws, cond)
     tau = times(d.anchors.times[turn.anchor], len(batch.prompts), d.device)
-    x_tau, pictures = student_input(d, turn, batch, draws, cond)
     # On other turns x only feeds phi and the heads, which take sg(x).
     with torch.set_grad_enabled(turn.generator):
         denoised = denoise(d, d.generator.network, x_tau, tau, cond)
@@ -160,17 +184,17 @@ def student_input(
     eps = on_device(d, draws.normal("eps", shape))
     if turn.anchor == 0:  # sampling begins with noise alone, even where alpha is not quite 0
         return eps, {}
+    tau = times(d.anchors.times[turn.anchor], len(eps), d.device)
     if turn.simulate:
         # So that the student trains on what it meets in sampling: its own samples, not data.
-        x_clean = backward_simulation(d, turn, draws, cond)
-    else:
-        x_clean = clean_latents(d, batch, draws, "posterior")
-    tau = times(d.anchors.times[turn.anchor], len(eps), d.device)
+        above = backward_simulation(d, turn, draws, cond)
+        return resample(d, above, eps, tau), {"clean input": above.x_0}
+    x_clean = clean_latents(d, batch, draws, "posterior")
     return add_noise(d.adapter.path, x_clean, eps, tau), {"clean input": x_clean}
 
 
 @torch.no_grad()
-def backward_simulation(d: Distillation, turn: Turn, draws: Draws, cond: Conditioning) -> Tensor:
+def backward_simulation(d: Distillation, turn: Turn, draws: Draws, cond: Conditioning) -> Denoised:
     """The student's x_0 at the anchor above the drawn one, from pure noise, re-noised on the way.
 
     Each step predicts x_0 and noises it with FRESH noise to the next anchor (DMD2, Section 4.5).
@@ -178,12 +202,12 @@ def backward_simulation(d: Distillation, turn: Turn, draws: Draws, cond: Conditi
     shape, num = d.adapter.latent_shape(), len(draws.indices)
     noise = [on_device(d, draws.normal(f"simulate {i}", shape)) for i in range(turn.anchor)]
     tau = [times(t, num, d.device) for t in d.anchors.times[: turn.anchor]]
-    x_0 = denoise(d, d.generator.network, noise[0], tau[0], cond).x_0
+    denoised = denoise(d, d.generator.network, noise[0], tau[0], cond)
     for eps, t in zip(noise[1:], tau[1:], strict=True):
         # Re-noised as the sampler does it; the ODE would be another way down.
-        x_t = add_noise(d.adapter.path, x_0, eps, t)
-        x_0 = denoise(d, d.generator.network, x_t, t, cond).x_0
-    return x_0
+        x_t = resample(d, denoised, eps, t)
+        denoised = denoise(d, d.generator.network, x_t, t, cond)
+    return denoised
 
 
 # ---------------------------------------------------------------------- step 4: theta, then IDA
@@ -191,9 +215,15 @@ def backward_simulation(d: Distillation, turn: Turn, draws: Draws, cond: Conditi
 
 @phase("generator")
 def generator_backward(
-    d: Distillation, turn: Turn, sample: Sample, num_micro: int, measures: Measures
+    d: Distillation,
+    turn: Turn,
+    sample: Sample,
+    rollout: Rollout | None,
+    num_micro: int,
+    measures: Measures,
 ) -> Sample:
-    """Backpropagate L_G = L_DMD + lambda_adv L_adv + lambda_isg L_ISG of one micro-batch."""
+    """Backpropagate L_G = L_DMD + lambda_adv L_adv + lambda_isg L_ISG of one micro-batch, and of
+    its rollout L_GRPO."""
     config, pictures = d.config, dict(sample.pictures)
     losses: dict[str, Tensor] = {}
     total = torch.zeros((), device=d.device)
@@ -206,10 +236,41 @@ def generator_backward(
     if config.isg.weight > 0:
         losses["loss/isg"] = isg(d, turn, sample, pictures)
         total = total + config.isg.weight * losses["loss/isg"]
-    # One backward: the three losses share the graph of one forward of the student.
-    (total / num_micro).backward()
+    if reflects(d, turn):
+        losses["loss/reward"] = reward_loss(d, sample)
+        total = total + config.reward.last_weight * losses["loss/reward"]
+    if rollout and turn.anchor in turn.transitions:
+        losses["loss/grpo"] = grpo(d, turn, sample, rollout, turn.anchor)
+        total = total + config.reward.weight / len(turn.transitions) * losses["loss/grpo"]
+    if losses:
+        # One backward: these losses share the graph of one forward of the student.
+        (total / num_micro).backward()
     measures.add({**losses, "loss/generator": total})
+    for step in turn.transitions:
+        if rollout and step != turn.anchor:  # each a graph of its own, which its backward frees
+            loss = grpo(d, turn, sample, rollout, step)
+            (config.reward.weight / len(turn.transitions) * loss / num_micro).backward()
+            measures.add({"loss/grpo": loss})
+    if rollout:
+        measures.add({"grpo/clipped": rollout.clipped(config.reward.clip)})
     return replace(sample, pictures=pictures)
+
+
+def grpo(d: Distillation, turn: Turn, sample: Sample, rollout: Rollout, step: int) -> Tensor:
+    """L_GRPO of the rollout's step from one anchor: of x's own prediction, or of one more."""
+    denoised = sample.denoised
+    if step != turn.anchor:
+        t = times(d.anchors.times[step], len(sample.tau), d.device)
+        denoised = denoise(d, d.generator.network, rollout.states[step], t, sample.cond)
+    return policy_loss(d, rollout, step, denoised)
+
+
+def reward_loss(d: Distillation, sample: Sample) -> Tensor:
+    """-R of x decoded: the rewards' own gradient, at the anchor whose x is what sampling ends
+    with."""
+    assert d.rewards
+    images = d.adapter.decode(sample.x) if sample.images is None else sample.images
+    return d.rewards.loss(images, sample.batch.prompts)
 
 
 def dmd(d: Distillation, sample: Sample, pictures: dict[str, Tensor]) -> Tensor:
@@ -296,5 +357,6 @@ def update(d: Distillation, turn: Turn, trained: Trained, name: str, measures: M
 
 
 def rounding_seed(d: Distillation, turn: Turn, name: str) -> int:
-    """The seed of an update's stochastic rounding, another one in every iteration."""
-    return seed_of(d.seed, turn.iteration, f"rounding {name}")
+    """The seed of an update's stochastic rounding, another one for every update."""
+    again = f" {turn.update}" if turn.update else ""
+    return seed_of(d.seed, turn.iteration, f"rounding {name}{again}")

@@ -22,6 +22,7 @@ from senseflow.core.path import Denoised
 from senseflow.data.sampler import Batch
 from senseflow.distill.foresight import Foresight
 from senseflow.distill.measures import Measures
+from senseflow.distill.rewards import Rewards
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
 from senseflow.teachers.encoded import Conditioning, is_mask
@@ -39,6 +40,8 @@ class Turn:
     simulate: bool
     generator: bool  # theta's turn
     adversarial: bool  # the discriminator plays at this anchor
+    transitions: tuple[int, ...] = ()  # steps of a rollout that train, by the anchor they leave
+    update: int = 0  # of theta, on the turn's one rollout
 
     @property
     def kind(self) -> Hashable:
@@ -68,6 +71,7 @@ class Sample:
     denoised: Denoised  # of G at x_tau; its x_0 is x
     pictures: dict[str, Tensor] = field(default_factory=dict)  # latents, for the image strip
     views: Views | None = None
+    images: Tensor | None = None  # x decoded, where rewards and adversary both look at it
 
     @property
     def x(self) -> Tensor:
@@ -78,7 +82,7 @@ class Sample:
         """This sample without the generator's graph: sg(x), from before theta's step."""
         views = self.views and replace(self.views, fake=[f.detach() for f in self.views.fake])
         denoised = Denoised(self.denoised.x_0.detach(), self.denoised.eps.detach())
-        return replace(self, denoised=denoised, views=views)
+        return replace(self, denoised=denoised, views=views, images=None)
 
 
 class Discriminator(Protocol):
@@ -124,6 +128,7 @@ class Distillation:
     discriminator: Discriminator | None
     device: torch.device
     ema: Ema | None = None  # of the generator
+    rewards: Rewards | None = None  # None: there are none
     foresight: Foresight | None = None  # None: all is drawn when it is asked for
     retry: int = 0  # how often the run was stopped by steps that were not finite
 
@@ -209,6 +214,15 @@ def first_samples(d: Distillation, batch: Batch, num: int) -> Batch:
         batch, prompts=batch.prompts[:num], indices=batch.indices[:num], other=None
     ).map(lambda tensor: tensor[:num])
     return batch_on_device(d, first)
+
+
+def reflects(d: Distillation, turn: Turn) -> bool:
+    """Whether theta is moved by the rewards' own gradient: where x is what sampling ends with.
+
+    Not again by further updates on one rollout, which are of its steps.
+    """
+    is_last = turn.anchor == len(d.anchors) - 1
+    return d.config.reward.last_weight > 0 and is_last and turn.update == 0
 
 
 def draw_times(

@@ -1,6 +1,7 @@
 """From a recipe and its configuration to a run: networks sharded on their device, data, export."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from senseflow.core.anchors import Anchors
 from senseflow.data.items import Samples
 from senseflow.data.sampler import Share, batches
 from senseflow.distill.foresight import Foresight
+from senseflow.distill.rewards import Rewards
 from senseflow.distill.state import Distillation
 from senseflow.engine.adversary import (
     build_discriminator,
@@ -54,6 +56,7 @@ from senseflow.engine.parallel import (
     recompute,
     shard,
 )
+from senseflow.engine.rewards import open_rewards
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
 from senseflow.teachers.folder import name_of
@@ -65,6 +68,8 @@ if TYPE_CHECKING:
     from senseflow.teachers.adapter import Adapter
 
 logger = logging.getLogger(__name__)
+
+OpenRewards = Callable[[Config, Ranks], Rewards | None]
 
 
 @dataclass(frozen=True)
@@ -158,10 +163,13 @@ def check_networks(inputs: Inputs) -> None:
         begun_with(initial, "generator", inputs.family, inputs.family.student(settings))
 
 
-def assemble(inputs: Inputs, ranks: Ranks, initial: Initial) -> Distillation:
+def assemble(
+    inputs: Inputs, ranks: Ranks, initial: Initial, rewards: OpenRewards = open_rewards
+) -> Distillation:
     """The networks of a run, sharded and on their device, with their optimizers.
 
-    No text encoder is loaded where the inputs' cache knows what they say.
+    No text encoder is loaded where the inputs' cache knows what they say. rewards: opens those of
+    the configuration.
     """
     inputs = settled(inputs)
     config, known = inputs.config, inputs.cache
@@ -188,6 +196,7 @@ def assemble(inputs: Inputs, ranks: Ranks, initial: Initial) -> Distillation:
         device=ranks.device,
         ema=Ema.start(generator, config.ema.decay) if config.ema.decay else None,
         foresight=Foresight(ranks.device),
+        rewards=rewards(config, ranks),
     )
 
 
@@ -252,7 +261,7 @@ def lighten(source: NetworkSource, parallel: ParallelConfig) -> None:
 
 def share(config: Config, ranks: Ranks) -> Share:
     """This rank's share of the global batches."""
-    train = config.train
+    train, reward = config.train, config.reward
     return Share(
         train.seed,
         train.batch_size,
@@ -260,6 +269,8 @@ def share(config: Config, ranks: Ranks) -> Share:
         ranks.rank,
         ranks.world_size,
         config.data.separate_real,
+        reward.group_size if reward.weight > 0 else 1,
+        config.fake_score.ttur,
     )
 
 

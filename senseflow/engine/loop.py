@@ -23,6 +23,7 @@ from senseflow.data.items import Unreadable
 from senseflow.data.sampler import Batch
 from senseflow.distill.algorithm import draw_turn, train_iteration
 from senseflow.distill.measures import STOPWATCH, Measures, image_drift
+from senseflow.distill.rewards import RewardError
 from senseflow.distill.state import Distillation, first_samples, real_images
 from senseflow.engine.agreement import Agreement, require_equal
 from senseflow.engine.checkpoint import Checkpoints, State, full_state, students
@@ -70,6 +71,7 @@ class Run:
             self.folder / "unreadable.txt", self.config.data.max_unreadable
         )
         self.skips = Skips(train.max_skipped)
+        self.saved = 0  # the newest iteration that is
 
     def train(self, done: int, stop: StopRequest, show: bool = True) -> None:
         """From the iteration after `done` to the last one, or to a stop request on any rank.
@@ -80,7 +82,7 @@ class Run:
         first = [draw_turn(self.parts, done + i) for i in range(1, 1 + agreement.AHEAD)]
         # A network file system may show one rank an older state than the others.
         require_equal({"iterations done": done, "the first turns": first})
-        self.skips.good = done
+        self.skips.good = self.saved = done
         if any_rank(stop.reason is not None, self.ranks):
             logger.info("asked to stop before anything was trained")
             return
@@ -147,7 +149,13 @@ class Run:
         factor = lr_factor(iteration, self.config.train.iter_num, self.config.lr_scheduler)
         for trained in self.trained.values():
             trained.set_lr(factor)
-        pictures = train_iteration(self.parts, batches, iteration, self.measures)
+        try:
+            pictures = train_iteration(self.parts, batches, iteration, self.measures)
+        except RewardError as error:
+            self.save_before(iteration)
+            raise RewardError(
+                f"{error}, in iteration {iteration}; what was trained before it is saved"
+            ) from error
         return pictures, batches[0]
 
     def agree(self, agreement: Agreement, iteration: int) -> bool:
@@ -224,6 +232,13 @@ class Run:
             f"discriminator_lr {rates.discriminator_lr:g}) or go back to an older checkpoint"
         )
 
+    def save_before(self, iteration: int) -> None:
+        """Save what an iteration that moved nothing began with, unless it is the run's start or
+        saved already."""
+        if iteration - 1 > self.saved:
+            self.save(iteration - 1)
+        self.checkpoints.wait()
+
     def gap(self) -> float | None:
         """||phi - theta|| / ||theta|| over all parameters and ranks; None while a generator that is
         an adapter has not moved from zero."""
@@ -252,7 +267,7 @@ class Run:
 
     def save(self, iteration: int) -> None:
         """The checkpoint first: where time is short, it is what must not be lost."""
-        self.skips.good = iteration
+        self.skips.good = self.saved = iteration
         facts = {"skipped": dict(self.skips.in_a_row), "retry": self.parts.retry}
         self.checkpoints.save(
             iteration, self.trained, self.parts.ema, partial(self.after_save, iteration), facts

@@ -1,4 +1,4 @@
-"""A data set of one sample without content, and what a cache would know of it."""
+"""A data set of one sample without content, what a cache would know of it, and rewards of it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from senseflow.cache.encoders import fields_of
+from senseflow.common.ranks import Ranks, sum_over_ranks
 from senseflow.config.config import Config
 from senseflow.data.cache_index import Field
 from senseflow.data.cached import Cache
 from senseflow.data.items import Item, Position
+from senseflow.distill.rewards import Rewards, Scorer
 from senseflow.engine.inputs import Inputs, Setup, read_setup
 from senseflow.teachers.encoded import NOTHING, Conditioning, Encoded, Posterior
 from senseflow.teachers.family import DataKind, Family
@@ -90,6 +92,30 @@ def blank_inputs(config: Config, family: Family, kind: PlanData) -> Inputs:
     )
     text_dim = prompts.text.shape[0] if prompts and prompts.text else None
     return setup.with_data(blank, Cache(prompts, text_dim=text_dim))
+
+
+class BlankRewards(Rewards):
+    """Rewards without numbers: nothing is asked whether it is finite."""
+
+    def over_ranks(self, scores: Tensor, indices: list[int], num: int) -> Tensor:
+        """(R, num) of this rank's (R, b)."""
+        return sum_over_ranks(scores.new_zeros(len(scores), num), self.ranks)
+
+    def loss(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """0-d, with a gradient to images."""
+        return -self.score(images, prompts).mean()
+
+
+def blank_rewards(config: Config, ranks: Ranks) -> Rewards | None:
+    """As many rewards as a configuration names, each a mean: what a user's own costs is not
+    known."""
+    if not config.reward.in_use:
+        return None
+    pairs = zip(config.reward.models, config.reward.shares, strict=True)
+    return BlankRewards(
+        [Scorer(name, weight, lambda x, _: x.mean((1, 2, 3)), True) for name, weight in pairs],
+        ranks,
+    )
 
 
 def zeros(field: Field) -> Tensor:

@@ -3,7 +3,7 @@
 Kinds differ in few ways. A simulated iteration is one from data with another way to its input, the
 phase `generate`: as many forwards of the student as anchors lie above, instead of an encoding. So
 few kinds are traced, and the mean weighs each with its probability: a generator turn 1 / N, each
-anchor 1 / K, simulation p.
+anchor 1 / K, simulation p. A generator turn with a rollout goes all the way whatever was drawn.
 """
 
 from collections.abc import Callable
@@ -41,13 +41,16 @@ class Gpu:
 def kinds_of(config: Config) -> list[Kind]:
     """Those that tell the cost of all, and the most demanding."""
     p, last = config.backward_simulation.probability, len(config.anchors.times) - 1
-    found = []
-    for generator in (True, False):
+    rolls = config.reward.weight > 0
+    found = [Kind(True, anchor, True) for anchor in sorted({0, 1, last})] if rolls else []
+    for generator in (False,) if rolls else (True, False):
         found.append(Kind(generator, 0, False))
         if last > 0 and p < 1:
             found.append(Kind(generator, 1, False))
-        if last > 0 and p > 0 and (generator or p == 1):
+        if last > 0 and p > 0 and (generator or p == 1 or rolls):
             found.append(Kind(generator, last, True))
+    if config.reward.last_weight > 0 and not rolls and last > 1 and p == 0:
+        found.append(Kind(True, last, False))  # it alone has the rewards' own gradient
     return found
 
 
@@ -60,12 +63,18 @@ class Costs:
 
     def at(self, kind: Kind, quantity: Quantity) -> float:
         """A quantity that adds up over phases (FLOPs, bytes), of an iteration of any kind."""
+        last, reward = len(self.config.anchors.times) - 1, self.config.reward
+        rolls = reward.weight > 0
+        if kind.generator and rolls:
+            anchor = kind.anchor if kind.anchor in (0, last) else 1
+            return self._total(Kind(True, anchor, True), quantity)
+        if kind.generator and reward.last_weight > 0 and kind.anchor == last > 0:
+            return self._end(kind, quantity)
         if kind.anchor == 0 or not kind.simulate:
             return self._total(Kind(kind.generator, min(kind.anchor, 1), False), quantity)
-        last = len(self.config.anchors.times) - 1
-        from_data, deepest = Kind(kind.generator, 1, False), Kind(True, last, True)
+        from_data, deepest = Kind(kind.generator, 1, False), Kind(not rolls, last, True)
         like = from_data if from_data in self.traced else Kind(kind.generator, last, True)
-        top = self._way(Kind(True, 0, False), quantity)
+        top = self._way(Kind(not rolls, 0, False), quantity)
         # the way to anchor k is k forwards of the student: the deepest one tells what each costs
         forward = (self._way(deepest, quantity) - top) / last
         return self._total(like, quantity) - self._way(like, quantity) + top + kind.anchor * forward
@@ -85,6 +94,13 @@ class Costs:
     def worst(self) -> Kind:
         """The kind with the highest peak."""
         return max(self.traced, key=lambda kind: peak(self.traced[kind]))
+
+    def _end(self, kind: Kind, quantity: Quantity) -> float:
+        """At the last anchor, where the rewards' own gradient is: of its kind as traced, with its
+        own way there."""
+        like = kind if kind in self.traced else Kind(True, kind.anchor, not kind.simulate)
+        there = kind if like == kind else Kind(True, 1, False)  # from data: as to any anchor
+        return self._total(like, quantity) - self._way(like, quantity) + self._way(there, quantity)
 
     def _way(self, kind: Kind, quantity: Quantity) -> float:
         return quantity(self.traced[kind]["generate"])

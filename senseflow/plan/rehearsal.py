@@ -17,14 +17,16 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
 from senseflow.config.config import Config
+from senseflow.core.draws import Draws
 from senseflow.data.sampler import Batch, batches
 from senseflow.distill import algorithm as distill
 from senseflow.distill.adversaries import VFMDiscriminator
 from senseflow.distill.measures import Measures
+from senseflow.distill.rollout import draw_transitions
 from senseflow.distill.state import Distillation, Turn
 from senseflow.engine.build import assemble, share
 from senseflow.optim.trained import Trained
-from senseflow.plan.blank import PlanData, blank_inputs
+from senseflow.plan.blank import PlanData, blank_inputs, blank_rewards
 from senseflow.plan.fakes import Loading, fake_ranks, fake_whole, real_meshes
 from senseflow.plan.tracker import AVERAGES, PARAMETERS, STATES, PhaseCost, Tracker
 from senseflow.teachers.family import Family
@@ -42,7 +44,10 @@ class Kind:
     def turn(self, d: Distillation) -> Turn:
         """The first iteration of this kind."""
         adversarial = d.discriminator is not None and d.discriminator.plays(d, self.anchor)
-        return Turn(1, self.anchor, self.simulate, self.generator, adversarial)
+        steps: tuple[int, ...] = ()
+        if self.generator and d.config.reward.weight > 0:
+            steps = draw_transitions(d, self.anchor, Draws(d.seed, 1, ()))
+        return Turn(1, self.anchor, self.simulate, self.generator, adversarial, steps)
 
     def __str__(self) -> str:
         turn = "generator turn" if self.generator else "plain turn"
@@ -194,7 +199,7 @@ def rehearse(
     inputs = blank_inputs(config, family, data)
     with fake_ranks(world_size, config.parallel.replicas) as ranks, real_meshes():
         with mode, Loading():
-            parts = assemble(inputs, ranks, {})
+            parts = assemble(inputs, ranks, {}, blank_rewards)
         own_share = share(config, ranks)
         real = next(batches(inputs.data, own_share, num_workers=0, pin_memory=False, start=1))
         fake = [batch.map(mode.from_tensor) for batch in real]

@@ -13,7 +13,7 @@ from senseflow.plan.plan import Plan
 from senseflow.plan.remedies import Remedy, together
 from senseflow.plan.tracker import COLLECTIVES, KINDS
 
-ORDER = ("generate", "generator", "fake_score", "discriminator", "optimizer")
+ORDER = ("rollout", "reward", "generate", "generator", "fake_score", "discriminator", "optimizer")
 Rows = list[list[str]]
 
 

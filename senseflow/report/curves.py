@@ -32,6 +32,12 @@ ABOUT = {
     "loss/generator": "The weighted sum of dmd, isg and adv: what the student's step goes down.",
     "loss/fake": "The fake score's denoising error on the student's samples.",
     "loss/discriminator": "The heads' own loss; near 0 they have won.",
+    "loss/grpo": "The sampler's steps weighted by advantages: near 0 by construction, and no "
+    "measure of progress.",
+    "loss/reward": "Minus the weighted rewards of the last step's images.",
+    "grpo/advantage": "Mean size of the advantages; lower where groups have equal rewards.",
+    "grpo/equal_groups": "Groups of a rollout whose rewards are all equal: they teach nothing.",
+    "grpo/clipped": "Share of ratios beyond reward.clip; 0 with one update per rollout.",
     "grad_norm/generator": "Before clipping.",
     "grad_norm/fake_score": "Before clipping.",
     "grad_norm/discriminator": "Before clipping.",
@@ -45,11 +51,16 @@ ABOUT = {
 }
 GROUPS = {  # and how the names of their measures begin
     "Losses": ("loss/",),
+    "Rewards": ("reward/", "reward_spread/", "grpo/"),
     "Gradient norms": ("grad_norm/",),
     "Stability": ("ida/", "discriminator/", "drift/", "skipped/"),
     "Schedule, time and memory": ("lr/", "time_s/", "mem_gib"),
 }
 OTHER = "Other measures"
+BEGINS = {  # what measures mean that are named after what a run names
+    "reward/": "Mean of a rollout's images.",
+    "reward_spread/": "Standard deviation within a group, the mean over groups.",
+}
 NAMES = {"lr/": "learning rates", "time_s/": "phases"}  # measures drawn in one picture
 
 
@@ -110,7 +121,7 @@ def _single(name: str, curves: Curves, facts: Facts) -> Chart:
     return Chart(
         name,
         {name: curves[name]},
-        about=ABOUT.get(name, ""),
+        about=ABOUT.get(name) or next((BEGINS[b] for b in BEGINS if name.startswith(b)), ""),
         lines=lines,
         marks=facts.resumed,
         around_zero=name.startswith("drift/"),

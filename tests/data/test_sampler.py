@@ -132,3 +132,19 @@ def test_batches_carry_images_prompts_and_indices(tmp_path, num_workers):
         assert micro.images.shape == (2, 3, 32, 32) and micro.latents is micro.other is None
         for index, prompt in zip(micro.indices, micro.prompts, strict=True):
             assert prompt == data.prompts[item_at(5, 2 * 4 + index, 10)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_samples_of_a_group_are_one_in_iterations_for_rewards(world_size):
+    """Every third iteration is of two groups of four, whichever ranks hold them."""
+    grouped = dict(group_size=4, group_every=3)
+    found, plain = global_batches(6, world_size, **grouped), global_batches(6)
+    for iteration, (batch, usual) in enumerate(zip(found, plain, strict=True), 1):
+        items = [p.item for p in usual]
+        if iteration % 3 == 0:
+            items = [items[0]] * 4 + [items[4]] * 4
+        assert [p.item for p in batch] == items
+        assert [p.index for p in batch] == list(range(8))
+    separate = [p for batch in global_batches(6, separate_real=True) for p in batch if p.separate]
+    both = [p for batch in global_batches(6, separate_real=True, **grouped) for p in batch]
+    assert [p for p in both if p.separate] == separate

@@ -85,7 +85,7 @@ def test_each_phase_changes_only_its_own_network():
 
     sample = generate(d, turn, toy_batch())
     sample = d.discriminator.view(d, turn, sample, Measures())
-    sample = generator_backward(d, turn, sample, 1, Measures())
+    sample = generator_backward(d, turn, sample, None, 1, Measures())
     assert changed(start, snapshot(d)) == set()  # the heads' spectral norm buffers among them
     assert with_gradients(d) == {"generator"}
 

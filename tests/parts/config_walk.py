@@ -27,6 +27,7 @@ VALUES = ("-1", "0", ".nan", ".inf", "1e30", "null", "off", "'off'", "true", "[1
 
 FLUX = Path("configs/FLUX/flux_senseflow_tiny.yaml")
 DMD2 = Path("configs/sdxl/sdxl_dmd2_tiny.yaml")
+REWARDED = ("reward.weight=1", "reward.last_weight=1", "reward.models=[pick_score]")
 OF_DMD2 = {f"adversarial.{key}" for key in ("time_range", "downsamplings", "norm_groups")}
 
 GUIDANCE = "the teacher without a prompt, or FLUX's embedding of 0"
@@ -68,6 +69,8 @@ REASONS = {
     ("adversarial.downsamplings", "0"): "the head's last convolution reads the bottleneck",
     ("backward_simulation.probability", "0"): "always from data",
     ("parallel.activation_checkpointing", "0"): "nothing is recomputed",
+    ("reward.weight", "0"): "no rollouts",
+    ("reward.last_weight", "0"): "none",
     ("data.num_workers", "0"): "the training process reads",
     ("data.max_unreadable", "0"): "the first unreadable file stops the run",
     ("log.sample_interval", "0"): "no strips",
@@ -141,6 +144,8 @@ def tree_for(path: tuple[str, ...]) -> dict[str, Any]:
     key = ".".join(path)
     if key in OF_DMD2:
         return base(DMD2)
+    if path[0] == "reward":
+        return base(FLUX, *REWARDED)
     return base(FLUX, "lora.rank=4") if path[0] == "lora" else base(FLUX)
 
 

@@ -97,7 +97,7 @@ def watch(post: Post, samples: Path) -> None:
         with samples.open("a") as stream:
             stream.write(json.dumps(row(batch, iteration)) + "\n")
 
-    def generate(d: Any, turn: Any, batch: Any) -> None:
+    def generate(d: Any, turn: Any, batch: Any, *more: Any) -> None:
         post.enter(GENERATE)
         note(batch, turn.iteration)
 

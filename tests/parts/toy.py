@@ -17,6 +17,7 @@ from senseflow.config.config import (
     IsgConfig,
     OptimizerConfig,
     PathsConfig,
+    RewardConfig,
     TrainConfig,
 )
 from senseflow.core.anchors import Anchors
@@ -46,6 +47,7 @@ def toy_config(**sections) -> Config:
         "adversarial": dict(kind="vfm", weight=2.0, taps=(0, 1)),
         "backward_simulation": dict(probability=0.5),
         "data": dict(max_sequence_length=8),
+        "reward": dict(),
     }
     kinds = dict(
         paths=PathsConfig,
@@ -59,6 +61,7 @@ def toy_config(**sections) -> Config:
         adversarial=AdversarialConfig,
         backward_simulation=BackwardSimulationConfig,
         data=DataConfig,
+        reward=RewardConfig,
     )
     return Config(
         recipe="flux_senseflow",

@@ -1,0 +1,145 @@
+"""Which rewards a configuration may name, and what a run does with one that fails."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from own_rewards import brightness, redness
+from short_runs import begin, configure, finish, write_pictures
+from test_skips import config_of
+from toy import toy_batch, toy_config, toy_distillation
+from training_runs import full_state, timeless_rows
+
+from senseflow.common.ranks import start_ranks
+from senseflow.common.signals import StopRequest
+from senseflow.config.config import load_config
+from senseflow.distill.rewards import RewardError, Rewards, Scorer
+from senseflow.engine.loop import Run
+from senseflow.engine.rewards import named_rewards
+
+FLUX = Path("configs/FLUX/flux_senseflow_tiny.yaml")
+
+
+def with_reward(*overrides: str):
+    return load_config(FLUX, ["reward.weight=1", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "reward.weight is above 0 and reward.models is empty: name a reward"),
+        (["reward.models=[a:b, a:b]"], "reward.models ['a:b', 'a:b'] names a reward twice"),
+        (["reward.models=[a:b]", "reward.weights=[1, 2]"],
+         "reward.weights has 2 numbers for 1 of reward.models"),
+        (["reward.models=[a:b]", "reward.weights=[0]"], "all reward.weights are 0"),
+        (["reward.models=[a:b]", "reward.group_size=1"],
+         "reward.group_size 1 must be from 2 to 65536"),
+        (["reward.models=[a:b]", "reward.group_size=5"],
+         "train.batch_size 48 is not a multiple of reward.group_size 5"),
+        (["reward.models=[a:b]", "reward.eta=0"], "reward.eta 0.0 must be above 0 and at most 1"),
+        (["reward.models=[a:b]", "reward.clip=0"], "reward.clip 0.0 must be above 0 and below 1"),
+        (["reward.models=[a:b]", "reward.transitions=4"],
+         "reward.transitions 4: sampling at 4 anchors has 3 steps with noise"),
+        (["reward.models=[a:b]", "anchors.times=[1000]"], "reward.weight: with one anchor"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(overrides, said):
+    with pytest.raises(ValueError) as refused:
+        with_reward(*overrides)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no_such_module:score", "there is no module no_such_module in the working folder or on"),
+        ("own_rewards:blueness", "own_rewards has no function blueness"),
+        ("own_rewards:torch", "own_rewards has no function torch"),
+        ("broken_reward:score", "broken_reward cannot be imported: ZeroDivisionError"),
+        ("needs_more:score", "needs_more cannot be imported: ModuleNotFoundError"),
+        ("beauty", "beauty is not module:function"),
+        ("score:", "score: is not module:function"),
+    ],
+)
+def test_a_users_function_that_is_not_there_is_named(name, said, tmp_path, monkeypatch):
+    (tmp_path / "broken_reward.py").write_text("1 / 0\n")
+    (tmp_path / "needs_more.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError) as refused:
+        named_rewards(with_reward(f"reward.models=['{name}']"))
+    assert name in str(refused.value) and said in str(refused.value)
+    assert "no_such_module" not in sys.modules
+
+
+def test_a_gradient_that_is_not_there_is_not_asked_for():
+    both = "reward.models=[own_rewards:brightness, own_rewards:redness]"
+    with pytest.raises(ValueError, match=r"reward\.last_weight 2 asks for the gradient of own"):
+        named_rewards(with_reward(both, "reward.last_weight=2"))
+    found = named_rewards(with_reward(both, "reward.last_weight=2", "reward.weights=[0, 1]"))
+    assert [(n.name, n.differentiable) for n in found] == [
+        ("own_rewards:brightness", False),
+        ("own_rewards:redness", True),
+    ]
+    assert [n.open(None) for n in found] == [brightness, redness]
+    assert named_rewards(load_config(FLUX, ["reward.models=[nobody]"])) == []
+
+
+# ----------------------------------------------------------------------------------- in a run
+
+
+def fails_at(asked: int):
+    """A reward that is NaN from then on."""
+    count = iter(range(1, 1000))
+    return lambda images, prompts: (
+        images.mean((1, 2, 3)) * (1 if next(count) < asked else torch.nan)
+    )
+
+
+def rewarded_run(folder: Path, asked: int) -> Run:
+    folder.mkdir()
+    reward = dict(weight=1.0, group_size=2, models=("picky",))
+    config = replace(config_of(), reward=toy_config(reward=reward).reward)
+    ranks = start_ranks()
+    rewards = Rewards([Scorer("picky", 1.0, fails_at(asked), True)], ranks)
+    parts = replace(toy_distillation(config), rewards=rewards)
+    return Run(config, parts, ranks, lambda start: iter(lambda: [toy_batch()], None), None, folder)
+
+
+@pytest.mark.parametrize(("asked", "saved"), [(1, 1), (2, 3), (3, 5)])
+def test_a_run_whose_reward_fails_is_saved_before_it(asked, saved, tmp_path, monkeypatch):
+    """Rollouts are made in iterations 2, 4 and 6; that of the fifth was saved anyway."""
+    monkeypatch.setattr(Run, "after_save", lambda *_: None)
+    run = rewarded_run(tmp_path / "run", asked)
+    said = f"reward picky is not finite for 4 of 4 images, in iteration {saved + 1}; what was train"
+    with pytest.raises(RewardError, match=said):
+        run.train(0, StopRequest(), show=False)
+    steps = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert steps[-1] == f"step_{saved:07d}"
+    state = full_state(tmp_path / "run", saved, tmp_path)
+    weights = run.parts.generator.network.state_dict()
+    assert all(torch.equal(state[f"generator.network.{k}"], v) for k, v in weights.items())
+
+
+RUN = ("reward.weight=1", "reward.last_weight=0.1", "reward.models=[own_rewards:redness]",
+       "reward.group_size=2", "reward.updates_per_rollout=2", "reward.transitions=2",
+       "reward.shared_noise=true", "reward.eta=0.7", "train.iter_num=4", "train.log_interval=1",
+       "train.keep_last=0")  # fmt: skip
+
+
+def test_a_run_that_goes_on_is_the_same_to_the_bit(tmp_path):
+    data = write_pictures(tmp_path / "data")
+    config = configure(data, *RUN)
+    whole = finish(begin(config, tmp_path / "whole"))
+    assert whole.parts.rewards
+    shorter = replace(config, train=replace(config.train, iter_num=2))
+    for settings in (shorter, config):
+        finish(begin(settings, tmp_path / "parts"))
+    one, two = (full_state(tmp_path / name, 4, tmp_path) for name in ("whole", "parts"))
+    assert [key for key in one if not torch.equal(one[key], two[key])] == []
+    rows = timeless_rows(tmp_path / "whole")
+    assert rows == timeless_rows(tmp_path / "parts")
+    names = {"reward/own_rewards:redness", "reward_spread/own_rewards:redness", "grpo/advantage",
+             "grpo/clipped", "grpo/equal_groups", "loss/grpo"}  # fmt: skip
+    assert all((names <= row.keys()) == (row["iteration"] % 2 == 0) for row in rows)
