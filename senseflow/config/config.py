@@ -234,7 +234,8 @@ class RewardConfig:
 
     weight: Weight = 0.0  # of L_GRPO in the generator's loss; 0: no rollouts
     last_weight: Weight = 0.0  # of the rewards' own gradient through the last step; 0: none
-    models: tuple[str, ...] = ()  # each module:function, images and prompts to scores
+    models: tuple[str, ...] = ()  # scorers, as evaluate score names them, or module:function
+    files: tuple[str, ...] = ()  # of the scorers: evaluate score's flags, as pick_score=FOLDER
     weights: tuple[Weight, ...] = ()  # of each; empty: 1 each. One of 0 is measured alone
     group_size: GroupSize = 8  # samples of one prompt; divides train.batch_size
     transitions: Few = 1  # steps of a rollout that train, all with noise; others are drawn alone
@@ -262,7 +263,7 @@ class RewardConfig:
         key = "reward.weight" if self.weight > 0 else "reward.last_weight"
         _require(
             not self.in_use or len(self.models) > 0,
-            f"{key} is above 0 and reward.models is empty: name a reward, such as "
+            f"{key} is above 0 and reward.models is empty: name a reward, such as [pick_score] or "
             "[my_module:my_function]",
         )
         _require(

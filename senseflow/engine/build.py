@@ -56,7 +56,7 @@ from senseflow.engine.parallel import (
     recompute,
     shard,
 )
-from senseflow.engine.rewards import open_rewards
+from senseflow.engine.rewards import named_rewards, open_rewards
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
 from senseflow.teachers.folder import name_of
@@ -151,8 +151,9 @@ def check_teacher(inputs: Inputs) -> None:
 
 
 def check_networks(inputs: Inputs) -> None:
-    """Raise ValueError where what a run begins with does not fit, or its adversary's backbone is
-    none; no weights are loaded."""
+    """Raise ValueError where what a run begins with does not fit, its adversary's backbone is none
+    or its rewards are not there; no weights are loaded."""
+    named_rewards(inputs.config)
     check_teacher(inputs)
     if inputs.config.adversarial.in_use == "vfm":
         check_backbone(inputs.config)
@@ -174,6 +175,7 @@ def assemble(
     inputs = settled(inputs)
     config, known = inputs.config, inputs.cache
     build = partial(build_network, config=config, ranks=ranks)
+    opened = rewards(config, ranks)  # first: files of another model are found while little is read
     encoders = "the VAE" if known.prompts is not None else "the text encoders and the VAE"
     logger.info("reading %s of %s", encoders, inputs.settings.folder)
     adapter = inputs.family.load_adapter(inputs.settings, ranks.device, build, known.prompts)
@@ -196,7 +198,7 @@ def assemble(
         device=ranks.device,
         ema=Ema.start(generator, config.ema.decay) if config.ema.decay else None,
         foresight=Foresight(ranks.device),
-        rewards=rewards(config, ranks),
+        rewards=opened,
     )
 
 

@@ -24,7 +24,6 @@ from senseflow.data.items import Samples
 from senseflow.data.latents_lmdb import LatentsScaling
 from senseflow.distill.bottleneck import require_head
 from senseflow.engine.caches import read_cache, warn_of_versions
-from senseflow.engine.rewards import named_rewards
 from senseflow.teachers.family import Family
 from senseflow.teachers.folder import TeacherSettings
 from senseflow.weights.fingerprint import base_fingerprint
@@ -99,7 +98,6 @@ def read_run(config: Config, family: Family) -> Inputs:
         bottleneck_of(inputs)
     if config.adversarial.in_use == "vfm":
         check_vfm_paths(config.paths, inputs.cache)
-    named_rewards(config)
     return inputs
 
 

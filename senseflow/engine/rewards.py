@@ -1,15 +1,26 @@
 """The rewards of a configuration: named and checked before anything is loaded, then opened."""
 
+import difflib
 import importlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from senseflow.common.ranks import Ranks
-from senseflow.config.config import Config
+from senseflow.config.config import Config, RewardConfig
+from senseflow.config.teacher import torch_dtype
 from senseflow.distill.rewards import Rewards, Scorer
+from senseflow.distill.scorers.metric import Flag, Given, Machine, Spec
+from senseflow.distill.scorers.specs import SCORERS
+
+logger = logging.getLogger(__name__)
+
+Score = Callable[[Tensor, list[str]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -18,7 +29,7 @@ class Named:
 
     name: str
     differentiable: bool  # whether its scores carry a gradient to the images
-    open: Callable[[Ranks], Callable[[Tensor, list[str]], Tensor]]
+    open: Callable[[Ranks], Score]
 
 
 def named_rewards(config: Config) -> list[Named]:
@@ -26,7 +37,12 @@ def named_rewards(config: Config) -> list[Named]:
     reward = config.reward
     if not reward.in_use:
         return []
-    found = [own_reward(name) for name in reward.models]
+    specs = {spec.name: spec for spec in SCORERS if spec.name in reward.models}
+    given = given_files(reward, list(specs.values()))
+    found = [
+        scorer(config, specs[name], given) if name in specs else own_reward(name)
+        for name in reward.models
+    ]
     for named, weight in zip(found, reward.shares, strict=True):
         if reward.last_weight > 0 and weight > 0 and not named.differentiable:
             raise ValueError(
@@ -37,17 +53,86 @@ def named_rewards(config: Config) -> list[Named]:
     return found
 
 
+def given_files(reward: RewardConfig, specs: list[Spec]) -> Given:
+    """What `reward.files` says, by the flags of these scorers; raises ValueError."""
+    flags = {flag.name.removeprefix("--"): flag for spec in specs for flag in spec.flags}
+    values: dict[str, Any] = {}
+    for words in reward.files:
+        name, equals, text = words.partition("=")
+        if not (equals and text):
+            raise ValueError(f"reward.files: {words!r} is not of the form name=value")
+        if name not in flags:
+            known = ", ".join(flags) or "none: reward.models names no scorer of evaluate"
+            raise ValueError(f"reward.files: {name} is of none of reward.models; known are {known}")
+        values[flags[name].name] = read_flag(flags[name], words)
+    return Given(values)
+
+
+def read_flag(flag: Flag[Any], words: str) -> Any:
+    """The value of `name=value` as `evaluate score` reads it; raises ValueError."""
+    text = words.partition("=")[2]
+    if flag.choices and text not in flag.choices:
+        raise ValueError(f"reward.files {words}: must be one of {', '.join(flag.choices)}")
+    if flag.kind == "pixels" and not text.isdecimal():
+        raise ValueError(f"reward.files {words}: must be a whole number of pixels")
+    kinds: dict[str, Callable[[str], Any]] = {"text": str, "pixels": int}
+    value = kinds.get(flag.kind, Path)(text)
+    with said_of(f"reward.files {words}"):
+        flag.check(value)
+    return value
+
+
+@contextmanager
+def said_of(key: str) -> Iterator[None]:
+    """A scorer speaks of flags of `evaluate score`: errors say which key they are of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"{key}: {error} (as --NAME VALUE is said here: reward.files=[NAME=VALUE])"
+        ) from error
+
+
+def scorer(config: Config, spec: Spec, given: Given) -> Named:
+    """A scorer of `evaluate score`; raises ValueError for files that are not there."""
+    key = f"reward.models {spec.name}"
+    for flag in spec.flags:
+        if flag.required and given[flag] is None:
+            name = flag.name.removeprefix("--")
+            raise ValueError(f"{key} needs {name}={flag.kind.upper()} in reward.files: {flag.help}")
+    with said_of(key):
+        prepared = spec.prepare(given)
+
+    def open_it(ranks: Ranks) -> Score:
+        logger.info("reading the reward %s, %s", spec.name, prepared.model)
+        with said_of(key):
+            judge = prepared.open(Machine(ranks.device, torch_dtype(config.precision.compute)))
+        if judge.tensors is None:
+            raise ValueError(
+                f"{key}: its processor does not resize and crop to one square as CLIP's does"
+            )
+        tensors = judge.tensors
+        return lambda images, prompts: judge.judge(tensors(images), prompts)
+
+    return Named(spec.name, True, open_it)
+
+
 def own_reward(name: str) -> Named:
     """A user's `module:function`; raises ValueError where there is none."""
     function = imported(name)
     return Named(name, bool(getattr(function, "differentiable", False)), lambda ranks: function)
 
 
-def imported(name: str) -> Callable[[Tensor, list[str]], Tensor]:
+def imported(name: str) -> Score:
     """The function of `module:function`, its module imported; raises ValueError."""
     module_name, colon, function_name = name.partition(":")
     if not (colon and module_name and function_name):
-        raise ValueError(f"reward.models: {name} is not module:function")
+        names = [spec.name for spec in SCORERS]
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"reward.models: {name} is neither module:function nor one of {', '.join(names)}; the "
+            f"nearest is {near}"
+        )
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's own code raises what it likes
@@ -62,7 +147,7 @@ def imported(name: str) -> Callable[[Tensor, list[str]], Tensor]:
     function: Any = getattr(module, function_name, None)
     if not callable(function):
         raise ValueError(f"reward.models {name}: {module_name} has no function {function_name}")
-    reward: Callable[[Tensor, list[str]], Tensor] = function
+    reward: Score = function
     return reward
 
 

@@ -17,9 +17,9 @@ from senseflow.common.fields import (
     flag_names,
 )
 from senseflow.config.families import family_of
+from senseflow.distill.scorers.metric import Given
 from senseflow.evaluate.layouts import LAYOUTS, TEACHER, Selection
 from senseflow.evaluate.metrics import specs
-from senseflow.evaluate.metrics.metric import Given
 from senseflow.evaluate.score import check_flags
 from senseflow.evaluate.table import make_table
 from senseflow.sampling.cli import (

@@ -22,6 +22,7 @@ from tqdm import tqdm
 import senseflow
 from senseflow.common.devices import find_device
 from senseflow.common.files import sha256_of
+from senseflow.distill.scorers.metric import Given, Judge, Machine, Prepared, Spec
 from senseflow.engine.share import Share
 from senseflow.evaluate.folders import (
     ImageSet,
@@ -35,7 +36,6 @@ from senseflow.evaluate.folders import (
     read_groups,
 )
 from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
-from senseflow.evaluate.metrics.metric import Given, Judge, Machine, Prepared, Spec
 from senseflow.evaluate.results import (
     Result,
     check_output,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from senseflow.common.files import parse_json
+from senseflow.distill.scorers.metric import Column
 from senseflow.evaluate.layouts import CATEGORIES, GENEVAL_TASKS, SAMPLES
-from senseflow.evaluate.metrics.metric import Column
 from senseflow.evaluate.results import Result, check_result, read_text
 
 logger = logging.getLogger(__name__)

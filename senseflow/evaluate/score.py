@@ -8,8 +8,8 @@ from typing import Any
 from senseflow.common.commands import Parser, number
 from senseflow.common.fields import PixelsOrNone, SmallCount, Threads
 from senseflow.common.tables import TEXT_COLUMNS
+from senseflow.distill.scorers.metric import Flag, Given, Spec
 from senseflow.evaluate.metrics import specs
-from senseflow.evaluate.metrics.metric import Flag, Given, Spec
 from senseflow.sampling.prompts import FILES
 
 KINDS: dict[str, tuple[Any, str]] = {  # of flags: their type and metavar

@@ -16,9 +16,9 @@ from typing import Any
 from senseflow.common.commands import path_given
 from senseflow.common.files import require_writable, write_whole
 from senseflow.common.templates import templates
+from senseflow.distill.scorers.metric import Column
 from senseflow.evaluate import official
 from senseflow.evaluate.metrics import specs
-from senseflow.evaluate.metrics.metric import Column
 from senseflow.evaluate.results import Result, check_result, merge, protocol, read_results
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from senseflow.common.files import read_json
 from senseflow.common.weights_files import fault_in, fault_of, words_of
-from senseflow.evaluate.metrics.metric import read_tensors
+from senseflow.distill.scorers.metric import read_tensors
 from senseflow.weights.stored import component_weights, open_safetensors
 from senseflow.weights.student import open_weights
 

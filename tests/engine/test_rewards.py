@@ -59,8 +59,8 @@ def test_what_cannot_be_is_refused(overrides, said):
         ("own_rewards:torch", "own_rewards has no function torch"),
         ("broken_reward:score", "broken_reward cannot be imported: ZeroDivisionError"),
         ("needs_more:score", "needs_more cannot be imported: ModuleNotFoundError"),
-        ("beauty", "beauty is not module:function"),
-        ("score:", "score: is not module:function"),
+        ("beauty", "beauty is neither module:function nor one of clip, hps_v2.1, hps_v2,"),
+        ("score:", "score: is neither module:function nor"),
     ],
 )
 def test_a_users_function_that_is_not_there_is_named(name, said, tmp_path, monkeypatch):

@@ -24,8 +24,8 @@ from text_parts import clip_tokenizer
 from torchvision.transforms.functional import to_tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from senseflow.evaluate.metrics.metric import reads_of
-from senseflow.evaluate.metrics.open_clips import find_source
+from senseflow.distill.scorers.metric import reads_of
+from senseflow.distill.scorers.open_clips import find_source
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 

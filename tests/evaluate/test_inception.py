@@ -14,6 +14,7 @@ from PIL import Image
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from senseflow.distill.scorers.metric import square
 from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
 from senseflow.evaluate.metrics.inception import (
     clean_bicubic,
@@ -21,7 +22,6 @@ from senseflow.evaluate.metrics.inception import (
     open_inception,
     patch_pixels,
 )
-from senseflow.evaluate.metrics.metric import square
 
 MANY = [f"prompt {number}" for number in range(16)]
 

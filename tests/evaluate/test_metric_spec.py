@@ -21,7 +21,7 @@ BRIGHTNESS = '''
 
 from pathlib import Path
 
-from senseflow.evaluate.metrics import metric
+from senseflow.distill.scorers import metric
 
 LAMP = metric.Flag[Path]("--lamp", "file", "a number: what is dark", required=True)
 BORDER = metric.Flag[int]("--border", "pixels", "not looked at (1)", 1)

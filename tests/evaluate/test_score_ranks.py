@@ -14,10 +14,10 @@ from python import PYTHON
 from ranks import on_ranks
 from torch import nn
 
+from senseflow.distill.scorers.metric import Judge
 from senseflow.engine.share import Share
 from senseflow.evaluate.folders import read_folder
 from senseflow.evaluate.measure import Desk, measure_distance, measure_diversity, measure_mean
-from senseflow.evaluate.metrics.metric import Judge
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_CLIP = ROOT / "assets/tiny/common/clip"

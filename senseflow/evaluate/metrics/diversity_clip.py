@@ -1,7 +1,7 @@
 """Diversity by CLIP: how far apart the embeddings of one prompt's images are."""
 
-from senseflow.evaluate.metrics import metric
-from senseflow.evaluate.metrics.clip import MODEL, QUICK_GELU, RESIZE, WEIGHTS, prepare_clip
+from senseflow.distill.scorers import metric
+from senseflow.distill.scorers.clip import MODEL, QUICK_GELU, RESIZE, WEIGHTS, prepare_clip
 
 
 def prepare(given: metric.Given) -> metric.Prepared:

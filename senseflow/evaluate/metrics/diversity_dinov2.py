@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from senseflow.evaluate.metrics import metric
+from senseflow.distill.scorers import metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,8 +38,8 @@ def open_dinov2(name: str, file: Path, side: int, machine: metric.Machine) -> me
     """Raises ValueError for another model's file, or a size that its patches do not metric.fill."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
+    from senseflow.distill.scorers.open_clips import in_words
     from senseflow.distill.vfm_features import create_vit
-    from senseflow.evaluate.metrics.open_clips import in_words
 
     with metric.reading(file):
         vit = create_vit(name, None if name.startswith(metric.LOCAL) else file, None, machine.dtype)

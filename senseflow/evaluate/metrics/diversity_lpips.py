@@ -4,7 +4,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from senseflow.evaluate.metrics import metric
+from senseflow.distill.scorers import metric
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

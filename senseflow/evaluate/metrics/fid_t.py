@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from senseflow.evaluate.metrics import metric
+from senseflow.distill.scorers import metric
 
 MODEL = "Inception-v3 (TensorFlow, 2015-12-05), pool features"
 INCEPTION = metric.Flag[Path](

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from senseflow.evaluate.metrics.metric import centre_crop, fill, read_tensors, reading, square
+from senseflow.distill.scorers.metric import centre_crop, fill, read_tensors, reading, square
 
 INCEPTION_SIDE = 299
 KINDS = (

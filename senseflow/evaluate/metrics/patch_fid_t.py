@@ -1,6 +1,6 @@
 """Patch FID-T: FID-T of one crop of the full image, which sees what resizing hides."""
 
-from senseflow.evaluate.metrics import metric
+from senseflow.distill.scorers import metric
 from senseflow.evaluate.metrics.fid_t import INCEPTION, MODEL
 
 

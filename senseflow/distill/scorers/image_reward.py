@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from senseflow.common.files import read_json
-from senseflow.evaluate.metrics import metric
+from senseflow.distill.scorers import metric
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,7 +56,8 @@ def open_reward(weights: Path, config: Path, folder: Path, machine: metric.Machi
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from transformers import AutoTokenizer
 
-    from senseflow.evaluate.metrics.open_clips import in_words
+    from senseflow.distill.scorers.open_clips import in_words
+    from senseflow.distill.scorers.pixels import on_tensors
 
     network = load_reward(weights, config).to(machine.device, machine.dtype)
     with metric.reading(folder):
@@ -78,6 +79,7 @@ def open_reward(weights: Path, config: Path, folder: Path, machine: metric.Machi
         transform,
         score,
         metric.reads_of(tokenizer, TEXT_LENGTH),
+        on_tensors(preprocess),
     )
 
 
@@ -96,7 +98,7 @@ def load_reward(weights: Path, config: Path) -> Any:
         lambda: network.load_state_dict(state, strict=False),
         network, weights, "ImageReward", UNUSED,
     )  # fmt: skip
-    return network.eval()
+    return network.eval().requires_grad_(False)
 
 
 def build(state: "dict[str, Tensor]", text_sizes: dict[str, Any]) -> "nn.ModuleDict":

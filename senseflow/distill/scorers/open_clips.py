@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from senseflow.common.files import read_json
-from senseflow.evaluate.metrics.metric import (
+from senseflow.distill.scorers.metric import (
     LOCAL,
     TOKENIZER,
     Machine,
@@ -125,7 +125,7 @@ class Clip:
             lambda: open_clip.load_checkpoint(model, file, strict=False),
             model, source.weights, source.model,
         )  # fmt: skip
-        self.model = model.to(machine.device, machine.dtype).eval()
+        self.model = model.to(machine.device, machine.dtype).eval().requires_grad_(False)
         self.machine = machine
         self.tokenizer = open_clip.get_tokenizer(source.name)
         self.config = PreprocessCfg(**model.visual.preprocess_cfg)

@@ -1,10 +1,11 @@
 """PickScore (Kirstain et al. 2023): a CLIP-H tuned to preferences, in transformers' format."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from senseflow.common.quiet import quiet
-from senseflow.evaluate.metrics import metric
+from senseflow.distill.scorers import metric
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,7 +62,7 @@ def open_pick(folder: Path, processor: Path, machine: metric.Machine) -> metric.
         images = AutoImageProcessor.from_pretrained(processor, local_files_only=True, backend="pil")
         tokenizer = AutoTokenizer.from_pretrained(processor, local_files_only=True)
     length = model.config.text_config.max_position_embeddings
-    model = model.to(machine.device).eval()
+    model = model.to(machine.device).eval().requires_grad_(False)
 
     def load(picture: "Image.Image") -> "Tensor":
         pixels: Tensor = images(images=picture, return_tensors="pt")["pixel_values"][0]
@@ -81,7 +82,22 @@ def open_pick(folder: Path, processor: Path, machine: metric.Machine) -> metric.
 
     side = images.crop_size["height"] if images.do_center_crop else "whole"
     words = f"the processor of {processor.name}: {images.size}, crop {side}, PIL"
-    return metric.Judge(words, load, score, metric.reads_of(tokenizer, length))
+    reads, tensors = metric.reads_of(tokenizer, length), tensors_of(images)
+    return metric.Judge(words, load, score, reads, tensors)
+
+
+def tensors_of(processor: Any) -> "Callable[[Tensor], Tensor] | None":
+    """What a processor of CLIP's kind does to images in [0, 1]; None for one of another kind."""
+    from open_clip.transform import PreprocessCfg
+
+    from senseflow.distill.scorers.pixels import on_tensors
+
+    side, crop = processor.size.get("shortest_edge"), processor.crop_size
+    square = processor.do_center_crop and crop and crop["height"] == crop["width"] == side
+    if not (square and processor.resample == 3):  # bicubic
+        return None
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    return on_tensors(PreprocessCfg(size=side, mean=mean, std=std))
 
 
 SPEC = metric.Spec(

@@ -1,6 +1,7 @@
 """What a metric is, and what metrics share.
 
-A metric is a file of this folder that ends in its `Spec`, and a line in `specs.METRICS`. From there
+A metric is a file that ends in its `Spec`, here where it can be a reward and in
+`senseflow/evaluate/metrics` where it cannot, and a line in `METRICS` there. From there
 `evaluate score` has its flags, results and the table their columns, the published rows theirs. No
 module that holds a spec imports torch or a model's library at its top, so that --help and the table
 answer at once: what needs them is imported where the metric is prepared or opened.
@@ -124,6 +125,8 @@ class Judge:
     load: "Callable[[Image.Image], Tensor]"  # a decoded image -> what the model takes, on the CPU
     judge: "Callable[[Tensor, list[str]], Tensor]"
     reads: Reads | None = None  # of one that reads prompts
+    # Images (B, 3, H, W) in [0, 1] -> what the model takes, with their gradient: of a reward.
+    tensors: "Callable[[Tensor], Tensor] | None" = None
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senseflow.evaluate.metrics import metric
+from senseflow.distill.scorers import metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from senseflow.evaluate.metrics.open_clips import Clip
+    from senseflow.distill.scorers.open_clips import Clip
 
 MODEL = metric.Flag[str](
     "--clip_model", "text",
@@ -49,7 +49,8 @@ def prepare_clip(
     prefix: before each prompt that is read; None: prompts are not. Raises ValueError for a CLIP
     that cannot be loaded.
     """
-    from senseflow.evaluate.metrics.open_clips import Clip, find_source
+    from senseflow.distill.scorers.open_clips import Clip, find_source
+    from senseflow.distill.scorers.pixels import on_tensors
 
     told, side = given[QUICK_GELU], given[RESIZE] or None
     quick_gelu = None if told is None else told == "true"
@@ -58,7 +59,8 @@ def prepare_clip(
     def open_it(machine: metric.Machine) -> metric.Judge:
         clip = Clip(source, machine)
         reads = None if prefix is None else clip.reads(prefix)
-        return metric.Judge(*clip.on_squares(side), partial(judge, clip), reads)
+        tensors = on_tensors(clip.config)
+        return metric.Judge(*clip.on_squares(side), partial(judge, clip), reads, tensors)
 
     settings = {**settings, "resize": side, **source.settings}
     return metric.Prepared(source.model, [source.weights], settings, open_it)
