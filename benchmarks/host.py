@@ -221,7 +221,9 @@ def main() -> None:
     quiet_libraries()
     torch.set_num_threads(1)
     narrow_ones = [r for r in RECIPES.values() if r.family.network_class in NARROW]
-    files = args.config or [ROOT / recipe.config for recipe in narrow_ones]
+    files = [ROOT / recipe.config for recipe in narrow_ones]
+    # Those with rewards have the networks of their recipes without.
+    files = args.config or [f for f in files if not load_config(f).reward.in_use]
     rows = [row for f in files for row in rows_of(load_config(f), args.compiled, args.repeats)]
     heads = ["recipe", "recomputed", "", "forward, ms", "backward", "without gradients"]
     text = markdown_table([*heads, "mean iteration"], rows)

@@ -30,6 +30,9 @@ RECIPES = {
     "FLUX.2 LoRA": "FLUX2/flux2_klein_senseflow_lora.yaml",
     "Z-Image": "Z-Image/z_image_senseflow.yaml",
     "Qwen-Image": "Qwen-Image/qwen_image_senseflow.yaml",
+    "FLUX R": "FLUX/flux_dancegrpo.yaml",
+    "SDXL R": "sdxl/sdxl_dancegrpo.yaml",
+    "SD3.5 M R": "SD35/sd35_dancegrpo.yaml",
 }
 HEAD = """# Configuration: every key
 
@@ -41,7 +44,7 @@ a recipe has its numbers: [fidelity.md](fidelity.md).
 
 - **default**: what a key has that the file leaves out; "given": the file must say it.
 - **recipes**: the value in the published YAMLs, the most common one first, then those that differ;
-  M and L are SD3.5 Medium and Large, FLUX.2 is FLUX.2-klein-base.
+  M and L are SD3.5 Medium and Large, FLUX.2 is FLUX.2-klein-base, R the recipes with rewards.
 - One number stands for both ends of a pair: `train.resolution: 1024`, `isg.guidance: 5`.
 - A range has both its ends unless it says above or below; nothing takes nan or inf.
 - Whatever goes beyond a key's own range (times off the teacher's clock, a margin without room, LoRA

@@ -70,6 +70,9 @@ _TABLE = (
            "exp_z_image/train_z_image_senseflow.sh"),
     Recipe("qwen_image_senseflow", QWEN_IMAGE, "vfm", "configs/Qwen-Image",
            "exp_qwen_image/train_qwen_image_senseflow.sh"),
+    Recipe("flux_dancegrpo", FLUX, "vfm", "configs/FLUX", "exp_flux/train_flux_dancegrpo.sh"),
+    Recipe("sdxl_dancegrpo", SDXL, "vfm", "configs/sdxl", "exp_sdxl/train_sdxl_dancegrpo.sh"),
+    Recipe("sd35_dancegrpo", SD35, "vfm", "configs/SD35", "exp_sd35/train_SD35_dancegrpo.sh"),
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in _TABLE}
 FAMILIES = tuple(dict.fromkeys(recipe.family for recipe in _TABLE))

@@ -99,6 +99,22 @@ def test_the_embedded_recipe_is_the_full_one_but_for_sizes_rates_batch_and_n(nam
     assert {key for key in changed if key.startswith("optimizer")} == rates
 
 
+@pytest.mark.parametrize("family", ["flux", "sdxl", "sd35"])
+def test_a_recipe_with_rewards_is_senseflows_but_for_them_length_and_batch(family):
+    folder = Path("configs") / RECIPES[f"{family}_senseflow"]
+    plain, rewarded = (
+        load_config(folder / f"{family}_{m}.yaml") for m in ("senseflow", "dancegrpo")
+    )
+    changed = {line.partition(":")[0] for line in differences(plain, rewarded)}
+    own = {"recipe", "train.iter_num", "train.batch_size", "train.grad_accumulation"}
+    others = {key for key in changed if not key.startswith("reward.")}
+    assert own <= others <= own | {"train.save_interval"}
+    written = yaml.safe_load((folder / f"{family}_dancegrpo.yaml").read_text())["reward"]
+    assert written.keys() == dataclasses.asdict(rewarded.reward).keys()
+    assert rewarded.reward.in_use and not plain.reward.in_use
+    check_split(rewarded, 8)
+
+
 def row(c: Config) -> tuple:
     """What METHOD's table of recipes says, in its order."""
     return (
@@ -196,7 +212,8 @@ def test_bad_values_are_named_with_file_and_key(tmp_path, changes, message):
 
 def test_a_recipe_that_does_not_exist_names_those_that_do():
     known = "flux_senseflow, sdxl_senseflow, sdxl_dmd2, sd35_senseflow, sd35_large_senseflow, "
-    known += "flux2_klein_senseflow, z_image_senseflow, qwen_image_senseflow"
+    known += "flux2_klein_senseflow, z_image_senseflow, qwen_image_senseflow, "
+    known += "flux_dancegrpo, sdxl_dancegrpo, sd35_dancegrpo"
     message = f"{RECIPE}: recipe: 'flux_sensflow' is none of {known}; the nearest is flux_senseflow"
     with pytest.raises(ValueError) as refused:
         load_config(RECIPE, ["recipe=flux_sensflow"])

@@ -79,6 +79,9 @@ RUN_BY = {
     "senseflow.tiny.measure": "tests/tiny/test_commands.py",
     "exp_sdxl/train_sdxl_senseflow.sh": "tests/parts/training_runs.py",
     "exp_sdxl/train_sdxl_dmd2.sh": "tests/parts/training_runs.py",
+    "exp_flux/train_flux_dancegrpo.sh": "tests/test_dancegrpo.py",
+    "exp_sd35/train_SD35_dancegrpo.sh": "tests/test_dancegrpo.py",
+    "exp_sdxl/train_sdxl_dancegrpo.sh": "tests/test_dancegrpo.py",
     "exp_sd35/train_SD35_large_senseflow.sh": "tests/test_recipes.py",
 }
 PAGE_RUN_BY = {"docs/distil_your_own.md": "tests/test_distil_your_own.py"}
