@@ -1,5 +1,6 @@
 """The device a command runs on, and the threads beside it."""
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from senseflow.common.environment import own_position
 from senseflow.common.fields import FieldError
+
+logger = logging.getLogger(__name__)
 
 
 def find_device(name: str | None, dtype: str | None = None) -> torch.device:
@@ -35,6 +38,17 @@ def find_device(name: str | None, dtype: str | None = None) -> torch.device:
         # PyTorch's convolutions on a CPU took 85 times as long in it as in float32: no use waiting.
         raise FieldError("dtype", "float16 is for GPUs: on a CPU say float32, or bfloat16")
     return device
+
+
+def set_matmul(device: torch.device, precision: str) -> None:
+    """How a GPU multiplies float32 from here on: "high", by TF32, or "highest", as IEEE has it.
+
+    Left alone, torch has TF32 in convolutions and not in matrix products.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = precision == "high"
+        torch.backends.cudnn.allow_tf32 = precision == "high"
+        logger.info("float32 products: %s", "TF32" if precision == "high" else "IEEE")
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

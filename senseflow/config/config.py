@@ -292,6 +292,7 @@ class PrecisionConfig:
     heads: Dtype = "float32"  # the discriminator's heads
     vae: Dtype = "float32"  # encoder and decoder
     masters: Dtype = "float32"  # of student and fake score; bfloat16 rounds stochastically
+    matmul: Literal["high", "highest"] = "high"  # float32 on a GPU; high: TF32, 10 bits of products
 
 
 @dataclass(frozen=True)

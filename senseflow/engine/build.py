@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from senseflow.common.devices import set_matmul
 from senseflow.common.ranks import Ranks, join_group, start_ranks
 from senseflow.common.weights_files import size_in_words
 from senseflow.config.config import Config, Dtype, ParallelConfig
@@ -99,6 +100,7 @@ def prepare_teacher(inputs: Inputs) -> Teacher:
     inputs = settled(inputs)
     config, family, settings = inputs.config, inputs.family, inputs.settings
     ranks = start_ranks(config.parallel.replicas)
+    set_matmul(ranks.device, config.precision.matmul)
     build = partial(build_network, config=config, ranks=ranks)
     return Teacher(
         adapter=family.load_adapter(settings, ranks.device, build, inputs.cache.prompts),
@@ -174,6 +176,7 @@ def assemble(
     """
     inputs = settled(inputs)
     config, known = inputs.config, inputs.cache
+    set_matmul(ranks.device, config.precision.matmul)
     build = partial(build_network, config=config, ranks=ranks)
     opened = rewards(config, ranks)  # first: files of another model are found while little is read
     encoders = "the VAE" if known.prompts is not None else "the text encoders and the VAE"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from senseflow.common.devices import find_device
+from senseflow.common.devices import find_device, set_matmul
 from senseflow.common.fields import FieldError
 
 
@@ -32,3 +32,21 @@ def test_every_rank_has_its_own_gpu(monkeypatch):
     for name in (None, "cuda"):
         assert find_device(name) == torch.device("cuda:3")
     assert find_device("cuda:1") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize(("precision", "is_tf32"), [("high", True), ("highest", False)])
+def test_a_gpu_multiplies_float32_as_it_is_told(precision, is_tf32):
+    """Products and convolutions alike, which torch would treat differently; a CPU is not told."""
+    of = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in of]
+    try:
+        for backend in of:
+            backend.allow_tf32 = not is_tf32
+        set_matmul(torch.device("cpu"), precision)
+        assert [backend.allow_tf32 for backend in of] == [not is_tf32] * 2
+        set_matmul(torch.device("cuda:0"), precision)
+        assert [backend.allow_tf32 for backend in of] == [is_tf32] * 2
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        for backend, allowed in zip(of, before, strict=True):
+            backend.allow_tf32 = allowed
