@@ -240,6 +240,8 @@ def build_network(
 ) -> nn.Module:
     """Shard a network on the meta device, then read its weights into the shards, which is said.
 
+    One that is frozen, on a rank of its own, is left as it is: a unit's gathering would copy it.
+
     role: what the network is in the run.
     """
     name = f"{f'the {role}, ' if role else ''}{type(source.network).__name__}"
@@ -248,7 +250,11 @@ def build_network(
     # Sharded before it has memory: no rank ever holds the network whole.
     lighten(source, config.parallel)
     compute = torch_dtype(config.precision.compute)
-    shard(source.network, source.blocks, ranks.mesh, compute, offload)
+    needs_no_shards = ranks.mesh.shape[-1] == 1 and all(
+        p.dtype == compute and not p.requires_grad for p in source.network.parameters()
+    )
+    if not needs_no_shards:
+        shard(source.network, source.blocks, ranks.mesh, compute, offload)
     fill_shards(source.network, source.read, ranks.device, offload)
     return source.network
 

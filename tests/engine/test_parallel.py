@@ -290,6 +290,30 @@ def test_collectives_precision_prefetch_and_accumulation_on_two_ranks(folder, sd
     on_ranks(2, check_on_two, folder, sdxl_folder)
 
 
+def check_alone(ranks: Ranks, folder: Path) -> None:
+    """On one rank what is frozen is not gathered, in its own type; what learns, or is cast, is."""
+    settings, config = settings_of(folder, torch.bfloat16), config_of("bfloat16")
+    teacher = build_network(FLUX.teacher(settings), config, ranks)
+    same(groups(teacher), [])
+    source = FLUX.teacher(settings)
+    sharded = shard(source.network, source.blocks, ranks.mesh, torch.bfloat16)
+    fill_shards(sharded, source.read, CPU)
+    adapter = FluxAdapter(None, FlowPath(), (4, 8, 8), settings)
+    x_t, cond = torch.randn(1, 4, 8, 8), Conditioning(torch.randn(1, 4, 8), torch.randn(1, 8))
+    t, scale = torch.tensor([0.7]), torch.tensor([3.5])
+    with torch.no_grad():
+        found, expected = (
+            adapter.predict_guided(n, x_t, t, cond, scale) for n in (teacher, sharded)
+        )
+    assert torch.equal(found, expected) and found.abs().max() > 0
+    same(len(groups(build_network(FLUX.student(settings), config, ranks))), NUM_UNITS)
+    same(len(groups(build_network(FLUX.teacher(settings_of(folder)), config, ranks))), NUM_UNITS)
+
+
+def test_a_frozen_network_on_one_rank_is_not_gathered(folder):
+    on_ranks(1, check_alone, folder)
+
+
 def whole(source: NetworkSource) -> nn.Module:
     """The same network without sharding."""
     fill_shards(source.network, source.read, CPU)
