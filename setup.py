@@ -43,6 +43,7 @@ setup(
         "app": ["gradio>=6.31,<7"],
         "parquet": ["pyarrow>=15"],
         "gguf": ["gguf>=0.10"],
+        "nf4": ["bitsandbytes>=0.50"],
         "test": [
             "scikit-learn>=1.5",
             "torch-fidelity>=0.4",
@@ -50,6 +51,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "gguf>=0.10",
+            "bitsandbytes>=0.50",
             "pyarrow>=15",
             "gradio>=6.31,<7",
             "playwright>=1.50",

@@ -48,6 +48,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End the server, and say what all processes took together, those of `pytest -n` too."""
+    gc.unfreeze()  # or triton, which bitsandbytes imports, lists all of it at the end as leaks
     if SERVER in config.stash:
         config.stash[SERVER].__exit__(None, None, None)
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

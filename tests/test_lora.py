@@ -1,8 +1,11 @@
 """LoRA runs: where they are full training, resume, the student on stock pipelines, errors."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
+import bitsandbytes.functional as bnb
 import pytest
 import short_runs
 import torch
@@ -10,7 +13,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 from short_runs import write_pictures
 from student_networks import load_network
-from training_runs import full_state, interrupted, timeless_rows, train
+from training_runs import environment, full_state, interrupted, line, timeless_rows, train
 
 from senseflow.config.config import Config, load_config
 from senseflow.config.recipes import RECIPES
@@ -22,6 +25,8 @@ from senseflow.engine.inputs import read_run
 from senseflow.engine.loop import Run
 from senseflow.export import __main__ as export_command
 from senseflow.extract_lora import __main__ as extract_lora
+from senseflow.sampling.drawing import Paths
+from senseflow.sampling.model import find_model
 from senseflow.weights.card import read_card
 from senseflow.weights.stored import LORA_FILE
 
@@ -131,6 +136,8 @@ def test_a_flux_student_begins_as_its_teacher_at_the_constant_guidance(data, tmp
     [
         pytest.param((), id="B", marks=pytest.mark.long),
         pytest.param(("lora.train=AB", "ema.decay=0.5"), id="AB"),
+        pytest.param(("lora.base=int8",), id="int8", marks=pytest.mark.long),
+        pytest.param(("lora.base=nf4",), id="nf4"),
     ],
 )
 def test_resume_is_bit_identical(data, tmp_path, overrides):
@@ -144,11 +151,92 @@ def test_resume_is_bit_identical(data, tmp_path, overrides):
     name = f"student/step_0000004/{LORA_FILE}"
     mine, theirs = load_file(run.folder / name), load_file(copy / name)
     assert all(torch.equal(mine[k], theirs[k]) for k in mine)
-    if overrides:
+    if "ema.decay=0.5" in overrides:
         average = load_file(run.folder / "ema" / "step_0000004" / LORA_FILE)
         assert average.keys() == mine.keys() and any(
             not torch.equal(average[k], mine[k]) for k in mine
         )
+
+
+def test_heads_in_few_bits_learn_and_resume_to_the_bit(data, tmp_path):
+    """Beside adapters that stay float32."""
+    few = ("precision.head_masters=bfloat16", "optimizer.head_states=8bit", "lora.base=nf4")
+    config = configure(data, *LORA, *few, "optimizer.discriminator_lr=1e-3")
+    run = begin(config, tmp_path / "run")
+    before = state(run)
+    after = state(short_runs.finish(run))
+    heads = {k for k in before if k.startswith("discriminator.") and before[k].is_floating_point()}
+    learn = {k for k in heads if after[k].dtype == torch.bfloat16}
+    assert {k.removeprefix("discriminator.") for k in learn} == {
+        k for k, _ in run.trained["discriminator"].network.named_parameters()
+    }
+    moved = sum(not torch.equal(before[k], after[k]) for k in learn)
+    assert moved > 0.9 * len(learn)
+    kinds = {
+        name: {str(v.dtype) for k, v in after.items() if k.startswith(f"{name}_optimizer.")}
+        for name in run.trained
+    }
+    assert "torch.uint8" in kinds["discriminator"]
+    assert kinds["generator"] == kinds["fake_score"] == {"torch.float32"}
+    copy = interrupted(run.folder, 2, tmp_path / "copy")
+    again = state(finish(config, copy))
+    assert again.keys() == after.keys()
+    assert [k for k in after if not torch.equal(after[k], again[k])] == []
+
+
+def test_another_form_of_the_base_is_refused_unless_asked_for(data, trained, tmp_path):
+    """By the run, by the launcher, and of adapters that it begins with."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    packed = (*LORA, *ALONE, "lora.base=int8")
+    said = r"^lora.base int8: the adapters in \S+ were trained on a base in bfloat16, .*change_base"
+    with pytest.raises(ValueError, match=said):
+        finish(configure(data, *packed), folder)
+    with pytest.raises(ValueError, match=said):
+        begin(configure(data, *packed, f"paths.initial={folder}"), tmp_path / "new")
+    with pytest.raises(ValueError, match=said):
+        begin(configure(data, *packed, f"paths.initial={folder}/student"), tmp_path / "new")
+    script = line("flux_senseflow", folder, f"paths.dataset={data}", *short_runs.SHORT, *packed)
+    refused = subprocess.run(script, capture_output=True, text=True, env=environment())
+    assert refused.returncode == 1 and "lora.base int8: the adapters in" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    longer = ("lora.change_base=true", "train.iter_num=5")
+    finish(configure(data, *packed, *longer), folder)
+    assert load_config(folder / "config.yaml").lora.base == "int8"
+    assert (folder / "last_iter").read_text().strip() == "5"
+
+
+def test_the_student_of_a_packed_base_is_that_base_and_its_adapters(data, tmp_path):
+    """In training, drawn by its card, fused in a pipeline: W as unpacked, and B A."""
+    run = finish(configure(data, *LORA, *ALONE, "lora.base=nf4"), tmp_path / "run")
+    assert read_card(run.folder / "student" / "step_0000004").base_form == "nf4"
+    paths = Paths(base=BASE, checkpoint=run.folder)
+    drawn = find_model(RECIPES["flux_senseflow"].family, paths).build(torch.float32)
+    output = tmp_path / "pipeline"
+    command = [str(run.folder), "--form", "pipeline", "--output", str(output)]
+    assert export_command.main(command) == 0
+    fused = load_file(output / "transformer" / "diffusion_pytorch_model.safetensors")
+    whole_base = load_file(BASE / "transformer" / "diffusion_pytorch_model.safetensors")
+    factors = {k: whole(v) for k, v in run.parts.generator.network.state_dict().items()}
+    for key, weight in whole_base.items():
+        layer = key.removesuffix(".weight")
+        expected = weight.float()
+        if "transformer_blocks." in key and key.endswith(".weight") and weight.ndim == 2:
+            expected = bnb.dequantize_4bit(*bnb.quantize_4bit(expected, quant_type="nf4"))
+        if f"{layer}.lora_A.weight" in factors:
+            a, b = (factors[f"{layer}.lora_{f}.weight"] for f in "AB")
+            expected = expected + 2.0 * b @ a
+        torch.testing.assert_close(fused[key], expected, rtol=0, atol=1e-6)
+    assert "nf4" in (output / "README.md").read_text()
+    student = load_network(output / "transformer")
+    d, x = run.parts, torch.randn(2, *run.parts.adapter.latent_shape())
+    cond, t = d.adapter.encode_prompts(["a red seven", "a blue two"]), times(700.0, 2)
+    with torch.no_grad():
+        one, two, three = (
+            denoise(d, network, x, t, cond).x_0 for network in (d.generator.network, drawn, student)
+        )
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
+    torch.testing.assert_close(three, one, rtol=0, atol=1e-5)
 
 
 def test_what_a_checkpoint_holds(trained, tmp_path):
@@ -253,6 +341,9 @@ def test_extraction_at_full_rank_is_the_student(data, tmp_path, caplog):
         (("lora.targets=[]",), "lora.targets is empty"),
         (("lora.targets=[to_q, to_x]",), "lora.targets: to_x is no linear layer"),
         (("lora.train=A",), "lora.train: 'A' is none of B, AB"),
+        (("lora.base=int4",), "lora.base: 'int4' is none of bfloat16, int8, nf4"),
+        (("lora.base=nf4", "lora.rank=null"), "lora.base nf4: in full training every weight"),
+        (("precision.masters=bfloat16",), "precision.head_masters, optimizer.head_states"),
         (("student.guidance=null",), "student.guidance is missing"),
         (("student.fold_guidance=3.5",), "a LoRA student keeps the guidance embedding"),
         (("paths.student_config=x.json",), "say null for paths.student_config"),

@@ -12,6 +12,8 @@ def set_up_notes(level: int) -> None:
     """The run's own notes alone."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("senseflow").setLevel(level)
+    # On CPUs it misses, at import, a kernel that nothing here asks for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def quiet_libraries() -> None:

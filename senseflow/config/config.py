@@ -31,7 +31,7 @@ from senseflow.common.files import write_whole
 from senseflow.config.recipes import require_recipe
 from senseflow.config.strict_yaml import Removed, build, read_tree
 from senseflow.config.yaml_text import dump_yaml
-from senseflow.core.names import IsgLoss, NormSchedule, TextLayer, TimeLaw
+from senseflow.core.names import BaseForm, IsgLoss, NormSchedule, States, TextLayer, TimeLaw
 
 Iterations = Annotated[int, Bounds(1, 10**7 - 1)]  # seven digits in the names of checkpoints
 Positive = Annotated[float, Bounds(0, 1e6, above=True)]
@@ -102,7 +102,8 @@ class OptimizerConfig:
     eps: Fraction = 1e-8  # AdamW's, of all three
     weight_decay: Weight = 0.0  # AdamW's, of all three
     max_grad_norm: Positive = 1.0  # each network's gradient is clipped to this norm
-    states: Literal["float32", "bfloat16", "8bit"] = "float32"  # how the moments are kept
+    states: States = "float32"  # how the moments are kept
+    head_states: States | None = None  # how those of the heads are; None: as states
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,15 @@ class LoraConfig:
     alpha: Positive | None = None  # the scale is alpha / rank; None: 1
     train: Literal["B", "AB"] = "B"  # B: with one fixed A for both; AB: A and B of each
     targets: tuple[str, ...] = ()  # ends of the names of linear layers and convolutions
+    base: BaseForm = "bfloat16"  # the frozen blocks' linear layers; bfloat16: as precision.compute
+    change_base: bool = False  # go on with a run whose base was in another form
 
     def __post_init__(self) -> None:
+        _require(
+            self.rank is not None or self.base == "bfloat16",
+            f"lora.base {self.base}: in full training every weight learns, and none can be packed; "
+            "name a lora.rank, or say lora.base=bfloat16",
+        )
         _require(
             self.rank is None or len(self.targets) > 0,
             "lora.targets is empty: name the layers that get adapters, such as [to_q, to_k]",
@@ -292,6 +300,7 @@ class PrecisionConfig:
     heads: Dtype = "float32"  # the discriminator's heads
     vae: Dtype = "float32"  # encoder and decoder
     masters: Dtype = "float32"  # of student and fake score; bfloat16 rounds stochastically
+    head_masters: Dtype = "float32"  # of the heads; bfloat16 rounds stochastically
     matmul: Literal["high", "highest"] = "high"  # float32 on a GPU; high: TF32, 10 bits of products
 
 
@@ -382,7 +391,8 @@ class Config:
             self.lora.rank is None
             or (self.precision.masters, self.parallel.offload) == ("float32", "none"),
             "lora.rank: adapters are small and stay float32 on the device; say float32 for "
-            "precision.masters and none for parallel.offload",
+            "precision.masters and none for parallel.offload (the heads have keys of their own: "
+            "precision.head_masters, optimizer.head_states)",
         )
         spent = self.lr_scheduler.warmup_iterations + self.lr_scheduler.decay_iterations
         _require(
@@ -440,6 +450,19 @@ def load_config(file: str | Path, overrides: list[str] | None = None) -> Config:
 def build_config(tree: dict[str, Any], file: Path) -> Config:
     """The configuration of `strict_yaml.read_tree(file)`; raises ValueError, naming the file."""
     return build(Config, tree, file, REMOVED)
+
+
+def require_same_base(lora: LoraConfig, before: BaseForm, where: Path) -> None:
+    """Raise ValueError where adapters are to go on on a base of another form, unasked.
+
+    before: the form of the base that those in `where` were trained on.
+    """
+    if lora.rank is not None and lora.base != before and not lora.change_base:
+        raise ValueError(
+            f"lora.base {lora.base}: the adapters in {where} were trained on a base in {before}, "
+            f"which rounds its weights otherwise; say lora.base={before}, or lora.change_base=true "
+            "to go on all the same"
+        )
 
 
 def save_config(config: Config, file: Path) -> None:

@@ -33,7 +33,9 @@ def lora_settings(config: Config) -> LoraSettings | None:
     if lora.rank is None:
         return None
     alpha = lora.rank if lora.alpha is None else lora.alpha
-    return LoraSettings(lora.rank, float(alpha), lora.train, lora.targets, config.train.seed)
+    return LoraSettings(
+        lora.rank, float(alpha), lora.train, lora.targets, config.train.seed, lora.base
+    )
 
 
 def torch_dtype(name: Dtype) -> torch.dtype:

@@ -27,7 +27,7 @@ from senseflow.distill.vfm_heads import Heads, Layers, no_power_iterations, text
 from senseflow.engine.disk import HostGroup
 from senseflow.engine.initial import Initial, heads_of, reader
 from senseflow.engine.inputs import Inputs, bottleneck_of
-from senseflow.engine.parallel import shard
+from senseflow.engine.parallel import keep_parameters_in, shard
 from senseflow.optim.trained import Trained
 from senseflow.weights.filling import fill_shards
 from senseflow.weights.lora import Role
@@ -79,6 +79,7 @@ def build_vfm(
             seed=config.train.seed,
             dtype=torch_dtype(config.precision.heads),
         ).eval()
+    keep_parameters_in(heads, torch_dtype(config.precision.head_masters))
     # 773 M parameters at width 1024 and their moments: too many for every rank to hold.
     shard(heads, [*heads.heads], ranks.mesh, heads.dtype)
     fill_heads(heads, in_turn("heads", heads.draw()), ranks, initial)
@@ -180,6 +181,7 @@ def build_bottleneck(
     settings, seed = config.adversarial, config.train.seed
     with torch.device("meta"):
         head = ClassifierHead(shape[0], settings.downsamplings, settings.norm_groups, seed)
+    keep_parameters_in(head, torch_dtype(config.precision.head_masters))
     shard(head, [], ranks.mesh, torch_dtype(config.precision.heads))
     fill_heads(head, in_turn("layers", head.draw()), ranks, initial)
     add_encoder_pass(fake_score.base.network if isinstance(fake_score, Role) else fake_score)
@@ -190,8 +192,9 @@ def build_bottleneck(
 
 
 def _trained(heads: nn.Module, config: Config) -> Trained:
-    optimizer = config.optimizer
-    return Trained.build(heads, optimizer.discriminator_lr, optimizer, config.parallel.compiled)
+    settings, compiled = config.optimizer, config.parallel.compiled
+    own = replace(settings, states=settings.head_states or settings.states)
+    return Trained.build(heads, settings.discriminator_lr, own, compiled)
 
 
 def fill_heads(

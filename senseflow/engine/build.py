@@ -28,7 +28,7 @@ from senseflow.engine.adversary import (
     keep_text_layer,
 )
 from senseflow.engine.agreement import require_equal
-from senseflow.engine.checkpoint_folders import complete_checkpoints
+from senseflow.engine.checkpoint_folders import complete_checkpoints, require_run_base
 from senseflow.engine.compilation import settle
 from senseflow.engine.disk import HostGroup, share_folder
 from senseflow.engine.export import Layout, StudentExport
@@ -128,6 +128,7 @@ def prepare(inputs: Inputs, folder: Path, hold: Hold | None = None) -> Run:
     share_folder(folder, host)
     if hold:
         host.on_main(hold.take)
+    host.on_main(lambda: require_run_base(folder, config))
     if config.adversarial.in_use == "vfm":  # before anything large: it may not be there
         host.on_first_of_node(lambda: fetch_frozen(config, cache.text_dim))
     if cache.known:
@@ -218,7 +219,7 @@ def build_networks(
     config, family, settings = inputs.config, inputs.family, inputs.settings
     build = partial(build_network, config=config, ranks=ranks)
     if settings.lora:
-        return build_roles(family, settings, settings.lora, initial, build)
+        return build_roles(family, settings, settings.lora, initial, build, ranks.device)
     generator, fake_score = (
         build_trained(
             begun_with(initial, name, family, family.student(settings)), config, ranks, said
@@ -318,6 +319,7 @@ def export(setup: Setup, dtype: Dtype) -> StudentExport:
         base_fingerprint=setup.fingerprint,
         iteration=0,
         recipe=setup.config.recipe,
+        base_form=None if setup.config.lora.base == "bfloat16" else setup.config.lora.base,
     )
     if settings.lora:
         return StudentExport(lora_layout(family, settings, settings.lora, torch_dtype(dtype)), card)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from senseflow.common.files import read_json, sha256_of
+from senseflow.config.config import Config, load_config, require_same_base
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +18,18 @@ MANIFEST = "manifest.json"
 WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")
 
 Damage = Callable[[Path, dict[str, Any]], str | None]  # of a folder with its manifest
+
+
+def require_run_base(run: Path, config: Config) -> None:
+    """Raise ValueError for a run with checkpoints whose base had another form, unless asked for."""
+    file = run / "config.yaml"
+    if not file.is_file() or not complete_checkpoints(run / "checkpoints"):
+        return
+    try:
+        held = load_config(file).lora
+    except ValueError:
+        return  # the run says that it is not compared
+    require_same_base(config.lora, held.base, run)
 
 
 def step_name(iteration: int) -> str:

@@ -1,15 +1,17 @@
 """The roles of a LoRA run: one sharded base, what it may begin with, how its student is written."""
 
+import logging
 from pathlib import Path
 
 import torch
 
-from senseflow.config.config import load_config
+from senseflow.config.config import load_config, require_same_base
 from senseflow.engine.export import Layout
 from senseflow.engine.initial import Initial, is_run
 from senseflow.engine.inputs import Inputs
 from senseflow.teachers.family import Family
 from senseflow.teachers.folder import TeacherSettings
+from senseflow.weights.card import base_form
 from senseflow.weights.lora import (
     ADAPTERS,
     Role,
@@ -19,8 +21,11 @@ from senseflow.weights.lora import (
 from senseflow.weights.lora_files import is_lora, read_lora
 from senseflow.weights.lora_settings import LoraSettings
 from senseflow.weights.meta import Build
+from senseflow.weights.packed import PackedLinear
 from senseflow.weights.stored import Weights
 from senseflow.weights.student import find_student, open_lora
+
+logger = logging.getLogger(__name__)
 
 
 def build_roles(
@@ -29,13 +34,18 @@ def build_roles(
     lora: LoraSettings,
     initial: Initial,
     build: Build,
+    device: torch.device,
 ) -> tuple[Role, Role, Role]:
     """Teacher, generator and fake score over one network, which is read and sharded once.
 
     A unit of sharding holds frozen weights in the compute type and float32 adapters: FSDP2 gathers
     both in the compute type, and reduces in float32 the gradients of the adapter that has some.
+    device: the run's. A base in few bits is packed there.
     """
-    source, base = share(family.teacher(settings), lora)
+    source, base = share(family.teacher(settings), lora, device)
+    if lora.base != "bfloat16":
+        num = sum(isinstance(module, PackedLinear) for module in base.network.modules())
+        logger.info("lora.base: %d linear layers of the base are packed into %s", num, lora.base)
     build(with_adapters_of(initial, source, lora.train))
     generator, fake_score = (Role(base, name) for name in ADAPTERS)
     return Role(base, None), generator, fake_score
@@ -86,10 +96,12 @@ def check_lora(inputs: Inputs, lora: LoraSettings, initial: Initial) -> None:
             initial[name].require(Role(base, name).state_dict())
     except ValueError as error:
         raise ValueError(f"{wrong}: {error}") from error
-    if not is_run(path):
-        return  # a student's products have no scale of their own
+    if not is_run(path):  # a student's products have no scale of their own
+        require_same_base(inputs.config.lora, base_form(find_student(path).card), path)
+        return
     run = path.parent.parent if path.parent.name == "checkpoints" else path
     other = load_config(run / "config.yaml").lora
+    require_same_base(inputs.config.lora, other.base, path)
     scale = (other.alpha or other.rank or 0) / (other.rank or 1)
     if other.train != lora.train or scale != lora.alpha / lora.rank:
         raise ValueError(

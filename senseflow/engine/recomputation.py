@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from senseflow.weights.packed import PackedLinear
+
 Contexts = Callable[[], tuple[Any, Any]]  # of a block's first run and of its second
 
-PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PRODUCTS = (nn.Linear, PackedLinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ATTENTION = F.scaled_dot_product_attention
 
 

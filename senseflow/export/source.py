@@ -23,12 +23,12 @@ from senseflow.engine.export import Layout, aligned
 from senseflow.engine.inputs import read_setup
 from senseflow.sampling.model import student_guidance
 from senseflow.teachers.family import Family, StockSampling
-from senseflow.weights.card import StudentCard
+from senseflow.weights.card import StudentCard, base_form
 from senseflow.weights.fingerprint import base_fingerprint
 from senseflow.weights.lora_files import is_lora, read_lora
 from senseflow.weights.meta import meta_network
 from senseflow.weights.original import inverse, planned, to_diffusers
-from senseflow.weights.stored import Computed, component_weights
+from senseflow.weights.stored import Computed
 from senseflow.weights.student import (
     STEP,
     StudentFiles,
@@ -244,7 +244,8 @@ def in_original_names(source: Source) -> Source:
 
 
 def fused(source: Source) -> Source:
-    """A LoRA's student as a network of its own: W + B A, rounded once to the layout's type.
+    """A LoRA's student as a network of its own: W + B A, rounded once to the layout's type; of a
+    base in few bits, W is what they stand for in float32.
 
     A network stays as it is. Raises ValueError for DoRA, which is no sum.
     """
@@ -254,7 +255,7 @@ def fused(source: Source) -> Source:
     layout = _component_layout(
         read_json(folder / "config.json"), source.family, source.layout.dtype
     )
-    weights = component_weights(folder)
+    weights = source.family.base_weights(source.base, base_form(source.card))
     layers = {key.rpartition(".lora_")[0] for key in source.layout.keys}
     more = [
         key for key in source.layout.keys if not key.endswith(("lora_A.weight", "lora_B.weight"))

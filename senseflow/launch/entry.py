@@ -24,7 +24,11 @@ from senseflow.common.signals import STARTED, Forwarder
 from senseflow.config.config import Config, load_config
 from senseflow.config.load import check_split, load_recipe
 from senseflow.config.recipes import RECIPES, Recipe
-from senseflow.engine.checkpoint_folders import complete_checkpoints, require_known_layout
+from senseflow.engine.checkpoint_folders import (
+    complete_checkpoints,
+    require_known_layout,
+    require_run_base,
+)
 from senseflow.engine.hold import require_free
 
 
@@ -132,5 +136,6 @@ def check_arguments(args: argparse.Namespace, recipe: Recipe) -> Config:
     require_known_layout(args.save_dir)
     require_own_family(args.save_dir, recipe)
     config = load_recipe(recipe, args.config, args.overrides)
+    require_run_base(args.save_dir, config)
     check_split(config, args.nodes * args.gpus)
     return config

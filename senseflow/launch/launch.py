@@ -10,9 +10,12 @@ import os
 import signal
 import socket
 import stat
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -95,18 +98,31 @@ def count_gpus() -> int:
 def load_libraries(inputs: Inputs, num_gpus: int) -> None:
     """Import what the forks need, once for all of them, and look whether the networks' weights fit.
 
-    Libraries that ask for devices while they are imported are told what `count_gpus` found. Raises
-    ValueError.
+    Libraries that ask for devices while they are imported are told what `count_gpus` found.
+    bitsandbytes, which peft would import where it is installed, asks the driver itself: it is left
+    to the forks. Raises ValueError.
     """
     told = patch.multiple(
         torch.cuda, is_available=lambda: num_gpus > 0, device_count=lambda: num_gpus
     )
-    with told:
+    with told, hidden("bitsandbytes"):
         import senseflow.launch.worker  # noqa: F401 - diffusers and transformers: seconds
         from senseflow.engine.build import check_networks
 
         quiet_libraries()
         check_networks(inputs)
+
+
+@contextmanager
+def hidden(library: str) -> Iterator[None]:
+    """Inside, a library that is not imported yet is not there."""
+    modules = cast(dict[str, Any], sys.modules)
+    modules.setdefault(library, None)
+    try:
+        yield
+    finally:
+        if modules[library] is None:
+            del modules[library]
 
 
 def check_devices(processes: int, num_gpus: int) -> None:

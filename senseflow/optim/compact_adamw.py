@@ -7,17 +7,17 @@ optimizer did all that is asked of one here under FSDP2 (docs/memory.md says whi
 
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from senseflow.core.names import States
 from senseflow.optim.eight_bit import BLOCK, code_numbers, decode, encode
 from senseflow.optim.rounding import noise_of, random_words, round_stochastically, word_of
 from senseflow.optim.stretches import Stretch, flat_shards, fused, groups, numbers_of
 
-States = Literal["float32", "bfloat16", "8bit"]
 Shards = Sequence[dict[str, Tensor]]  # flat, by name, of each parameter: its weight, grad and state
 
 MOMENTS = {"exp_avg": True, "exp_avg_sq": False}  # whether they are signed

@@ -24,7 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from senseflow.common.ranks import Ranks, start_ranks
+from senseflow.core.names import BaseForm
 from senseflow.optim import stretches
+from senseflow.weights import packed
 
 aten = torch.ops.aten
 UNREAD = {aten.normal_, aten.uniform_, aten.erfinv_}
@@ -61,7 +63,8 @@ class Loading(TorchDispatchMode):
     shards); networks on the meta device stay there, until they are given memory: that is fake, as
     is all that is put on a GPU.
     Within a network's forward, such as the encoding of the empty prompt, everything is. Random
-    initial values are neither drawn nor normed: it would take time, and nobody reads them.
+    initial values are neither drawn nor normed, nor are weights packed: it would take time, and
+    nobody reads them.
     """
 
     def __init__(self) -> None:
@@ -79,6 +82,7 @@ class Loading(TorchDispatchMode):
         self.stack.callback(register_module_forward_pre_hook(enter).remove)
         self.stack.callback(register_module_forward_hook(leave, always_call=True).remove)
         self.stack.enter_context(patch.object(_SpectralNorm, "_power_method", lambda *_: None))
+        self.stack.enter_context(patch.object(packed, "pack", _unpacked))
         super().__enter__()
         return self
 
@@ -102,6 +106,13 @@ class Loading(TorchDispatchMode):
             if func._overloadpacket in UNREAD:
                 return args[0]
             return func(*args, **kwargs)
+
+
+def _unpacked(weight: Tensor, form: BaseForm) -> tuple[Tensor, ...]:
+    """What `pack` gives, without the numbers."""
+    packed.load_library(form)
+    sizes = packed.halves_of(weight.shape[0], weight.shape[1], form)
+    return tuple(torch.empty(size, dtype=torch.uint8) for size in sizes.values())
 
 
 def fake_whole(networks: Iterable[nn.Module], mode: FakeTensorMode) -> None:

@@ -19,7 +19,7 @@ from senseflow.config.config import Config, load_config
 from senseflow.plan.costs import Gpu, kinds_of
 from senseflow.plan.plan import Plan, Wanted, make_plan
 from senseflow.plan.rehearsal import Kind
-from senseflow.plan.remedies import Change, candidates, changed, together
+from senseflow.plan.remedies import Change, candidates, changed, passed_over, together
 
 Changes = tuple[Change, ...]
 
@@ -97,15 +97,22 @@ class Search:
         Where all together do not fit, their first ones that do: a step in fewer bits works on
         pieces of a fixed size, and recomputation keeps some, which is more than a small network.
         """
-        found = tuple(
-            change
-            for change in candidates(plan)
-            if not change.may_add or self.trace((change,), kinds).peak < plan.peak
-        )
+        found = tuple(c for c in candidates(plan) if self.saves(c, plan, kinds))
         if self.trace(found, kinds).fits(self.gpu):
             return found
         beginnings = (found[:num] for num in range(1, len(found)))
         return next((b for b in beginnings if self.trace(b, kinds).fits(self.gpu)), found)
+
+    def saves(self, change: Change, plan: Plan, kinds: Sequence[Kind]) -> bool:
+        """Whether a change lowers the plan's peak; where it may not, or may not be for this run,
+        it is traced alone."""
+        if not (change.may_add or change.may_fail):
+            return True
+        try:
+            return self.trace((change,), kinds).peak < plan.peak
+        except ValueError as error:
+            passed_over(change, error)
+            return False
 
     def smallest(self, every: Changes, kinds: Sequence[Kind]) -> Changes:
         """The set that fits by these kinds, of which one alone does not fit without changes;

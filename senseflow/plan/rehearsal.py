@@ -31,6 +31,7 @@ from senseflow.plan.fakes import Loading, fake_ranks, fake_whole, real_meshes
 from senseflow.plan.tracker import AVERAGES, PARAMETERS, STATES, PhaseCost, Tracker
 from senseflow.teachers.family import Family
 from senseflow.weights.lora import Role
+from senseflow.weights.packed import num_weights
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class Rehearsal:
         for tensor in tensors:
             dtype = str(tensor.dtype).removeprefix("torch.")
             sizes[dtype] = sizes.get(dtype, 0) + self.tracker.mark([tensor], PARAMETERS)
-        return sum(p.numel() for p in network.parameters()), {k: v for k, v in sizes.items() if v}
+        return num_weights(network), {k: v for k, v in sizes.items() if v}
 
 
 def storage_bytes(tensors: list[Tensor]) -> int:

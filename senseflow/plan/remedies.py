@@ -1,11 +1,14 @@
 """What makes a run fit that does not, each change traced again."""
 
+import logging
 from dataclasses import dataclass, replace
 
 from senseflow.config.config import Config
 from senseflow.plan.blank import PlanData
 from senseflow.plan.costs import Gpu
 from senseflow.plan.plan import Plan, Wanted, make_plan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,7 @@ class Change:
     overrides: tuple[str, ...]  # as a training script takes them
     cached: bool = False
     may_add: bool = False  # to a peak
+    may_fail: bool = False  # it is not for every network, or not installed: ValueError
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,25 @@ def inexact(config: Config) -> list[Change]:
     if config.optimizer.states != "8bit":
         words, price = "the optimizers' moments in 8 bits", "noise in the moments"
         found.append(Change(words, price, ("optimizer.states=8bit",)))
+    heads = config.adversarial.in_use != "none"
     if precision.masters == "float32" and config.lora.rank is None:
         words, price = "masters in bfloat16", "noise of stochastic rounding"
         found.append(Change(words, price, ("precision.masters=bfloat16",)))
+    if precision.head_masters == "float32" and heads:
+        words, price = "the heads' masters in bfloat16", "noise of stochastic rounding"
+        found.append(Change(words, price, ("precision.head_masters=bfloat16",)))
     if precision.vae == "float32":
         words, price = "the VAE in bfloat16", "digits of images and of their gradients"
         found.append(Change(words, price, ("precision.vae=bfloat16",)))
-    if precision.heads == "float32" and config.adversarial.in_use != "none":
+    if precision.heads == "float32" and heads:
         words, price = "the heads compute in bfloat16", "digits of the adversary"
         found.append(Change(words, price, ("precision.heads=bfloat16",)))
+    if config.lora.rank is not None and config.lora.base == "bfloat16":
+        words, price = "the frozen base in 8 bits", "digits of the teacher, and time"
+        found.append(Change(words, price, ("lora.base=int8",)))
+    if config.lora.rank is not None and config.lora.base != "nf4":
+        words, price = "the frozen base in 4 bits", "a rounded teacher, and time"
+        found.append(Change(words, price, ("lora.base=nf4",), may_fail=True))
     if config.ema.decay:
         found.append(Change("no EMA", "the averaged student", ("ema.decay=null",)))
     return found
@@ -99,6 +113,13 @@ def together(changes: tuple[Change, ...]) -> tuple[str, ...]:
     return tuple(f"{key}={value}" for key, value in dict(pairs).items())
 
 
+def passed_over(change: Change, error: ValueError) -> None:
+    """Say why a change that is not for this run is none of its remedies; raise what else it is."""
+    if not change.may_fail:
+        raise error
+    logger.warning("%s: not tried: %s", change.words, error)
+
+
 def changed(wanted: Wanted, changes: tuple[Change, ...]) -> Wanted:
     """What is to be planned with these changes."""
     made = together(tuple(change for change in changes if not change.cached))
@@ -110,13 +131,18 @@ def changed(wanted: Wanted, changes: tuple[Change, ...]) -> Wanted:
 def remedies(plan: Plan, gpu: Gpu) -> list[Remedy]:
     """The candidates' peaks at the plan's worst kind of iteration, and those of twice the GPUs and
     so on, up to 64, until one fits."""
-    kind, singles = plan.costs.worst(), candidates(plan)
+    kind, singles, found = plan.costs.worst(), list[Change](), list[Remedy]()
 
     def tried(words: str, overrides: tuple[str, ...], wanted: Wanted) -> Remedy:
         again = make_plan(wanted, [kind])
         return Remedy(words, overrides, again.peak, again.fits(gpu))
 
-    found = [tried(c.words, c.overrides, changed(plan.wanted, (c,))) for c in singles]
+    for change in candidates(plan):
+        try:
+            found.append(tried(change.words, change.overrides, changed(plan.wanted, (change,))))
+            singles.append(change)
+        except ValueError as error:
+            passed_over(change, error)
     if len(singles) > 1:
         every = tuple(singles)
         found.append(tried("all of these", together(every), changed(plan.wanted, every)))

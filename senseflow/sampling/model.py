@@ -19,7 +19,7 @@ from senseflow.sampling.drawing import Drawing, Paths
 from senseflow.sampling.lora import lora_on_top, lora_student
 from senseflow.teachers.family import Family, Plan
 from senseflow.teachers.folder import base_config
-from senseflow.weights.card import StudentCard
+from senseflow.weights.card import StudentCard, base_form
 from senseflow.weights.fingerprint import base_fingerprint, fingerprint, stored_weights
 from senseflow.weights.lora_files import Lora, is_lora
 from senseflow.weights.stored import Weights
@@ -87,7 +87,9 @@ class Model:
         student = self.student
         assert student, "the teacher's network is read with its pipeline"
         if isinstance(student.weights, Lora):
-            return build_lora_student(student.weights, self.component, dtype)
+            # On the base that it was trained on: a packed one differs from the base's files.
+            weights = self.family.base_weights(self.paths.base, base_form(self.card))
+            return build_lora_student(student.weights, self.component, dtype, weights)
         return build_student(student.weights, student.config, dtype, student.config_name)
 
     def plan(self, drawing: Drawing) -> Plan:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from senseflow.core.anchors import Anchors
+    from senseflow.core.names import BaseForm
     from senseflow.core.path import Path as NoisePath
     from senseflow.teachers.adapter import Adapter, Networks
     from senseflow.teachers.encoded import KnownPrompts
@@ -363,6 +364,24 @@ class Family(ABC):
     @abstractmethod
     def networks(self) -> "Networks":
         """How all that follows is built: imports the family's `adapter` module."""
+
+    def base_weights(self, base: Path, form: "BaseForm") -> "Weights":
+        """The network's weights in a base's folder, as a LoRA run has them with a base of this
+        form; raises ValueError where what packs is not installed."""
+        import diffusers
+
+        from senseflow.weights.meta import meta_network
+        from senseflow.weights.packed import as_packed, linear_layers
+        from senseflow.weights.stored import component_weights
+
+        weights = component_weights(base / self.component)
+        if form == "bfloat16":
+            return weights
+        config = folder.base_config(base, self.component)
+        network = meta_network(getattr(diffusers, self.network_class), config)
+        return as_packed(
+            weights, linear_layers(network, self.networks().repeated_of(network)), form
+        )
 
     def in_diffusers_names(self, weights: "Weights", config: dict[str, Any]) -> "Weights":
         """Weights of a network with this config; those by its authors' names are converted.

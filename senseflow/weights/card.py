@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 from senseflow.common.fields import (
     Count,
@@ -19,6 +19,7 @@ from senseflow.common.fields import (
 )
 from senseflow.common.files import read_json
 from senseflow.core.levels import counted
+from senseflow.core.names import BaseForm
 
 CARD = "senseflow.json"  # beside a student's weights: how it was trained
 CARD_FORMAT = 1
@@ -43,10 +44,13 @@ class StudentCard:
     iteration: CountOrNone
     ema: Share | None = None  # decay, when the weights are the student's average
     recipe: str | None = None  # that it was trained by; None: before cards said so
+    base_form: str | None = None  # int8 or nf4: of the base a LoRA was trained on; None: whole
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(StudentCard, include_extras=True).items():
             _check_declared(name, getattr(self, name), hint)
+        if self.base_form not in (None, "int8", "nf4"):
+            raise FieldError("base_form", f"{short(self.base_form)} is neither int8 nor nf4")
         object.__setattr__(self, "anchors", counted(self.anchors))
 
 
@@ -63,6 +67,11 @@ def _check_declared(name: str, value: Any, hint: Any) -> None:
         raise FieldError(name, f"{short(value)} is not {WORDS[kind]}{' or null' * or_null}")
     for rule in rules:
         check(name, value, rule)
+
+
+def base_form(card: StudentCard | None) -> BaseForm:
+    """The form of the base that a student's adapters were trained on."""
+    return cast(BaseForm, card.base_form) if card and card.base_form else "bfloat16"
 
 
 def write_card(folder: Path, card: StudentCard) -> None:

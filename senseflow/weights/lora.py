@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from senseflow.core.draws import Draws
 from senseflow.weights.lora_settings import LoraSettings
 from senseflow.weights.meta import NetworkSource
+from senseflow.weights.packed import linear_layers, require_packable, with_packed
 from senseflow.weights.stored import Stored, Weights
 
 ADAPTERS = ("generator", "fake_score")
+CPU = torch.device("cpu")
 FACTOR = re.compile(r"(?P<layer>.+)\.(?P<factor>lora_[AB])\.(?P<adapter>\w+)\.weight")
 
 
@@ -101,15 +103,22 @@ def _submodule(root: nn.Module, path: str) -> nn.Module:
     return root
 
 
-def share(source: NetworkSource, settings: LoraSettings) -> tuple[NetworkSource, SharedBase]:
+def share(
+    source: NetworkSource, settings: LoraSettings, device: torch.device = CPU
+) -> tuple[NetworkSource, SharedBase]:
     """Put the adapters of student and fake score into a frozen network on the meta device.
 
     Its weights are read as before; A is drawn (uniform, as peft's own: Kaiming with a = sqrt 5) by
     seed and layer, alike for both adapters, and B is zero. Where B alone is trained, A is one
     tensor for both. Raises ValueError for targets that are in no layer.
+
+    device: where a base in few bits is packed. Raises ValueError for layers it cannot hold.
     """
     network = source.network
     _require_targets(network, settings.targets)
+    in_blocks = linear_layers(network, source.repeated)
+    if settings.base != "bfloat16":
+        require_packable(network, in_blocks, settings.base)
     with warnings.catch_warnings(action="ignore"):  # that the second adapter is not the first
         for adapter in ADAPTERS:
             config = peft_config(settings)
@@ -132,7 +141,11 @@ def share(source: NetworkSource, settings: LoraSettings) -> tuple[NetworkSource,
         # peft has moved the wrapped layer's own weights one level down.
         return source.read(key.replace(".base_layer.", "."))
 
-    return replace(source, read=read, recompute_context=base.recompute_context), base
+    shared = replace(source, read=read, recompute_context=base.recompute_context)
+    if settings.base != "bfloat16":
+        places = [f"{k}.base_layer" if k in base.layers else k for k in in_blocks]
+        shared = with_packed(shared, places, settings.base, device)
+    return shared, base
 
 
 def with_adapters_of(

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from senseflow.core.names import BaseForm
+
 
 @dataclass(frozen=True)
 class LoraSettings:
@@ -13,3 +15,4 @@ class LoraSettings:
     train: Literal["B", "AB"]
     targets: tuple[str, ...]  # ends of the names of layers
     seed: int  # of A
+    base: BaseForm = "bfloat16"  # the linear layers of the frozen blocks; bfloat16: as they are

@@ -249,9 +249,15 @@ def open_lora(file: Path) -> Weights:
     return Weights(file, keys, lambda key: tensors[key])
 
 
-def build_lora_student(lora: Lora, base: Path, dtype: torch.dtype) -> nn.Module:
-    """The network of a teacher's component folder with the adapters of a LoRA on it."""
+def build_lora_student(
+    lora: Lora, base: Path, dtype: torch.dtype, weights: Weights | None = None
+) -> nn.Module:
+    """The network of a teacher's component folder with the adapters of a LoRA on it.
+
+    weights: of the base; None: the folder's.
+    """
     config = base / "config.json"
-    network = build_student(component_weights(base), read_json(config), dtype, str(config))
+    weights = weights or component_weights(base)
+    network = build_student(weights, read_json(config), dtype, str(config))
     add_adapters(network, lora.of(base.name))
     return network.eval().requires_grad_(False)

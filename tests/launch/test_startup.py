@@ -63,12 +63,14 @@ from senseflow.config.recipes import RECIPES
 from senseflow.engine.inputs import read_run
 from senseflow.launch.launch import load_libraries
 recipe = RECIPES[{recipe!r}]
-inputs = read_run(load_config({config!r}, [{dataset!r}]), recipe.family)
+overrides = [{dataset!r}, "lora.rank=4", "lora.base=nf4"]
+inputs = read_run(load_config({config!r}, overrides), recipe.family)
 load_libraries(inputs, num_gpus=8)
 print(asked)
 print([name for name in {names!r} if name in sys.modules])
 """
 UNNEEDED = (  # by any recipe: of other commands, or of rank 0 where it writes
+    "bitsandbytes",  # of the forks: it asks for the GPU
     *("matplotlib", "sklearn", "pandas", "tensorboard", "torch.utils.tensorboard", "gradio"),
     *("torchmetrics", "torch_fidelity", "IPython", "diffusers.pipelines.stable_diffusion_3"),
 )

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import noop_context_fn
 
 from senseflow.common.files import read_json
 from senseflow.common.ranks import start_ranks
+from senseflow.core.names import BaseForm
 from senseflow.engine.parallel import compile_blocks, recompute, shard
 from senseflow.teachers.flux import adapter as flux
 from senseflow.teachers.sd35 import adapter as sd35
@@ -128,7 +129,7 @@ class Shared:
 
 
 def make_shared(
-    name: str,
+    name: str | Case,
     train: str = "B",
     every: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -136,12 +137,13 @@ def make_shared(
     remember: bool = True,
     selective: bool = False,
     compiled: bool = False,
+    base: BaseForm = "bfloat16",
 ) -> Shared:
     """Sharded on this process's ranks; scale 2.
 
     moved: both adapters are away from B = 0. remember: a recomputation has its first run's role.
     """
-    case = CASES[name]
+    case = CASES[name] if isinstance(name, str) else name
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         plain = case.make().to(dtype).eval().requires_grad_(False)
@@ -150,7 +152,7 @@ def make_shared(
         network = case.make().to(dtype).eval().requires_grad_(False)
     units = case.recomputed(network)
     source = NetworkSource(network, lambda key: state[key], case.blocks(network), units)
-    settings = LoraSettings(rank=4, alpha=8.0, train=train, targets=case.targets, seed=3)
+    settings = LoraSettings(rank=4, alpha=8.0, train=train, targets=case.targets, seed=3, base=base)
     source, base = share(source, settings)
     context = source.recompute_context if remember else noop_context_fn
     if compiled:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from benchmarks.flops import count, count_pieces
@@ -88,14 +89,14 @@ def count_one_rank(folder: Path) -> dict[str, object]:
     return real
 
 
-def rehearse_roles(folder: Path) -> dict[str, object]:
+def rehearse_roles(folder: Path, *more: str) -> dict[str, object]:
     """LoRA from caches, on one rank."""
     lora = ("lora.rank=2", "lora.targets=[to_q]", "student.guidance=3.5")
-    config, _ = configure(RECIPE, wanted(1, 2, *lora, "optimizer.states=8bit"), folder)
+    config, _ = configure(RECIPE, wanted(1, 2, *lora, *more, "optimizer.states=8bit"), folder)
     with rehearse(config, RECIPE.family, 1, "cached") as rehearsal:
         held = {name: vars(network) for name, network in rehearsal.hold().items()}
-        encode = phases_of(rehearsal, GENERATOR)["generate"]
-    return {"held": held, "generate": encode}
+        phases = phases_of(rehearsal, GENERATOR)
+    return {"held": held, "generate": phases["generate"], "phases": phases}
 
 
 def rehearse_dmd2_roles(_: int, folder: Path) -> None:
@@ -113,6 +114,7 @@ def rehearse_dmd2_roles(_: int, folder: Path) -> None:
 def work(_: int, folder: Path) -> None:
     torch.set_num_threads(1)
     facts = rehearse_two_ranks(folder / "two") | {"roles": rehearse_roles(folder / "roles")}
+    facts |= {"packed": rehearse_roles(folder / "packed", "lora.base=nf4")}
     facts |= {"host": vars(measure())}
     facts |= {"real": count_one_rank(folder / "one")}
     (folder / "facts.json").write_text(json.dumps(facts))
@@ -121,7 +123,7 @@ def work(_: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
-    for name in ("one", "two", "roles"):
+    for name in ("one", "two", "roles", "packed"):
         (folder / name).mkdir()
     mp.spawn(work, (folder,))
     return json.loads((folder / "facts.json").read_text())
@@ -168,6 +170,21 @@ def test_roles_share_one_base_and_caches_need_no_text_encoder(facts, tmp_path):
     base = sum(p.nbytes for p in teacher.parameters()) + sum(b.nbytes for b in teacher.buffers())
     every = sum(sum(held[name]["parameters"].values()) for name in held if name != "vae")
     assert every == base + 4 * (rank_a + 2 * rank_b)
+    packed = facts["packed"]["held"]
+    blocks = [
+        m for b in RECIPE.family.teacher(teacher_settings(config)).blocks for m in b.modules()
+    ]
+    sizes = [m.weight.shape for m in blocks if isinstance(m, nn.Linear)]
+    # half a byte for each weight, and a float32 for 64 of them
+    assert packed["teacher"]["parameters"]["uint8"] == sum(r * (c // 2 + c // 16) for r, c in sizes)
+    spared = sum(4 * r * c for r, c in sizes)
+    assert packed["teacher"]["parameters"]["float32"] == (
+        held["teacher"]["parameters"]["float32"] - spared
+    )
+    assert packed["teacher"]["numel"] == held["teacher"]["numel"]
+    one, two = (facts[name]["phases"] for name in ("roles", "packed"))
+    assert {k: c["flops"] for k, c in one.items()} == {k: c["flops"] for k, c in two.items()}
+    assert max(c["peak"] for c in two.values()) < max(c["peak"] for c in one.values()) - spared / 2
 
 
 def test_a_unit_is_gathered_for_each_forward_and_backward(facts, shapes):
@@ -336,7 +353,8 @@ def test_changes_are_those_the_configuration_has_not_made():
         return [change.overrides for change in candidates(plan)]
 
     rounded = [("optimizer.states=8bit",), ("precision.masters=bfloat16",)]
-    rounded += [("precision.vae=bfloat16",), ("precision.heads=bfloat16",)]
+    heads = ("precision.head_masters=bfloat16",)
+    rounded += [heads, ("precision.vae=bfloat16",), ("precision.heads=bfloat16",)]
     wholly = ("parallel.activation_checkpointing=1", "parallel.recomputation=full")
     assert found(8) == [("paths.cache=runs/flux_senseflow_cache",), wholly, *rounded]
     assert found(8, data="cached") == [wholly, *rounded]
@@ -349,6 +367,12 @@ def test_changes_are_those_the_configuration_has_not_made():
     assert found(8, "parallel.activation_checkpointing=0")[1:3] == [selective, wholly]
     assert found(8, "ema.decay=0.99", "parallel.replicas=2")[-1] == ("ema.decay=null",)
     assert found(8, "parallel.replicas=2")[1] == ("parallel.replicas=1",)
+    lora = ("lora.rank=4", "student.guidance=3.5", "paths.student_config=null")
+    roles = found(8, *lora)
+    assert ("precision.masters=bfloat16",) not in roles and heads in roles
+    assert roles[-2:] == [("lora.base=int8",), ("lora.base=nf4",)]
+    again = found(8, *lora, "lora.base=int8", "ema.decay=0.9")
+    assert again[-2:] == [("lora.base=nf4",), ("ema.decay=null",)]
 
 
 def test_of_changes_of_one_key_the_last_counts():
