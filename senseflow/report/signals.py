@@ -291,6 +291,26 @@ def _fake_score_left_behind(name: str, curves: Curves, facts: Facts) -> str | No
     )
 
 
+def _falling_reward(name: str, curves: Curves, facts: Facts) -> str | None:
+    falling = quarters_of(curves[name])
+    if not falling or not _goes(falling, -1):
+        return None
+    found = {other: quarters_of(curves[other]) for other in curves if other.startswith("reward/")}
+    rising = [other for other, q in found.items() if q and _goes(q, 1)]
+    if not rising:
+        return None
+    return (
+        f"{name} falls, {falling.rise}, while {rising[0]} rises: what is trained for is being "
+        "hacked, or the two cannot both be had."
+    )
+
+
+def _goes(q: Quarters, sign: int) -> bool:
+    """Whether the last three quarters go up (1) or down (-1), and surely."""
+    _, b, c, d = (sign * median for median in q.medians)
+    return b < c < d and q.surely(1, 3)
+
+
 def _standstill(name: str, curves: Curves, facts: Facts) -> str | None:
     last, values = _last(curves[name]), curves[name].finite.values
     if name.startswith("lr/"):
@@ -385,6 +405,13 @@ RULES = (
         "falls as much.",
         _fake_score_left_behind,
         ("loss/fake",),
+    ),
+    Rule(
+        "falling reward",
+        "A reward whose last three quarters fall while another's rise. A reward of weight 0 is "
+        "there to be watched so.",
+        _falling_reward,
+        ("reward/",),
     ),
     Rule(
         "standstill",

@@ -124,6 +124,10 @@ BAD = {
         dict(loss__fake=noisy(1 + 2 * T), loss__dmd=noisy(1.5 - 1.2 * T)),
         "fake score left behind", "loss/fake",
     ),
+    "a held-out reward falls": (
+        dict(reward__hps=noisy(1 + T, 0.02), reward__held_out=noisy(2 - T, 0.02, 1)),
+        "falling reward", "reward/held_out",
+    ),
     "learning rate 0": (
         dict(lr__generator=np.maximum(0, 1e-4 * (1 - 2 * T))), "standstill", "lr/generator",
     ),
@@ -146,6 +150,15 @@ GOOD = {
     "gradients ten times the limit": dict(grad_norm__generator=noisy(10 * np.ones(N))),
     "clipped but at times": dict(grad_norm__generator=[500, 500, 500, 0.5] * 10),
     "a gap as of a random walk": dict(ida__gap=noisy(0.1 * T**0.5, 0.02)),
+    "rewards that fall together": dict(
+        reward__hps=noisy(2 - T, 0.02), reward__b=noisy(2 - T, 0.02)
+    ),
+    "a reward that does not move": dict(
+        reward__hps=noisy(1 + T, 0.02), reward__b=noisy(T**0, 0.02)
+    ),
+    "a reward that fell at first": dict(
+        reward__hps=noisy(1 + T, 0.02), reward__b=noisy(2 - np.minimum(4 * T, 1), 0.001)
+    ),
     "a margin at the hinge": dict(discriminator__margin=noisy(2 * np.ones(N))),
     "drift that comes back": dict(drift__mean=noisy(0.3 * np.exp(-4 * T))),
     "an offset of the guided teacher": dict(drift__saturation=noisy(0.12 * np.ones(N))),
