@@ -49,8 +49,9 @@ def kinds_of(config: Config) -> list[Kind]:
             found.append(Kind(generator, 1, False))
         if last > 0 and p > 0 and (generator or p == 1 or rolls):
             found.append(Kind(generator, last, True))
-    if config.reward.last_weight > 0 and not rolls and last > 1 and p == 0:
-        found.append(Kind(True, last, False))  # it alone has the rewards' own gradient
+    if config.reward.last_weight > 0 and not rolls and last > 1 and p in (0, 1):
+        # The last anchor alone has the rewards' own gradient: it tells nothing of those between.
+        found.append(Kind(True, 1, True) if p else Kind(True, last, False))
     return found
 
 
@@ -73,7 +74,8 @@ class Costs:
         if kind.anchor == 0 or not kind.simulate:
             return self._total(Kind(kind.generator, min(kind.anchor, 1), False), quantity)
         from_data, deepest = Kind(kind.generator, 1, False), Kind(not rolls, last, True)
-        like = from_data if from_data in self.traced else Kind(kind.generator, last, True)
+        others = (from_data, Kind(kind.generator, 1, True), Kind(kind.generator, last, True))
+        like = next(other for other in others if other in self.traced)
         top = self._way(Kind(not rolls, 0, False), quantity)
         # the way to anchor k is k forwards of the student: the deepest one tells what each costs
         forward = (self._way(deepest, quantity) - top) / last
