@@ -357,5 +357,11 @@ def checkpointing(instance: Instance, every: int) -> None:
     for block in instance.recomputed:
         vars(block).pop("forward", None)
     recompute(instance.recomputed, every, selective)
-    vae = instance.parts.adapter.pipeline.vae
+    adapter = instance.parts.adapter
+    if blocks := adapter.decoder_blocks:  # of a VAE that diffusers cannot do it for
+        for block in blocks:
+            vars(block).pop("forward", None)
+        recompute(blocks, 1 if every else 0)
+        return
+    vae = adapter.pipeline.vae
     vae.enable_gradient_checkpointing() if every else vae.disable_gradient_checkpointing()

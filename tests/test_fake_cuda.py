@@ -26,12 +26,16 @@ from senseflow.plan.rehearsal import Kind, Rehearsal, rehearse
 
 NORM = "one number, of shards on the host: the sum over ranks is NCCL's"
 DOWN = "FSDP2 waits for gradients that come down, before AdamW on the host"
+ADDED = "FSDP2 waits for gradients that it adds to those on the host: of a micro-batch, or a loss"
 NAMED = {  # (what, where): why; all of it with parallel.offload=trained
     ("a copy of pageable memory", "optim/trained.py total_norm"): NORM,
     ("a copy that is waited for", "optim/trained.py total_norm"): NORM,
     ("Event.synchronize", "distill/algorithm.py generator_backward"): DOWN,
     ("Event.synchronize", "distill/algorithm.py fake_score_backward"): DOWN,
     ("Event.synchronize", "distill/algorithm.py discriminator_backward"): DOWN,
+    ("a copy that is waited for", "distill/algorithm.py generator_backward"): ADDED,
+    ("a copy that is waited for", "distill/algorithm.py fake_score_backward"): ADDED,
+    ("a copy that is waited for", "distill/algorithm.py discriminator_backward"): ADDED,
 }
 """Where the host waits, or hands a kernel a tensor of its own."""
 

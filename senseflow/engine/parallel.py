@@ -129,15 +129,20 @@ def compile_blocks(blocks: Sequence[nn.Module], every: int, selective: bool = Fa
     contexts = {"context_fn": kept_products} if selective else {}
     again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, **contexts)
 
-    def run_again(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return again(type(block).forward, block, *args, **kwargs)
+    def compiled(cls: type[nn.Module], recomputed: bool) -> Any:
+        # Its class's forward by name: dynamo does not look one up by type(block) in every class.
+        forward: Any = cls.forward
 
-    recomputed = torch.compile(run_again, dynamic=False)
-    classes: set[type[nn.Module]] = {type(block) for block in blocks}
-    plain = {cls: torch.compile(cls.forward, dynamic=False) for cls in classes}
+        def run_again(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return again(forward, block, *args, **kwargs)
+
+        return torch.compile(run_again if recomputed else forward, dynamic=False)
+
+    classes = {type(block) for block in blocks}
+    forwards = {(c, r): compiled(c, r) for c in classes for r in (False, True)}
     for number, block in enumerate(blocks, 1):
-        which = recomputed if every and number % every == 0 else plain[type(block)]
-        block.forward = partial(which, block)
+        recomputed = bool(every) and number % every == 0
+        block.forward = partial(forwards[type(block), recomputed], block)
 
 
 def kept_products() -> tuple[Any, Any]:

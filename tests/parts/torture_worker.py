@@ -113,10 +113,10 @@ def watch(post: Post, samples: Path) -> None:
 
     steps = {"generator": GENERATOR, "fake_score": FAKE, "discriminator": DISCRIMINATOR}
 
-    def update(trained: Any, name: str, *more: Any) -> None:
+    def update(d: Any, turn: Any, trained: Any, name: str, *more: Any) -> None:
         post.enter(steps[name])
 
-    def updated(result: Any, trained: Any, name: str, *more: Any) -> None:
+    def updated(result: Any, d: Any, turn: Any, trained: Any, name: str, *more: Any) -> None:
         if name == "fake_score":
             post.enter(AFTER_FAKE)
 

@@ -29,6 +29,7 @@ from senseflow.plan.costs import peak
 from senseflow.plan.plan import Wanted, make_plan
 from senseflow.plan.rehearsal import Kind
 from senseflow.plan.stand_in import copy_teacher
+from senseflow.teachers.flux.family import FLUX
 from senseflow.tiny.pictures import write_dataset
 
 pytestmark = pytest.mark.long
@@ -42,7 +43,7 @@ LARGER = dict(num_attention_heads=12, attention_head_dim=64, axes_dims_rope=[16,
 
 def write_teacher(folder: Path) -> Path:
     """The embedded pipeline with random numbers in a larger transformer."""
-    copy_teacher(TINY, folder)
+    copy_teacher(TINY, folder, FLUX)
     for component in ("text_encoder", "text_encoder_2", "vae"):
         for file in (TINY / component).glob("*.safetensors"):
             (folder / component / file.name).write_bytes(file.read_bytes())
