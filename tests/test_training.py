@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
@@ -253,7 +254,10 @@ def test_student_in_a_stock_pipeline_draws_the_images_of_our_script(finished, tm
         num_inference_steps=4,
         max_sequence_length=card["max_sequence_length"],
     ).images[0]
-    assert image.tobytes() == Image.open(file).convert("RGB").tobytes()
+    theirs = np.asarray(Image.open(file).convert("RGB"), np.int16)
+    difference = np.abs(np.asarray(image, np.int16) - theirs)
+    # Two processes: in one that has worked before, now and then a pixel is a level off.
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
 @pytest.mark.parametrize(

@@ -89,5 +89,6 @@ def check_keys(family: Family, file: Path, keys: Iterable[str]) -> None:
 
 def _use(families: list[Family]) -> str:
     titles = {f.title for f in families}
-    scripts = " or ".join(r.draws for r in RECIPES.values() if r.family.title in titles)
+    drawn = dict.fromkeys(r.draws for r in RECIPES.values() if r.family.title in titles)
+    scripts = " or ".join(drawn)
     return f": use {scripts}" if scripts else ""

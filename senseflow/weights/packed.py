@@ -53,7 +53,9 @@ def _packed(rows: Tensor, form: BaseForm) -> tuple[Tensor, Tensor]:
     else:
         scales = rows.abs().amax(1) / 127
         # A row of zeros has no scale to divide by.
-        codes = (rows / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
+        codes = (
+            rows / scales.clamp_min(torch.finfo(torch.float32).smallest_normal)[:, None]
+        ).round()
         codes = codes.to(torch.int8)
     return codes.view(torch.uint8).view(-1), scales.contiguous().view(torch.uint8).view(-1)
 

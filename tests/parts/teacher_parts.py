@@ -2,17 +2,14 @@
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
 from senseflow.common.ranks import start_ranks
-from senseflow.config.config import ParallelConfig, PrecisionConfig
-from senseflow.engine.build import build_network
+from senseflow.engine.parallel import shard
 from senseflow.teachers.folder import TeacherSettings
 from senseflow.weights.filling import fill_shards
 from senseflow.weights.meta import NetworkSource
@@ -53,9 +50,14 @@ def check_batch_independence(
 
 
 def sharded(dtype: str):
-    """Builds a network as a run builds its own."""
-    config = SimpleNamespace(precision=PrecisionConfig(compute=dtype), parallel=ParallelConfig())
-    return partial(build_network, config=config, ranks=start_ranks())
+    """Builds a network in shards, as a run of several ranks builds its own."""
+
+    def build(source: NetworkSource) -> nn.Module:
+        shard(source.network, source.blocks, start_ranks().mesh, getattr(torch, dtype))
+        fill_shards(source.network, source.read, CPU)
+        return source.network
+
+    return build
 
 
 def changed_copy(folder: Path, target: Path, file: str, **changes: Any) -> Path:

@@ -128,16 +128,16 @@ def test_micro_batches_whose_gradients_are_larger_than_samples_are_not_used(
 def test_what_fits_by_one_kind_of_iteration_alone_is_not_said_to_fit(every, monkeypatch):
     """Generator turns fit with the VAE's type; plain turns, the worst then, need the heads'."""
     monkeypatch.setattr(fitting, "make_plan", MadeUp(plain=-30))
-    found = fit(WANTED, gpu(360))
-    by_one = least(every, lambda s: size(changed(WANTED, s)) <= 360)
+    found = fit(WANTED, gpu(340))
+    by_one = least(every, lambda s: size(changed(WANTED, s)) <= 340)
     by_all = least(
-        every, lambda s: all(size(changed(WANTED, s), turn, -30) <= 360 for turn in (True, False))
+        every, lambda s: all(size(changed(WANTED, s), turn, -30) <= 340 for turn in (True, False))
     )
     assert [change.overrides for change in (by_one[-1], by_all[-1])] == [
         ("precision.vae=bfloat16",), ("precision.heads=bfloat16",)
     ]  # fmt: skip
     assert found.changes == by_all
-    assert found.plan.fits(gpu(360)) and len(found.plan.costs.traced) == 5
+    assert found.plan.fits(gpu(340)) and len(found.plan.costs.traced) == 5
 
 
 def said(monkeypatch, capsys, room: float, *arguments: str) -> tuple[object, str]:
@@ -152,7 +152,11 @@ def said(monkeypatch, capsys, room: float, *arguments: str) -> tuple[object, str
 
 def test_the_words_are_those_of_a_training_script(every, monkeypatch, capsys):
     status, text = said(monkeypatch, capsys, 620)
-    assert status == 0 and "**It fits with this**" in text and "in 9 rehearsals" in text
+    assert (
+        status == 0
+        and "**It fits with this**" in text
+        and f"in {len(fitting.make_plan.asked)} rehearsals" in text
+    )
     blocks = [block.strip() for block in text.split("```")[1::2]]
     words = shlex.split(blocks[0])
     assert words == [o for index in (0, 1, 3) for o in every[index].overrides]
@@ -183,7 +187,7 @@ def test_a_budget_that_nothing_meets_has_its_nearest_and_status_1(every, monkeyp
         f"{(least_size - 100) / 1024:.2f} GiB too much; GPUs of 0.3 GiB would do, with this" in text
     )
     assert shlex.split(text.split("```")[1]) == list(together(every))
-    assert "in 11 rehearsals" in text
+    assert f"in {len(fitting.make_plan.asked)} rehearsals" in text
 
 
 def test_what_fits_as_it_is_takes_one_rehearsal(monkeypatch, capsys):
