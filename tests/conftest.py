@@ -12,7 +12,6 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +67,18 @@ def one_thread_and_no_gpu() -> None:
     multiprocessing.set_executable(PYTHON)
 
 
-@pytest.fixture(autouse=True)
-def signals_as_before() -> Iterator[None]:
-    """A run takes up the stop signals for good; the forks of the next test are to end by them."""
+@pytest.fixture(scope="session", autouse=True)
+def at_first() -> dict[signal.Signals, Any]:
+    """What this process does with the stop signals before any test."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
+    return {number: signal.getsignal(number) for number in numbers}
+
+
+@pytest.fixture(autouse=True)
+def signals_as_at_first(at_first: dict[signal.Signals, Any]) -> None:
+    """A run takes up the stop signals for good, also one that a module's fixture made before its
+    first test; forks, such as a pool's, are to end by them."""
+    for number, handler in at_first.items():
         signal.signal(number, handler)
 
 
