@@ -1,9 +1,9 @@
 """`python -m senseflow.tiny.ablate`: its studies, its trials, and a whole quick one."""
 
 import json
-import resource
 import shutil
 import statistics
+import time
 from pathlib import Path
 
 import pytest
@@ -296,17 +296,11 @@ def test_teacher_lines_follow_the_columns():
     assert "drawn once more with other noise: 2.0 · 0.50" in floor_of(rows)
 
 
-def children_time() -> float:
-    """CPU seconds of the processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 @pytest.mark.long
 def test_quick_takes_less_than_three_minutes(tmp_path):
-    began = children_time()
+    began = time.monotonic()
     assert ablate.main(["--quick", "--output", str(tmp_path / "o"), "--workers", "2"]) == 0
-    assert children_time() - began < 2 * 180  # of two cores, whatever else they do
+    assert time.monotonic() - began < 180
     report = (tmp_path / "o" / "report.md").read_text()
     for table in read_strictly(Study, STUDY).tables.values():
         assert table.title in report
