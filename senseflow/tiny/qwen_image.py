@@ -104,14 +104,7 @@ class QwenImageLearner(Learner):
 
     def pipeline(self, vae: AutoencoderKLQwenImage) -> QwenImagePipeline:
         """With the published schedule."""
-        scheduler = FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True,
-            base_shift=0.5,
-            max_shift=0.9,
-            base_image_seq_len=256,
-            max_image_seq_len=8192,
-            shift_terminal=0.02,
-        )
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(QWEN_IMAGE.published.scheduler)
         return QwenImagePipeline(
             scheduler=scheduler, vae=vae, transformer=self.network, **self.text.components()
         )
