@@ -251,10 +251,10 @@ def build_network(
     # Sharded before it has memory: no rank ever holds the network whole.
     lighten(source, config.parallel)
     compute = torch_dtype(config.precision.compute)
-    needs_no_shards = ranks.mesh.shape[-1] == 1 and all(
-        p.dtype == compute and not p.requires_grad for p in source.network.parameters()
+    learns_or_is_cast = any(
+        p.requires_grad or p.dtype != compute for p in source.network.parameters()
     )
-    if not needs_no_shards:
+    if ranks.mesh.shape[-1] > 1 or learns_or_is_cast:
         shard(source.network, source.blocks, ranks.mesh, compute, offload)
     fill_shards(source.network, source.read, ranks.device, offload)
     return source.network
