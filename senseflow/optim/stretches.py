@@ -41,8 +41,8 @@ class Stretch:
 @torch.no_grad()
 def local_shards(parameters: Iterable[Tensor]) -> list[Tensor]:
     """This rank's part of each parameter, as plain tensors that share its memory."""
-    # Without gradients to_local reads an attribute; a DTensor's own detach costs about 18 times one,
-    # and FLUX's optimizer asks for seven thousand shards at every step.
+    # Without gradients to_local reads an attribute; a DTensor's own detach costs 18 times that of
+    # its shard, and FLUX's optimizer asks for seven thousand of them at every step.
     held = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
     return [shard.detach() for shard in held]
 
