@@ -52,10 +52,7 @@ class Rewards:
 
         Raises RewardError on all ranks for scores that are not finite on one.
         """
-        everyone = scores.new_zeros(len(scores), num)
-        everyone[:, indices] = scores
-        # Each place is filled by one rank: the sum is a gather, whoever holds which samples.
-        everyone = sum_over_ranks(everyone, self.ranks)
+        everyone = over_ranks(scores, indices, num, self.ranks)
         if not everyone.isfinite().all():  # the host waits: what comes hangs on it
             self._fail(everyone, self.scorers)
         return everyone
@@ -105,6 +102,14 @@ class Rewards:
             [said for part in parts for said in part] for parts in zip(*everyone, strict=True)
         )
         raise RewardError(f"reward {[*noted, *found][0]}")
+
+
+def over_ranks(values: Tensor, indices: list[int], num: int, ranks: Ranks) -> Tensor:
+    """(K, num), of all samples of the global batch by index, from this rank's (K, b)."""
+    everyone = values.new_zeros(len(values), num)
+    everyone[:, indices] = values
+    # Each place is filled by one rank: the sum is a gather, whoever holds which samples.
+    return sum_over_ranks(everyone, ranks)
 
 
 def in_unit_range(images: Tensor) -> Tensor:

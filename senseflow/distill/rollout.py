@@ -5,9 +5,11 @@ The sampler is a Gaussian policy (`senseflow.core.policy`), whose steps train by
 stop at the drawn anchor: its states are the inputs of all other losses of its turn as well.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from senseflow.core.draws import Draws
@@ -16,6 +18,7 @@ from senseflow.core.path import Denoised, add_noise
 from senseflow.core.policy import transition
 from senseflow.data.sampler import Batch
 from senseflow.distill.measures import Measures, phase
+from senseflow.distill.rewards import in_unit_range, over_ranks
 from senseflow.distill.state import (
     Distillation,
     Turn,
@@ -26,6 +29,8 @@ from senseflow.distill.state import (
     times,
 )
 from senseflow.teachers.encoded import Conditioning
+
+THUMBNAIL = 32  # pixels a side: what images of one prompt are compared at
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,20 @@ def roll_out(
     d: Distillation, turn: Turn, batches: list[Batch], measures: Measures
 ) -> list[Rollout]:
     """Draw, decode and score all micro-batches; advantages are of whole groups, over all ranks."""
-    walks, scores = [], []
+    walks, scores, thumbnails = [], [], []
     for batch in batches:
         walks.append(walk(d, turn, batch))
-        scores.append(score(d, walks[-1]))
+        scored, small = score(d, walks[-1])
+        scores.append(scored)
+        thumbnails.append(small)
     assert d.rewards
-    indices = [index for batch in batches for index in batch.indices]
-    rewards = d.rewards.over_ranks(torch.cat(scores, 1), indices, d.config.train.batch_size)
-    rewards = rewards.unflatten(1, (-1, d.config.reward.group_size))  # (R, P, M)
+    indices, num = [i for batch in batches for i in batch.indices], d.config.train.batch_size
+    groups = (-1, d.config.reward.group_size)
+    rewards = d.rewards.over_ranks(torch.cat(scores, 1), indices, num).unflatten(1, groups)
+    seen = over_ranks(torch.cat(thumbnails, 1), indices, num, d.rewards.ranks).unflatten(1, groups)
     advantages = group_advantages(rewards, d.rewards.weights)
     measure(d, rewards, advantages, measures)
+    measures.add({"grpo/diversity": diversity(seen.permute(1, 2, 0))})
     everyone = advantages.flatten()
     return [Rollout(**vars(w), advantages=everyone[w.batch.indices]) for w in walks]
 
@@ -120,10 +129,12 @@ def noise(d: Distillation, turn: Turn, batch: Batch, place: int) -> Tensor:
 
 @phase("reward")
 @torch.no_grad()
-def score(d: Distillation, walked: Walk) -> Tensor:
-    """Rewards (R, B) of the images a micro-batch ends with."""
+def score(d: Distillation, walked: Walk) -> tuple[Tensor, Tensor]:
+    """Rewards (R, B) of the images a micro-batch ends with, and these (D, B) at thumbnail size."""
     assert d.rewards
-    return d.rewards.score(d.adapter.decode(walked.x_0), walked.batch.prompts)
+    images = d.adapter.decode(walked.x_0)
+    small = F.adaptive_avg_pool2d(in_unit_range(images), THUMBNAIL)
+    return d.rewards.score(images, walked.batch.prompts), small.flatten(1).T
 
 
 def measure(d: Distillation, rewards: Tensor, advantages: Tensor, measures: Measures) -> None:
@@ -135,6 +146,18 @@ def measure(d: Distillation, rewards: Tensor, advantages: Tensor, measures: Meas
         measures.add({f"reward/{scorer.name}": mean, f"reward_spread/{scorer.name}": spread})
     equal = (advantages == 0).all(1).float().sum()
     measures.add({"grpo/advantage": advantages.abs().mean(), "grpo/equal_groups": equal})
+
+
+def diversity(pictures: Tensor) -> Tensor:
+    """How far apart the pictures (P, M, D), in [0, 1], of one prompt are, 0-d.
+
+    The root mean square of their difference, by the mean over pairs and prompts: 0 where all are
+    one, 1 for white beside black. It needs no weights, so that no network can be fooled.
+    """
+    # Not by products of matrices, whose rounding would part pictures that are equal.
+    apart: Tensor = torch.cdist(pictures, pictures, compute_mode="donot_use_mm_for_euclid_dist")
+    num = pictures.shape[1]
+    return apart.sum() / (len(apart) * num * (num - 1)) / math.sqrt(pictures.shape[2])
 
 
 def policy_loss(d: Distillation, rollout: Rollout, step: int, denoised: Denoised) -> Tensor:

@@ -37,6 +37,8 @@ ABOUT = {
     "loss/reward": "Minus the weighted rewards of the last step's images.",
     "grpo/advantage": "Mean size of the advantages; lower where groups have equal rewards.",
     "grpo/equal_groups": "Groups of a rollout whose rewards are all equal: they teach nothing.",
+    "grpo/diversity": "How far apart images of one prompt are: root mean square of the difference "
+    "of two of a group, at 32 pixels, on a scale of 0 to 1.",
     "grpo/clipped": "Share of ratios beyond reward.clip; 0 with one update per rollout.",
     "grad_norm/generator": "Before clipping.",
     "grad_norm/fake_score": "Before clipping.",

@@ -31,6 +31,7 @@ STEP = 5.0  # robust standard deviations between the rows before and after a res
 STEP_ROWS = 5  # rows compared on each side
 STEP_LEAST = 0.25  # of the level: smaller steps are of no consequence
 CROSSING = 1.5  # growth of one and fall of the other, over half a run
+ALIKE = 0.9  # of a group's diversity at first: what the embedded students are held to
 MEMORY_GROWTH = 1.05  # in the second half, when every allocation of an iteration has been seen
 
 LOSSES = ("loss/dmd", "loss/isg", "loss/fake", "loss/discriminator")
@@ -305,6 +306,16 @@ def _falling_reward(name: str, curves: Curves, facts: Facts) -> str | None:
     )
 
 
+def _growing_alike(name: str, curves: Curves, facts: Facts) -> str | None:
+    q = quarters_of(curves[name])
+    if not q or not _goes(q, -1) or q.medians[3] >= ALIKE * q.medians[0]:
+        return None
+    return (
+        f"Images of one prompt become alike: {name} is {q.medians[3]:.3g} in the last quarter, "
+        f"{q.medians[3] / q.medians[0]:.0%} of the first."
+    )
+
+
 def _goes(q: Quarters, sign: int) -> bool:
     """Whether the last three quarters go up (1) or down (-1), and surely."""
     _, b, c, d = (sign * median for median in q.medians)
@@ -412,6 +423,13 @@ RULES = (
         "there to be watched so.",
         _falling_reward,
         ("reward/",),
+    ),
+    Rule(
+        "images alike",
+        f"The distance between images of one prompt falls over the last three quarters, to less "
+        f"than {ALIKE:g} of the first: a reward is being had by drawing one picture.",
+        _growing_alike,
+        ("grpo/diversity",),
     ),
     Rule(
         "standstill",

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from senseflow.core.path import VPPath
 from senseflow.distill.algorithm import draw_turn, generate, generator_backward, train_iteration
 from senseflow.distill.measures import Measures
 from senseflow.distill.rewards import RewardError, Rewards, Scorer
-from senseflow.distill.rollout import roll_out
+from senseflow.distill.rollout import diversity, roll_out
 from senseflow.distill.state import Distillation, Turn
 from senseflow.engine.parallel import shard
 from senseflow.optim.trained import Trained
@@ -243,7 +244,8 @@ def test_micro_batches_of_half_groups_give_the_same_step(anchor):
             )
     rows = read(whole, one), read(parts, four)
     assert rows[0].keys() == rows[1].keys()
-    for name in ("reward/brightness", "reward_spread/brightness", "grpo/advantage", "loss/grpo"):
+    names = ("reward/brightness", "reward_spread/brightness", "grpo/advantage", "loss/grpo")
+    for name in (*names, "grpo/diversity"):
         assert rows[0][name] == pytest.approx(rows[1][name], abs=1e-5)
 
 
@@ -285,6 +287,25 @@ def test_ranks_do_not_change_an_update_of_one_group(tmp_path):
         assert one.keys() == other.keys() and float(one["grpo/advantage"]) > 0.1
         for name in one:
             torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_how_far_apart_the_images_of_one_prompt_are():
+    """By numpy: of the images that were decoded, of every two with one prompt."""
+    d, group = rewarded(reward=dict(group_size=4)), replace(grouped(), prompts=["a prompt"] * 4)
+    (rollout,) = roll_out(d, draw_turn(d, 1), [group], measures := Measures())
+    images = ((d.adapter.decode(rollout.x_0).clamp(-1, 1) + 1) / 2).numpy()
+    pairs = list(combinations(images, 2))
+    expected = sum(((a - b) ** 2).mean() ** 0.5 for a, b in pairs) / len(pairs)
+    assert images.std(0).max() > 0.01 and len(pairs) == 6
+    assert read(d, measures)["grpo/diversity"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_diversity_is_0_for_one_picture_and_1_for_black_and_white():
+    noise = torch.rand(1, 1, 99).expand(1, 30, 99)
+    assert diversity(noise) == 0
+    black_and_white = torch.stack([torch.zeros(2, 5), torch.ones(2, 5)], 1)
+    assert diversity(black_and_white) == 1
+    assert diversity(torch.cat([black_and_white, torch.zeros(2, 2, 5)])) == 0.5  # mean of prompts
 
 
 def test_groups_of_equal_rewards_teach_nothing_and_are_counted():

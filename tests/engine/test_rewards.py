@@ -141,5 +141,5 @@ def test_a_run_that_goes_on_is_the_same_to_the_bit(tmp_path):
     rows = timeless_rows(tmp_path / "whole")
     assert rows == timeless_rows(tmp_path / "parts")
     names = {"reward/own_rewards:redness", "reward_spread/own_rewards:redness", "grpo/advantage",
-             "grpo/clipped", "grpo/equal_groups", "loss/grpo"}  # fmt: skip
+             "grpo/clipped", "grpo/diversity", "grpo/equal_groups", "loss/grpo"}  # fmt: skip
     assert all((names <= row.keys()) == (row["iteration"] % 2 == 0) for row in rows)

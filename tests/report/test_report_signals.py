@@ -128,6 +128,9 @@ BAD = {
         dict(reward__hps=noisy(1 + T, 0.02), reward__held_out=noisy(2 - T, 0.02, 1)),
         "falling reward", "reward/held_out",
     ),
+    "images of one prompt become alike": (
+        dict(grpo__diversity=noisy(0.2 - 0.1 * T, 0.02)), "images alike", "grpo/diversity",
+    ),
     "learning rate 0": (
         dict(lr__generator=np.maximum(0, 1e-4 * (1 - 2 * T))), "standstill", "lr/generator",
     ),
@@ -159,6 +162,8 @@ GOOD = {
     "a reward that fell at first": dict(
         reward__hps=noisy(1 + T, 0.02), reward__b=noisy(2 - np.minimum(4 * T, 1), 0.001)
     ),
+    "diversity that falls a little": dict(grpo__diversity=noisy(0.2 - 0.015 * T, 0.02)),
+    "diversity that comes back": dict(grpo__diversity=noisy(0.1 + 0.4 * (T - 0.5) ** 2, 0.02)),
     "a margin at the hinge": dict(discriminator__margin=noisy(2 * np.ones(N))),
     "drift that comes back": dict(drift__mean=noisy(0.3 * np.exp(-4 * T))),
     "an offset of the guided teacher": dict(drift__saturation=noisy(0.12 * np.ones(N))),
