@@ -1,4 +1,7 @@
-"""A run folder, a student and a cache of the build before the move go on (fixtures/README.md)."""
+"""A run folder, a student and a cache of the build before the move go on (fixtures/README.md).
+
+Sums differ in their last bits from processor to processor, also between two of one model name.
+"""
 
 import json
 import logging
@@ -64,19 +67,6 @@ def resumed(old, tmp_path_factory) -> tuple[Path, list[str]]:
     return run, said
 
 
-def where_it_was_made(old: Path) -> bool:
-    """Whether sums are the same to the bit on this machine."""
-    cpu = next(
-        (line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        ":",
-    )
-    return json.loads((old / "machine.json").read_text()) == {
-        "torch": torch.__version__,
-        "vectors": torch.backends.cpu.get_cpu_capability(),
-        "processor": cpu.partition(":")[2].strip(),
-    }
-
-
 def test_the_run_goes_on_as_its_own_build_carried_it_on(old, resumed):
     run, said = resumed
     assert any("going on from" in line and "step_0000002" in line for line in said)
@@ -87,19 +77,17 @@ def test_the_run_goes_on_as_its_own_build_carried_it_on(old, resumed):
         measured = {name for name in old_row if "time_s" not in name}
         assert measured <= row.keys()
         for name in measured:
-            expected = old_row[name]
-            near = expected if where_it_was_made(old) else pytest.approx(expected, 1e-3, 1e-6)
-            assert row[name] == near, name
+            assert row[name] == pytest.approx(old_row[name], 1e-3, 1e-6), name
 
 
 @pytest.mark.parametrize("kind", ["student", "ema"])
 def test_its_weights_are_those_of_its_own_build(old, resumed, kind):
     then = load_file(old / f"carried_on/{kind}.safetensors")
     file = resumed[0] / kind / "step_0000004/diffusion_pytorch_model.safetensors"
-    now, tolerance = load_file(file), 0 if where_it_was_made(old) else 1e-5
+    now = load_file(file)
     assert then.keys() == now.keys()
     for key, value in then.items():
-        assert torch.allclose(now[key], value, rtol=0, atol=tolerance), key
+        assert torch.allclose(now[key], value, rtol=0, atol=1e-5), key
 
 
 def test_its_heads_keep_their_plain_text_layer(old, resumed):
@@ -121,7 +109,7 @@ def test_its_student_draws_the_same_image(old, tmp_path, flags, name):
     assert command_line.call(FLUX, old / "teacher", *words) == 0
     image = command_line.only_picture(tmp_path)
     stored = np.array(Image.open(old / f"drawn/{name}.png"))
-    assert command_line.grey_levels_apart(image, stored) <= (0 if where_it_was_made(old) else 1)
+    assert command_line.grey_levels_apart(image, stored) <= 1
 
 
 def test_its_report_is_written(old, tmp_path):

@@ -139,7 +139,7 @@ def toy_distillation(config: Config) -> Distillation:
     """Teacher, generator and fake score start alike; a random DINOv2-shaped ViT judges."""
     discriminator = None
     if config.adversarial.in_use == "vfm":
-        backbone = FrozenBackbone(random_vit(), config.adversarial.taps, random_seed=0)
+        backbone = FrozenBackbone("test_vit", config.adversarial.taps, random_seed=0)
         heads = Heads(3, backbone.width, 3, config.adversarial.reference != "none").eval()
         discriminator = VFMDiscriminator(backbone, ToyPromptEncoder(), trained(heads, config))
     adapter = ToyAdapter(FlowPath())
@@ -153,10 +153,6 @@ def toy_distillation(config: Config) -> Distillation:
         discriminator=discriminator,
         device=torch.device("cpu"),
     )
-
-
-def random_vit() -> str:
-    return "vit_tiny_patch16_224"
 
 
 def toy_batch(num: int = 4, first: int = 0) -> Batch:
