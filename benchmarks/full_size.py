@@ -42,7 +42,7 @@ from senseflow.distill.vfm_features import FrozenBackbone, PromptEncoder
 from senseflow.distill.vfm_heads import Heads, no_power_iterations
 from senseflow.engine.adversary import layers_of
 from senseflow.engine.inputs import check_times
-from senseflow.engine.parallel import recompute
+from senseflow.engine.parallel import recompute, recompute_decoder
 from senseflow.optim.trained import Trained
 from senseflow.plan.rehearsal import trained_of
 from senseflow.teachers import adapter as adapters
@@ -357,11 +357,10 @@ def checkpointing(instance: Instance, every: int) -> None:
     for block in instance.recomputed:
         vars(block).pop("forward", None)
     recompute(instance.recomputed, every, selective)
-    adapter = instance.parts.adapter
-    if blocks := adapter.decoder_blocks:  # of a VAE that diffusers cannot do it for
-        for block in blocks:
-            vars(block).pop("forward", None)
-        recompute(blocks, 1 if every else 0)
-        return
-    vae = adapter.pipeline.vae
-    vae.enable_gradient_checkpointing() if every else vae.disable_gradient_checkpointing()
+    adapter, adversary = instance.parts.adapter, instance.parts.discriminator
+    vision = [*adversary.backbone.vit.blocks] if isinstance(adversary, VFMDiscriminator) else []
+    for part in [*adapter.pipeline.vae.decoder.modules(), *vision]:
+        vars(part).pop("forward", None)
+    if every:
+        recompute_decoder(adapter)
+        recompute(vision, every=1)

@@ -4,6 +4,7 @@ Both are parts of `senseflow.distill.algorithm`'s iteration through
 `senseflow.distill.state.Discriminator`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
@@ -75,29 +76,48 @@ class VFMDiscriminator:
         return replace(sample, views=views, images=images if reflects(d, turn) else None)
 
     def generator_loss(self, d: Distillation, sample: Sample) -> Tensor:
-        """The heads judge x; their weights and buffers take no part."""
-        assert sample.views
-        views = sample.views
-        with frozen(self.heads.network):
-            logits = self.heads.network(views.fake, views.text, views.reference)
-        return hinge_generator_loss(logits, self._omega(d, sample.tau))
+        """The heads judge x; their weights and buffers take no part.
 
-    def loss(self, d: Distillation, sample: Sample, first: bool, measures: Measures) -> Tensor:
-        """The hinge loss of one micro-batch.
+        One head after the other, each to its gradient at the features: no two of them are gathered,
+        or keep what they computed, at once.
+        """
+        assert sample.views
+        heads, weight = cast(Heads, self.heads.network), self._omega(d, sample.tau)
+        losses = []
+        with frozen(heads):
+            for number, features in enumerate(sample.views.fake):
+                maps = features.detach().to(heads.dtype).requires_grad_(True)
+                loss = hinge_generator_loss(self._judge(number, maps, sample.views), weight)
+                (gradient,) = torch.autograd.grad(loss, maps)
+                losses.append(with_gradient(loss, features, gradient))
+        return torch.stack(losses).mean()  # all maps are alike: of all places of all heads
+
+    def losses(
+        self, d: Distillation, sample: Sample, first: bool, measures: Measures
+    ) -> Iterator[Tensor]:
+        """The hinge loss of one micro-batch, a head's share at a time.
 
         Spectral norm's power iteration moves with the first micro-batch only, so that its buffers
         do not depend on how the batch is split.
         """
         assert sample.views
         views, heads = sample.views, cast(Heads, self.heads.network)
+        weight, margins = self._omega(d, sample.tau), []
         with torch.no_grad():
             real = self.backbone(augment(d, sample, views.real, "augment real"))
-        # One pass over fake and real: the reference and the text are worked on once for both.
-        both = [torch.cat(pair) for pair in zip(views.fake, real, strict=True)]
-        with heads.power_iteration(first):
-            logits_fake, logits_real = heads(both, views.text, views.reference).chunk(2)
-        measures.add({"discriminator/margin": margin(logits_real, logits_fake)})
-        return hinge_discriminator_loss(logits_real, logits_fake, self._omega(d, sample.tau))
+        for number, pair in enumerate(zip(views.fake, real, strict=True)):
+            # One pass over fake and real: the reference and the text are worked on once for both.
+            with heads.power_iteration(first):
+                logits_fake, logits_real = self._judge(number, torch.cat(pair), views).chunk(2)
+            margins.append(margin(logits_real, logits_fake))
+            yield hinge_discriminator_loss(logits_real, logits_fake, weight) / len(real)
+        measures.add({"discriminator/margin": torch.stack(margins).mean()})
+
+    def _judge(self, number: int, maps: Tensor, views: Views) -> Tensor:
+        """One head's logits (B, L) of its maps (B, C, h, w)."""
+        reference = views.reference and [views.reference[number]]
+        logits: Tensor = self.heads.network([maps], views.text, reference, first=number)
+        return logits
 
     def _text(self, d: Distillation, batch: Batch) -> Tensor:
         """CLIP's features of the prompts (B, D): as a cache knows them, or computed now."""
@@ -156,10 +176,11 @@ class BottleneckDiscriminator:
             x_t, t = self._diffuse(d, sample, x, "classifier generated")
             loss = softplus_generator_loss(self._logits(d, x_t, t, sample.cond))
             (gradient,) = torch.autograd.grad(loss, x)
-        # Linear in x: its own backward hands on the gradient taken above, and no graph of phi.
-        return loss.detach() + (gradient * (sample.x - x.detach())).sum()
+        return with_gradient(loss, sample.x, gradient)
 
-    def loss(self, d: Distillation, sample: Sample, first: bool, measures: Measures) -> Tensor:
+    def losses(
+        self, d: Distillation, sample: Sample, first: bool, measures: Measures
+    ) -> Iterator[Tensor]:
         """softplus(D(fake)) + softplus(-D(real)) of diffused latents; real ones with their own
         prompts. The gradient reaches the fake score's encoder half and the heads."""
         real, cond = sample.batch.real, sample.cond
@@ -175,7 +196,7 @@ class BottleneckDiscriminator:
         )
         logits_fake, logits_real = logits.chunk(2)
         measures.add({"discriminator/margin": margin(logits_real, logits_fake)})
-        return softplus_discriminator_loss(logits_real, logits_fake)
+        yield softplus_discriminator_loss(logits_real, logits_fake)
 
     def _diffuse(
         self, d: Distillation, sample: Sample, x: Tensor, purpose: str
@@ -190,6 +211,12 @@ class BottleneckDiscriminator:
         features = self.adapter.bottleneck(d.fake_score.network, x_t, t, cond)
         logits: Tensor = self.heads.network(features)
         return logits
+
+
+def with_gradient(loss: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+    """The value of a 0-d loss whose gradient at x, as large as x, has been taken: linear in x, so
+    that its backward hands that gradient on, and no graph of what took it is kept."""
+    return loss.detach() + (gradient * (x - x.detach())).sum()
 
 
 def augment(d: Distillation, sample: Sample, images: Tensor, purpose: str) -> Tensor:

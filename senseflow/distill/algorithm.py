@@ -4,8 +4,8 @@
     x       the student's prediction of x_0 at x_tau
     theta   generator, every N-th iteration:  L_DMD + lambda_adv L_adv + lambda_isg L_ISG, then IDA;
             with rewards + L_GRPO on steps of a rollout, of which x_tau is then a state
-    phi     fake score, every iteration:      L_fake on sg(x)
     heads   discriminator, every iteration:   L_D on sg(x) and a real image
+    phi     fake score, every iteration:      L_fake on sg(x)
 
 `train_iteration` is the algorithm; below it stands one function per line of it. The equations are
 in `senseflow.core`, everything that differs between teachers behind `senseflow.teachers.adapter`,
@@ -102,17 +102,17 @@ def take_turn(
             align(d, turn, taken)  # before phi's own step, which then starts from where theta is
 
     # Every iteration, not on theta's turn alone: phi has N steps to follow each of theta's (TTUR).
-    for i, sample in enumerate(samples):
-        if d.config.dmd.weight > 0:
-            fake_score_backward(d, sample, len(batches), measures)
-        if turn.adversarial:
-            discriminator_backward(d, sample, len(batches), i == 0, measures)
-    # After both: the loss of DMD2's classifier leaves gradients in phi as well.
-    if d.config.dmd.weight > 0:
-        update(d, turn, d.fake_score, "fake_score", measures)
+    # The heads first, up to their step: their gradients are gone before phi's are there.
     if turn.adversarial and d.discriminator:
+        for i, sample in enumerate(samples):
+            discriminator_backward(d, sample, len(batches), i == 0, measures)
         # Not where omega is 0: AdamW's momentum moves weights on gradients of zero too.
         update(d, turn, d.discriminator.heads, "discriminator", measures)
+    if d.config.dmd.weight > 0:
+        for sample in samples:
+            fake_score_backward(d, sample, len(batches), measures)
+        # After both losses: that of DMD2's classifier has left gradients in phi as well.
+        update(d, turn, d.fake_score, "fake_score", measures)
     return samples[0].pictures
 
 
@@ -343,9 +343,11 @@ def discriminator_backward(
 ) -> None:
     """Backpropagate L_D of one micro-batch into the heads (and, with DMD2's, into phi)."""
     assert d.discriminator
-    loss = d.discriminator.loss(d, sample, first, measures)
-    (d.config.adversarial.discriminator_weight * loss / num_micro).backward()
-    measures.add({"loss/discriminator": loss})
+    total = torch.zeros((), device=d.device)
+    for loss in d.discriminator.losses(d, sample, first, measures):
+        (d.config.adversarial.discriminator_weight * loss / num_micro).backward()
+        total = total + loss.detach()
+    measures.add({"loss/discriminator": total})
 
 
 @phase("optimizer")

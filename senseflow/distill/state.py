@@ -110,8 +110,11 @@ class Discriminator(Protocol):
         """L_adv of x, 0-d; gradients flow to x alone."""
         ...
 
-    def loss(self, d: "Distillation", sample: Sample, first: bool, measures: Measures) -> Tensor:
-        """L_D of sg(x) and real samples, 0-d; `first` is the iteration's first micro-batch."""
+    def losses(
+        self, d: "Distillation", sample: Sample, first: bool, measures: Measures
+    ) -> Iterator[Tensor]:
+        """L_D of sg(x) and real samples, in terms, 0-d, each to be backpropagated before the next
+        is asked for; `first` is the iteration's first micro-batch."""
         ...
 
 

@@ -308,21 +308,26 @@ class Heads(nn.Module):
                 norm.training = False
 
     def forward(
-        self, features: list[Tensor], text: Tensor, references: list[Tensor] | None
+        self,
+        features: list[Tensor],
+        text: Tensor,
+        references: list[Tensor] | None,
+        first: int = 0,
     ) -> Tensor:
-        """The logits of all heads, shallow to deep: (B, sum of L), float32.
+        """The logits of as many heads as there are maps, shallow to deep: (B, sum of L), float32.
 
         features, references: a map (B, width, h, w) and (b, width, h, w) per head, as
         `FrozenBackbone` returns them, b dividing B; references are None for heads built without.
-        text: (b, text_dim).
+        text: (b, text_dim). first: the number of the first of these heads.
         """
         features = [maps.to(self.dtype) for maps in features]
         references = references and [maps.to(self.dtype) for maps in references]
-        per_head: Sequence[Tensor | None] = references or [None] * len(self.heads)
+        per_head: Sequence[Tensor | None] = references or [None] * len(features)
+        heads = [*self.heads][first : first + len(features)]
         return torch.cat(
             [
                 head(maps, text, reference)
-                for head, maps, reference in zip(self.heads, features, per_head, strict=True)
+                for head, maps, reference in zip(heads, features, per_head, strict=True)
             ],
             dim=1,
         )

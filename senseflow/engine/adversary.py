@@ -27,7 +27,7 @@ from senseflow.distill.vfm_heads import Heads, Layers, no_power_iterations, text
 from senseflow.engine.disk import HostGroup
 from senseflow.engine.initial import Initial, heads_of, reader
 from senseflow.engine.inputs import Inputs, bottleneck_of
-from senseflow.engine.parallel import keep_parameters_in, shard
+from senseflow.engine.parallel import keep_parameters_in, recompute, shard
 from senseflow.optim.trained import Trained
 from senseflow.weights.filling import fill_shards
 from senseflow.weights.lora import Role
@@ -66,6 +66,8 @@ def build_vfm(
     named = paths.dinov2 if text_dim else f"{paths.dinov2} and CLIP's {paths.clip}"
     logger.info("reading the discriminator's %s", named)
     backbone, prompt_encoder = load_frozen(config, text_dim)
+    if config.parallel.activation_checkpointing:
+        recompute([*backbone.vit.blocks], every=1)  # L_adv goes back through all of them
     if prompt_encoder:
         prompt_encoder, text_dim = prompt_encoder.to(ranks.device), prompt_encoder.dim
     assert text_dim
@@ -81,7 +83,7 @@ def build_vfm(
         ).eval()
     keep_parameters_in(heads, torch_dtype(config.precision.head_masters))
     # 773 M parameters at width 1024 and their moments: too many for every rank to hold.
-    shard(heads, [*heads.heads], ranks.mesh, heads.dtype)
+    shard(heads, [*heads.heads], ranks.mesh, heads.dtype, prefetch=False)
     fill_heads(heads, in_turn("heads", heads.draw()), ranks, initial)
     return VFMDiscriminator(
         backbone.to(ranks.device),

@@ -55,6 +55,7 @@ from senseflow.engine.parallel import (
     compile_blocks,
     keep_parameters_in,
     recompute,
+    recompute_decoder,
     shard,
 )
 from senseflow.engine.rewards import named_rewards, open_rewards
@@ -185,10 +186,7 @@ def assemble(
     adapter = inputs.family.load_adapter(inputs.settings, ranks.device, build, known.prompts)
     if config.parallel.activation_checkpointing:
         # On theta's turn L_adv goes back through the decoder, often the worst moment for memory.
-        if blocks := adapter.decoder_blocks:
-            recompute(blocks, every=1)
-        else:
-            adapter.pipeline.vae.enable_gradient_checkpointing()
+        recompute_decoder(adapter)
     optimizer, compiled = config.optimizer, config.parallel.compiled
     teacher, generator, fake_score = build_networks(inputs, initial, ranks)
     return Distillation(

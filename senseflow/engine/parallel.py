@@ -6,13 +6,13 @@ weights file a rank reads its own rows alone, and of new heads it draws one laye
 so no rank ever holds a whole network. VAE, DINOv2 and the discriminator's CLIP are small and whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -32,6 +32,9 @@ from torch.utils.flop_counter import flop_registry
 
 from senseflow.engine.recomputation import Contexts, spare_products
 
+if TYPE_CHECKING:
+    from senseflow.teachers.adapter import Adapter
+
 
 def shard(
     network: nn.Module,
@@ -39,6 +42,7 @@ def shard(
     mesh: DeviceMesh,
     compute_dtype: torch.dtype | None = None,
     offload: bool = False,
+    prefetch: bool = True,
 ) -> nn.Module:
     """FSDP2: one unit per block and one for the rest; parameters become DTensors.
 
@@ -51,7 +55,8 @@ def shard(
     in float32. Inputs are not cast: the network's time must reach it in the adapter's own type.
 
     Prefetch: in a forward each unit gathers the next one before it computes, so that the two
-    overlap also where the host is no faster than the device, and two units are whole at a time. In
+    overlap also where the host is no faster than the device, and two units are whole at a time; not
+    for blocks that run one at a time, each to the end of its backward, which drops the next one. In
     a backward FSDP2's own rule stays: the unit whose forward was recorded before. It is the same
     order, and right for a pass through half a network (DMD2's) too. The record is cleared at the
     end of a backward; a network without any would keep every forward's, so a frozen one forgets it.
@@ -69,7 +74,7 @@ def shard(
         fully_shard(
             unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True, offload_policy=place
         )
-    for sharded, following in pairwise(cast(list[FSDPModule], units)):
+    for sharded, following in pairwise(cast(list[FSDPModule], units) if prefetch else []):
         sharded.set_modules_to_forward_prefetch([following])
     if not any(p.requires_grad for p in network.parameters()):
         network.register_forward_hook(forget_forward)
@@ -115,6 +120,36 @@ def recompute(
             spare_products(block, context)
         else:
             block.forward = partial(again, block.forward)
+
+
+def recompute_decoder(adapter: "Adapter") -> None:
+    """Recompute a VAE's decoder on the way back, a residual block at a time.
+
+    In a block's second run a norm and the activation behind it keep the norm's input alone: they
+    are run again by themselves, where the block's products keep what they read. The gradient is
+    that of the whole decoder to the bit; `decoder_blocks` and `decoder_norms` of the adapter say
+    which they are.
+    """
+    decoder, blocks = adapter.pipeline.vae.decoder, []
+    for part in decoder.modules():
+        pairs = adapter.decoder_norms.get(type(part), ())
+        forwards = {name: getattr(part, name).forward for pair in pairs for name in pair}
+        for norm, activation in pairs:
+            getattr(part, norm).forward = partial(_both, forwards[norm], forwards[activation])
+            getattr(part, activation).forward = _nothing
+            recompute([getattr(part, norm)], every=1)
+        if isinstance(part, adapter.decoder_blocks):
+            blocks.append(part)
+    assert blocks, f"{type(decoder).__name__} has none of the adapter's decoder_blocks"
+    recompute(blocks, every=1)
+
+
+def _both(norm: Callable[..., Tensor], activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return activation(norm(x))
+
+
+def _nothing(x: Tensor) -> Tensor:
+    return x
 
 
 def compile_blocks(blocks: Sequence[nn.Module], every: int, selective: bool = False) -> None:

@@ -6,13 +6,16 @@ sign of its output and the way it is guided stay inside.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
+from diffusers.models.autoencoders.vae import Decoder
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from senseflow.common.files import read_json
@@ -42,6 +45,7 @@ from senseflow.weights.meta import (
     open_network,
 )
 
+Norms = Mapping[type[nn.Module], tuple[tuple[str, str], ...]]
 IP_ADAPTER = ("image_encoder", "feature_extractor")  # which a prompt alone does not use
 
 
@@ -59,6 +63,13 @@ class Adapter(ABC):
     component: ClassVar[str]  # its denoiser's
     text_encoders: ClassVar[Kinds]  # that its folders hold
     vae_class: ClassVar[type[ModelMixin]] = AutoencoderKL
+    # Of the VAE's decoder: what is recomputed on the way back, each by itself, and names of norms
+    # with those of the activations that follow them.
+    decoder_blocks: ClassVar[tuple[type[nn.Module], ...]] = (ResnetBlock2D, Upsample2D)
+    decoder_norms: ClassVar[Norms] = {
+        ResnetBlock2D: (("norm1", "nonlinearity"), ("norm2", "nonlinearity")),
+        Decoder: (("conv_norm_out", "conv_act"),),
+    }
 
     pipeline: Any  # a diffusers pipeline without its denoiser
     path: NoisePath  # with the clock that all times of the iteration are read on
@@ -168,11 +179,6 @@ class Adapter(ABC):
         vae = self.pipeline.vae
         images: Tensor = vae.decode(self.denormalise(latents).to(vae.dtype), return_dict=False)[0]
         return images.float()
-
-    @property
-    def decoder_blocks(self) -> list[nn.Module]:
-        """The parts of the VAE's decoder to be recomputed where diffusers does not do it itself."""
-        return []
 
     def normalise(self, encoded: Tensor) -> Tensor:
         """The VAE's own latents as the network sees them: (z - shift) scale."""

@@ -184,7 +184,7 @@ def test_real_samples_come_with_their_own_prompts(sdxl_folder, separate):
         batch = replace(batch, other=random_batch(d, 2, ["nine", "a green four"]))
     sample = sample_of(d, batch).detach()
     measures = Measures()
-    loss = d.discriminator.loss(d, sample, True, measures)
+    (loss,) = d.discriminator.losses(d, sample, True, measures)
     real = batch.other if separate else batch
     real_cond = d.adapter.encode_prompts(real.prompts)
     fake_logits = logits(d, sample.x, *noise(sample, "classifier fake"), sample.cond)
@@ -209,7 +209,7 @@ def test_real_images_are_encoded_and_real_latents_are_not(sdxl_folder):
     eps = sample.draws.normal("posterior real", d.adapter.latent_shape())
     latents = d.adapter.draw_latents(d.adapter.encode_images(images), eps)
     stored = replace(sample, batch=replace(pictures, images=None, latents=latents))
-    one, other = (d.discriminator.loss(d, s, True, Measures()) for s in (sample, stored))
+    (one,), (other,) = (d.discriminator.losses(d, s, True, Measures()) for s in (sample, stored))
     torch.testing.assert_close(one, other)
 
 
@@ -224,7 +224,7 @@ def test_each_use_of_the_noise_is_a_draw_of_its_own(sdxl_folder):
         return bottleneck(network, x_t, t, cond)
 
     object.__setattr__(d.adapter, "bottleneck", spy)
-    d.discriminator.loss(d, sample, True, Measures())
+    list(d.discriminator.losses(d, sample, True, Measures()))
     d.discriminator.generator_loss(d, sample)
     t = torch.cat([t for _, t in seen])
     assert len(seen) == 2 and len(t) == 6  # real and generated of L_D in one forward

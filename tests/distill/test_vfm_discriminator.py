@@ -397,6 +397,7 @@ def test_heads_concatenate_at_any_size(size: tuple[int, int]) -> None:
         head(m, text, r) for head, m, r in zip(heads.heads, maps, references, strict=True)
     ]
     assert torch.equal(logits, torch.cat(one_by_one, 1))
+    assert torch.equal(heads(maps[1:2], text, references[1:2], first=1), one_by_one[1])
 
 
 def test_a_sample_is_judged_alone() -> None:
@@ -417,7 +418,7 @@ def test_misplaced_references_and_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="do not divide"):
         Heads(1, 8, 6, reference=False)(maps, text[:3], None)
     with pytest.raises(ValueError):
-        Heads(2, 8, 6, reference=False)(maps, text, None)
+        Heads(2, 8, 6, reference=False)([*maps, *maps], text, None, first=1)
 
 
 def test_only_train_mode_moves_the_buffers() -> None:

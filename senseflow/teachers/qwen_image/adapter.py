@@ -6,11 +6,12 @@ prompt's own prediction gave it. Its VAE is one of videos, of which an image is 
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
+    QwenImageDecoder3d,
     QwenImageResample,
     QwenImageResidualBlock,
 )
@@ -22,7 +23,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoder
 
 from senseflow.common.devices import to_device
 from senseflow.core.guidance import guide
-from senseflow.teachers.adapter import CfgAdapter, Networks
+from senseflow.teachers.adapter import CfgAdapter, Networks, Norms
 from senseflow.teachers.encoded import Conditioning, Posterior
 from senseflow.teachers.qwen_image.latents import require_statistics
 from senseflow.teachers.qwen_image.prompts import CHAT, TEMPLATE
@@ -53,6 +54,11 @@ class QwenImageAdapter(CfgAdapter):
     component = "transformer"
     text_encoders = (QWEN2_5_VL,)
     vae_class = AutoencoderKLQwenImage
+    decoder_blocks = (QwenImageResidualBlock, QwenImageResample)
+    decoder_norms: ClassVar[Norms] = {
+        QwenImageResidualBlock: (("norm1", "nonlinearity"), ("norm2", "nonlinearity")),
+        QwenImageDecoder3d: (("norm_out", "nonlinearity"),),
+    }
 
     @classmethod
     def pipeline_around(cls, folder: Path, networks: dict[str, nn.Module], **settings: Any) -> Any:
@@ -91,12 +97,6 @@ class QwenImageAdapter(CfgAdapter):
         frames = self.denormalise(latents).to(vae.dtype)[:, :, None]
         images: Tensor = vae.decoder(vae.post_quant_conv(frames))
         return images[:, :, 0].float()
-
-    @property
-    def decoder_blocks(self) -> list[nn.Module]:
-        """Residual blocks and what makes images larger."""
-        kinds = (QwenImageResidualBlock, QwenImageResample)
-        return [part for part in self.pipeline.vae.decoder.modules() if isinstance(part, kinds)]
 
     def normalise(self, encoded: Tensor) -> Tensor:
         """Less the mean of each channel, over its deviation."""
