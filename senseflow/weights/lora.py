@@ -115,13 +115,13 @@ def share(
     device: where a base in few bits is packed. Raises ValueError for layers it cannot hold.
     """
     network = source.network
-    _require_targets(network, settings.targets)
+    layers = layers_of(network, settings.targets)
     in_blocks = linear_layers(network, source.repeated)
     if settings.base != "bfloat16":
         require_packable(network, in_blocks, settings.base)
     with warnings.catch_warnings(action="ignore"):  # that the second adapter is not the first
         for adapter in ADAPTERS:
-            config = peft_config(settings)
+            config = peft_config(settings, layers)
             # Adapters on the meta device too: they are sharded before they have memory.
             inject_adapter_in_model(config, network, adapter_name=adapter, low_cpu_mem_usage=True)
     network.requires_grad_(False)
@@ -172,23 +172,29 @@ def _first(layer: str, factor: str, shape: torch.Size, seed: int) -> Tensor:
     return nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator)
 
 
-def peft_config(settings: LoraSettings) -> LoraConfig:
-    """One adapter, without dropout; its weights are filled by `fill_shards`."""
+def peft_config(settings: LoraSettings, layers: list[str]) -> LoraConfig:
+    """One adapter of these layers, without dropout; its weights are filled by `fill_shards`."""
     return LoraConfig(
         r=settings.rank,
         lora_alpha=cast(int, settings.alpha),  # any number will do
-        target_modules=list(settings.targets),
+        target_modules=layers,
         init_lora_weights=False,
     )
 
 
-def _require_targets(network: nn.Module, targets: tuple[str, ...]) -> None:
-    """Raise ValueError for the name of no linear layer or convolution."""
+def layers_of(network: nn.Module, targets: tuple[str, ...]) -> list[str]:
+    """The linear layers and convolutions whose names end so; raises ValueError for an end of none.
+
+    By their whole names: peft would take whatever ends so, a list of layers too (attn.to_out is a
+    layer of FLUX.2's single blocks, and a list in its double ones).
+    """
     kinds = nn.Linear | nn.Conv2d
     names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+    found = {target: [n for n in names if f".{n}".endswith(f".{target}")] for target in targets}
+    for target, layers in found.items():
+        if not layers:
             raise ValueError(
                 f"lora.targets: {target} is no linear layer or convolution of this teacher, which "
                 f"has such as {', '.join(names[-3:])}"
             )
+    return list(dict.fromkeys(name for layers in found.values() for name in layers))

@@ -120,7 +120,7 @@ def main(folder: Path, way: str) -> None:
     torch.set_num_threads(1)
     ranks = start_ranks()
     if way == "packed":  # libraries' own memory
-        peft_config(LoraSettings(4, 4.0, "B", ("to_q",), 0, "nf4"))
+        peft_config(LoraSettings(4, 4.0, "B", ("to_q",), 0, "nf4"), ["to_q"])
         pack(torch.ones(4, 64), "nf4")
     Path("/proc/self/clear_refs").write_text("5")  # the mark starts anew
     baseline = memory("VmRSS")

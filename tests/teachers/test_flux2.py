@@ -21,9 +21,13 @@ from teacher_parts import (
     spy_on_steps,
 )
 from text_parts import QWEN_LENGTH, QWEN_TURN, QWEN_WIDTH
+from torch import nn
 
+from senseflow.config.config import load_config
 from senseflow.core.levels import SIGMAS
 from senseflow.teachers.flux2.family import FLUX2
+from senseflow.weights.lora import share
+from senseflow.weights.lora_settings import LoraSettings
 from senseflow.weights.meta import meta_network
 
 LENGTH = 38
@@ -337,3 +341,24 @@ def test_prompts_longer_than_the_limit_are_those_that_the_template_makes_so(flux
     assert lengths == [QWEN_TURN + len(prompt) for prompt in PROMPTS]
     assert [length > LENGTH for length in lengths] == [False, False, True]
     assert json.loads((flux2_folder / "model_index.json").read_text())["is_distilled"] is False
+
+
+@pytest.mark.parametrize("name", ["lora", "24gb"])
+def test_the_lora_recipes_adapt_every_layer_of_the_blocks(flux2_folder, name):
+    """Also where one block has a list of layers by the name that a layer has in another."""
+    targets = load_config(f"configs/FLUX2/flux2_klein_senseflow_{name}.yaml").lora.targets
+    source, base = share(
+        FLUX2.teacher(settings_of(flux2_folder)), LoraSettings(4, 4.0, "B", targets, 0, "bfloat16")
+    )
+    blocks = {
+        name: block
+        for name, block in source.network.named_modules()
+        if any(block is repeated for repeated in source.repeated)
+    }
+    layers = {
+        name.removesuffix(".base_layer")
+        for name, module in source.network.named_modules()
+        if type(module) is nn.Linear and name.startswith(tuple(blocks))
+    }
+    adapted = {name for name in layers if ".lora_" not in name}
+    assert len(blocks) > 1 and set(base.layers) == adapted
