@@ -359,8 +359,9 @@ def checkpointing(instance: Instance, every: int) -> None:
     recompute(instance.recomputed, every, selective)
     adapter, adversary = instance.parts.adapter, instance.parts.discriminator
     vision = [*adversary.backbone.vit.blocks] if isinstance(adversary, VFMDiscriminator) else []
-    for part in [*adapter.pipeline.vae.decoder.modules(), *vision]:
+    decoder = adapter.pipeline.vae.decoder
+    for part in [*decoder.modules(), *vision]:
         vars(part).pop("forward", None)
     if every:
-        recompute_decoder(adapter)
+        recompute_decoder(decoder, adapter.decoder_blocks, adapter.decoder_norms)
         recompute(vision, every=1)

@@ -6,10 +6,10 @@ weights file a rank reads its own rows alone, and of new heads it draws one laye
 so no rank ever holds a whole network. VAE, DINOv2 and the discriminator's CLIP are small and whole.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,6 @@ from torch.utils.checkpoint import (
 from torch.utils.flop_counter import flop_registry
 
 from senseflow.engine.recomputation import Contexts, spare_products
-
-if TYPE_CHECKING:
-    from senseflow.teachers.adapter import Adapter
 
 
 def shard(
@@ -122,23 +119,27 @@ def recompute(
             block.forward = partial(again, block.forward)
 
 
-def recompute_decoder(adapter: "Adapter") -> None:
-    """Recompute a VAE's decoder on the way back, a residual block at a time.
+def recompute_decoder(
+    decoder: nn.Module,
+    kinds: tuple[type[nn.Module], ...],
+    norms: Mapping[type[nn.Module], tuple[tuple[str, str], ...]],
+) -> None:
+    """Recompute a VAE's decoder on the way back, a residual block at a time; gradients are the same
+    to the bit.
 
-    In a block's second run a norm and the activation behind it keep the norm's input alone: they
-    are run again by themselves, where the block's products keep what they read. The gradient is
-    that of the whole decoder to the bit; `decoder_blocks` and `decoder_norms` of the adapter say
-    which they are.
+    kinds: its residual blocks and the like. norms: by a part's kind the names of its norms, each
+    with that of the activation behind it; both together keep the norm's input alone, and are run
+    again by themselves within a block's second run.
     """
-    decoder, blocks = adapter.pipeline.vae.decoder, []
+    blocks = []
     for part in decoder.modules():
-        pairs = adapter.decoder_norms.get(type(part), ())
+        pairs = norms.get(type(part), ())
         forwards = {name: getattr(part, name).forward for pair in pairs for name in pair}
         for norm, activation in pairs:
             getattr(part, norm).forward = partial(_both, forwards[norm], forwards[activation])
             getattr(part, activation).forward = _nothing
             recompute([getattr(part, norm)], every=1)
-        if isinstance(part, adapter.decoder_blocks):
+        if isinstance(part, kinds):
             blocks.append(part)
     assert blocks, f"{type(decoder).__name__} has none of the adapter's decoder_blocks"
     recompute(blocks, every=1)

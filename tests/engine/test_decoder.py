@@ -47,7 +47,7 @@ def test_a_decoder_recomputed_gives_the_same_bits_and_keeps_less(name, request):
     latents = torch.randn(2, *adapter.latent_shape(), generator=torch.Generator().manual_seed(0))
     whole = kept_by(adapter.decode, latents)
     names = list(adapter.pipeline.vae.state_dict())
-    recompute_decoder(adapter)
+    recompute_decoder(adapter.pipeline.vae.decoder, adapter.decoder_blocks, adapter.decoder_norms)
     again = kept_by(adapter.decode, latents)
     assert torch.equal(whole[0], again[0]) and torch.equal(whole[1], again[1])
     assert whole[1].abs().sum() > 0 and again[2] < whole[2]
@@ -56,11 +56,9 @@ def test_a_decoder_recomputed_gives_the_same_bits_and_keeps_less(name, request):
         assert torch.equal(adapter.decode(latents), whole[0])
 
 
-def test_a_decoder_of_other_parts_is_named(flux_folder):
-    adapter = FLUX.load_adapter(settings_of(flux_folder), CPU, built)
-    adapter.pipeline.vae.decoder = nn.Linear(1, 1)
+def test_a_decoder_of_other_parts_is_named():
     with pytest.raises(AssertionError, match="Linear has none of"):
-        recompute_decoder(adapter)
+        recompute_decoder(nn.Linear(1, 1), (nn.Conv2d,), {})
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
