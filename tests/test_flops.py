@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from embedded import YAMLS
 
 from benchmarks.flops import as_markdown, count_pieces, table
 from senseflow.config.config import load_config
@@ -12,14 +13,7 @@ from senseflow.engine.build import prepare
 from senseflow.engine.inputs import read_run
 from senseflow.tiny.pictures import write_dataset
 
-CONFIGS = {
-    "flux_senseflow": "configs/FLUX/flux_senseflow_tiny.yaml",
-    "sd35_senseflow": "configs/SD35/sd35_senseflow_tiny.yaml",
-    "sd35_large_senseflow": "configs/SD35/sd35_large_senseflow_tiny.yaml",
-    "sdxl_senseflow": "configs/sdxl/sdxl_senseflow_tiny.yaml",
-    "sdxl_dmd2": "configs/sdxl/sdxl_dmd2_tiny.yaml",
-}
-WHOLE = [pytest.param((name,), id=name, marks=pytest.mark.long) for name in CONFIGS]
+WHOLE = [pytest.param((name,), id=name, marks=pytest.mark.long) for name in YAMLS]
 # Few kinds of iteration: two anchors, of which one is simulated in a step.
 TWO = "anchors.times=[1000, 500]"
 FEW = [pytest.param(("flux_senseflow", TWO), id="flux_senseflow with two anchors")]
@@ -52,7 +46,7 @@ def run(request, tmp_path_factory):
         "train.batch_size=2",
         "adversarial.taps=[5]",
     ]
-    config = load_config(CONFIGS[name], overrides)
+    config = load_config(YAMLS[name], overrides)
     return prepare(read_run(config, RECIPES[name].family), folder / "run")
 
 

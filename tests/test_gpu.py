@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from embedded import EMBEDDED, YAMLS
 from gpus import NUM_GPUS, VISIBLE
 
 from senseflow.config.config import load_config
 from senseflow.tiny.pictures import write_dataset
-from test_recipes import SAMPLING
-from test_recipes import TINY as TINY_OF_OTHERS
 from test_training import full_state, rows
 
 pytestmark = [
@@ -25,14 +24,6 @@ pytestmark = [
     pytest.mark.skipif(NUM_GPUS == 0, reason="needs a GPU"),
 ]
 
-TINY = {
-    "flux_senseflow": ("exp_flux/train_flux_senseflow.sh", "FLUX/flux_senseflow_tiny.yaml"),
-    **TINY_OF_OTHERS,
-}
-SCRIPTS = {
-    "flux_senseflow": ["scripts_flux/test_flux_senseflow.py", "--flux_ckpt"],
-    **SAMPLING,
-}
 SHORT = [
     "train.iter_num=6",
     "train.batch_size=4",
@@ -59,8 +50,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def command(name: str, data: Path, folder: Path, *overrides: str, gpus: int = 1) -> list[str]:
-    script, config = TINY[name]
-    words = ["sh", script, "1", str(gpus), f"configs/{config}", str(folder)]
+    words = ["sh", EMBEDDED[name].script, "1", str(gpus), YAMLS[name], str(folder)]
     return [*words, f"paths.dataset={data}", *SHORT, *overrides]
 
 
@@ -80,15 +70,24 @@ def states_that_differ(one: Path, other: Path, tmp_path: Path, iteration: int = 
     return [key for key in first if not torch.equal(first[key], second[key])]
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_a_recipe_trains_on_the_device_and_its_student_is_sampled(name, data, tmp_path):
     folder = tmp_path / "run"
     train(name, data, folder)
     row = rows(folder)[-1]
     assert row["mem_gib"] > 0 and row["time_s/generator"] > 0
     assert all(value - value == 0 for value in row.values())
-    base = load_config(f"configs/{TINY[name][1]}").paths.pretrained_model
-    words = [*SCRIPTS[name], base, "--checkpoint", folder, "--output_dir", tmp_path / "out"]
+    base = load_config(YAMLS[name]).paths.pretrained_model
+    recipe = EMBEDDED[name]
+    words = [
+        recipe.draws,
+        recipe.family.base_flag,
+        base,
+        "--checkpoint",
+        folder,
+        "--output_dir",
+        tmp_path / "out",
+    ]
     result = run([sys.executable, *map(str, words), "--prompt", "a red seven on white"])
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / "out").glob("*.json"))) == 1
@@ -182,7 +181,7 @@ def test_a_signal_saves_and_ends_the_run(data, tmp_path):
 
 
 @pytest.mark.skipif(NUM_GPUS < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_two_devices_compute_what_one_does(name, data, tmp_path):
     settings = ["precision.compute=float32", "train.deterministic=true", "train.iter_num=2"]
     for gpus in (1, 2):

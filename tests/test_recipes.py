@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from embedded import YAMLS
 from PIL import Image
 from python import PYTHON
 from short_runs import begin, configure, finish
@@ -29,21 +30,6 @@ SHORT = [
     "lr_scheduler.warmup_iterations=0",
     "lr_scheduler.decay_iterations=0",
 ]
-TINY = {
-    "sdxl_senseflow": ("exp_sdxl/train_sdxl_senseflow.sh", "sdxl/sdxl_senseflow_tiny.yaml"),
-    "sdxl_dmd2": ("exp_sdxl/train_sdxl_dmd2.sh", "sdxl/sdxl_dmd2_tiny.yaml"),
-    "sd35_senseflow": ("exp_sd35/train_SD35_senseflow.sh", "SD35/sd35_senseflow_tiny.yaml"),
-    "sd35_large_senseflow": (
-        "exp_sd35/train_SD35_large_senseflow.sh",
-        "SD35/sd35_large_senseflow_tiny.yaml",
-    ),
-}
-SAMPLING = {
-    "sdxl_senseflow": ["scripts_sdxl/test_sdxl_senseflow.py", "--sdxl_ckpt"],
-    "sdxl_dmd2": ["scripts_sdxl/test_sdxl_dmd2.py", "--sdxl_ckpt"],
-    "sd35_senseflow": ["scripts_sd35/test_senseflow_sd35.py", "--sd35_ckpt"],
-    "sd35_large_senseflow": ["scripts_sd35/test_senseflow_sd35_large.py", "--sd35_ckpt"],
-}
 # A recipe of each family as on the user's machine, where nothing is loaded before; FLUX's is in
 # test_training.py, and not long.
 BY_PYTHON_ITSELF = [
@@ -51,6 +37,16 @@ BY_PYTHON_ITSELF = [
     for name in ("sdxl_senseflow", "sd35_senseflow")
 ]
 LARGE = "sd35_large_senseflow"
+FAST = ("sdxl_senseflow", "sdxl_dmd2", "sd35_senseflow")
+SLOW = (LARGE,)  # it has the seed's line below
+INTEGER = [999, 749, 499, 249]
+ANCHORS = {
+    "sdxl_senseflow": INTEGER,
+    "sdxl_dmd2": INTEGER,
+    # by diffusers' compute_empirical_mu of 16 tokens and 4 steps, 1.9452
+    "flux2_klein_senseflow": [1, 0.95451, 0.87492, 0.69984],
+    "z_image_senseflow": [1, 18 / 19, 6 / 7, 2 / 3],  # 6 u / (1 + 5 u)
+}
 PROMPT = "a red seven left of a blue two on white"
 
 
@@ -84,14 +80,13 @@ def latents(images, tmp_path_factory) -> Path:
     ("name", "python"),
     [
         *BY_PYTHON_ITSELF,
-        *(pytest.param(name, PYTHON, id=name) for name in TINY if name != LARGE),
-        pytest.param(LARGE, PYTHON, id=LARGE, marks=pytest.mark.long),  # the seed's line is not
+        *(pytest.param(name, PYTHON, id=name) for name in FAST),
+        *(pytest.param(name, PYTHON, id=name, marks=pytest.mark.long) for name in SLOW),
     ],
 )
 def test_a_recipe_trains_and_its_student_is_sampled(name, python, images, latents, tmp_path):
-    script, config = TINY[name]
     data, folder = latents if "sdxl" in name else images, tmp_path / "run"
-    line = ["sh", script, 1, 1, f"configs/{config}", folder, f"paths.dataset={data}", *SHORT]
+    line = ["sh", RECIPES[name].script, 1, 1, YAMLS[name], folder, f"paths.dataset={data}", *SHORT]
     result = run(*line, python=python)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
@@ -106,14 +101,15 @@ def test_a_recipe_trains_and_its_student_is_sampled(name, python, images, latent
 
 def check_images(name: str, folder: Path, out: Path, python: str = PYTHON) -> None:
     """The recipe's script draws with the run's student, at the recipe's anchors."""
-    base = load_config(f"configs/{TINY[name][1]}").paths.pretrained_model
-    words = [*SAMPLING[name], base, "--checkpoint", folder, "--output_dir", out]
-    result = run(python, *words, "--prompt", PROMPT)
+    base = load_config(YAMLS[name]).paths.pretrained_model
+    recipe = RECIPES[name]
+    words = [recipe.draws, recipe.family.base_flag, base, "--checkpoint", folder]
+    result = run(python, *words, "--output_dir", out, "--prompt", PROMPT)
     assert result.returncode == 0, result.stderr
     (file,) = [f for f in out.glob("*.png") if f.name != "grid.png"]
     assert Image.open(file).size == (32, 32)
     levels = json.loads(file.with_suffix(".json").read_text())
-    anchors = [999, 749, 499, 249] if "sdxl" in name else [1, 0.9, 0.75, 0.5]
+    anchors = ANCHORS.get(name, [1, 0.9, 0.75, 0.5])
     found = levels.get("timesteps") or levels["sigmas"]
     assert found == pytest.approx(anchors, abs=1e-4)
 
@@ -179,6 +175,6 @@ def test_senseflow_switched_off_part_by_part_is_dmd(images, tmp_path):
 )  # fmt: skip
 def test_bad_input_is_found_before_anything_is_loaded(name, override, message, images, latents):
     data = latents if "sdxl" in name else images
-    config = load_config(f"configs/{TINY[name][1]}", [f"paths.dataset={data}", override])
+    config = load_config(YAMLS[name], [f"paths.dataset={data}", override])
     with pytest.raises(ValueError, match=message):
         check_networks(read_run(config, RECIPES[name].family))

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from caches import CONFIGS, config_of, contents, first, losses, make
+from caches import config_of, contents, first, losses, make
+from embedded import YAMLS
 from ranks import on_ranks
 from safetensors.torch import load_file
 from statuses import status_of
@@ -146,7 +147,7 @@ def test_two_ranks_with_workers_train_from_it_through_the_script(flux, images, t
 
 def test_the_reconstruction_error_is_measured_from_it_too(flux, images, tmp_path):
     line = [
-        CONFIGS["flux_senseflow"],
+        YAMLS["flux_senseflow"],
         "--num_samples",
         "2",
         "--num_times",
@@ -440,7 +441,7 @@ def test_an_index_that_does_not_do_is_refused(change, message, copied, images):
     ],
 )
 def test_wrong_input_is_one_line(words, message, images, capsys):
-    known = {"CONFIG": CONFIGS["flux_senseflow"], "DATA": f"paths.dataset={images}"}
+    known = {"CONFIG": YAMLS["flux_senseflow"], "DATA": f"paths.dataset={images}"}
     assert status_of(main, [known.get(word, word) for word in words]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and message in line

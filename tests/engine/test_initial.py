@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import short_runs
 import torch
+from embedded import YAMLS
 from safetensors.torch import load_file, save_file
-from short_runs import YAMLS, begin, finish, write_pictures
+from short_runs import begin, finish, write_pictures
 from student_networks import load_network
 
 from senseflow.config.config import Config
@@ -37,6 +38,25 @@ SDXL_ANCHORS = {
     2: [999, 499],
     4: [999, 749, 499, 249],
     8: [999, 874, 749, 624, 499, 374, 249, 124],
+}
+KLEIN_ANCHORS = {  # e^mu for s, of diffusers' compute_empirical_mu at 16 tokens and so many steps
+    1: [1.0],
+    2: [1.0, 0.8766],
+    4: [1.0, 0.9545, 0.8749, 0.6999],
+    8: [1.0, 0.9794, 0.9532, 0.9188, 0.8716, 0.8028, 0.6934, 0.4922],
+}
+Z_IMAGE_ANCHORS = {  # s = 6
+    1: [1.0],
+    2: [1.0, 0.8571],
+    4: [1.0, 0.9474, 0.8571, 0.6667],
+    8: [1.0, 0.9767, 0.9474, 0.9091, 0.8571, 0.7826, 0.6667, 0.4615],
+}
+ANCHORS = {
+    "flux_senseflow": FLUX_ANCHORS,
+    "sdxl_senseflow": SDXL_ANCHORS,
+    "sdxl_dmd2": SDXL_ANCHORS,
+    "flux2_klein_senseflow": KLEIN_ANCHORS,
+    "z_image_senseflow": Z_IMAGE_ANCHORS,
 }
 
 
@@ -163,8 +183,7 @@ def test_anchors_of_every_recipe_by_config(data, recipe, steps):
     family = RECIPES[recipe].family
     inputs = read_run(config, family)
     check_networks(inputs)
-    expected = {"flux_senseflow": FLUX_ANCHORS, "sdxl_senseflow": SDXL_ANCHORS,
-                "sdxl_dmd2": SDXL_ANCHORS}.get(recipe, SD35_ANCHORS)[steps]  # fmt: skip
+    expected = ANCHORS.get(recipe, SD35_ANCHORS)[steps]
     card = export(inputs, "float32").card
     assert card.anchors == pytest.approx(expected, abs=1e-4)
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from embedded import YAMLS
+
 from senseflow.cache.__main__ import main
 from senseflow.config.config import Config, load_config
 from senseflow.config.recipes import RECIPES
@@ -11,21 +13,14 @@ from senseflow.distill.measures import Measures
 from senseflow.engine.build import prepare
 from senseflow.engine.inputs import read_run
 
-CONFIGS = {
-    "flux_senseflow": "configs/FLUX/flux_senseflow_tiny.yaml",
-    "sd35_senseflow": "configs/SD35/sd35_senseflow_tiny.yaml",
-    "sdxl_senseflow": "configs/sdxl/sdxl_senseflow_tiny.yaml",
-    "sdxl_dmd2": "configs/sdxl/sdxl_dmd2_tiny.yaml",
-}
-
 
 def config_of(name: str, data: Path, *overrides: object) -> Config:
-    return load_config(CONFIGS[name], [f"paths.dataset={data}", *map(str, overrides)])
+    return load_config(YAMLS[name], [f"paths.dataset={data}", *map(str, overrides)])
 
 
 def make(name: str, data: Path, folder: Path, *words: object) -> int:
     """The command, in this process; its exit status."""
-    line = [CONFIGS[name], "--output", folder, *words, f"paths.dataset={data}"]
+    line = [YAMLS[name], "--output", folder, *words, f"paths.dataset={data}"]
     return main([*map(str, line)])
 
 

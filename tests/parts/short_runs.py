@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from embedded import YAMLS
+
 from senseflow.common.signals import StopRequest
 from senseflow.config.config import Config
 from senseflow.config.load import load_recipe
@@ -11,13 +13,6 @@ from senseflow.engine.inputs import read_run
 from senseflow.engine.loop import Run
 from senseflow.tiny.pictures import write_dataset
 
-YAMLS = {
-    "flux_senseflow": "configs/FLUX/flux_senseflow_tiny.yaml",
-    "sdxl_senseflow": "configs/sdxl/sdxl_senseflow_tiny.yaml",
-    "sdxl_dmd2": "configs/sdxl/sdxl_dmd2_tiny.yaml",
-    "sd35_senseflow": "configs/SD35/sd35_senseflow_tiny.yaml",
-    "sd35_large_senseflow": "configs/SD35/sd35_large_senseflow_tiny.yaml",
-}
 SHORT = (
     "adversarial.taps=[5]",  # two heads in place of seven: half of what a run costs
     "train.batch_size=2",

@@ -7,22 +7,16 @@ import subprocess
 from pathlib import Path
 
 import torch
+from embedded import EMBEDDED, YAMLS
 from python import PYTHON
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-SCRIPTS = {
-    "flux_senseflow": ("exp_flux/train_flux_senseflow.sh", "FLUX/flux_senseflow_tiny.yaml"),
-    "sdxl_senseflow": ("exp_sdxl/train_sdxl_senseflow.sh", "sdxl/sdxl_senseflow_tiny.yaml"),
-    "sdxl_dmd2": ("exp_sdxl/train_sdxl_dmd2.sh", "sdxl/sdxl_dmd2_tiny.yaml"),
-    "sd35_senseflow": ("exp_sd35/train_SD35_senseflow.sh", "SD35/sd35_senseflow_tiny.yaml"),
-}
-
 
 def line(recipe: str, folder: Path, *overrides: str, ranks: int = 1) -> list[str]:
     """The command of the README for a run on one node."""
-    script, config = SCRIPTS[recipe]
-    return ["sh", script, "1", str(ranks), f"configs/{config}", str(folder), *overrides]
+    script = EMBEDDED[recipe].script
+    return ["sh", script, "1", str(ranks), YAMLS[recipe], str(folder), *overrides]
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from embedded import YAMLS
 from PIL import Image
 from ranks import on_ranks
 from statuses import status_of
@@ -23,11 +24,6 @@ from senseflow.engine.inputs import read_inputs
 from senseflow.reconstruction_error.__main__ import main
 from senseflow.tiny.pictures import write_dataset
 
-CONFIGS = {
-    "flux_senseflow": "configs/FLUX/flux_senseflow_tiny.yaml",
-    "sd35_senseflow": "configs/SD35/sd35_senseflow_tiny.yaml",
-    "sdxl_senseflow": "configs/sdxl/sdxl_senseflow_tiny.yaml",
-}
 NUM = 4
 
 
@@ -47,7 +43,7 @@ def latents(images, tmp_path_factory) -> Path:
 
 
 def measured(name: str, data: Path, folder: Path, *words: object, num: int = NUM) -> dict:
-    line = [CONFIGS[name], "--output", folder, "--num_samples", num, "--num_times", 8, *words]
+    line = [YAMLS[name], "--output", folder, "--num_samples", num, "--num_times", 8, *words]
     assert main([*map(str, line), f"paths.dataset={data}"]) == 0
     return json.loads((folder / "xi.json").read_text())
 
@@ -62,7 +58,7 @@ def flux(images, tmp_path_factory) -> Path:
 
 def direct_errors(name: str, data: Path, times: list[float], scale: float) -> torch.Tensor:
     """xi (T,) over the first samples from the guided prediction, all of them in one batch."""
-    config = load_config(CONFIGS[name], [f"paths.dataset={data}"])
+    config = load_config(YAMLS[name], [f"paths.dataset={data}"])
     teacher = prepare_teacher(read_inputs(config, RECIPES[name].family))
     adapter, path = teacher.adapter, teacher.adapter.path
     order = torch.randperm(6, generator=Draws(0, 0, ()).shared("epoch"))[:NUM].tolist()
@@ -91,7 +87,7 @@ def direct_errors(name: str, data: Path, times: list[float], scale: float) -> to
     return torch.stack(errors)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["flux_senseflow", "sd35_senseflow", "sdxl_senseflow"])
 def test_every_family_is_measured(name, images, tmp_path):
     tree = measured(name, images, tmp_path / "xi", "--guidance", 1, "--guidance", 3)
     times = tree["times"]
@@ -118,13 +114,13 @@ def test_a_measurement_goes_on_to_the_same_numbers(flux, images, tmp_path, capsy
     )
     rows = (tmp_path / "xi" / "samples.jsonl").read_text()
     assert rows == (flux / "samples.jsonl").read_text()
-    line = [CONFIGS["flux_senseflow"], "--output", str(tmp_path / "xi"), "--num_samples", "4"]
+    line = [YAMLS["flux_senseflow"], "--output", str(tmp_path / "xi"), "--num_samples", "4"]
     assert main([*line, f"paths.dataset={images}"]) == 2
     assert "of another measurement (other times)" in capsys.readouterr().err
 
 
 def _measure_on_a_rank(rank: int, images: Path, folder: Path) -> None:
-    line = [CONFIGS["flux_senseflow"], "--output", str(folder), "--num_samples", str(NUM - 1)]
+    line = [YAMLS["flux_senseflow"], "--output", str(folder), "--num_samples", str(NUM - 1)]
     line += ["--num_times", "8", "--batch_size", "1", f"paths.dataset={images}"]
     assert main(line) == 0
 
@@ -162,8 +158,8 @@ def test_two_ranks_measure_what_one_does(flux, images, tmp_path):
     ],
 )
 def test_wrong_input_is_one_line(words, message, images, capsys):
-    known = {"CONFIG": CONFIGS["flux_senseflow"], "paths.dataset=DATA": f"paths.dataset={images}"}
-    known["SD35"] = CONFIGS["sd35_senseflow"]
+    known = {"CONFIG": YAMLS["flux_senseflow"], "paths.dataset=DATA": f"paths.dataset={images}"}
+    known["SD35"] = YAMLS["sd35_senseflow"]
     assert status_of(main, [known.get(word, word) for word in words]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and re.search(message, line)
