@@ -4,8 +4,10 @@ A reward takes images (B, 3, H, W) float32 in [0, 1] on the run's device and B p
 scores (B,), higher is better. What it is made of is not trained.
 """
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,7 +79,7 @@ class Rewards:
         try:
             found = scorer.score(pictures, prompts)
         except Exception as error:  # a user's own code raises what it likes, and ranks wait
-            fault = f"raised {error!r}"
+            fault = f"raised {with_line(error)}"
         else:
             if not isinstance(found, Tensor) or found.shape != (len(prompts),):
                 got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -102,6 +104,14 @@ class Rewards:
             [said for part in parts for said in part] for parts in zip(*everyone, strict=True)
         )
         raise RewardError(f"reward {[*noted, *found][0]}")
+
+
+def with_line(error: Exception) -> str:
+    """What a user's own code raised, called in the frame that caught it, and where in its file."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [frame for frame in frames if "importlib" not in frame.filename]
+    lines = [frame.lineno for frame in own if frame.filename == own[0].filename]
+    return f"{error!r} ({Path(own[0].filename).name}, line {lines[-1]})" if own else repr(error)
 
 
 def over_ranks(values: Tensor, indices: list[int], num: int, ranks: Ranks) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from senseflow.common.ranks import Ranks
 from senseflow.config.config import Config, RewardConfig
 from senseflow.config.teacher import torch_dtype
-from senseflow.distill.rewards import Rewards, Scorer
+from senseflow.distill.rewards import Rewards, Scorer, with_line
 from senseflow.distill.scorers.metric import Flag, Given, Machine, Spec
 from senseflow.distill.scorers.specs import SCORERS
 
@@ -142,7 +142,7 @@ def imported(name: str) -> Score:
                 "on PYTHONPATH"
             ) from error
         raise ValueError(
-            f"reward.models {name}: {module_name} cannot be imported: {error!r}"
+            f"reward.models {name}: {module_name} cannot be imported: {with_line(error)}"
         ) from error
     function: Any = getattr(module, function_name, None)
     if not callable(function):

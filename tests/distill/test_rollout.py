@@ -383,7 +383,11 @@ FAILING = [
     (nan_for_one, "reward nan_for_one is not finite for 1 of 4 images"),
     (too_few, "reward too_few returned [1] for 4 images, not a tensor of as many scores"),
     (a_list, "reward a_list returned list for 4 images"),
-    (raising, "reward raising raised KeyError('no such colour')"),
+    (
+        raising,
+        "reward raising raised KeyError('no such colour') "
+        f"(test_rollout.py, line {raising.__code__.co_firstlineno + 1})",
+    ),
 ]
 
 

@@ -57,14 +57,14 @@ def test_what_cannot_be_is_refused(overrides, said):
         ("no_such_module:score", "there is no module no_such_module in the working folder or on"),
         ("own_rewards:blueness", "own_rewards has no function blueness"),
         ("own_rewards:torch", "own_rewards has no function torch"),
-        ("broken_reward:score", "broken_reward cannot be imported: ZeroDivisionError"),
+        ("broken_reward:score", "ZeroDivisionError('division by zero') (broken_reward.py, line 2)"),
         ("needs_more:score", "needs_more cannot be imported: ModuleNotFoundError"),
         ("beauty", "beauty is neither module:function nor one of clip, hps_v2.1, hps_v2,"),
         ("score:", "score: is neither module:function nor"),
     ],
 )
 def test_a_users_function_that_is_not_there_is_named(name, said, tmp_path, monkeypatch):
-    (tmp_path / "broken_reward.py").write_text("1 / 0\n")
+    (tmp_path / "broken_reward.py").write_text("\n1 / 0\n")
     (tmp_path / "needs_more.py").write_text("import no_such_library\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError) as refused:
