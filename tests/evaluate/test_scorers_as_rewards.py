@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from image_folders import PROMPTS, pictures, write_images
-from metric_parts import save_clip_model, save_open_clip
+from metric_parts import save_aesthetic_head, save_clip_model, save_open_clip
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from short_runs import begin, configure, finish, write_pictures
 from test_image_reward import parts  # noqa: F401 - a fixture
@@ -25,19 +25,21 @@ from senseflow.engine.rewards import named_rewards, open_rewards
 
 FLUX = Path("configs/FLUX/flux_senseflow_tiny.yaml")
 HERE = Ranks(0, 1, torch.device("cpu"), None)
-NAMES = ["clip", "hps_v2.1", "pick_score", "image_reward"]
+NAMES = ["clip", "hps_v2.1", "pick_score", "image_reward", "aesthetic"]
 
 
 @pytest.fixture(scope="module")
 def files(parts, tmp_path_factory) -> list[str]:  # noqa: F811
-    """`reward.files` of all four."""
+    """`reward.files` of all of them."""
     folder = tmp_path_factory.mktemp("scorers")
     name, weights = save_open_clip(folder / "clip")
     hps, hps_weights = save_open_clip(folder / "hps", seed=1)
     pick = save_clip_model(folder / "pick")
+    head = save_aesthetic_head(folder / "head.pth")
     return [f"clip_model={name}", f"clip_weights={weights}", f"hps_model={hps}",
             f"hps_v2.1={hps_weights}", f"pick_score={pick}", f"image_reward={parts[0]}",
-            f"image_reward_tokenizer={parts[0] / 'bert'}"]  # fmt: skip
+            f"image_reward_tokenizer={parts[0] / 'bert'}", f"aesthetic={head}",
+            f"aesthetic_clip={weights}", f"aesthetic_model={name}"]  # fmt: skip
 
 
 def config_of(names: list[str], files: list[str], *overrides: str) -> Config:
@@ -93,8 +95,8 @@ def test_all_of_them_train_a_student_in_bfloat16(files, tmp_path):
     data = write_pictures(tmp_path / "data")
     words = [f"reward.models={json.dumps(NAMES)}", f"reward.files={json.dumps(files)}"]
     config = configure(data, "reward.weight=1", "reward.last_weight=1", "reward.group_size=2",
-                       "reward.weights=[1, 2, 0, 0.5]", "train.iter_num=2", "train.log_interval=2",
-                       "anchors.times=[1000, 500]", "adversarial.kind=none",
+                       "reward.weights=[1, 2, 0, 0.5, 1]", "train.iter_num=2",
+                       "train.log_interval=2", "anchors.times=[1000, 500]", "adversarial.kind=none",
                        "precision.compute=bfloat16", *words)  # fmt: skip
     run = finish(begin(config, tmp_path / "run"))
     assert [s.name for s in run.parts.rewards.scorers] == NAMES
@@ -114,7 +116,7 @@ def test_all_of_them_train_a_student_in_bfloat16(files, tmp_path):
         (["clip"], ["pick_score=/a"], "reward.files: pick_score is of none of reward.models"),
         (["clip"], ["clip_model"], "'clip_model' is not of the form name=value"),
         (["picscore"], [], "picscore is neither module:function nor one of clip, hps_v2.1, hps_v2, "
-         "pick_score, image_reward; the nearest is pick_score"),
+         "pick_score, image_reward, aesthetic; the nearest is pick_score"),
     ],
 )  # fmt: skip
 def test_files_that_are_not_there_are_named(names, files_of, said):

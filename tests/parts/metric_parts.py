@@ -116,6 +116,18 @@ def save_clip_model(folder: Path) -> Path:
     return folder
 
 
+def save_aesthetic_head(file: Path, width: int = OPEN_CLIP["embed_dim"]) -> Path:
+    """As sac+logos+ava1-l14-linearMSE.pth, random: its keys, and its widths but for CLIP's."""
+    torch.manual_seed(2)
+    widths = {0: (width, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}
+    layers = {place: nn.Linear(*pair) for place, pair in widths.items()}
+    torch.save(
+        {f"layers.{k}.{n}": p.data for k, v in layers.items() for n, p in v.named_parameters()},
+        file,
+    )
+    return file
+
+
 def save_alexnet(file: Path) -> torchvision.models.AlexNet:
     """torchvision's AlexNet, random; the classifier, which LPIPS does not use, is one number."""
     torch.manual_seed(0)

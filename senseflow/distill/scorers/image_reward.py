@@ -4,7 +4,6 @@ The published network is a ViT-L/16 and a BERT with cross-attention. Both exist 
 transformers under the same keys, so the published file loads into them as it is.
 """
 
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,6 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw rewards, as pu
 TEXT_LENGTH = 35
 HEAD_WIDTH = 64
 VISION = "blip.visual_encoder."
-LINEAR = (0, 2, 4, 6, 7)  # of the MLP's layers; dropouts stand between, and no activation
-WIDTHS = (1024, 128, 64, 16, 1)  # that they give
 CONFIG = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "max_position_embeddings", "layer_norm_eps", "hidden_act",
@@ -108,6 +105,8 @@ def build(state: "dict[str, Tensor]", text_sizes: dict[str, Any]) -> "nn.ModuleD
     from transformers import BlipTextConfig
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+    from senseflow.distill.scorers.linear_head import linear_head
+
     seen = {k.removeprefix(VISION): v for k, v in state.items() if k.startswith(VISION)}
     width, _, _, patch = seen["patch_embed.proj.weight"].shape
     vision = VisionTransformer(
@@ -123,11 +122,9 @@ def build(state: "dict[str, Tensor]", text_sizes: dict[str, Any]) -> "nn.ModuleD
         **text_sizes, encoder_hidden_size=width, is_decoder=True, pad_token_id=0
     )
     text = BlipTextModel(config, add_pooling_layer=False)
-    widths = pairwise((config.hidden_size, *WIDTHS))
-    layers = {place: nn.Linear(*pair) for place, pair in zip(LINEAR, widths, strict=True)}
-    stack = nn.Sequential(*(layers.get(i, nn.Identity()) for i in range(8)))
+    head = linear_head(config.hidden_size)
     blip = nn.ModuleDict({"visual_encoder": vision, "text_encoder": text})
-    return nn.ModuleDict({"blip": blip, "mlp": nn.ModuleDict({"layers": stack})})
+    return nn.ModuleDict({"blip": blip, "mlp": nn.ModuleDict({"layers": head})})
 
 
 def rewards(network: Any, pixels: "Tensor", ids: "Tensor", mask: "Tensor") -> "Tensor":
