@@ -31,6 +31,7 @@ RECIPES = {
     "Z-Image": "Z-Image/z_image_senseflow.yaml",
     "Qwen-Image": "Qwen-Image/qwen_image_senseflow.yaml",
     "FLUX R": "FLUX/flux_dancegrpo.yaml",
+    "FLUX LoRA R": "FLUX/flux_dancegrpo_lora.yaml",
     "SDXL R": "sdxl/sdxl_dancegrpo.yaml",
     "SD3.5 M R": "SD35/sd35_dancegrpo.yaml",
 }

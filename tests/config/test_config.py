@@ -99,20 +99,23 @@ def test_the_embedded_recipe_is_the_full_one_but_for_sizes_rates_batch_and_n(nam
     assert {key for key in changed if key.startswith("optimizer")} == rates
 
 
-@pytest.mark.parametrize("family", ["flux", "sdxl", "sd35"])
-def test_a_recipe_with_rewards_is_senseflows_but_for_them_length_and_batch(family):
+@pytest.mark.parametrize(
+    ("family", "form"),
+    [("flux", ""), ("flux", "_lora"), ("sdxl", ""), ("sd35", "")],
+)
+def test_a_recipe_with_rewards_is_senseflows_but_for_them_length_and_batch(family, form):
     folder = Path("configs") / RECIPES[f"{family}_senseflow"]
     plain, rewarded = (
-        load_config(folder / f"{family}_{m}.yaml") for m in ("senseflow", "dancegrpo")
+        load_config(folder / f"{family}_{m}{form}.yaml") for m in ("senseflow", "dancegrpo")
     )
     changed = {line.partition(":")[0] for line in differences(plain, rewarded)}
-    own = {"recipe", "train.iter_num", "train.batch_size", "train.grad_accumulation"}
     others = {key for key in changed if not key.startswith("reward.")}
-    assert own <= others <= own | {"train.save_interval"}
-    written = yaml.safe_load((folder / f"{family}_dancegrpo.yaml").read_text())["reward"]
+    length = {"train.iter_num", "train.batch_size", "train.save_interval"}
+    assert {"recipe"} < others <= {"recipe", "train.grad_accumulation"} | length
+    written = yaml.safe_load((folder / f"{family}_dancegrpo{form}.yaml").read_text())["reward"]
     assert written.keys() == dataclasses.asdict(rewarded.reward).keys()
     assert rewarded.reward.in_use and not plain.reward.in_use
-    check_split(rewarded, 8)
+    check_split(rewarded, 1 if form else 8)
 
 
 def row(c: Config) -> tuple:
