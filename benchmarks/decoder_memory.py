@@ -3,8 +3,8 @@
     python -m benchmarks.decoder_memory [--family flux ...] [--output FILE.md]
 
 The published decoder in float32 on fake tensors, watched as a plan watches a run: with all that it
-computes kept, recomputed as diffusers does it (an up-block at a time), and as a run does it
-(`senseflow.engine.parallel.recompute_decoder`). Weights are not counted.
+computes kept, recomputed as diffusers does it (an up-block at a time), and as a run does it with
+each parallel.recomputation (`senseflow.engine.parallel.recompute_decoder`). Weights do not count.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from senseflow.weights.meta import meta_network
 
 # Of diffusers' common decoder; Qwen-Image's, of videos, is called another way.
 TEACHERS = {family.name: family for family in FAMILIES if family.name != "qwen_image"}
-WAYS = ("nothing recomputed", "up-blocks, by diffusers", "residual blocks, norms with activations")
+WAYS = ("nothing recomputed", "up-blocks, by diffusers", "selective", "full")
 
 
 def work(vae: Any, way: str) -> list[str]:
@@ -36,8 +36,9 @@ def work(vae: Any, way: str) -> list[str]:
     fake(vae.requires_grad_(False), mode)
     if way == WAYS[1]:
         vae.train().enable_gradient_checkpointing()
-    elif way == WAYS[2]:
-        recompute_decoder(vae.decoder, Adapter.decoder_blocks, Adapter.decoder_norms)
+    elif way in WAYS[2:]:
+        stages = Adapter.decoder_stages if way == "full" else ()
+        recompute_decoder(vae.decoder, Adapter.decoder_blocks + stages, Adapter.decoder_norms)
     tracker.mark([*vae.parameters(), *vae.buffers()], "parameters")
     with mode, tracker:
         before = tracker.now

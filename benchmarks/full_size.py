@@ -363,5 +363,6 @@ def checkpointing(instance: Instance, every: int) -> None:
     for part in [*decoder.modules(), *vision]:
         vars(part).pop("forward", None)
     if every:
-        recompute_decoder(decoder, adapter.decoder_blocks, adapter.decoder_norms)
+        kinds = adapter.decoder_blocks + (() if selective else adapter.decoder_stages)
+        recompute_decoder(decoder, kinds, adapter.decoder_norms)
         recompute(vision, every=1)

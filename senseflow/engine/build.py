@@ -186,8 +186,9 @@ def assemble(
     adapter = inputs.family.load_adapter(inputs.settings, ranks.device, build, known.prompts)
     if config.parallel.activation_checkpointing:
         # On theta's turn L_adv goes back through the decoder, often the worst moment for memory.
-        decoder = adapter.pipeline.vae.decoder
-        recompute_decoder(decoder, adapter.decoder_blocks, adapter.decoder_norms)
+        wholly = config.parallel.recomputation == "full"
+        kinds = adapter.decoder_blocks + (adapter.decoder_stages if wholly else ())
+        recompute_decoder(adapter.pipeline.vae.decoder, kinds, adapter.decoder_norms)
     optimizer, compiled = config.optimizer, config.parallel.compiled
     teacher, generator, fake_score = build_networks(inputs, initial, ranks)
     return Distillation(

@@ -127,9 +127,10 @@ def recompute_decoder(
     """Recompute a VAE's decoder on the way back, a residual block at a time; gradients are the same
     to the bit.
 
-    kinds: its residual blocks and the like. norms: by a part's kind the names of its norms, each
-    with that of the activation behind it; both together keep the norm's input alone, and are run
-    again by themselves within a block's second run.
+    kinds: its residual blocks and the like, and, where even their inputs are not to be kept, what
+    holds several of them: it is run again first. norms: by a part's kind the names of its norms,
+    each with that of the activation behind it; both together keep the norm's input alone, and are
+    run again by themselves within a block's second run.
     """
     blocks = []
     for part in decoder.modules():

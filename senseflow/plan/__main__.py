@@ -29,6 +29,7 @@ from senseflow.common.commands import (
 )
 from senseflow.common.fields import Bounds, Fraction, SmallCount, Threads
 from senseflow.common.files import ROOT, require_writable, write_whole
+from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
 from senseflow.plan.reserve import reserve
 
@@ -40,6 +41,7 @@ EXAMPLES = """examples:
       train.batch_size=1 precision.vae=bfloat16
   python -m senseflow.plan --config configs/FLUX/flux_senseflow_lora.yaml --gpus 1 --memory 24 --fit
   python -m senseflow.plan --table --output table.md
+  python -m senseflow.plan --cards --output cards.md
 """
 
 
@@ -51,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         check(args)
         logging.basicConfig(level=logging.ERROR, format="%(message)s")
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a plan is the same with a GPU and without
+        if args.cards:
+            make_cards(args)
+            return 0
         text, status = make_text(args)
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +74,7 @@ def make_text(args: argparse.Namespace) -> tuple[str, int]:
     from senseflow.plan.plan import Wanted
 
     gpu = Gpu(args.memory, args.mfu, args.reserve)
-    files = [args.config] if args.config else [ROOT / r.config for r in RECIPES.values()]
-    overrides = tuple(args.overrides)
+    files, overrides = recipe_files(args), tuple(args.overrides)
     wanted = [Wanted(file, overrides, args.nodes, args.gpus, args.data) for file in files]
     if args.table:
         return whole_table(wanted, gpu), 0
@@ -80,6 +84,25 @@ def make_text(args: argparse.Namespace) -> tuple[str, int]:
         text, fits = whole_fit(wanted[0], gpu, host, as_json)
         return text, 0 if fits else 1
     return whole_plan(wanted[0], gpu, host, as_json), 0
+
+
+def make_cards(args: argparse.Namespace) -> None:
+    """The page of all recipes on several cards, which it writes itself, as it goes."""
+    from senseflow.plan.cards import whole_cards  # torch, diffusers
+    from senseflow.plan.costs import Gpu
+
+    logging.getLogger("senseflow.plan.cards").setLevel(logging.INFO)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    whole_cards(recipe_files(args), args.output, Gpu(args.memory, args.mfu, args.reserve))
+
+
+def recipe_files(args: argparse.Namespace) -> list[Path]:
+    """The YAML that was named, or those of all recipes that can have one sample on each GPU: not
+    of rewards, which compare those of a group."""
+    if args.config:
+        return [args.config]
+    files = [ROOT / recipe.config for recipe in RECIPES.values()]
+    return [file for file in files if load_config(file).reward.weight == 0]
 
 
 def build_parser() -> Parser:
@@ -127,15 +150,26 @@ def build_parser() -> Parser:
         "--table", action="store_true",
         help="instead, all five recipes (or CONFIG's) on 1, 2, 4, 8 and 16 GPUs, a sample on each",
     )  # fmt: skip
+    parser.add_argument(
+        "--cards", action="store_true",
+        help="instead, for every recipe (or CONFIG) the least that has to be changed for 1, 2, 4 "
+        "and 8 cards of 24 to 141 GB: hours; goes on where it was, by a .json beside --output",
+    )  # fmt: skip
     return parser
 
 
 def check(args: argparse.Namespace) -> None:
     """What needs no torch; raises ValueError."""
-    take_config(args, required=not args.table)
+    take_config(args, required=not (args.table or args.cards))
     if args.fit and args.table:
         raise ValueError("--fit is of one configuration, --table of many: say one of them")
-    ranks = 1 if args.table else args.nodes * args.gpus
+    if args.cards and (args.fit or args.table):
+        raise ValueError("--cards is a page of its own: leave out --fit and --table")
+    if args.cards and (args.output is None or args.output.suffix != ".md"):
+        raise ValueError("--cards needs --output FILE.md, beside which it keeps what it has traced")
+    if args.cards and args.overrides:
+        raise ValueError(f"--cards changes keys itself: leave out {' '.join(args.overrides)}")
+    ranks = 1 if args.table or args.cards else args.nodes * args.gpus
     if args.reserve is None and not (kept := reserve(ranks)) < args.memory:
         raise ValueError(
             f"--memory {args.memory:g} must be above {kept:g}, which is kept for what no tensor "

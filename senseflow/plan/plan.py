@@ -73,10 +73,11 @@ def make_plan(
     """
     eager = (*wanted.overrides, "parallel.compile=false")  # the same work; fakes are not compiled
     wanted = replace(wanted, overrides=eager)
-    recipe = RECIPES[load_config(wanted.file, list(wanted.overrides)).recipe]
+    asked = load_config(wanted.file, list(wanted.overrides))
+    recipe = RECIPES[asked.recipe]
+    data = wanted.data or data_of(asked, recipe)
     with tempfile.TemporaryDirectory(prefix="senseflow_plan_") as folder:
         config, teacher = configure(recipe, wanted, Path(folder))
-        data = wanted.data or recipe.family.data
         kinds = kinds or kinds_of(config)
         room = within.room(wanted.world_size, config.parallel.replicas) if within else math.inf
         title = f"{config.recipe} on {wanted.world_size}"
@@ -98,12 +99,22 @@ def make_plan(
     return Plan(wanted, config, teacher, data, networks, Costs(config, traced))
 
 
+def data_of(config: Config, recipe: Recipe) -> PlanData:
+    """What a run of this configuration reads; raises ValueError where its cache does not tell."""
+    if config.paths.cache is None:
+        return recipe.family.data
+    if recipe.family.data == "images" and config.data.crop == "center":
+        return "cached"
+    raise ValueError(
+        "paths.cache: a plan reads none, and cannot tell what is in one of latents, or of images "
+        f"with data.crop={config.data.crop}; say --data"
+    )
+
+
 def configure(recipe: Recipe, wanted: Wanted, folder: Path) -> tuple[Config, str]:
     """The configuration with everything it reads made up in `folder`; whose teacher it is."""
     config = load_recipe(recipe, wanted.file, list(wanted.overrides))
     check_split(config, wanted.world_size)
-    if config.paths.cache:
-        raise ValueError("paths.cache: a plan reads none; say null, and --data cached")
     if config.paths.initial:
         raise ValueError("paths.initial: a plan needs none, the networks are the same; say null")
     source, family = Path(config.paths.pretrained_model), recipe.family
@@ -114,7 +125,7 @@ def configure(recipe: Recipe, wanted: Wanted, folder: Path) -> tuple[Config, str
         copy = folder / "teacher"
         write_teacher(copy, family)
         teacher = f"as published ({family.published.terms.base_model}), for {source} is not here"
-    made_up = [f"paths.pretrained_model={copy}"]
+    made_up = [f"paths.pretrained_model={copy}", "paths.cache=null"]
     if config.adversarial.in_use == "vfm":
         made_up += write_vision(folder / "vision", config.paths)
     return load_recipe(recipe, wanted.file, [*wanted.overrides, *made_up]), teacher

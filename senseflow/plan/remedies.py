@@ -39,19 +39,18 @@ def candidates(plan: Plan) -> list[Change]:
     In the order of what they cost: first those that leave the student what it is, by time, then
     those that do not, by how far the release goes too (docs/fidelity.md).
     """
-    return exact(plan) + inexact(plan.config)
+    return exact(plan.config, plan.wanted.world_size, plan.data) + inexact(plan.config)
 
 
-def exact(plan: Plan) -> list[Change]:
+def exact(config: Config, world_size: int, data: PlanData) -> list[Change]:
     """Those that change no loss but for the order of sums."""
-    config, world_size = plan.config, plan.wanted.world_size
     train, parallel, found = config.train, config.parallel, []
     most = most_accumulation(config, world_size)
     if train.grad_accumulation < most:
         words, fewest = "as few samples at a time as can be", f"train.grad_accumulation={most}"
         # Gradients wait for the next micro-batch: they may be more than the samples it spares.
         found.append(Change(words, "small kernels", (fewest,), may_add=True))
-    if plan.data == "images" and config.data.crop == "center":
+    if data == "images" and config.data.crop == "center":
         words, price = "prompts and latents from a cache", "disk, and a command before"
         folder = f"paths.cache=runs/{config.recipe}_cache"
         found.append(Change(words, price, (folder,), cached=True))

@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
 from diffusers.models.autoencoders.vae import Decoder
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, UpDecoderBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
@@ -63,9 +64,10 @@ class Adapter(ABC):
     component: ClassVar[str]  # its denoiser's
     text_encoders: ClassVar[Kinds]  # that its folders hold
     vae_class: ClassVar[type[ModelMixin]] = AutoencoderKL
-    # Of the VAE's decoder: what is recomputed on the way back, each by itself, and names of norms
-    # with those of the activations that follow them.
+    # Of the VAE's decoder: what is recomputed on the way back, each by itself; what holds several
+    # of these; and names of norms with those of the activations that follow them.
     decoder_blocks: ClassVar[tuple[type[nn.Module], ...]] = (ResnetBlock2D, Upsample2D)
+    decoder_stages: ClassVar[tuple[type[nn.Module], ...]] = (UNetMidBlock2D, UpDecoderBlock2D)
     decoder_norms: ClassVar[Norms] = {
         ResnetBlock2D: (("norm1", "nonlinearity"), ("norm2", "nonlinearity")),
         Decoder: (("conv_norm_out", "conv_act"),),

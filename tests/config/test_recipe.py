@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from senseflow.config.config import load_config
+from senseflow.config.config import differences, load_config
 from senseflow.config.load import load_recipe
 from senseflow.config.recipes import RECIPES
 
@@ -88,3 +88,29 @@ def test_a_recipe_keeps_its_own_adversary_or_none():
         load_recipe(RECIPES["sdxl_senseflow"], file, ["adversarial.kind=bottleneck"])
     config = load_recipe(RECIPES["sdxl_senseflow"], file, ["adversarial.kind=none"])
     assert config.adversarial.in_use == "none"
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "keys"),
+    [
+        (
+            "FLUX/flux_senseflow_lora_24gb",
+            "FLUX/flux_senseflow_lora",
+            {"paths.cache", "lora.base", "optimizer.states", "precision.head_masters"},
+        ),
+        (
+            "FLUX2/flux2_klein_senseflow_24gb",
+            "FLUX2/flux2_klein_senseflow_lora",
+            {"paths.cache", "optimizer.head_states", "precision.head_masters"},
+        ),
+        (
+            "FLUX/flux_senseflow_48gb",
+            "FLUX/flux_senseflow",
+            {"optimizer.states", "parallel.recomputation"},
+        ),
+    ],
+)
+def test_recipes_for_smaller_cards_change_these_keys_alone(name, of, keys):
+    """No loss, no network and no number of the method."""
+    ours, other = (load_config(f"configs/{file}.yaml") for file in (name, of))
+    assert {line.split(":")[0] for line in differences(ours, other)} == keys

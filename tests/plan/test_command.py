@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 from statuses import status_of
 
-from senseflow.plan.__main__ import main
+from senseflow.common.files import ROOT
+from senseflow.config.config import load_config
+from senseflow.config.recipes import RECIPES
+from senseflow.plan.__main__ import build_parser, main, recipe_files
+from senseflow.plan.plan import data_of
 
 FLUX = "configs/FLUX/flux_senseflow.yaml"
 
@@ -27,6 +31,9 @@ FLUX = "configs/FLUX/flux_senseflow.yaml"
         (["--config", FLUX, "--fit", "--table"], "--fit is of one configuration, --table of many"),
         (["--config", FLUX, "--output", "plan.txt"], "must end in .md or .json"),
         (["--table", "--output", "plan.json"], "--table is markdown"),
+        (["--cards"], "--cards needs --output FILE.md"),
+        (["--cards", "--fit", "--config", FLUX, "--output", "cards.md"], "leave out --fit"),
+        (["--config", FLUX, "--cards", "--output", "c.md", "ema.decay=null"], "leave out ema.dec"),
         (["--config", FLUX, "train.bath_size=1"], "batch_size"),
         (["--config", FLUX, "--gpus", "3"], "train.batch_size 8 is not a multiple of 3"),
         (["--config", FLUX, "paths.initial=runs/x"], "paths.initial"),
@@ -42,3 +49,23 @@ def test_wrong_input_is_one_line(arguments, words, capsys):
 def test_help_needs_no_torch():
     code = "import sys, senseflow.plan.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_all_recipes_are_those_with_one_sample_on_each_gpu():
+    files = recipe_files(build_parser().parse_args(["--table"]))
+    assert {ROOT / FLUX, ROOT / "configs/sdxl/sdxl_dmd2.yaml"} < set(files)
+    for file in files:
+        load_config(file, ["train.batch_size=1", "train.grad_accumulation=1"])
+
+
+def test_a_cache_that_is_named_is_what_is_planned():
+    flux, sdxl = (RECIPES[name] for name in ("flux_senseflow", "sdxl_senseflow"))
+
+    def read(recipe, *overrides):
+        return data_of(load_config(ROOT / recipe.config, list(overrides)), recipe)
+
+    assert (read(flux), read(sdxl)) == ("images", "latents")
+    assert read(flux, "paths.cache=x") == "cached"
+    for recipe, overrides in ((sdxl, ()), (flux, ("data.crop=random",))):
+        with pytest.raises(ValueError, match=r"paths\.cache: .*say --data"):
+            read(recipe, "paths.cache=x", *overrides)

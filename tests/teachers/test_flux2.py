@@ -343,7 +343,7 @@ def test_prompts_longer_than_the_limit_are_those_that_the_template_makes_so(flux
     assert json.loads((flux2_folder / "model_index.json").read_text())["is_distilled"] is False
 
 
-@pytest.mark.parametrize("name", ["lora"])
+@pytest.mark.parametrize("name", ["lora", "24gb"])
 def test_the_lora_recipes_adapt_every_layer_of_the_blocks(flux2_folder, name):
     """Also where one block has a list of layers by the name that a layer has in another."""
     targets = load_config(f"configs/FLUX2/flux2_klein_senseflow_{name}.yaml").lora.targets

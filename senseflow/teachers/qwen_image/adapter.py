@@ -12,8 +12,10 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
     QwenImageDecoder3d,
+    QwenImageMidBlock,
     QwenImageResample,
     QwenImageResidualBlock,
+    QwenImageUpBlock,
 )
 from torch import Tensor, nn
 from torch.linalg import vector_norm
@@ -55,6 +57,7 @@ class QwenImageAdapter(CfgAdapter):
     text_encoders = (QWEN2_5_VL,)
     vae_class = AutoencoderKLQwenImage
     decoder_blocks = (QwenImageResidualBlock, QwenImageResample)
+    decoder_stages = (QwenImageMidBlock, QwenImageUpBlock)
     decoder_norms: ClassVar[Norms] = {
         QwenImageResidualBlock: (("norm1", "nonlinearity"), ("norm2", "nonlinearity")),
         QwenImageDecoder3d: (("norm_out", "nonlinearity"),),
