@@ -15,6 +15,9 @@ as the recipe asks for them (docs/benchmarks.md): k simulated steps and, on a pl
 student without gradients and the fake score both ways; on a generator's turn both of them both
 ways, and teacher and fake score without gradients for each of DMD and ISG. Both halves of
 classifier-free guidance are one pass.
+
+Where networks stay gathered (parallel.reshard_after_forward: false), a network is resharded and
+gathered anew once after each of its steps, and the fake score once more after IDA.
 """
 
 import argparse
@@ -23,12 +26,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from senseflow.common.commands import number
 from senseflow.common.fields import Count
@@ -41,6 +44,8 @@ from senseflow.config.recipes import RECIPES
 from senseflow.core.path import FlowPath, VPPath
 from senseflow.engine.build import lighten
 from senseflow.engine.parallel import shard
+from senseflow.optim.resharding import reshard
+from senseflow.plan.tracker import Tracker
 from senseflow.teachers.encoded import Conditioning
 from senseflow.teachers.family import Family
 from senseflow.teachers.folder import TeacherSettings
@@ -79,18 +84,6 @@ logger = logging.getLogger(__name__)
 RECOMPUTED = {"nothing": (0, "full"), "full": (1, "full"), "selective": (1, "selective")}
 
 
-class Counted(TorchDispatchMode):
-    """The operations that reach a backend."""
-
-    num = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.num += 1
-        return func(*args, **(kwargs or {}))
-
-
 @dataclass(frozen=True)
 class Passes:
     """CPU seconds of a network's three passes."""
@@ -98,6 +91,7 @@ class Passes:
     forward: float  # with gradients
     backward: float
     no_grad: float
+    anew: float = 0  # what a pass takes more after resharding; 0: every pass gathers
 
     def mean(self, config: Config) -> float:
         """Of an iteration, as the recipe draws its turns, anchors and simulation."""
@@ -106,7 +100,9 @@ class Passes:
         terms = (config.dmd.weight > 0) + (config.isg.weight > 0)
         often, both = 1 / config.fake_score.ttur, self.forward + self.backward
         generator, plain = both + 2 * terms * self.no_grad, self.no_grad
-        return simulated * self.no_grad + both + often * generator + (1 - often) * plain
+        passes = simulated * self.no_grad + both + often * generator + (1 - often) * plain
+        changes = 1 + often + often * (config.ida.lam is not None)
+        return passes + changes * self.anew
 
 
 def narrow(family: Family) -> NetworkSource:
@@ -147,17 +143,20 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 def passes(network: nn.Module, call: Callable[[nn.Module], Tensor], repeats: int) -> Passes:
     """The least of so many, after two that warm up."""
 
-    def once() -> tuple[float, float, float]:
+    def once() -> tuple[float, ...]:
         output, forward = timed(lambda: call(network))
         loss = output.square().mean()
         backward = timed(loss.backward)[1]
         network.zero_grad(set_to_none=True)
         with torch.no_grad():
             _, no_grad = timed(lambda: call(network))
-        return forward, backward, no_grad
+            _, freed = timed(lambda: reshard(network))
+            _, first = timed(lambda: call(network))
+        return forward, backward, no_grad, freed + first
 
     found = [once() for _ in range(2 + repeats)][2:]
-    return Passes(*(min(times) for times in zip(*found, strict=True)))
+    forward, backward, no_grad, first = (min(times) for times in zip(*found, strict=True))
+    return Passes(forward, backward, no_grad, first - no_grad)
 
 
 def measured(
@@ -170,33 +169,40 @@ def measured(
     source = narrow(family)
     lighten(source, parallel)
     if sharded:
-        shard(source.network, source.blocks, start_ranks().mesh)
-    return passes(source.network, call_of(family), repeats)
+        reshards, mesh = parallel.reshard_after_forward, start_ranks().mesh
+        shard(source.network, source.blocks, mesh, reshard_after_forward=reshards)
+    found = passes(source.network, call_of(family), repeats)
+    return replace(found, anew=0) if parallel.reshard_after_forward else found
 
 
 def rows_of(config: Config, compiled: bool, repeats: int) -> list[list[str]]:
     """A line for each way to run a recipe's denoiser."""
     source = narrow(RECIPES[config.recipe].family)
-    with Counted() as operations:
+    with Tracker() as tracker:
         call_of(RECIPES[config.recipe].family)(source.network)
+    operations = sum(cost.operations for cost in tracker.phases.values())
     units = 1 + len(source.blocks)
     nothing = replace(config.parallel, activation_checkpointing=0, compile=False)
     alone = measured(config, nothing, repeats, sharded=False)
     rows = []
     for compile in (False, True)[: 1 + compiled]:
-        for name, (every, how) in RECOMPUTED.items():
+        for (name, (every, how)), reshards in product(RECOMPUTED.items(), (True, False)):
             parallel = replace(
-                nothing, activation_checkpointing=every, recomputation=how, compile=compile
+                nothing,
+                activation_checkpointing=every,
+                recomputation=how,
+                compile=compile,
+                reshard_after_forward=reshards,
             )
             found = measured(config, parallel, repeats)
-            times = (found.forward, found.backward, found.no_grad, found.mean(config))
-            rows.append([name, "compiled" if compile else "eager", *map(milliseconds, times)])
+            times = (found.forward, found.backward, found.no_grad, found.anew, found.mean(config))
+            kinds = [name, "compiled" if compile else "eager", "" if reshards else "gathered"]
+            rows.append([*kinds, *map(milliseconds, times)])
             logger.info("%s", " ".join([config.recipe, *rows[-1]]))
-    sharding = float(rows[0][2]) + float(rows[0][3]) - 1e3 * (alone.forward + alone.backward)
+    sharding = float(rows[0][3]) + float(rows[0][4]) - 1e3 * (alone.forward + alone.backward)
     facts = [
-        f"{config.recipe}, {operations.num:,} operations, {units} units",
-        f"{1e6 * alone.forward / operations.num:.1f} us an operation, "
-        f"{sharding / units:.2f} ms a unit",
+        f"{config.recipe}, {operations:,} operations, {units} units",
+        f"{1e6 * alone.forward / operations:.1f} us an operation, {sharding / units:.2f} ms a unit",
     ]
     blank = [""] * max(0, len(rows) - len(facts))
     return [[fact, *row] for fact, row in zip([*facts, *blank], rows, strict=True)]
@@ -225,8 +231,8 @@ def main() -> None:
     # Those with rewards have the networks of their recipes without.
     files = args.config or [f for f in files if not load_config(f).reward.in_use]
     rows = [row for f in files for row in rows_of(load_config(f), args.compiled, args.repeats)]
-    heads = ["recipe", "recomputed", "", "forward, ms", "backward", "without gradients"]
-    text = markdown_table([*heads, "mean iteration"], rows)
+    heads = ["recipe", "recomputed", "", "", "forward, ms", "backward", "without gradients"]
+    text = markdown_table([*heads, "gathered anew", "mean iteration"], rows)
     print(text)
     if args.output:
         args.output.write_text(text)

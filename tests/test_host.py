@@ -1,6 +1,7 @@
 """The host's time: a mean by hand, and the program on a network of two blocks."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,11 @@ def test_the_mean_iteration_is_made_of_passes_as_the_turns_ask_for_them():
     gradients .75 + .8 x 1 + .2 x 4."""
     passes = host.Passes(forward=1.0, backward=2.0, no_grad=10.0)
     assert passes.mean(load_config(FLUX)) == pytest.approx(1.2 * 3 + 2.35 * 10)
+    # Gathered anew after phi's step, and in one turn of five after theta's and after IDA.
+    kept = replace(passes, anew=100.0)
+    assert kept.mean(load_config(FLUX)) == pytest.approx(1.2 * 3 + 2.35 * 10 + 1.4 * 100)
+    without = load_config(FLUX, ["ida.lam=null"])
+    assert kept.mean(without) == pytest.approx(1.2 * 3 + 2.35 * 10 + 1.2 * 100)
 
 
 def test_every_way_to_run_the_blocks_is_measured(monkeypatch, capsys):
@@ -24,7 +30,9 @@ def test_every_way_to_run_the_blocks_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["host", "--config", str(FLUX), "--repeats", "1"])
     host.main()
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.strip().splitlines()[2:]]
-    assert [[cell.strip() for cell in row[1:3]] for row in rows] == [
-        [name, "eager"] for name in ("nothing", "full", "selective")
+    assert [[cell.strip() for cell in row[1:4]] for row in rows] == [
+        [name, "eager", kept]
+        for name in ("nothing", "full", "selective")
+        for kept in ("", "gathered")
     ]
     assert "3 units" in rows[0][0] and "us an operation" in rows[1][0]

@@ -312,6 +312,7 @@ class ParallelConfig:
     activation_checkpointing: Block = 0  # 0: none; 1: every block is recomputed; k: every k-th
     recomputation: Literal["full", "selective"] = "full"  # selective: keeps matrix products
     compile: Literal["auto", True, False] = "auto"  # blocks and rounding; auto: where GPUs are
+    reshard_after_forward: bool = True  # false: networks stay gathered until their weights change
     offload: Literal["none", "trained"] = "none"  # trained: what learns lives in host memory
 
     @property

@@ -24,6 +24,7 @@ from senseflow.distill.foresight import Foresight
 from senseflow.distill.measures import Measures
 from senseflow.distill.rewards import Rewards
 from senseflow.optim.ema import Ema
+from senseflow.optim.resharding import reshard
 from senseflow.optim.trained import Trained
 from senseflow.teachers.encoded import Conditioning, is_mask
 
@@ -261,6 +262,7 @@ def frozen(*networks: nn.Module) -> Iterator[None]:
     """Neither gradients for the weights nor changes of the buffers; gradients flow through."""
     training = [network for network in networks if network.training]
     for network in networks:  # or L_adv's gradient would stay and join the heads' next step
+        reshard(network)  # what is gathered is as the shards were when it was
         network.requires_grad_(False)
     for network in training:  # spectral norm moves its vectors at every forward in train mode
         network.eval()
@@ -268,6 +270,7 @@ def frozen(*networks: nn.Module) -> Iterator[None]:
         yield
     finally:
         for network in networks:
+            reshard(network)
             network.requires_grad_(True)
         for network in training:
             network.train()

@@ -103,11 +103,12 @@ def prepare_teacher(inputs: Inputs) -> Teacher:
     ranks = start_ranks(config.parallel.replicas)
     set_matmul(ranks.device, config.precision.matmul)
     build = partial(build_network, config=config, ranks=ranks)
+    reshard = config.parallel.reshard_after_forward
     return Teacher(
         adapter=family.load_adapter(settings, ranks.device, build, inputs.cache.prompts),
         unguided=None if family.embeds_guidance else family.unguided,
         anchors=inputs.anchors,
-        teacher=build(family.teacher(settings)),
+        teacher=build(family.teacher(settings), reshard_after_forward=reshard),
         dataset=inputs.cache.samples(inputs.data, see_images=False),
         ranks=ranks,
     )
@@ -217,7 +218,8 @@ def build_networks(
 ) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Teacher, generator and fake score: three networks, or three roles of one (LoRA)."""
     config, family, settings = inputs.config, inputs.family, inputs.settings
-    build = partial(build_network, config=config, ranks=ranks)
+    reshard = config.parallel.reshard_after_forward
+    build = partial(build_network, config=config, ranks=ranks, reshard_after_forward=reshard)
     if settings.lora:
         return build_roles(family, settings, settings.lora, initial, build, ranks.device)
     generator, fake_score = (
@@ -232,18 +234,25 @@ def build_networks(
 def build_trained(source: NetworkSource, config: Config, ranks: Ranks, role: str) -> nn.Module:
     """Student or fake score: its masters in their own type and place."""
     keep_parameters_in(source.network, torch_dtype(config.precision.masters))
-    offload = config.parallel.offload == "trained"
-    return build_network(source, config, ranks, offload, role)
+    parallel = config.parallel
+    offload, reshard = parallel.offload == "trained", parallel.reshard_after_forward
+    return build_network(source, config, ranks, offload, role, reshard)
 
 
 def build_network(
-    source: NetworkSource, config: Config, ranks: Ranks, offload: bool = False, role: str = ""
+    source: NetworkSource,
+    config: Config,
+    ranks: Ranks,
+    offload: bool = False,
+    role: str = "",
+    reshard_after_forward: bool = True,
 ) -> nn.Module:
     """Shard a network on the meta device, then read its weights into the shards, which is said.
 
     One that is frozen, on a rank of its own, is left as it is: a unit's gathering would copy it.
 
-    role: what the network is in the run.
+    role: what the network is in the run. reshard_after_forward: false keeps it gathered between its
+    passes; text encoders have one each.
     """
     name = f"{f'the {role}, ' if role else ''}{type(source.network).__name__}"
     size = size_in_words(sum(p.nbytes for p in source.network.parameters()))
@@ -255,7 +264,14 @@ def build_network(
         p.requires_grad or p.dtype != compute for p in source.network.parameters()
     )
     if ranks.mesh.shape[-1] > 1 or learns_or_is_cast:
-        shard(source.network, source.blocks, ranks.mesh, compute, offload)
+        shard(
+            source.network,
+            source.blocks,
+            ranks.mesh,
+            compute,
+            offload,
+            reshard_after_forward=reshard_after_forward,
+        )
     fill_shards(source.network, source.read, ranks.device, offload)
     return source.network
 

@@ -33,6 +33,7 @@ from senseflow.engine.export import StudentExport, export_student
 from senseflow.engine.log import Log
 from senseflow.engine.skips import Skips, in_words
 from senseflow.engine.strips import Strips
+from senseflow.optim.resharding import reshard
 from senseflow.optim.stretches import local_shards
 from senseflow.optim.trained import Trained, lr_factor
 
@@ -243,6 +244,8 @@ class Run:
         """||phi - theta|| / ||theta|| over all parameters and ranks; None while a generator that is
         an adapter has not moved from zero."""
         roles = (self.parts.fake_score, self.parts.generator)
+        for role in roles:
+            reshard(role.network)
         phi, theta = (local_shards(role.network.parameters()) for role in roles)
         # Replicas (HSDP) count every square alike often, in both sums.
         gap, size = sum_over_ranks(torch.stack(squared_gap(phi, theta)), self.ranks).tolist()

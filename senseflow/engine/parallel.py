@@ -40,6 +40,7 @@ def shard(
     compute_dtype: torch.dtype | None = None,
     offload: bool = False,
     prefetch: bool = True,
+    reshard_after_forward: bool = True,
 ) -> nn.Module:
     """FSDP2: one unit per block and one for the rest; parameters become DTensors.
 
@@ -47,9 +48,13 @@ def shard(
     and their gradients stay in host memory (pinned, beside a GPU) and are copied to the device when
     they are gathered.
 
-    The root reshards after its forward too: IDA and the optimizer write the shards between two
-    forwards of one network, and an unsharded copy left behind would be stale. Gradients are reduced
-    in float32. Inputs are not cast: the network's time must reach it in the adapter's own type.
+    reshard_after_forward: false keeps every unit, once gathered, until
+    `senseflow.optim.resharding.reshard`, through backwards too. True, the root reshards as well:
+    IDA and the optimizer write the shards between two forwards of one network, and a gathered copy
+    left behind would be stale.
+
+    Gradients are reduced in float32. Inputs are not cast: the network's time must reach it in the
+    adapter's own type.
 
     Prefetch: in a forward each unit gathers the next one before it computes, so that the two
     overlap also where the host is no faster than the device, and two units are whole at a time; not
@@ -66,13 +71,15 @@ def shard(
     pinned = mesh.device_type == "cuda"
     place = CPUOffloadPolicy(pin_memory=pinned) if offload else OffloadPolicy()
     units = [network, *blocks]
-    # Resharded after every forward: IDA and AdamW write shards, and leave a whole copy stale.
+    # Not None, with which a root would stay gathered, and a copy stale that IDA and AdamW outdate.
+    reshard = reshard_after_forward
     for unit in reversed(units):  # an inner one before the one around it
-        fully_shard(
-            unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True, offload_policy=place
+        sharded = fully_shard(
+            unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard, offload_policy=place
         )
-    for sharded, following in pairwise(cast(list[FSDPModule], units) if prefetch else []):
-        sharded.set_modules_to_forward_prefetch([following])
+        sharded.set_reshard_after_backward(reshard, recurse=False)
+    for first, following in pairwise(cast(list[FSDPModule], units) if prefetch else []):
+        first.set_modules_to_forward_prefetch([following])
     if not any(p.requires_grad for p in network.parameters()):
         network.register_forward_hook(forget_forward)
     return network
@@ -80,14 +87,11 @@ def shard(
 
 def forget_forward(network: nn.Module, args: Any, output: Any) -> None:
     """Clear the record of a forward that no backward will follow."""
-    root = cast(FSDPModule, network)
     if torch.is_grad_enabled():
         return
-    if hasattr(root, "reset_iter_state"):
-        root.reset_iter_state()
-        return
-    # torch 2.8 to 2.11 have no name for it: what the end of a backward clears there.
-    state = cast(Any, root)._get_fsdp_state()
+    # What the end of a backward clears. The public reset_iter_state of later torch than 2.11
+    # reshards as well, and a network may be kept gathered.
+    state = cast(Any, network)._get_fsdp_state()
     state._comm_ctx.post_forward_order.clear()
     for inner in state._state_ctx.all_states:
         if inner._fsdp_param_group is not None:

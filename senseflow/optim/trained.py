@@ -12,6 +12,7 @@ from torch.optim.adamw import adamw
 from senseflow.config.config import LrSchedulerConfig, OptimizerConfig
 from senseflow.core.ida import align_, require_alike
 from senseflow.optim.compact_adamw import CompactAdamW
+from senseflow.optim.resharding import reshard
 from senseflow.optim.rounding import noise_of, random_words, round_stochastically, word_of
 from senseflow.optim.stretches import flat_shards, fused, groups, numbers_of
 
@@ -102,6 +103,7 @@ class Trained:
         the norm is not finite the step changes neither weights nor optimizer state: the fused
         kernel reads `found_inf` on the device, so the host does not wait.
         """
+        reshard(self.network)  # or its next pass would be of the weights before this step
         held = (p for settings in self.optimizer.param_groups for p in settings["params"])
         gradients = [p.grad for p in held if p.grad is not None]
         norm = total_norm(gradients)
@@ -149,6 +151,8 @@ def align_networks(
     seed: of stochastic rounding, where they are bfloat16: at lambda = 0.97 rounding to nearest
     would stop far from the generator.
     """
+    for network in (fake_score, generator):  # phi may be gathered since L_DMD
+        reshard(network)
     phi, theta = list(fake_score.parameters()), list(generator.parameters())
     require_alike(phi, theta)
     if all(p.dtype == torch.float32 for p in phi):

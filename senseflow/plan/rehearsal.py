@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
@@ -143,10 +144,29 @@ class Rehearsal:
     def iterate(self, kind: Kind) -> dict[str, PhaseCost]:
         """One iteration of this kind; its costs by phase."""
         turn = kind.turn(self.parts)
-        self.tracker.phases = {}  # forgotten; what lives goes on living
         with self.mode, self.tracker, watching(self.parts, self.tracker.callers):
+            self._gather_kept()
+            self.tracker.phases = {}  # forgotten; what lives goes on living
             distill.take_turn(self.parts, turn, self.micro_batches, Measures())
+            self._gather_kept()
         return {name: cost for name, cost in self.tracker.phases.items() if cost.peak or cost.flops}
+
+    def _gather_kept(self) -> None:
+        """Gather what the next iteration finds gathered: of networks that stay so the teacher, and
+        a student that has not moved.
+
+        What moved is gathered when an iteration has ended ("between"), so that all find the same.
+        In a LoRA run the one base is resharded by the fake score's step, in every iteration.
+        """
+        config = self.parts.config
+        if config.parallel.reshard_after_forward or config.lora.rank is not None:
+            return
+        guided = config.dmd.weight + config.isg.weight > 0  # else no teacher is asked
+        for network in (self.parts.generator.network, *([self.parts.teacher] if guided else [])):
+            units = [module for module in network.modules() if isinstance(module, FSDPModule)]
+            for unit in units:
+                cast(Any, unit)._get_fsdp_state()._lazy_init()  # the root first, as in a forward
+                unit.unshard()
 
     def hold(self) -> dict[str, NetworkBytes]:
         """Take a first step of every optimizer, so that it has its states; bytes by network.

@@ -45,6 +45,9 @@ def candidates(plan: Plan) -> list[Change]:
 def exact(config: Config, world_size: int, data: PlanData) -> list[Change]:
     """Those that change no loss but for the order of sums."""
     train, parallel, found = config.train, config.parallel, []
+    if not parallel.reshard_after_forward:
+        words, price = "networks resharded after every pass", "gatherings, and the host's time"
+        found.append(Change(words, price, ("parallel.reshard_after_forward=true",)))
     most = most_accumulation(config, world_size)
     if train.grad_accumulation < most:
         words, fewest = "as few samples at a time as can be", f"train.grad_accumulation={most}"

@@ -21,8 +21,9 @@ from senseflow.config.config import ParallelConfig, PrecisionConfig
 from senseflow.core.path import FlowPath
 from senseflow.distill.bottleneck import ClassifierHead, add_encoder_pass
 from senseflow.distill.vfm_heads import Heads
-from senseflow.engine.build import build_network
+from senseflow.engine.build import build_network, build_trained
 from senseflow.engine.parallel import shard
+from senseflow.optim.resharding import reshard
 from senseflow.teachers.encoded import Conditioning
 from senseflow.teachers.flux.adapter import FluxAdapter
 from senseflow.teachers.flux.family import FLUX
@@ -247,6 +248,36 @@ def check_record(ranks: Ranks, folder: Path) -> None:
             assert all(group.is_sharded for group in groups(network))
 
 
+def check_kept(ranks: Ranks, folder: Path) -> None:
+    """Not resharded after its forward, a network is gathered once until it is asked to reshard."""
+    parallel = ParallelConfig(reshard_after_forward=False)
+    config = SimpleNamespace(precision=PrecisionConfig(compute="bfloat16"), parallel=parallel)
+    settings = settings_of(folder, torch.bfloat16)
+    teacher = build_network(FLUX.teacher(settings), config, ranks, reshard_after_forward=False)
+    student = build_trained(FLUX.student(settings_of(folder)), config, ranks, "student")
+    gathered = [(GATHER, torch.bfloat16)] * NUM_UNITS
+    adapter = FluxAdapter(None, FlowPath(), (4, 8, 8), settings)
+    cond, one = Conditioning(torch.ones(1, 4, 8), torch.ones(1, 8)), torch.ones(1)
+    for first in (True, False):
+        with collectives() as seen, torch.no_grad():
+            adapter.predict_guided(teacher, torch.ones(1, 4, 8, 8), one, cond, one)
+        same(seen, gathered if first else [])
+        with collectives() as seen:
+            with torch.no_grad():
+                predict(student, torch.bfloat16, [ranks.rank])
+            loss_of(student, torch.bfloat16, [ranks.rank]).backward()
+        same(sorted(seen), gathered + [(REDUCE, torch.float32)] * NUM_UNITS)
+        with collectives() as seen, torch.no_grad():
+            predict(student, torch.bfloat16, [ranks.rank])
+        same(seen, [])
+        context = teacher._get_fsdp_state()._comm_ctx
+        assert context.post_forward_order == []
+        reshard(student)
+        assert all(group.is_sharded for group in groups(student))
+    reshard(teacher)
+    assert all(p.to_local().numel() < p.numel() for p in teacher.parameters() if len(p) > 1)
+
+
 def check_encoder_pass(ranks: Ranks, sdxl_folder: Path) -> None:
     """DMD2's pass through half a UNet gathers that half, and leaves nothing gathered ahead."""
     settings = TeacherSettings(sdxl_folder, (32, 32), None, None, torch.float32, torch.float32)
@@ -283,6 +314,7 @@ def check_on_two(ranks: Ranks, folder: Path, sdxl_folder: Path) -> None:
     check_prefetch(ranks, folder)
     check_accumulation(ranks, folder)
     check_record(ranks, folder)
+    check_kept(ranks, folder)
     check_encoder_pass(ranks, sdxl_folder)
 
 

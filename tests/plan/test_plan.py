@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from benchmarks.flops import count, count_pieces
 from senseflow.config.load import load_recipe
@@ -39,6 +38,7 @@ from senseflow.tiny.pictures import write_dataset
 FILE = Path("configs/FLUX/flux_senseflow_tiny.yaml")
 RECIPE = RECIPES["flux_senseflow"]
 PLAIN, GENERATOR = Kind(False, 1, False), Kind(True, 1, False)
+TURNS = {"first": GENERATOR, "generator": GENERATOR, "plain": PLAIN}
 KEPT = 3 * 2**20
 
 
@@ -68,11 +68,16 @@ def rehearse_two_ranks(folder: Path) -> dict[str, object]:
         facts["num kept"] = len(kept)
         hook.remove()
         kept.clear()
-        for module in rehearsal.parts.generator.network.modules():
-            if isinstance(module, FSDPModule):
-                module.set_reshard_after_forward(False, recurse=False)
-        facts["not resharded"] = phases_of(rehearsal, PLAIN)
     return facts
+
+
+def rehearse_gathered(folder: Path) -> dict[str, object]:
+    """Networks that stay gathered, on two ranks."""
+    kept = ("parallel.reshard_after_forward=false", "ida.lam=0.9")
+    config, _ = configure(RECIPE, wanted(2, 4, *kept), folder)
+    with rehearse(config, RECIPE.family, 2, "images") as rehearsal:
+        rehearsal.hold()
+        return {kind: phases_of(rehearsal, turn) for kind, turn in TURNS.items()}
 
 
 def count_one_rank(folder: Path) -> dict[str, object]:
@@ -115,6 +120,7 @@ def work(_: int, folder: Path) -> None:
     torch.set_num_threads(1)
     facts = rehearse_two_ranks(folder / "two") | {"roles": rehearse_roles(folder / "roles")}
     facts |= {"packed": rehearse_roles(folder / "packed", "lora.base=nf4")}
+    facts |= {"kept": rehearse_gathered(folder / "kept")}
     facts |= {"host": vars(measure())}
     facts |= {"real": count_one_rank(folder / "one")}
     (folder / "facts.json").write_text(json.dumps(facts))
@@ -123,7 +129,7 @@ def work(_: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
-    for name in ("one", "two", "roles", "packed"):
+    for name in ("one", "two", "roles", "packed", "kept"):
         (folder / name).mkdir()
     mp.spawn(work, (folder,))
     return json.loads((folder / "facts.json").read_text())
@@ -243,13 +249,27 @@ def test_an_activation_that_is_kept_is_seen(facts):
     assert after - before == pytest.approx(4 * KEPT * facts["num kept"], abs=2**10)
 
 
-def test_units_that_are_not_resharded_are_seen(facts, shapes):
+@pytest.mark.parametrize(
+    ("kind", "gathered"),
+    [
+        ("first", {"generator": 1, "fake_score": 1, "between": 1}),
+        ("generator", {"generator": 1, "fake_score": 1, "between": 1}),
+        ("plain", {"fake_score": 1}),
+    ],
+)
+def test_networks_that_stay_gathered_are_seen(facts, shapes, kind, gathered):
+    """The fake score is gathered anew after its step, and after IDA; the student after its own, for
+    the next iteration; the teacher never. All three are held at once, until the student moves."""
     units, _ = shapes
+    found = {name: cost["gatherings"] for name, cost in facts["kept"][kind].items()}
+    # Text encoders are resharded; elsewhere the student is gathered beside them.
+    expected = {"generate": facts["plain"]["generate"]["gatherings"] - len(units)}
+    expected |= {name: num * len(units) for name, num in gathered.items()}
+    assert {name: num for name, num in found.items() if num} == expected
     whole = 2 * 4 * sum(half(shape) for unit in units for shape in unit)
-    before, after = (
-        facts[name]["generate"]["parts"][GATHERED] for name in ("plain", "not resharded")
-    )
-    assert before < whole <= after
+    phase = "fake_score" if kind == "plain" else "generator"
+    held = facts["kept"][kind][phase]["parts"][GATHERED]
+    assert facts["plain"]["fake_score"]["parts"][GATHERED] < whole < 3 * whole <= held
 
 
 def made_up_costs(p: float, num: int) -> Costs:
@@ -389,6 +409,8 @@ def test_changes_are_those_the_configuration_has_not_made():
     shuffled = "adversarial.reference=shuffled"  # needs two samples at a time
     assert found(4, shuffled, data="cached") == [wholly, *rounded]
     assert found(2, shuffled)[0] == ("train.grad_accumulation=2",)
+    resharded = ("parallel.reshard_after_forward=true",)
+    assert found(4, "parallel.reshard_after_forward=false")[0] == resharded
     selective = ("parallel.activation_checkpointing=1", "parallel.recomputation=selective")
     assert found(8, "parallel.activation_checkpointing=0")[1:3] == [selective, wholly]
     assert found(8, "ema.decay=0.99", "parallel.replicas=2")[-1] == ("ema.decay=null",)
