@@ -113,6 +113,17 @@ def test_every_node_runs_the_script_of_the_recipe(slurm, tmp_path, example):
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
+def test_where_slurm_says_when_a_job_ends_the_run_has_a_limit_before_that(slurm, tmp_path, example):
+    """Two hours less five minutes, of which the run takes the time of its last save; one's own
+    comes after it."""
+    times = {"SLURM_JOB_START_TIME": "1700000000", "SLURM_JOB_END_TIME": "1700007200"}
+    environment = {**slurm, **times, "LAST": "10", "OVERRIDES": "train.time_limit=1"}
+    assert submit(example, environment).wait(60) == 0
+    words = (tmp_path / "node0").read_text().split()
+    assert words[-2:] == ["train.time_limit=1.91667", "train.time_limit=1"]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_preempted_job_saves_and_is_queued_again(slurm, jobs, tmp_path, example, number):
     jobs.append(submit(example, slurm))
