@@ -88,8 +88,8 @@ class VFMDiscriminator:
             for number, features in enumerate(sample.views.fake):
                 maps = features.detach().to(heads.dtype).requires_grad_(True)
                 loss = hinge_generator_loss(self._judge(number, maps, sample.views), weight)
-                (gradient,) = torch.autograd.grad(loss, maps)
-                losses.append(with_gradient(loss, features, gradient))
+                loss.backward()  # to maps alone; torch's FLOP counter forbids autograd.grad at them
+                losses.append(with_gradient(loss, features, cast(Tensor, maps.grad)))
         return torch.stack(losses).mean()  # all maps are alike: of all places of all heads
 
     def losses(
