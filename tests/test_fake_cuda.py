@@ -27,7 +27,12 @@ from senseflow.plan.rehearsal import Kind, Rehearsal, rehearse
 NORM = "one number, of shards on the host: the sum over ranks is NCCL's"
 DOWN = "FSDP2 waits for gradients that come down, before AdamW on the host"
 ADDED = "FSDP2 waits for gradients that it adds to those on the host: of a micro-batch, or a loss"
-NAMED = {  # (what, where): why; all of it with parallel.offload=trained
+TABLE = "a network's tables of positions, no buffers in diffusers: once, at its first forward"
+ONCE = {  # (what, where): why
+    ("a copy of pageable memory", "teachers/z_image/adapter.py predict"): TABLE,
+    ("a copy of pageable memory", "teachers/qwen_image/adapter.py predict"): TABLE,
+}
+NAMED = {  # all of it with parallel.offload=trained
     ("a copy of pageable memory", "optim/trained.py total_norm"): NORM,
     ("a copy that is waited for", "optim/trained.py total_norm"): NORM,
     ("Event.synchronize", "distill/algorithm.py generator_backward"): DOWN,
@@ -44,12 +49,18 @@ MEDIUM = "configs/SD35/sd35_senseflow_tiny.yaml"
 LARGE = "configs/SD35/sd35_large_senseflow_tiny.yaml"
 SDXL = "configs/sdxl/sdxl_senseflow_tiny.yaml"
 DMD2 = "configs/sdxl/sdxl_dmd2_tiny.yaml"
+KLEIN = "configs/FLUX2/flux2_klein_senseflow_tiny.yaml"
+Z_IMAGE = "configs/Z-Image/z_image_senseflow_tiny.yaml"
+QWEN_IMAGE = "configs/Qwen-Image/qwen_image_senseflow_tiny.yaml"
 TEACHERS = {
     FLUX: "flux_folder",
     MEDIUM: "sd35_folder",
     LARGE: "sd35_large_folder",
     SDXL: "sdxl_folder",
     DMD2: "sdxl_folder",
+    KLEIN: "flux2_folder",
+    Z_IMAGE: "z_image_folder",
+    QWEN_IMAGE: "qwen_image_folder",
 }
 GPU = (
     "parallel.compile=false",  # fakes are not compiled
@@ -57,8 +68,12 @@ GPU = (
     "precision.heads=bfloat16",
     "train.batch_size=4",
 )
-SMALL = {DMD2: ("adversarial.norm_groups=4",)}
 HEADS = ("adversarial.taps=[0]",)
+CHAT = (*HEADS, "data.max_sequence_length=40")  # of the published templates
+SMALL = {
+    DMD2: ("adversarial.norm_groups=4",),
+    **dict.fromkeys((KLEIN, Z_IMAGE, QWEN_IMAGE), CHAT),
+}
 FEW_BITS = ("precision.masters=bfloat16", "optimizer.states=8bit")
 TWICE = ("train.grad_accumulation=2", "ema.decay=0.9", "parallel.activation_checkpointing=1")
 OFFLOAD = ("parallel.offload=trained",)
@@ -141,7 +156,7 @@ def write(watch: Watch, file: Path) -> None:
 def read(file: Path, offload: bool = False) -> list[tuple[str, str, int]]:
     """What was found and is not in the table."""
     found = json.loads(file.read_text())
-    named = NAMED if offload else {}
+    named = ONCE | NAMED if offload else ONCE
     return [(what, where, n) for what, where, n in found if (what, where) not in named]
 
 

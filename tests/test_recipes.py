@@ -38,7 +38,8 @@ BY_PYTHON_ITSELF = [
 ]
 LARGE = "sd35_large_senseflow"
 FAST = ("sdxl_senseflow", "sdxl_dmd2", "sd35_senseflow")
-SLOW = (LARGE,)  # it has the seed's line below
+# Large has the seed's line below, FLUX.2 is trained on a random pipeline in test_flux2_recipe.py.
+SLOW = (LARGE, "flux2_klein_senseflow")
 INTEGER = [999, 749, 499, 249]
 ANCHORS = {
     "sdxl_senseflow": INTEGER,
