@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from senseflow.common.files import ROOT
 from senseflow.config.config import (
     AdversarialConfig,
     AnchorsConfig,
@@ -30,6 +31,7 @@ from senseflow.distill.vfm_heads import Heads
 from senseflow.optim.trained import Trained
 from senseflow.teachers.encoded import Conditioning, Posterior
 
+DINOV2 = ROOT / "assets/tiny/common/dinov2"
 ANCHORS = (1000.0, 904.5, 759.5, 512.8)
 
 
@@ -136,10 +138,10 @@ def trained(network: nn.Module, config: Config, lr: float = 1e-2) -> Trained:
 
 
 def toy_distillation(config: Config) -> Distillation:
-    """Teacher, generator and fake score start alike; a random DINOv2-shaped ViT judges."""
+    """Teacher, generator and fake score start alike; the embedded DINOv2 judges, on 4 x 4 maps."""
     discriminator = None
     if config.adversarial.in_use == "vfm":
-        backbone = FrozenBackbone("test_vit", config.adversarial.taps, random_seed=0)
+        backbone = FrozenBackbone(f"local-dir:{DINOV2}", config.adversarial.taps)
         heads = Heads(3, backbone.width, 3, config.adversarial.reference != "none").eval()
         discriminator = VFMDiscriminator(backbone, ToyPromptEncoder(), trained(heads, config))
     adapter = ToyAdapter(FlowPath())

@@ -61,7 +61,7 @@ def test_every_measure_has_a_curve_with_a_text(run):
         assert sum(label.startswith(f"{name}: ") for label in drawings) == 1, name
     assert len(drawings) == len(alone) + 2  # learning rates and phases share one each
     assert any("learning rates: generator from 0.0001" in label for label in drawings)
-    assert "None of the 13 rules found anything suspicious." in page.text
+    assert "None of the 14 rules found anything suspicious." in page.text
     assert f"iteration 10: loss/isg {rows(1)[0]['loss/isg']:.3g}" in page.text  # on hover
 
 
