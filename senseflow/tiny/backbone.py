@@ -29,7 +29,7 @@ PATCH = 4
 MASK_SHARE = 0.4
 NUM_READ, NUM_FILLED, VIT_LEARNING_RATE = 48, 16, 1.5e-3
 CLIP_BATCH_SIZE, CLIP_LEARNING_RATE = 256, 2e-3
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _ARCHITECTURE = "vit_small_patch14_dinov2"
 _VIT_ARGUMENTS: dict[str, Any] = {
     "img_size": SIZE,
@@ -44,11 +44,11 @@ _VIT_ARGUMENTS: dict[str, Any] = {
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
     """Images in [-1, 1] as DINOv2 takes them: [0, 1], then ImageNet's mean and deviation."""
-    mean, std = (torch.tensor(c)[:, None, None] for c in (_IMAGENET_MEAN, _IMAGENET_STD))
+    mean, std = (torch.tensor(c)[:, None, None] for c in (IMAGENET_MEAN, IMAGENET_STD))
     return ((images + 1) / 2 - mean) / std
 
 
-class _Pretext(nn.Module):
+class Pretext(nn.Module):
     """The heads that teach the ViT, thrown away afterwards."""
 
     def __init__(self) -> None:
@@ -66,9 +66,10 @@ class _Pretext(nn.Module):
     def patch_loss(self, tokens: torch.Tensor, attributes: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each digit, read from the mean of the patch tokens of its half.
 
-        The halves are left and right, or top and bottom; tokens (B, 64, W), attributes (B, 6).
+        The halves are left and right, or top and bottom; tokens (B, N, 64), attributes (B, 6).
         """
-        maps = self.digit(tokens).unflatten(1, (SIZE // PATCH, -1))  # (B, rows, columns, 10)
+        maps = self.digit(tokens).unflatten(1, (math.isqrt(tokens.shape[1]), -1))
+        # (B, rows, columns, 10)
         above = (attributes[:, -1] == 1)[:, None, None, None]
         maps = torch.where(above, maps.transpose(1, 2), maps)
         halves = [half.mean((1, 2)) for half in maps.chunk(2, dim=2)]
@@ -96,9 +97,8 @@ def ink_of(images: torch.Tensor, attributes: torch.Tensor) -> torch.Tensor:
     return (3 * difference - 0.3).clamp(0, 1)
 
 
-def wave_positions() -> torch.Tensor:
-    """A start for position embeddings, (1, 65, 64): sines and cosines of row and column."""
-    grid = SIZE // PATCH
+def wave_positions(grid: int = SIZE // PATCH) -> torch.Tensor:
+    """A start for position embeddings, (1, 1 + grid^2, 64): sines and cosines of row and column."""
     frequencies = torch.arange(1, WIDTH // 4 + 1) * (math.pi / 2 / grid)
     waves = torch.arange(grid)[:, None] * frequencies  # (8, 16)
     waves = torch.cat([waves.sin(), waves.cos()], 1)
@@ -119,7 +119,7 @@ def train_vit(iterations: int, seed: int) -> tuple[VisionTransformer, dict[str, 
     """A trained ViT, and the accuracies of its CLS token on held-out scenes of held-out scans."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    vit, heads, scenes = new_vit(), _Pretext(), split_scenes()[0]
+    vit, heads, scenes = new_vit(), Pretext(), split_scenes()[0]
     grid = SIZE // PATCH
 
     def loss_of(_: int) -> torch.Tensor:
@@ -158,8 +158,8 @@ def save_vit(vit: nn.Module, folder: Path) -> None:
             "input_size": [3, SIZE, SIZE],
             "fixed_input_size": True,
             "num_classes": 0,
-            "mean": list(_IMAGENET_MEAN),
-            "std": list(_IMAGENET_STD),
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
             "license": "apache-2.0",
         },
     }
@@ -189,7 +189,7 @@ def write_clip_config(folder: Path) -> None:
             "layers": 2,
         },
     }
-    preprocess = {"mean": list(_IMAGENET_MEAN), "std": list(_IMAGENET_STD)}
+    preprocess = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
     config = {"model_cfg": towers, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
 

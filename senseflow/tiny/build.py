@@ -1,10 +1,11 @@
 """Rebuild the embedded teachers and their judge from nothing but scikit-learn's digits.
 
-`common` is what all families share: the autoencoder, the judge, and the discriminator's DINOv2 and
-CLIP; it takes 42 minutes on one core, FLUX 50. Every stage writes a folder beside the output,
-WORK/STAGE/, which is finished when it holds stage.json and is then not done again. The output is
-put together, and replaced, only when all stages are there: pipeline/ (or one folder per network),
-stages.json, SHA256SUMS, the old README.md.
+`common` is what all families share: the autoencoder, the judge, the discriminator's DINOv2 and
+CLIP, and the reward; it takes 45 minutes on one core, FLUX 50. Every stage writes a folder
+beside the output, WORK/STAGE/, which is finished when it holds stage.json and is then not done
+again. The output is put together, and replaced, only when all stages are there: pipeline/ (or one
+folder per network), stages.json, SHA256SUMS, the old README.md. With --stages the others of an
+OUTPUT that is a whole `common` stay as they are.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from senseflow.tiny import flux, flux2, qwen_image, sd35, sdxl, z_image
 from senseflow.tiny.backbone import save_vit, train_clip, train_vit
 from senseflow.tiny.judge import train_judge
 from senseflow.tiny.lesson import Learner, Lesson, teach
+from senseflow.tiny.reward import train_reward
 from senseflow.tiny.vae import train_vae
 
 SEED = 0
@@ -99,6 +101,11 @@ def build_clip(site: Site, folder: Path) -> Figures:
     vit = timm.create_model(f"local-dir:{site.work / 'dinov2'}", pretrained=True)
     assert isinstance(vit, VisionTransformer)
     return train_clip(vit.eval(), site.iterations(400), SEED, folder)
+
+
+def build_reward(site: Site, folder: Path) -> Figures:
+    """What the tiny recipes with rewards train for."""
+    return train_reward(site.iterations(3000), SEED, folder)
 
 
 def build_flow(site: Site, folder: Path) -> Figures:
@@ -184,7 +191,13 @@ _cfg_lesson = partial(Lesson, num_pictures=60_000, dark_weight=2, seed=SEED)
 _sd35 = {size: partial(sd35.SD35Learner, size) for size in sd35.SIZES}
 # The stages of each output, in order.
 TARGETS: dict[str, dict[str, Stage]] = {
-    "common": {"vae": build_vae, "judge": build_judge, "dinov2": build_dinov2, "clip": build_clip},
+    "common": {
+        "vae": build_vae,
+        "judge": build_judge,
+        "dinov2": build_dinov2,
+        "clip": build_clip,
+        "reward": build_reward,
+    },
     "flux": {"flow": build_flow, "refine": build_refine, "guidance": build_guidance},
     "sd35_medium": {"teach": partial(build_teacher, _sd35["sd35_medium"], _cfg_lesson(7500, 2e-3))},
     "sd35_large": {"teach": partial(build_teacher, _sd35["sd35_large"], _cfg_lesson(6500, 2e-3))},
@@ -215,6 +228,16 @@ def run_stage(name: str, stage: Stage, site: Site) -> None:
     start = time.monotonic()
     figures = stage(site, record.parent)
     record.write_text(json.dumps({**figures, "time_s": round(time.monotonic() - start)}) + "\n")
+
+
+def adopt(output: Path, work: Path, names: list[str]) -> None:
+    """Count stages of `common` as finished that `output` holds, as they stand there."""
+    record = output / "stages.json"
+    stages = json.loads(record.read_text()) if record.exists() else {}
+    for name in names:
+        if name in stages and not (work / name / _STAGE_FILE).exists():
+            shutil.copytree(output / name, work / name, dirs_exist_ok=True)
+            (work / name / _STAGE_FILE).write_text(json.dumps(stages[name]) + "\n")
 
 
 def write_checksums(folder: Path) -> None:
@@ -276,6 +299,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"no vae/ in {common}: name it with --common, or build it first")
         torch.set_num_threads(args.threads)
         site = Site(stages_in, common, args.quick)
+        if args.target == "common":
+            adopt(output, site.work, [name for name in target if name not in stages])
         for name, stage in target.items():
             if name in stages:
                 run_stage(name, stage, site)

@@ -22,6 +22,7 @@ from senseflow.tiny.ablate.run import Ablation
 from senseflow.tiny.ablate.study import Study, places_of, quick
 
 STUDY = Path("configs/ablation.yaml")
+REWARDS = Path("configs/ablation_rewards.yaml")
 FLUX = "configs/FLUX/flux_senseflow_tiny.yaml"
 SMALL = {
     "seeds": [0, 1],
@@ -98,6 +99,19 @@ def test_the_published_study_is_a_study_and_every_row_differs():
             keys = {places[name, teacher, row, 0].key for row in table.cells}
             assert len(keys) == len(table.cells), (name, teacher)
     assert len(places_of(quick(study), is_quick=True)) < len(places) / 3
+
+
+def test_the_study_of_rewards_begins_with_the_teacher_and_goes_on_from_its_own_student():
+    """Whatever run the recipe of its rows begins with."""
+    study = read_strictly(Study, REWARDS)
+    places = places_of(study)
+    rows = {row: places["rewards", "FLUX", row, 0] for row in study.tables["rewards"].cells}
+    assert len({trial.key for trial in rows.values()}) == len(rows)
+    student, others = rows.pop("student"), rows.values()
+    assert student.config(Path("data.json")).paths.initial is None
+    assert all(trial.after == student for trial in others)
+    config = rows["GRPO"].config(Path("data.json"), Path("run"))
+    assert config.paths.initial == "run" and config.reward.weight > 0 and config.dmd.weight == 1
 
 
 def test_report_holds_every_row_with_mean_and_spread(done):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +186,21 @@ def test_a_part_of_the_stages_leaves_the_output_alone(tmp_path, call):
     call(build, "common", "--quick", "--stages", "judge", "--output", output)
     assert not output.exists()
     assert (tmp_path / "common.building" / "judge" / "stage.json").exists()
+
+
+def test_a_stage_is_built_beside_the_others_of_an_output(tmp_path, call):
+    output = shutil.copytree(COMMON, tmp_path / "common")
+    call(build, "common", "--quick", "--stages", "reward", "--output", output)
+    was, found = (
+        {line.split("  ")[1]: line for line in (folder / "SHA256SUMS").read_text().splitlines()}
+        for folder in (COMMON, output)
+    )
+    assert was.keys() == found.keys()
+    changed = {name for name in was if was[name] != found[name]}
+    assert {"reward/model.safetensors", "stages.json"} <= changed
+    assert all(name == "stages.json" or name.startswith("reward/") for name in changed)
+    old, new = (json.loads((folder / "stages.json").read_text()) for folder in (COMMON, output))
+    assert list(old) == list(new) and {k for k in old if old[k] != new[k]} == {"reward"}
 
 
 @pytest.mark.parametrize(

@@ -110,10 +110,9 @@ class Trial:
         return output / "trials" / self.name
 
     def config(self, dataset: Path, initial: Path | None = None) -> Config:
-        """The configuration of its run: on this data, from this run if it goes on from one."""
-        paths = [f"paths.dataset={dataset}"]
-        if initial is not None:
-            paths.append(f"paths.initial={initial}")
+        """The configuration of its run: on this data, from this run if it goes on from one, and
+        else from the teacher, whatever its recipe begins with."""
+        paths = [f"paths.dataset={dataset}", f"paths.initial={initial or 'null'}"]
         return load_recipe(RECIPES[self.recipe], Path(self.config_file), [*self.overrides, *paths])
 
 
