@@ -14,7 +14,7 @@ from senseflow.core.ida import align_, require_alike
 from senseflow.optim.compact_adamw import CompactAdamW
 from senseflow.optim.resharding import reshard
 from senseflow.optim.rounding import noise_of, random_words, round_stochastically, word_of
-from senseflow.optim.stretches import flat_shards, fused, groups, numbers_of
+from senseflow.optim.stretches import flat_shards, fused, groups, local_shards, numbers_of
 
 
 class ShardedAdamW(torch.optim.AdamW):
@@ -33,7 +33,7 @@ class ShardedAdamW(torch.optim.AdamW):
             found: list[list[Tensor]] = [[] for _ in range(6)]
             cast(Any, self)._init_group(settings, *found)  # makes the first states
             *sharded, maxima, steps = found
-            weights, gradients, moments, squares = map(flat_shards, sharded)
+            weights, gradients, moments, squares = map(local_shards, sharded)
             adamw(
                 weights,
                 gradients,
@@ -115,7 +115,7 @@ class Trained:
             self.optimizer.grad_scale = ((norm + 1e-6) / self.max_grad_norm).clamp(min=1)
         else:
             share = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1)  # as torch's clip_grad_norm_
-            torch._foreach_mul_(flat_shards(gradients), share)
+            torch._foreach_mul_(local_shards(gradients), share)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -124,7 +124,7 @@ class Trained:
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The 2-norm of all gradients together, sharded alike, 0-d float32 whatever type they are in;
     where they are."""
-    shards, first = flat_shards(gradients), gradients[0]
+    shards, first = local_shards(gradients), gradients[0]
     # Not DTensor's own: in bfloat16 where they are, and a reduction for every one of them.
     norms = torch.stack(torch._foreach_norm(shards, 2, dtype=torch.float32))  # (N,)
     if isinstance(first, DTensor):
@@ -157,7 +157,7 @@ def align_networks(
     require_alike(phi, theta)
     if all(p.dtype == torch.float32 for p in phi):
         # Shard by shard: both are sharded alike, and Eq. 9 is elementwise.
-        align_(flat_shards(phi), flat_shards(theta), lam, taken)
+        align_(local_shards(phi), local_shards(theta), lam, taken)
         return
     kept, other = flat_shards(phi), flat_shards(theta)
     # In groups: a network is never whole in float32 beside its bfloat16 weights.
