@@ -18,6 +18,7 @@ from unittest import mock
 import pytest
 from doc_pages import ROOT, Page, pages, shell_commands, tracked
 from doc_programs import Program, program_of, start
+from embedded import EMBEDDED
 from python import PYTHON
 
 from senseflow.tiny.pictures import write_dataset
@@ -77,12 +78,9 @@ RUN_BY = {
     "senseflow.tiny.build": "tests/tiny/test_assets.py",
     "senseflow.tiny.compare": "tests/tiny/test_commands.py",
     "senseflow.tiny.measure": "tests/tiny/test_commands.py",
-    "exp_sdxl/train_sdxl_senseflow.sh": "tests/parts/training_runs.py",
-    "exp_sdxl/train_sdxl_dmd2.sh": "tests/parts/training_runs.py",
     "exp_flux/train_flux_dancegrpo.sh": "tests/test_dancegrpo.py",
     "exp_sd35/train_SD35_dancegrpo.sh": "tests/test_dancegrpo.py",
     "exp_sdxl/train_sdxl_dancegrpo.sh": "tests/test_dancegrpo.py",
-    "exp_sd35/train_SD35_large_senseflow.sh": "tests/test_recipes.py",
 }
 PAGE_RUN_BY = {"docs/distil_your_own.md": "tests/test_distil_your_own.py"}
 BENCHMARKS = ["benchmarks.caches", "benchmarks.optimizer_memory"]
@@ -110,7 +108,8 @@ def run_here() -> set[str]:
 
 def test_every_program_is_run_by_a_test():
     assert set(PAGE_RUN_BY.values()) <= tracked()
-    for name in sorted(programs().keys() - {*NOT_RUN, *BENCHMARKS} - run_here()):
+    by_recipe = {recipe.script for recipe in EMBEDDED.values()}  # tests/test_recipes.py runs each
+    for name in sorted(programs().keys() - {*NOT_RUN, *BENCHMARKS} - run_here() - by_recipe):
         assert RUN_BY.get(name) in tracked(), f"which test runs {name}?"
         text = (ROOT / RUN_BY[name]).read_text()
         word = Path(name).stem if "/" in name else name.split(".")[-1]
