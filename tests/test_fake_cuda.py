@@ -31,6 +31,7 @@ TABLE = "a network's tables of positions, no buffers in diffusers: once, at its 
 ONCE = {  # (what, where): why
     ("a copy of pageable memory", "teachers/z_image/adapter.py predict"): TABLE,
     ("a copy of pageable memory", "teachers/qwen_image/adapter.py predict"): TABLE,
+    ("a copy of pageable memory", "weights/lora.py forward"): TABLE,  # of both, with adapters
 }
 NAMED = {  # all of it with parallel.offload=trained
     ("a copy of pageable memory", "optim/trained.py total_norm"): NORM,
