@@ -46,7 +46,6 @@ ANCHORS = {
     "sdxl_dmd2": INTEGER,
     # by diffusers' compute_empirical_mu of 16 tokens and 4 steps, 1.9452
     "flux2_klein_senseflow": [1, 0.95451, 0.87492, 0.69984],
-    "z_image_senseflow": [1, 18 / 19, 6 / 7, 2 / 3],  # 6 u / (1 + 5 u)
 }
 PROMPT = "a red seven left of a blue two on white"
 
