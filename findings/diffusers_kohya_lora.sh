@@ -9,15 +9,8 @@
 # Seen with torch 2.15.0, diffusers 0.42.1, transformers 5.23.0 and peft 0.21.2: alpha / rank of a
 # layer of attention 1.0 in place of 0.25, and 2 of 4 layers loaded.
 set -eu
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python=${FINDINGS_PYTHON:-}
-if [ -z "$python" ]; then
-    python3 -m venv "$folder/env"
-    python="$folder/env/bin/python"
-    "$python" -m pip install --quiet torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 \
-        peft==0.21.2 accelerate==1.15.0
-fi
+packages="torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 accelerate==1.15.0"
+. "$(dirname "$0")/environment"
 OMP_NUM_THREADS=1 "$python" - <<'PYTHON'
 import logging
 import warnings

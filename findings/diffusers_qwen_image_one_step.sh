@@ -5,14 +5,8 @@
 #
 # Seen with diffusers 0.42.1: sigmas are [nan, 0] for 1 step, and [1, .02, 0] for 2.
 set -eu
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python=${FINDINGS_PYTHON:-}
-if [ -z "$python" ]; then
-    python3 -m venv "$folder/env"
-    python="$folder/env/bin/python"
-    "$python" -m pip install --quiet torch==2.15.0 diffusers==0.42.1
-fi
+packages="torch==2.15.0 diffusers==0.42.1"
+. "$(dirname "$0")/environment"
 OMP_NUM_THREADS=1 "$python" - <<'PYTHON'
 import diffusers
 import numpy as np

@@ -6,14 +6,8 @@
 # Seen with diffusers 0.42.1 and transformers 5.23.0: the list is not what it was, and images of the
 # first and the second call differ; of a fresh list each they are the same.
 set -eu
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python=${FINDINGS_PYTHON:-}
-if [ -z "$python" ]; then
-    python3 -m venv "$folder/env"
-    python="$folder/env/bin/python"
-    "$python" -m pip install --quiet torch==2.15.0 diffusers==0.42.1 transformers==5.23.0
-fi
+packages="torch==2.15.0 diffusers==0.42.1 transformers==5.23.0"
+. "$(dirname "$0")/environment"
 OMP_NUM_THREADS=1 "$python" - <<'PYTHON'
 import string
 

@@ -7,14 +7,8 @@
 # that is last in it: 0 of the other seven are whole where their inputs need a gradient, 7 of 7 where
 # they do not; 0 where each has a backward of its own.
 set -eu
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python=${FINDINGS_PYTHON:-}
-if [ -z "$python" ]; then
-    python3 -m venv "$folder/env"
-    python="$folder/env/bin/python"
-    "$python" -m pip install --quiet torch==2.15.0 numpy
-fi
+packages="torch==2.15.0 numpy"
+. "$(dirname "$0")/environment"
 cat > "$folder/seen.py" <<'PYTHON'
 import sys
 import tempfile

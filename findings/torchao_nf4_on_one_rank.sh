@@ -6,14 +6,8 @@
 # Seen with torch 2.15.0 and torchao 0.18.0: "ValueError: not enough values to unpack (expected 3,
 # got 1)" on one rank; on two the forward is that of the layer before it was sharded.
 set -eu
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python=${FINDINGS_PYTHON:-}
-if [ -z "$python" ]; then
-    python3 -m venv "$folder/env"
-    python="$folder/env/bin/python"
-    "$python" -m pip install --quiet torch==2.15.0 torchao==0.18.0 numpy
-fi
+packages="torch==2.15.0 torchao==0.18.0 numpy"
+. "$(dirname "$0")/environment"
 cat > "$folder/seen.py" <<'PYTHON'
 import sys
 import tempfile

@@ -10,14 +10,8 @@
 #   CLIPTextModel 4, None   T5EncoderModel 4, 4   Qwen3Model 4, None
 #   Qwen2_5_VLForConditionalGeneration 4, 4
 set -eu
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python=${FINDINGS_PYTHON:-}
-if [ -z "$python" ]; then
-    python3 -m venv "$folder/env"
-    python="$folder/env/bin/python"
-    "$python" -m pip install --quiet torch==2.15.0 transformers==5.23.0
-fi
+packages="torch==2.15.0 transformers==5.23.0"
+. "$(dirname "$0")/environment"
 OMP_NUM_THREADS=1 "$python" - <<'PYTHON'
 import torch
 import torch.distributed as dist
