@@ -102,7 +102,7 @@ def recipe_files(args: argparse.Namespace) -> list[Path]:
     if args.config:
         return [args.config]
     files = [ROOT / recipe.config for recipe in RECIPES.values()]
-    return [file for file in files if load_config(file).reward.weight == 0]
+    return [file for file in files if not load_config(file).reward.in_use]
 
 
 def build_parser() -> Parser:
