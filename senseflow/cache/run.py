@@ -22,6 +22,7 @@ from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
 from senseflow.data.cache_index import Part, Shard
 from senseflow.data.json_images import JsonImages
+from senseflow.data.prompt_list import PromptList
 from senseflow.engine.build import check_teacher
 from senseflow.engine.caches import facts_of, versions, wanted_keys
 from senseflow.engine.disk import sync
@@ -89,11 +90,11 @@ def parts_of(prompts: bool, latents: bool, inputs: Inputs) -> list[str]:
     if not latents and prompts:
         return names
     if not isinstance(inputs.data, JsonImages):
+        alone = isinstance(inputs.data, PromptList)
+        held = "prompts alone" if alone else "latents already, which need no cache"
         if latents:
-            raise ValueError(
-                f"--latents: {config.paths.dataset} holds latents already, which need no cache"
-            )
-        logger.info("%s holds latents already: prompts alone", config.paths.dataset)
+            raise ValueError(f"--latents: {config.paths.dataset} holds {held}")
+        logger.info("%s holds %s: prompts are cached", config.paths.dataset, held)
         return names
     if config.data.crop == "random":
         raise ValueError(

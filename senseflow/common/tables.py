@@ -27,6 +27,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 PARQUET = ".parquet"
 MOST_OF_NAMES = 10_000  # letters of a line of column names
 SUFFIXES = (*JSON, *DELIMITERS, PARQUET)
+PROMPTS_ALONE = (".txt", *JSON_LINES, *DELIMITERS, PARQUET)  # data sets without images
 FORMS = (
     "a list of texts or of objects, an object with such a list or with lists as columns, or an "
     "object of texts or objects by name"
@@ -135,6 +136,11 @@ def read_text(file: Path) -> str:
     if text[:1000].lstrip().lower().startswith(tuple(mark.decode() for mark in MARKUP)):
         raise ValueError(f"{file} is a page (HTML or XML): download the file itself")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def has_prompts_alone(dataset: Path) -> bool:
+    """Whether a data set is a list of prompts without images, by its name."""
+    return dataset.suffix in PROMPTS_ALONE and not dataset.is_dir()
 
 
 def text_fault(text: str) -> str | None:

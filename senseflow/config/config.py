@@ -61,7 +61,7 @@ class PathsConfig:
     """Where the networks and the data are; folders of diffusers, files, or names timm knows."""
 
     pretrained_model: PathName  # the teacher's diffusers folder
-    dataset: PathName  # JSON with keys, image_paths, prompts; or an LMDB folder of latents
+    dataset: PathName  # JSON with keys, image_paths, prompts; LMDB folder of latents; or prompts
     student_config: PathName | None = None  # config.json of student and fake score; None: teacher's
     flux_wo_guidance_embed: PathName | None = None  # folder with transformer/ linked to teacher's
     initial: PathName | None = None  # a run or a student to begin with in the teacher's place

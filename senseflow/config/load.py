@@ -60,6 +60,21 @@ def _beside(recipe: Recipe, file: Path) -> Path:
     return own if own != file and own.is_file() else ROOT / recipe.config
 
 
+def require_no_images(config: Config) -> None:
+    """Raise ValueError, naming every key, for a run on prompts alone that would look at images."""
+    adversary, p = config.adversarial.in_use, config.backward_simulation.probability
+    needed = {}
+    if adversary != "none":
+        needed[f"adversarial.kind {adversary}"] = "adversarial.kind=none"
+    if p < 1:
+        needed[f"backward_simulation.probability {p:g}"] = "backward_simulation.probability=1"
+    if needed:
+        raise ValueError(
+            f"paths.dataset {config.paths.dataset} has prompts and no images, which "
+            f"{' and '.join(needed)} would look at: say {' '.join(needed.values())}"
+        )
+
+
 def check_split(config: Config, world_size: int) -> None:
     """The global batch must divide over processes and micro-batches; says what is never done."""
     parts, replicas = world_size * config.train.grad_accumulation, config.parallel.replicas

@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from senseflow.common.weights_files import fault_in
 from senseflow.data.cache_index import KEY_DTYPE, Part, key_of
+from senseflow.data.dataset import DataSet
 from senseflow.data.items import Item, Position, Samples, UnreadableItem, first_readable
 from senseflow.data.json_images import JsonImages
-from senseflow.data.latents_lmdb import LatentsLmdb
 from senseflow.data.shared import SharedArray
 from senseflow.teachers.encoded import Conditioning, Encoded, KnownPrompts, Posterior
 
@@ -98,10 +98,11 @@ class Cache:
         """
         if not self.known:
             return dataset
-        assert isinstance(dataset, JsonImages | LatentsLmdb)
+        assert isinstance(dataset, DataSet)
+        read = dataset.sample
         # DINOv2 looks at the real image itself, which its posterior does not replace.
-        unseen = self.latents is not None and not see_images and isinstance(dataset, JsonImages)
-        read = dataset.listed if unseen and isinstance(dataset, JsonImages) else dataset.sample
+        if isinstance(dataset, JsonImages) and self.latents is not None and not see_images:
+            read = dataset.listed
         return CachedSamples(dataset, self, read)
 
 
@@ -109,7 +110,7 @@ class Cache:
 class CachedSamples(Dataset[Item]):
     """A data set whose samples bring what a cache knows of them."""
 
-    dataset: JsonImages | LatentsLmdb
+    dataset: DataSet
     cache: Cache
     sample: Callable[[Position, int], Item]  # of the data set; raises UnreadableItem
 
@@ -136,14 +137,8 @@ class CachedSamples(Dataset[Item]):
                 None if cache.latents is None else self._posterior(cache.latents, found),
             )
         except NonFiniteRow as error:
-            raise UnreadableItem(self._source(item), str(error)) from error
+            raise UnreadableItem(self.dataset.source(item), str(error)) from error
         return replace(found, encoded=encoded)
-
-    def _source(self, item: int) -> str:
-        """How a sample is called where it is passed over."""
-        if isinstance(self.dataset, JsonImages):
-            return str(self.dataset.resolve(self.dataset.paths[item]))
-        return f"{self.dataset.folder}: row {item}"
 
     def _posterior(self, rows: Rows, item: Item) -> Posterior:
         assert isinstance(self.dataset, JsonImages) and item.path is not None

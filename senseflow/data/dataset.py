@@ -4,8 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from senseflow.common.tables import PROMPTS_ALONE, has_prompts_alone
 from senseflow.data.json_images import JsonImages
 from senseflow.data.latents_lmdb import DATA, LatentsLmdb, LatentsScaling
+from senseflow.data.prompt_list import PromptList
+
+DataSet = JsonImages | LatentsLmdb | PromptList
 
 
 def open_dataset(
@@ -18,8 +22,9 @@ def open_dataset(
     max_unreadable: int = 100,
     latents_scaling: Callable[[], LatentsScaling],
     latents_scaled: bool | None = None,
-) -> JsonImages | LatentsLmdb:
-    """Images or latents, by what `path` is; nothing but lists, shapes and a few rows is read.
+) -> DataSet:
+    """Images, latents or prompts alone, by what `path` is; nothing but lists, shapes and a few rows
+    is read.
 
     resolution, crop, seed: of images. latent_shape (C, h, w), latents_scaling: the teacher's, which
     stored latents must fit; the latter is asked for latents alone, for it reads the VAE's weights.
@@ -30,9 +35,12 @@ def open_dataset(
         return LatentsLmdb(path, latent_shape, latents_scaling(), latents_scaled, max_unreadable)
     if path.suffix == ".json" and not path.is_dir():
         return JsonImages(path, resolution, crop, seed, max_unreadable)
+    if has_prompts_alone(path) and path.is_file():
+        return PromptList(path, max_unreadable)
     raise ValueError(
         f"data set {path} {_describe(path)}; expected a .json file with keys, image_paths and "
-        f"prompts, or the folder of an LMDB of latents (with {DATA})"
+        f"prompts, the folder of an LMDB of latents (with {DATA}), or prompts alone "
+        f"({', '.join(PROMPTS_ALONE)})"
     )
 
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -28,7 +28,8 @@ class Position:
 class Item:
     """One sample, and those that were passed over to find it.
 
-    Holds an image or latents; neither where a cache knows all that is asked of the image.
+    Holds an image or latents; neither where a cache knows all that is asked of the image, or where
+    there is none.
     """
 
     prompt: str
@@ -36,6 +37,9 @@ class Item:
     image: Tensor | None = None  # (3, H, W) in [-1, 1]
     latents: Tensor | None = None  # (C, h, w) float32, scaled as the diffusion model sees them
     path: str | None = None  # of the image, as the data set lists it
+    fields: dict[str, Any] = field(
+        default_factory=dict
+    )  # of a table of prompts: the row, by column
     encoded: Encoded = NOTHING  # B = 1
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
 

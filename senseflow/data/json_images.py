@@ -75,6 +75,10 @@ class JsonImages(Dataset[Item]):
             raise UnreadableItem(f"{self.resolve(path)} (row {item})", f"its prompt holds {why}")
         return Item(prompt, position.index, path=path)
 
+    def source(self, item: int) -> str:
+        """How a sample is called where it is passed over."""
+        return str(self.resolve(self.paths[item]))
+
     def resolve(self, path: str) -> Path:
         """Beside the JSON file if it is there, else as given."""
         return resolve(self.folder, path)

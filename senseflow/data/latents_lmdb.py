@@ -171,6 +171,10 @@ class LatentsLmdb(Dataset[Item]):
         latents = latents if self.scaled else self.scaling.apply(latents)
         return Item(prompt, position.index, latents=latents)
 
+    def source(self, row: int) -> str:
+        """How a sample is called where it is passed over."""
+        return f"{self.folder}: row {row}"
+
     @contextmanager
     def _reading(self) -> "Iterator[lmdb.Transaction[bytes]]":
         """A transaction on this process's environment, opened when first needed."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,13 +32,15 @@ from senseflow.teachers.encoded import NOTHING, Change, Encoded
 class Batch:
     """One micro-batch of one rank: prompts, what belongs to them, and what is known of both.
 
-    Images or latents; neither where a cache knows all that is asked of the images.
+    Images or latents; neither where a cache knows all that is asked of the images, or where there
+    are none.
     """
 
     prompts: list[str]
     indices: list[int]  # of each sample in the iteration's global batch
     images: Tensor | None = None  # (b, 3, H, W) in [-1, 1]; None where the data are latents
     latents: Tensor | None = None  # (b, C, h, w) float32, scaled; None where the data are images
+    fields: list[dict[str, Any]] = field(default_factory=list)  # of each prompt: its row of a table
     encoded: Encoded = NOTHING  # what a cache knows of prompts and images
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (path, reason), other's too
     other: "Batch | None" = None  # a second, independent draw of as many samples
@@ -47,6 +49,12 @@ class Batch:
     def real(self) -> "Batch":
         """The real samples: a draw of their own, or those that belong to the prompts."""
         return self.other or self
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there are images to the prompts, in any form."""
+        stored = (self.images, self.latents, self.encoded.posterior)
+        return any(form is not None for form in stored)
 
     def pin_memory(self) -> "Batch":
         """A copy in pinned memory; DataLoader calls it."""
@@ -141,6 +149,7 @@ def _stack(items: list[Item]) -> Batch:
         indices=[item.index for item in items],
         images=torch.stack(images) if images else None,
         latents=torch.stack(latents) if latents else None,
+        fields=[item.fields for item in items],
         encoded=Encoded.stack([item.encoded for item in items]),
     )
 

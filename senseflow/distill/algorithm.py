@@ -270,7 +270,7 @@ def reward_loss(d: Distillation, sample: Sample) -> Tensor:
     with."""
     assert d.rewards
     images = d.adapter.decode(sample.x) if sample.images is None else sample.images
-    return d.rewards.loss(images, sample.batch.prompts)
+    return d.rewards.loss(images, sample.batch.prompts, sample.batch.fields)
 
 
 def dmd(d: Distillation, sample: Sample, pictures: dict[str, Tensor]) -> Tensor:

@@ -1,7 +1,8 @@
 """Rewards: what frozen scorers, or a user's own functions, say of images and their prompts.
 
 A reward takes images (B, 3, H, W) float32 in [0, 1] on the run's device and B prompts, and returns
-scores (B,), higher is better. What it is made of is not trained.
+scores (B,), higher is better. One that asks for fields is given those of the prompts, by keyword.
+What it is made of is not trained.
 """
 
 import traceback
@@ -21,14 +22,18 @@ class RewardError(AgreedError):
     """A reward that failed or gave no scores; raised alike on all ranks, before anything moved."""
 
 
+Fields = Sequence[dict[str, Any]]  # of each prompt: its row of a table, by column
+
+
 @dataclass(frozen=True)
 class Scorer:
     """One reward, ready to be asked."""
 
     name: str
     weight: float  # 0: measured alone
-    score: Callable[[Tensor, list[str]], Tensor]
+    score: Callable[..., Tensor]  # of images and prompts, and fields where it takes them
     differentiable: bool  # whether its scores carry a gradient to the images
+    takes_fields: bool = False  # what a table says of each prompt
 
 
 @dataclass
@@ -44,10 +49,10 @@ class Rewards:
         """One for each reward."""
         return [scorer.weight for scorer in self.scorers]
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: list[str], fields: Fields = ()) -> Tensor:
         """(R, B) float32 of decoded images (B, 3, H, W), about [-1, 1]; NaN where one failed."""
         pictures = in_unit_range(images)
-        return torch.stack([self._ask(scorer, pictures, prompts) for scorer in self.scorers])
+        return torch.stack([self._ask(s, pictures, prompts, fields) for s in self.scorers])
 
     def over_ranks(self, scores: Tensor, indices: list[int], num: int) -> Tensor:
         """(R, num), of all samples of the global batch by index, from this rank's (R, b).
@@ -59,25 +64,30 @@ class Rewards:
             self._fail(everyone, self.scorers)
         return everyone
 
-    def loss(self, images: Tensor, prompts: list[str]) -> Tensor:
+    def loss(self, images: Tensor, prompts: list[str], fields: Fields = ()) -> Tensor:
         """-mean sum_r w_r r, 0-d, with the gradient of the rewards to images (B, 3, H, W).
 
         Raises RewardError on all ranks for scores that are not finite on one.
         """
         pictures, used = in_unit_range(images), [s for s in self.scorers if s.weight > 0]
-        scores = torch.stack([self._ask(s, pictures, prompts, True) for s in used])
+        scores = torch.stack([self._ask(s, pictures, prompts, fields, True) for s in used])
         if any_rank(not bool(scores.isfinite().all()), self.ranks):
             self._fail(scores, used)
         weights = scores.new_tensor([s.weight for s in used])
         return -(weights[:, None] * scores).sum(0).mean()
 
     def _ask(
-        self, scorer: Scorer, pictures: Tensor, prompts: list[str], with_gradient: bool = False
+        self,
+        scorer: Scorer,
+        pictures: Tensor,
+        prompts: list[str],
+        fields: Fields,
+        with_gradient: bool = False,
     ) -> Tensor:
         """Scores (B,) float32; NaN, and a fault noted, where there are none."""
-        fault = None
+        fault, more = None, {"fields": list(fields)} if scorer.takes_fields else {}
         try:
-            found = scorer.score(pictures, prompts)
+            found = scorer.score(pictures, prompts, **more)
         except Exception as error:  # a user's own code raises what it likes, and ranks wait
             fault = f"raised {with_line(error)}"
         else:

@@ -134,7 +134,8 @@ def score(d: Distillation, walked: Walk) -> tuple[Tensor, Tensor]:
     assert d.rewards
     images = d.adapter.decode(walked.x_0)
     small = F.adaptive_avg_pool2d(in_unit_range(images), THUMBNAIL)
-    return d.rewards.score(images, walked.batch.prompts), small.flatten(1).T
+    scores = d.rewards.score(images, walked.batch.prompts, walked.batch.fields)
+    return scores, small.flatten(1).T
 
 
 def measure(d: Distillation, rewards: Tensor, advantages: Tensor, measures: Measures) -> None:

@@ -215,7 +215,11 @@ def real_images(d: Distillation, batch: Batch) -> Tensor:
 def first_samples(d: Distillation, batch: Batch, num: int) -> Batch:
     """The first samples of a batch, on the run's device."""
     first = replace(
-        batch, prompts=batch.prompts[:num], indices=batch.indices[:num], other=None
+        batch,
+        prompts=batch.prompts[:num],
+        indices=batch.indices[:num],
+        fields=batch.fields[:num],
+        other=None,
     ).map(lambda tensor: tensor[:num])
     return batch_on_device(d, first)
 

@@ -58,7 +58,7 @@ from senseflow.engine.parallel import (
     recompute_decoder,
     shard,
 )
-from senseflow.engine.rewards import named_rewards, open_rewards
+from senseflow.engine.rewards import check_rewards, open_rewards
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained
 from senseflow.teachers.folder import name_of
@@ -158,7 +158,7 @@ def check_teacher(inputs: Inputs) -> None:
 def check_networks(inputs: Inputs) -> None:
     """Raise ValueError where what a run begins with does not fit, its adversary's backbone is none
     or its rewards are not there; no weights are loaded."""
-    named_rewards(inputs.config)
+    check_rewards(inputs.config, inputs.data)
     check_teacher(inputs)
     if inputs.config.adversarial.in_use == "vfm":
         check_backbone(inputs.config)

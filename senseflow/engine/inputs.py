@@ -14,6 +14,7 @@ import torch
 
 from senseflow.common.weights_files import fault_of
 from senseflow.config.config import Config, PathsConfig
+from senseflow.config.load import require_no_images
 from senseflow.config.teacher import teacher_settings
 from senseflow.core.adversarial import omega
 from senseflow.core.anchors import Anchors
@@ -22,6 +23,7 @@ from senseflow.data.cached import Cache
 from senseflow.data.dataset import open_dataset
 from senseflow.data.items import Samples
 from senseflow.data.latents_lmdb import LatentsScaling
+from senseflow.data.prompt_list import PromptList
 from senseflow.distill.bottleneck import require_head
 from senseflow.engine.caches import read_cache, warn_of_versions
 from senseflow.teachers.family import Family
@@ -94,6 +96,8 @@ def read_inputs(config: Config, family: Family) -> Inputs:
 def read_run(config: Config, family: Family) -> Inputs:
     """The inputs of training, which asks more of them than other commands; raises ValueError."""
     inputs = read_inputs(config, family)
+    if isinstance(inputs.data, PromptList):
+        require_no_images(config)
     if config.adversarial.in_use == "bottleneck":
         bottleneck_of(inputs)
     if config.adversarial.in_use == "vfm":

@@ -252,21 +252,23 @@ class Run:
         return float((gap / size) ** 0.5) if size > 0 else None
 
     def show(self, iteration: int, pictures: dict[str, Tensor], batch: Batch) -> None:
-        """Decode the image strip of this iteration, which a thread writes; measure drift if the
-        discriminator did not."""
+        """Decode the image strip of this iteration, which a thread writes; measure drift if there
+        are real images and the discriminator did not."""
         num, decode = self.config.log.num_pictures, self.parts.adapter.decode
         measured = self.parts.discriminator is not None and self.parts.discriminator.sees_images
         with torch.no_grad():
             # On every rank: where drift is measured here, it is a mean over all.
-            real = real_images(self.parts, first_samples(self.parts, batch, num))
-            if not measured:
-                generated = decode(pictures["generated"][:num])
-                self.measures.add(image_drift(generated, real))
+            real: dict[str, Tensor] = {}
+            if batch.has_images:
+                real["real"] = real_images(self.parts, first_samples(self.parts, batch, num))
+                if not measured:
+                    generated = decode(pictures["generated"][:num])
+                    self.measures.add(image_drift(generated, real["real"]))
             if self.ranks.is_main:
                 # Rank 0 alone: the VAE is not sharded, so no other rank has to decode with it.
                 columns = {name: decode(latents[:num]) for name, latents in pictures.items()}
                 file = self.folder / "samples" / f"{step_name(iteration)}.png"
-                self.strips.write(file, {**columns, "real": real})
+                self.strips.write(file, {**columns, **real})
 
     def save(self, iteration: int) -> None:
         """The checkpoint first: where time is short, it is what must not be lost."""

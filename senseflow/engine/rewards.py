@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +15,15 @@ from torch import Tensor
 from senseflow.common.ranks import Ranks
 from senseflow.config.config import Config, RewardConfig
 from senseflow.config.teacher import torch_dtype
+from senseflow.data.items import Samples
+from senseflow.data.prompt_list import PromptList
 from senseflow.distill.rewards import Rewards, Scorer, with_line
 from senseflow.distill.scorers.metric import Flag, Given, Machine, Spec
 from senseflow.distill.scorers.specs import SCORERS
 
 logger = logging.getLogger(__name__)
 
-Score = Callable[[Tensor, list[str]], Tensor]
+Score = Callable[..., Tensor]  # of images and prompts, and of fields where it takes them
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,19 @@ class Named:
     name: str
     differentiable: bool  # whether its scores carry a gradient to the images
     open: Callable[[Ranks], Score]
+    takes_fields: bool = False  # what a table says of each prompt
+
+
+def check_rewards(config: Config, data: Samples) -> None:
+    """Raise ValueError for what cannot be a reward of a run with this data."""
+    has_fields = isinstance(data, PromptList) and data.has_fields
+    for named in named_rewards(config):
+        if named.takes_fields and not has_fields:
+            raise ValueError(
+                f"reward.models {named.name} takes fields, and paths.dataset "
+                f"{config.paths.dataset} has none: name a table of prompts with further columns, "
+                "such as a .jsonl"
+            )
 
 
 def named_rewards(config: Config) -> list[Named]:
@@ -120,7 +136,16 @@ def scorer(config: Config, spec: Spec, given: Given) -> Named:
 def own_reward(name: str) -> Named:
     """A user's `module:function`; raises ValueError where there is none."""
     function = imported(name)
-    return Named(name, bool(getattr(function, "differentiable", False)), lambda ranks: function)
+    differentiable = bool(getattr(function, "differentiable", False))
+    return Named(name, differentiable, lambda ranks: function, takes_fields(function))
+
+
+def takes_fields(function: Score) -> bool:
+    """Whether a function names a parameter `fields`."""
+    try:
+        return "fields" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # one of C, which says of no parameters
+        return False
 
 
 def imported(name: str) -> Score:
@@ -157,5 +182,8 @@ def open_rewards(config: Config, ranks: Ranks) -> Rewards | None:
     if not found:
         return None
     pairs = zip(found, config.reward.shares, strict=True)
-    scorers = [Scorer(n.name, weight, n.open(ranks), n.differentiable) for n, weight in pairs]
+    scorers = [
+        Scorer(n.name, weight, n.open(ranks), n.differentiable, n.takes_fields)
+        for n, weight in pairs
+    ]
     return Rewards(scorers, ranks)

@@ -133,9 +133,9 @@ def build_parser() -> Parser:
         help="CPU time that gathering a unit costs the host besides (default: measured here)",
     )  # fmt: skip
     parser.add_argument(
-        "--data", choices=("images", "latents", "cached"),
-        help="images, an LMDB of latents, or images with prompts and latents from a cache "
-        "(default: as the recipe's: latents for SDXL, else images)",
+        "--data", choices=("images", "latents", "cached", "prompts"),
+        help="images, an LMDB of latents, images with prompts and latents from a cache, or prompts "
+        "alone (default: as the configuration's: latents for SDXL, else images)",
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help=".md or .json (default: markdown on stdout)"

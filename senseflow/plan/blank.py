@@ -13,13 +13,14 @@ from senseflow.config.config import Config
 from senseflow.data.cache_index import Field
 from senseflow.data.cached import Cache
 from senseflow.data.items import Item, Position
-from senseflow.distill.rewards import Rewards, Scorer
+from senseflow.distill.rewards import Fields, Rewards, Scorer
 from senseflow.engine.inputs import Inputs, Setup, read_setup
 from senseflow.teachers.encoded import NOTHING, Conditioning, Encoded, Posterior
 from senseflow.teachers.family import DataKind, Family
 
-PlanData = DataKind | Literal["cached"]
-"""What a run reads: images; an LMDB of latents; images, with prompts and latents from a cache."""
+PlanData = DataKind | Literal["cached", "prompts"]
+"""What a run reads: images; an LMDB of latents; what a cache knows of prompts and of images, and
+those that are looked at; prompts alone."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Blank:
     def __getitem__(self, position: Position) -> Item:
         if self.kind == "latents":
             return Item("a", position.index, latents=torch.zeros(self.latent_shape))
-        seen = self.see_images or self.prompts is None
+        seen = self.kind != "prompts" and (self.see_images or self.prompts is None)
         image = torch.zeros(3, *self.resolution) if seen else None
         return Item("a", position.index, image=image, encoded=self._encoded())
 
@@ -101,7 +102,7 @@ class BlankRewards(Rewards):
         """(R, num) of this rank's (R, b)."""
         return sum_over_ranks(scores.new_zeros(len(scores), num), self.ranks)
 
-    def loss(self, images: Tensor, prompts: list[str]) -> Tensor:
+    def loss(self, images: Tensor, prompts: list[str], fields: Fields = ()) -> Tensor:
         """0-d, with a gradient to images."""
         return -self.score(images, prompts).mean()
 

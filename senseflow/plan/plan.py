@@ -9,8 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from senseflow.common.tables import has_prompts_alone
 from senseflow.config.config import Config, load_config
-from senseflow.config.load import check_split, load_recipe
+from senseflow.config.load import check_split, load_recipe, require_no_images
 from senseflow.config.recipes import RECIPES, Recipe
 from senseflow.plan.blank import PlanData
 from senseflow.plan.costs import Costs, Gpu, Phases, kinds_of, peak
@@ -76,6 +77,8 @@ def make_plan(
     asked = load_config(wanted.file, list(wanted.overrides))
     recipe = RECIPES[asked.recipe]
     data = wanted.data or data_of(asked, recipe)
+    if data == "prompts":
+        require_no_images(asked)
     with tempfile.TemporaryDirectory(prefix="senseflow_plan_") as folder:
         config, teacher = configure(recipe, wanted, Path(folder))
         kinds = kinds or kinds_of(config)
@@ -101,6 +104,9 @@ def make_plan(
 
 def data_of(config: Config, recipe: Recipe) -> PlanData:
     """What a run of this configuration reads; raises ValueError where its cache does not tell."""
+    if has_prompts_alone(Path(config.paths.dataset)):
+        require_no_images(config)
+        return "prompts" if config.paths.cache is None else "cached"
     if config.paths.cache is None:
         return recipe.family.data
     if recipe.family.data == "images" and config.data.crop == "center":

@@ -53,8 +53,9 @@ def exact(config: Config, world_size: int, data: PlanData) -> list[Change]:
         words, fewest = "as few samples at a time as can be", f"train.grad_accumulation={most}"
         # Gradients wait for the next micro-batch: they may be more than the samples it spares.
         found.append(Change(words, "small kernels", (fewest,), may_add=True))
-    if data == "images" and config.data.crop == "center":
-        words, price = "prompts and latents from a cache", "disk, and a command before"
+    if data == "prompts" or (data == "images" and config.data.crop == "center"):
+        what = "prompts" if data == "prompts" else "prompts and latents"
+        words, price = f"{what} from a cache", "disk, and a command before"
         folder = f"paths.cache=runs/{config.recipe}_cache"
         found.append(Change(words, price, (folder,), cached=True))
     if parallel.replicas > 1:

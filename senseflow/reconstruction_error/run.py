@@ -19,6 +19,7 @@ from senseflow.config.config import Config, load_config
 from senseflow.config.recipes import RECIPES
 from senseflow.core.anchors import Anchors
 from senseflow.data.items import UnreadableImagesError
+from senseflow.data.prompt_list import PromptList
 from senseflow.engine.agreement import require_equal
 from senseflow.engine.build import Teacher, check_teacher, prepare_teacher
 from senseflow.engine.inputs import Inputs, read_inputs
@@ -81,6 +82,11 @@ def run(wanted: Wanted) -> None:
 def facts_of(inputs: Inputs, num_samples: int) -> dict[str, Any]:
     """Whose error it is, and all but seed, times and guidance that it depends on."""
     config, settings, dataset = inputs.config, inputs.settings, inputs.data
+    if isinstance(dataset, PromptList):
+        raise ValueError(
+            f"paths.dataset {config.paths.dataset} has prompts and no images, of which xi(t) is: "
+            "name a JSON of images or an LMDB of latents"
+        )
     if num_samples > len(dataset):
         raise ValueError(
             f"--num_samples {num_samples}: {config.paths.dataset} holds {len(dataset)}; say that "

@@ -37,8 +37,8 @@ def read_prompts_file(
         raise FieldError("prompts_column", f"{named!r} is not in {file}{there}")
     if columns and column is None:
         raise ValueError(
-            f"{file} has no column of prompts ({', '.join(TEXT_COLUMNS)}); {there}: name one of "
-            "them with --prompts_column"
+            f"{file} has no column of prompts ({', '.join(TEXT_COLUMNS)}); {there}: call one of "
+            f"them {TEXT_COLUMNS[0]}, or name it by --prompts_column where images are drawn"
         )
     id_columns = [name for wanted in ID_COLUMNS if (name := find_column(file, columns, [wanted]))]
     prompts = [

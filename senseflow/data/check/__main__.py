@@ -3,8 +3,8 @@
 Open every image of a data set as training does and say what a run would meet: files that cannot be
 read or are cut short, pictures smaller than the resolution, what the crop takes away, equal and
 nearly equal pictures; and of the captions empty and repeated ones, and those that are longer than
-the teacher's tokenizers read. DATASET is a JSON with keys, image_paths, prompts, or the folder of
-an LMDB of latents, of which rows, numbers and captions are checked.
+the teacher's tokenizers read. DATASET is a JSON with keys, image_paths, prompts; the folder of an
+LMDB of latents, of which rows, numbers and captions are checked; or a list of prompts.
 
 Exit status: 0 when nothing would stop the run, 1 when something would, 2 for wrong input.
 
@@ -27,6 +27,7 @@ from senseflow.common.commands import (
 )
 from senseflow.common.fields import Pixels, Threads
 from senseflow.common.files import require_writable
+from senseflow.common.tables import has_prompts_alone
 from senseflow.data.image_files import CHECKED
 
 EXAMPLES = """examples:
@@ -57,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
 def build_parser() -> Parser:
     """The flags."""
     parser = module_parser("senseflow.data.check", __doc__, EXAMPLES)
-    parser.add_argument("dataset", type=Path, metavar="DATASET", help="JSON, or folder of an LMDB")
+    parser.add_argument(
+        "dataset", type=Path, metavar="DATASET", help="JSON, folder of an LMDB, or prompts"
+    )
     add_config(
         parser, "YAML of the run: its resolution, crop, teacher, T5 length and max_unreadable"
     )
@@ -89,7 +92,8 @@ def check(args: argparse.Namespace) -> None:
             f"data set {args.dataset} is not an LMDB, it has no data.mdb: name a JSON file; of a "
             "folder of images python -m senseflow.data.make makes one"
         )
-    if args.config is None and args.resolution is None and args.dataset.is_file():
+    images = args.dataset.is_file() and not has_prompts_alone(args.dataset)
+    if args.config is None and args.resolution is None and images:
         raise ValueError("--config or --resolution: say at which size the images will be used")
     if args.config is None and args.overrides:
         raise ValueError(f"{args.overrides[0]}: overrides are of a --config")

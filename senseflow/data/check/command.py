@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import time
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,25 +15,28 @@ from PIL import Image
 
 from senseflow.common.files import write_whole
 from senseflow.common.pictures import save_whole
+from senseflow.common.tables import has_prompts_alone
 from senseflow.config.config import Config, load_config
+from senseflow.config.load import require_no_images
 from senseflow.config.recipes import RECIPES
 from senseflow.config.teacher import teacher_settings
 from senseflow.data.check.findings import Checked, Finding, Limits, Place, plain
 from senseflow.data.check.images import image_findings, image_numbers
 from senseflow.data.check.latents import latent_findings, latent_numbers, read_rows
 from senseflow.data.check.looking import look_at_all
-from senseflow.data.check.pictures import draw_images, draw_latents, draw_sheet
+from senseflow.data.check.pictures import draw_images, draw_latents, draw_prompts, draw_sheet
 from senseflow.data.check.wording import (
     Reader,
     caption_findings,
     caption_numbers,
     read_tokenizers,
 )
-from senseflow.data.dataset import open_dataset
+from senseflow.data.dataset import DataSet, open_dataset
 from senseflow.data.image_lists import one_line
 from senseflow.data.items import Position, UnreadableItem
 from senseflow.data.json_images import JsonImages
-from senseflow.data.latents_lmdb import LatentsLmdb, LatentsScaling
+from senseflow.data.latents_lmdb import LatentsScaling
+from senseflow.data.prompt_list import PromptList
 from senseflow.teachers.family import Family
 from senseflow.teachers.folder import INDEX, TeacherSettings
 
@@ -49,9 +54,11 @@ class Training:
     family: Family
     settings: TeacherSettings
 
-    def open(self, dataset: Path) -> JsonImages | LatentsLmdb:
+    def open(self, dataset: Path) -> DataSet:
         """The data set as the run opens it; raises ValueError where it would end."""
         self.family.require(self.settings)
+        if has_prompts_alone(dataset):
+            require_no_images(self.config)
         return open_dataset(
             dataset,
             self.settings.resolution,
@@ -75,12 +82,14 @@ class Setting:
 def run(dataset: Path, setting: Setting, output: Path, num_workers: int) -> bool:
     """Check, say, write to the folder `output`; whether something would stop the run.
 
-    dataset: a JSON file, or the folder of an LMDB of latents. num_workers: processes that open
-    images. Raises ValueError for a data set that cannot be opened at all.
+    dataset: a JSON file, the folder of an LMDB of latents, or a list of prompts. num_workers:
+    processes that open images. Raises ValueError for a data set that cannot be opened at all.
     """
     start = time.monotonic()
     if dataset.is_dir():
         checked, names, places, pictures = check_latents(dataset, setting)
+    elif has_prompts_alone(dataset):
+        checked, names, places, pictures = check_prompts(dataset, setting)
     else:
         checked, names, places, pictures = check_images(dataset, setting, num_workers)
     time_s = time.monotonic() - start
@@ -144,7 +153,7 @@ def misfit(dataset: Path, setting: Setting) -> list[Finding]:
     return []
 
 
-# ----------------------------------------------------------------------------------- two data sets
+# --------------------------------------------------------------------------------- three data sets
 
 # what is found, each row as the data set calls it, where it can be opened, and the pictures
 Result = tuple[Checked, list[str], list[str], dict[str, Image.Image]]
@@ -198,18 +207,35 @@ def check_latents(folder: Path, setting: Setting) -> Result:
     """What is found in an LMDB of latents."""
     rows = read_rows(folder)
     findings = [*misfit(folder, setting), *latent_findings(rows, setting.limits.max_unreadable)]
-    lengths = {reader.name: reader.lengths(rows.captions) for reader in setting.readers}
-    limits = {reader.name: reader.limit for reader in setting.readers}
-    unread = [row for row, _ in rows.unreadable]
-    findings += caption_findings(rows.captions, lengths, limits, unread)
-    numbers = {
-        "latents": latent_numbers(rows),
-        "captions": caption_numbers(rows.captions, lengths),
-    }
+    found, captions = of_captions(rows.captions, setting, [row for row, _ in rows.unreadable])
+    findings += found
+    numbers = {"latents": latent_numbers(rows), "captions": captions}
     names = [f"row {row}" for row in range(len(rows.captions))]
     words = [len(caption.split()) for caption in rows.captions]
     pictures = {"numbers.png": draw_latents(rows.deviations, words)}
     return Checked(len(names), findings, numbers), names, names, pictures
+
+
+def check_prompts(file: Path, setting: Setting) -> Result:
+    """What is found in a list of prompts without images."""
+    data = PromptList(file)
+    prompts, rows = [*data.prompts], map(json.loads, data.rows)
+    findings, captions = of_captions(prompts, setting)
+    numbers = {"columns": Counter(name for row in rows for name in row), "captions": captions}
+    names = [f"prompt {number}" for number in range(len(prompts))]
+    drawn = draw_prompts([len(prompt.split()) for prompt in prompts])
+    checked = Checked(len(names), [*misfit(file, setting), *findings], numbers)
+    return checked, names, names, {"numbers.png": drawn}
+
+
+def of_captions(
+    captions: list[str], setting: Setting, unread: Collection[int] = ()
+) -> tuple[list[Finding], dict[str, Any]]:
+    """What is found in captions, and their numbers. unread: see `caption_findings`."""
+    lengths = {reader.name: reader.lengths(captions) for reader in setting.readers}
+    limits = {reader.name: reader.limit for reader in setting.readers}
+    findings = caption_findings(captions, lengths, limits, unread)
+    return findings, caption_numbers(captions, lengths)
 
 
 # ------------------------------------------------------------------------------------- what is said

@@ -58,6 +58,15 @@ def draw_latents(deviations: list[float], words: list[int]) -> Image.Image:
     return _rendered(figure)
 
 
+def draw_prompts(words: list[int]) -> Image.Image:
+    """The words of each prompt."""
+    figure = Figure(figsize=(5, 3.4), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    _histogram(axes, np.array(words), "words per prompt", None, "")
+    axes.set_ylabel("prompts")
+    return _rendered(figure)
+
+
 def _sizes(axes: Axes, looks: list[Look], resolution: tuple[int, int]) -> None:
     widths, heights = ([look.width for look in looks], [look.height for look in looks])
     axes.scatter(widths, heights, s=9, alpha=0.35, color=BLUE, linewidths=0)
