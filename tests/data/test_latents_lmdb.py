@@ -268,14 +268,14 @@ def test_open_dataset_says_what_it_found_and_what_is_expected(tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "vae_latents_000.pt").touch()
     (tmp_path / "empty").mkdir()
-    (tmp_path / "a.csv").touch()
+    (tmp_path / "a.xlsx").touch()
     for path, found in [
         (tmp_path / "nowhere", "nowhere does not exist"),
         (tmp_path / "json", "json is a folder: name a file in it, such as data.json"),
         (lmdb_folder / "data.mdb", "data.mdb is the file inside an LMDB: name its folder"),
         (tmp_path / "shards", "is a folder of .pt files: convert them with"),
         (tmp_path / "empty", "is a folder with nothing in it"),
-        (tmp_path / "a.csv", "is a file of the type .csv"),
+        (tmp_path / "a.xlsx", "is a file of the type .xlsx"),
     ]:
         with pytest.raises(ValueError, match=f"{found}.*; expected a .json file with keys"):
             opened(path)

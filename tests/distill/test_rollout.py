@@ -20,6 +20,7 @@ from senseflow.distill.rewards import RewardError, Rewards, Scorer
 from senseflow.distill.rollout import diversity, roll_out
 from senseflow.distill.state import Distillation, Turn
 from senseflow.engine.parallel import shard
+from senseflow.engine.rewards import takes_fields
 from senseflow.optim.trained import Trained
 
 HERE = Ranks(0, 1, torch.device("cpu"), None)
@@ -41,9 +42,14 @@ def constant(images, prompts):
     return torch.full((len(images),), 0.3)
 
 
+def as_bright_as_asked(images, prompts, fields):
+    wanted = torch.tensor([row["wanted"] for row in fields])
+    return -(images.mean((1, 2, 3)) - wanted).abs()
+
+
 def with_rewards(config, *functions, ranks=HERE) -> Distillation:
     pairs = zip(functions, config.reward.shares, strict=True)
-    scorers = [Scorer(f.__name__, weight, f, True) for f, weight in pairs]
+    scorers = [Scorer(f.__name__, weight, f, True, takes_fields(f)) for f, weight in pairs]
     return replace(toy_distillation(config), rewards=Rewards(scorers, ranks))
 
 
@@ -356,6 +362,42 @@ def test_the_last_step_follows_the_rewards_own_gradient(adversary):
     assert read(d, measures)["loss/reward"] == pytest.approx(loss.item() / 2)
     for parameter, gradient in zip(network.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-3)
+
+
+# ------------------------------------------------------------------------------- prompts alone
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_reward_reads_the_rows_of_its_own_prompts(size):
+    d = rewarded(as_bright_as_asked, brightness, reward=dict(weight=1.0, last_weight=1.0), **ALONE)
+    rows, turn = [{"wanted": w} for w in (0.1, 0.1, 0.9, 0.9)], turn_at(d, 3)
+    parts = [
+        replace(grouped(size, i), images=None, fields=rows[i : i + size]) for i in range(0, 4, size)
+    ]
+    rollouts = roll_out(d, turn, parts, measures := Measures())
+    images = (d.adapter.decode(torch.cat([r.x_0 for r in rollouts])).clamp(-1, 1) + 1) / 2
+    scores = -(images.mean((1, 2, 3)) - torch.tensor([0.1, 0.1, 0.9, 0.9])).abs()
+    found = read(d, measures)
+    assert found["reward/as_bright_as_asked"] == pytest.approx(scores.mean().item(), abs=1e-5)
+    assert found["reward/brightness"] == pytest.approx(images.mean().item(), abs=1e-5)
+    train_iteration(d, parts, turn.iteration, measures)
+    expected = -(scores + images.mean((1, 2, 3))).mean()
+    assert read(d, measures)["loss/reward"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_without_an_adversary_and_data_at_the_anchors_nothing_looks_at_images(weight):
+    """DMD, IDA, ISG, L_GRPO and the reward's own gradient: the same to the bit without them."""
+    sections = dict(adversarial=dict(kind="none"), backward_simulation=dict(probability=1.0))
+    reward = dict(weight=weight, last_weight=1.0)
+    seen, unseen = (rewarded(reward=reward, fake_score=dict(ttur=2), **sections) for _ in "ab")
+    for iteration in range(1, 9):
+        train_iteration(seen, [grouped()], iteration, Measures())
+        train_iteration(unseen, [replace(grouped(), images=None)], iteration, Measures())
+    for name in ("generator", "fake_score"):
+        one, two = (getattr(d, name).network.state_dict() for d in (seen, unseen))
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    assert {draw_turn(seen, i).anchor for i in range(1, 9)} == {0, 1, 2, 3}
 
 
 # ------------------------------------------------------------------------------- rewards that fail

@@ -1,25 +1,35 @@
 """Which rewards a configuration may name, and what a run does with one that fails."""
 
+import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from own_rewards import brightness, redness
-from short_runs import begin, configure, finish, write_pictures
+from caches import make
+from own_rewards import as_bright_as_asked, brightness, redness
+from short_runs import SHORT, begin, configure, finish, write_pictures
 from test_skips import config_of
+from torch import nn
 from toy import toy_batch, toy_config, toy_distillation
 from training_runs import full_state, timeless_rows
 
 from senseflow.common.ranks import start_ranks
 from senseflow.common.signals import StopRequest
 from senseflow.config.config import load_config
+from senseflow.config.load import load_recipe
+from senseflow.config.recipes import RECIPES
 from senseflow.distill.rewards import RewardError, Rewards, Scorer
+from senseflow.engine.build import check_networks
+from senseflow.engine.inputs import read_run
 from senseflow.engine.loop import Run
-from senseflow.engine.rewards import named_rewards
+from senseflow.engine.rewards import named_rewards, takes_fields
+from senseflow.teachers.flux.adapter import FluxAdapter
 
 FLUX = Path("configs/FLUX/flux_senseflow_tiny.yaml")
+RECIPE = Path("configs/FLUX/flux_dancegrpo_tiny.yaml")
 
 
 def with_reward(*overrides: str):
@@ -86,6 +96,12 @@ def test_a_gradient_that_is_not_there_is_not_asked_for():
     assert named_rewards(load_config(FLUX, ["reward.models=[nobody]"])) == []
 
 
+def test_who_takes_fields_says_so_by_a_parameter_of_that_name():
+    assert takes_fields(as_bright_as_asked) and takes_fields(lambda i, p, fields=None: i)
+    assert takes_fields(partial(as_bright_as_asked))
+    assert not any(map(takes_fields, (brightness, lambda *images, **more: 0, max, nn.Identity())))
+
+
 # ----------------------------------------------------------------------------------- in a run
 
 
@@ -126,6 +142,54 @@ RUN = ("reward.weight=1", "reward.last_weight=0.1", "reward.models=[own_rewards:
        "reward.group_size=2", "reward.updates_per_rollout=2", "reward.transitions=2",
        "reward.shared_noise=true", "reward.eta=0.7", "train.iter_num=4", "train.log_interval=1",
        "train.keep_last=0")  # fmt: skip
+
+
+ALONE = ("reward.models=[own_rewards:as_bright_as_asked]", "reward.last_weight=0",
+         "adversarial.kind=none", "backward_simulation.probability=1",
+         "train.grad_accumulation=2", "log.sample_interval=1")  # fmt: skip
+
+
+def write_prompts(file: Path, num: int = 5) -> Path:
+    rows = [{"prompt": f"a red {i} on white", "wanted": i / num} for i in range(num)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.mark.long
+def test_the_recipe_on_prompts_alone_goes_on_the_same_to_the_bit(tmp_path, monkeypatch):
+    """With strips, without a real image; the second half from a cache of the prompts."""
+    data = write_prompts(tmp_path / "p.jsonl")
+    monkeypatch.setattr(FluxAdapter, "encode_images", lambda *_: pytest.fail("there are none"))
+    both = "reward.models=[pick_score, own_rewards:as_bright_as_asked]"
+    words = (f"paths.dataset={data}", "paths.initial=null", *SHORT, *RUN, *ALONE, both)
+    config = load_recipe(RECIPES["flux_dancegrpo"], RECIPE, [*words, "reward.weights=[]"])
+    finish(begin(config, tmp_path / "whole"))
+    finish(begin(replace(config, train=replace(config.train, iter_num=2)), tmp_path / "parts"))
+    assert make("flux_senseflow", data, tmp_path / "cache", "adversarial.kind=none") == 0
+    paths = replace(config.paths, cache=str(tmp_path / "cache"))
+    cached = finish(begin(replace(config, paths=paths), tmp_path / "parts"))
+    assert cached.parts.adapter.pipeline.text_encoder is None
+    one, two = (full_state(tmp_path / name, 4, tmp_path) for name in ("whole", "parts"))
+    assert [key for key in one if not torch.equal(one[key], two[key])] == []
+    rows = timeless_rows(tmp_path / "whole")
+    assert rows == timeless_rows(tmp_path / "parts")
+    assert {"reward/pick_score", "reward/own_rewards:as_bright_as_asked"} <= rows[-1].keys()
+    assert not any(name.startswith("drift/") for row in rows for name in row)
+    assert (tmp_path / "whole" / "samples" / "step_0000004.png").exists()
+
+
+def test_a_reward_that_takes_fields_is_refused_without_any(tmp_path):
+    lines = tmp_path / "p.txt"
+    lines.write_text("a dog\n")
+    for data in (lines, write_pictures(tmp_path / "data")):
+        inputs = read_run(configure(data, *RUN, *ALONE), RECIPES["flux_senseflow"].family)
+        said = f"own_rewards:as_bright_as_asked takes fields, and paths.dataset {data} has none: "
+        with pytest.raises(ValueError) as refused:
+            check_networks(inputs)
+        assert said in str(refused.value) and "\n" not in str(refused.value)
+    inputs = read_run(configure(lines, *RUN, *ALONE, "reward.models=[own_rewards:redness]"),
+                      RECIPES["flux_senseflow"].family)  # fmt: skip
+    check_networks(inputs)
 
 
 def test_a_run_that_goes_on_is_the_same_to_the_bit(tmp_path):

@@ -19,6 +19,12 @@ def redness(images: Tensor, prompts: list[str]) -> Tensor:
 redness.differentiable = True
 
 
+def as_bright_as_asked(images: Tensor, prompts: list[str], *, fields: list[dict]) -> Tensor:
+    """By the column `wanted` of a table of prompts."""
+    wanted = torch.tensor([row["wanted"] for row in fields])
+    return -(images.mean((1, 2, 3)) - wanted).abs()
+
+
 @cache
 def network() -> nn.Module:
     """A frozen one, of few weights."""
