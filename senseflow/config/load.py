@@ -60,8 +60,11 @@ def _beside(recipe: Recipe, file: Path) -> Path:
     return own if own != file and own.is_file() else ROOT / recipe.config
 
 
-def require_no_images(config: Config) -> None:
-    """Raise ValueError, naming every key, for a run on prompts alone that would look at images."""
+def require_no_images(config: Config, data: str | None = None) -> None:
+    """Raise ValueError, naming every key, for a run on prompts alone that would look at images.
+
+    data: what says that there are prompts alone; None: paths.dataset.
+    """
     adversary, p = config.adversarial.in_use, config.backward_simulation.probability
     needed = {}
     if adversary != "none":
@@ -70,7 +73,7 @@ def require_no_images(config: Config) -> None:
         needed[f"backward_simulation.probability {p:g}"] = "backward_simulation.probability=1"
     if needed:
         raise ValueError(
-            f"paths.dataset {config.paths.dataset} has prompts and no images, which "
+            f"{data or f'paths.dataset {config.paths.dataset}'} has prompts and no images, which "
             f"{' and '.join(needed)} would look at: say {' '.join(needed.values())}"
         )
 

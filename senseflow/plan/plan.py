@@ -77,8 +77,8 @@ def make_plan(
     asked = load_config(wanted.file, list(wanted.overrides))
     recipe = RECIPES[asked.recipe]
     data = wanted.data or data_of(asked, recipe)
-    if data == "prompts":
-        require_no_images(asked)
+    if wanted.data == "prompts":
+        require_no_images(asked, "--data prompts")
     with tempfile.TemporaryDirectory(prefix="senseflow_plan_") as folder:
         config, teacher = configure(recipe, wanted, Path(folder))
         kinds = kinds or kinds_of(config)

@@ -37,6 +37,10 @@ FLUX = "configs/FLUX/flux_senseflow.yaml"
         (["--config", FLUX, "train.bath_size=1"], "batch_size"),
         (["--config", FLUX, "--gpus", "3"], "train.batch_size 8 is not a multiple of 3"),
         (["--config", FLUX, "paths.initial=runs/x"], "paths.initial"),
+        (
+            ["--config", FLUX, "--data", "prompts"],
+            "--data prompts has prompts and no images, which",
+        ),
         (["--config", FLUX, f"paths.pretrained_model={Path(__file__).parent}"], "model_index.json"),
     ],
 )
@@ -58,7 +62,7 @@ def test_all_recipes_are_those_with_one_sample_on_each_gpu():
         load_config(file, ["train.batch_size=1", "train.grad_accumulation=1"])
 
 
-def test_a_cache_that_is_named_is_what_is_planned():
+def test_prompts_and_a_cache_that_are_named_are_what_is_planned():
     flux, sdxl = (RECIPES[name] for name in ("flux_senseflow", "sdxl_senseflow"))
 
     def read(recipe, *overrides):
@@ -66,6 +70,13 @@ def test_a_cache_that_is_named_is_what_is_planned():
 
     assert (read(flux), read(sdxl)) == ("images", "latents")
     assert read(flux, "paths.cache=x") == "cached"
+    alone = ("paths.dataset=x.txt", "adversarial.kind=none", "backward_simulation.probability=1")
+    for recipe in (flux, sdxl):
+        assert (
+            read(recipe, *alone) == "prompts" and read(recipe, "paths.cache=x", *alone) == "cached"
+        )
+        with pytest.raises(ValueError, match=r"paths\.dataset x\.txt has prompts and no images"):
+            read(recipe, *alone[:-1])
     for recipe, overrides in ((sdxl, ()), (flux, ("data.crop=random",))):
         with pytest.raises(ValueError, match=r"paths\.cache: .*say --data"):
             read(recipe, "paths.cache=x", *overrides)

@@ -404,6 +404,7 @@ def test_changes_are_those_the_configuration_has_not_made():
     wholly = ("parallel.activation_checkpointing=1", "parallel.recomputation=full")
     assert found(8) == [("paths.cache=runs/flux_senseflow_cache",), wholly, *rounded]
     assert found(8, data="cached") == [wholly, *rounded]
+    assert found(8, data="prompts")[0] == ("paths.cache=runs/flux_senseflow_cache",)
     assert found(8, "data.crop=random") == [wholly, *rounded]
     assert found(4, data="cached")[0] == ("train.grad_accumulation=2",)
     shuffled = "adversarial.reference=shuffled"  # needs two samples at a time
