@@ -391,13 +391,13 @@ def test_without_an_adversary_and_data_at_the_anchors_nothing_looks_at_images(we
     sections = dict(adversarial=dict(kind="none"), backward_simulation=dict(probability=1.0))
     reward = dict(weight=weight, last_weight=1.0)
     seen, unseen = (rewarded(reward=reward, fake_score=dict(ttur=2), **sections) for _ in "ab")
-    for iteration in range(1, 9):
+    for iteration in range(1, 17):
         train_iteration(seen, [grouped()], iteration, Measures())
         train_iteration(unseen, [replace(grouped(), images=None)], iteration, Measures())
     for name in ("generator", "fake_score"):
         one, two = (getattr(d, name).network.state_dict() for d in (seen, unseen))
         assert all(torch.equal(one[key], two[key]) for key in one)
-    assert {draw_turn(seen, i).anchor for i in range(1, 9)} == {0, 1, 2, 3}
+    assert {draw_turn(seen, i).anchor for i in range(1, 17)} == {0, 1, 2, 3}
 
 
 # ------------------------------------------------------------------------------- rewards that fail
