@@ -4,9 +4,9 @@ Tensors are torch's fake ones: shapes, types and storages with a size, and no nu
 group is torch's fake one: collectives return at once, whatever the number of ranks.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -25,10 +25,15 @@ from torch.utils._pytree import tree_leaves
 
 from senseflow.common.ranks import Ranks, start_ranks
 from senseflow.core.names import BaseForm
+from senseflow.engine import adversary
 from senseflow.optim import stretches
+from senseflow.plan.memo import Memo
 from senseflow.weights import packed
 
+P = ParamSpec("P")
+R = TypeVar("R")
 aten = torch.ops.aten
+LARGE = 2**16  # elements: more than a library looks at while it builds a network
 UNREAD = {aten.normal_, aten.uniform_, aten.erfinv_}
 
 
@@ -63,13 +68,15 @@ class Loading(TorchDispatchMode):
     shards); networks on the meta device stay there, until they are given memory: that is fake, as
     is all that is put on a GPU.
     Within a network's forward, such as the encoding of the empty prompt, everything is. Random
-    initial values are neither drawn nor normed, nor are weights packed: it would take time, and
-    nobody reads them.
+    initial values are neither drawn nor normed, nor are weights packed, copied to what is fake or,
+    of the discriminator's frozen networks, written: it would take time, and nobody reads them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memo: Memo) -> None:
         super().__init__()
+        self.memo = memo
         self.depth = 0  # of modules that run
+        self.reads = False  # the discriminator's frozen networks
         self.stack = ExitStack()
 
     def __enter__(self) -> "Loading":
@@ -83,12 +90,25 @@ class Loading(TorchDispatchMode):
         self.stack.callback(register_module_forward_hook(leave, always_call=True).remove)
         self.stack.enter_context(patch.object(_SpectralNorm, "_power_method", lambda *_: None))
         self.stack.enter_context(patch.object(packed, "pack", _unpacked))
+        load = self._reading(adversary.load_frozen)
+        self.stack.enter_context(patch.object(adversary, "load_frozen", load))
+        self.stack.enter_context(patch.object(adversary, "fill_heads", _undrawn))
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self.stack.close()
+
+    def _reading(self, function: Callable[P, R]) -> Callable[P, R]:
+        def read(*args: P.args, **kwargs: P.kwargs) -> R:
+            self.reads = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.reads = False
+
+        return read
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -101,11 +121,23 @@ class Loading(TorchDispatchMode):
         materialised = kind != "meta" and any(t.is_meta for t in tensors)
         fake = kind == "cuda" or materialised or any(isinstance(t, FakeTensor) for t in tensors)
         if self.depth or fake:
-            return func(*args, **kwargs)
-        with unset_fake_temporarily():
-            if func._overloadpacket in UNREAD:
+            unread = func._overloadpacket in UNREAD or func is aten.copy_.default
+            if unread and isinstance(args[0], FakeTensor):
                 return args[0]
+            return self.memo.run(func, args, kwargs)
+        with unset_fake_temporarily():
+            large = self.reads and any(t.numel() >= LARGE for t in tensors[:1])
+            if func._overloadpacket in UNREAD or (large and func._schema.name.endswith("_")):
+                return args[0]
+            if large and func is aten._to_copy.default:
+                kwargs.pop("non_blocking", None)
+                return torch.empty_like(args[0], **kwargs)
             return func(*args, **kwargs)
+
+
+def _undrawn(heads: nn.Module, drawn: Any, ranks: Ranks, initial: Any) -> None:
+    """What `fill_heads` leaves, without the numbers."""
+    heads.to_empty(device=ranks.device)
 
 
 def _unpacked(weight: Tensor, form: BaseForm) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -29,6 +29,7 @@ from senseflow.engine.build import assemble, share
 from senseflow.optim.trained import Trained
 from senseflow.plan.blank import PlanData, blank_inputs, blank_rewards
 from senseflow.plan.fakes import Loading, fake_ranks, fake_whole, real_meshes
+from senseflow.plan.memo import Memo
 from senseflow.plan.tracker import AVERAGES, PARAMETERS, STATES, PhaseCost, Tracker
 from senseflow.teachers.family import Family
 from senseflow.weights.lora import Role
@@ -139,7 +140,7 @@ class Rehearsal:
     parts: Distillation
     micro_batches: list[Batch]
     mode: FakeTensorMode
-    tracker: Tracker = field(default_factory=Tracker)
+    tracker: Tracker
 
     def iterate(self, kind: Kind) -> dict[str, PhaseCost]:
         """One iteration of this kind; its costs by phase."""
@@ -216,14 +217,14 @@ def rehearse(
     config: Config, family: Family, world_size: int, data: PlanData
 ) -> Iterator[Rehearsal]:
     """Rank 0 of so many, before its first iteration."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode, memo = FakeTensorMode(allow_non_fake_inputs=True), Memo()
     inputs = blank_inputs(config, family, data)
     with fake_ranks(world_size, config.parallel.replicas) as ranks, real_meshes():
-        with mode, Loading():
+        with mode, Loading(memo):
             parts = assemble(inputs, ranks, {}, blank_rewards)
         own_share = share(config, ranks)
         real = next(batches(inputs.data, own_share, num_workers=0, pin_memory=False, start=1))
         fake = [batch.map(mode.from_tensor) for batch in real]
-        rehearsal = Rehearsal(parts, fake, mode)
+        rehearsal = Rehearsal(parts, fake, mode, Tracker(memo))
         fake_whole(networks_of(parts).values(), mode)
         yield rehearsal

@@ -73,11 +73,15 @@ def exact(config: Config, world_size: int, data: PlanData) -> list[Change]:
 
 def inexact(config: Config) -> list[Change]:
     """Those that round, or leave something out."""
-    found, precision = [], config.precision
-    if config.optimizer.states != "8bit":
-        words, price = "the optimizers' moments in 8 bits", "noise in the moments"
-        found.append(Change(words, price, ("optimizer.states=8bit",)))
+    found, precision, optimizer = [], config.precision, config.optimizer
     heads = config.adversarial.in_use != "none"
+    if heads and (optimizer.head_states or optimizer.states) != "8bit":
+        words, price = "the heads' moments in 8 bits", "noise in the adversary's moments"
+        found.append(Change(words, price, ("optimizer.head_states=8bit",)))
+    if optimizer.states != "8bit":
+        words, price = "the optimizers' moments in 8 bits", "noise in the moments"
+        as_all = ("optimizer.head_states=null",) if heads else ()  # the change before is then none
+        found.append(Change(words, price, (*as_all, "optimizer.states=8bit")))
     if precision.masters == "float32" and config.lora.rank is None:
         words, price = "masters in bfloat16", "noise of stochastic rounding"
         found.append(Change(words, price, ("precision.masters=bfloat16",)))

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from senseflow.distill.measures import STOPWATCH
+from senseflow.plan.memo import Memo
 
 aten = torch.ops.aten
 PARAMETERS = "parameters"
@@ -64,10 +65,14 @@ class Held:
 
 
 class Tracker(TorchDispatchMode):
-    """Within a fake mode: the storages that live, by kind, and the costs of each phase."""
+    """Within a fake mode: the storages that live, by kind, and the costs of each phase.
 
-    def __init__(self) -> None:
+    memo: of that mode.
+    """
+
+    def __init__(self, memo: Memo | None = None) -> None:
         super().__init__()
+        self.memo = memo or Memo()
         self.held: dict[int, Held] = {}
         self.live: dict[str, int] = dict.fromkeys(KINDS, 0)
         self.phases: dict[str, PhaseCost] = {}
@@ -101,7 +106,7 @@ class Tracker(TorchDispatchMode):
         kwargs = kwargs or {}
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented
-        result = func(*args, **kwargs)
+        result = self.memo.run(func, args, kwargs)
         packet, cost = func._overloadpacket, self._cost()
         cost.operations += 1
         if packet in flop_registry:
@@ -109,7 +114,7 @@ class Tracker(TorchDispatchMode):
             cost.flops += flops
             who = self.callers[0] if self.callers else f"backward, {STOPWATCH.current}"
             cost.work[who] += flops
-        for tensor in tree_leaves(result):
+        for tensor in [result] if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._note(tensor)
         if func.namespace == "fsdp":
@@ -122,7 +127,10 @@ class Tracker(TorchDispatchMode):
         return result
 
     def _cost(self) -> PhaseCost:
-        return self.phases.setdefault(STOPWATCH.current or "between", PhaseCost())
+        name = STOPWATCH.current or "between"
+        if name not in self.phases:
+            self.phases[name] = PhaseCost()
+        return self.phases[name]
 
     def _note(self, tensor: Tensor, kind: str | None = None) -> None:
         """Count the storage of a tensor, once; with a kind, under it from now on."""

@@ -112,8 +112,9 @@ def test_the_ladder_of_flux():
     assert full[2].wanted.overrides[2:] == (
         "parallel.activation_checkpointing=1", "parallel.recomputation=full"
     )  # fmt: skip
-    added = [rung.wanted.overrides[-1] for rung in full[3:5]]
-    assert added == ["optimizer.states=8bit", "precision.masters=bfloat16"]
+    added = [rung.wanted.overrides[-1] for rung in full[3:6]]
+    moments = ["optimizer.head_states=8bit", "optimizer.states=8bit"]
+    assert added == [*moments, "precision.masters=bfloat16"]
     assert lora[0].words == "LoRA" and lora[0].wanted.file.name == "flux_senseflow_lora.yaml"
     assert lora[-1].words == "LoRA, the frozen base in 4 bits"
     assert "lora.base=nf4" in lora[-1].wanted.overrides

@@ -398,9 +398,16 @@ def test_changes_are_those_the_configuration_has_not_made():
         plan = Plan(wanted, config, "as published", data, {}, Costs(config, {}))
         return [change.overrides for change in candidates(plan)]
 
-    rounded = [("optimizer.states=8bit",), ("precision.masters=bfloat16",)]
+    some, every = "optimizer.head_states=8bit", "optimizer.states=8bit"
+    moments = [(some,), ("optimizer.head_states=null", every)]
     heads = ("precision.head_masters=bfloat16",)
-    rounded += [heads, ("precision.vae=bfloat16",), ("precision.heads=bfloat16",)]
+    rounded = [
+        *moments,
+        ("precision.masters=bfloat16",),
+        heads,
+        ("precision.vae=bfloat16",),
+        ("precision.heads=bfloat16",),
+    ]
     wholly = ("parallel.activation_checkpointing=1", "parallel.recomputation=full")
     assert found(8) == [("paths.cache=runs/flux_senseflow_cache",), wholly, *rounded]
     assert found(8, data="cached") == [wholly, *rounded]
@@ -422,6 +429,10 @@ def test_changes_are_those_the_configuration_has_not_made():
     assert roles[-2:] == [("lora.base=int8",), ("lora.base=nf4",)]
     again = found(8, *lora, "lora.base=int8", "ema.decay=0.9")
     assert again[-2:] == [("lora.base=nf4",), ("ema.decay=null",)]
+    assert found(8, some) == [found(8)[0], wholly, *rounded[1:]]
+    assert found(8, every) == [found(8)[0], wholly, *rounded[2:]]
+    assert found(8, every, "optimizer.head_states=bfloat16")[2:] == [moments[0], *rounded[2:]]
+    assert found(8, "adversarial.kind=none")[2] == (every,)
 
 
 def test_of_changes_of_one_key_the_last_counts():

@@ -11,6 +11,7 @@ from senseflow.common.files import ROOT
 from senseflow.config.config import PathsConfig
 from senseflow.distill.vfm_features import FrozenBackbone
 from senseflow.plan.fakes import Loading, fake_whole
+from senseflow.plan.memo import Memo
 from senseflow.plan.stand_in import (
     SHARD,
     copy_teacher,
@@ -93,7 +94,7 @@ def test_a_dinov3_is_made_up_and_costs_what_arithmetic_says(tmp_path):
     (override,) = write_vision(tmp_path, paths)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     file = override.removeprefix("paths.dinov2_weights=")
-    with mode, Loading():
+    with mode, Loading(Memo()):
         backbone = FrozenBackbone(name, (2, 11), checkpoint=file, dtype=torch.bfloat16)
     fake_whole([backbone], mode)
     with mode, FlopCounterMode(display=False) as counted:
