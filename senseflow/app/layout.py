@@ -6,10 +6,10 @@ import gradio as gr
 
 from senseflow.app import words
 from senseflow.app.studio import STUDENT, TEACHER, Studio
-from senseflow.sampling.drawing import SAMPLERS
+from senseflow.sampling.drawing import CPS, SAMPLERS
 
 MOST_LETTERS = 4000  # of a prompt
-ETA = 0.7  # what the page begins with: neither of the other two samplers
+ETA = 0.7  # what the page begins with where rewards trained none: neither of the other samplers
 SMALL = 256  # pixels: images up to this size are shown with their pixels
 
 
@@ -104,7 +104,8 @@ def _settings(studio: Studio) -> Settings:
                 list(SAMPLERS), value=studio.default.sampler, label="Student's sampler",
                 elem_id="sampler",
             )  # fmt: skip
-            eta = _number("Eta", ETA, 0.1, whole=False, visible=False)
+            begin = studio.default.eta or ETA
+            eta = _number("Eta", begin, 0.1, whole=False, visible=studio.default.sampler == CPS)
         with gr.Column(min_width=220, visible=studio.has_teacher), gr.Group(elem_classes="card"):
             with_teacher = gr.Checkbox(
                 studio.has_teacher, label="Teacher beside it", elem_id="with-teacher"

@@ -324,6 +324,7 @@ def choose_initial(inputs: Inputs, folder: Path, host: HostGroup) -> Initial:
 def export(setup: Setup, dtype: Dtype) -> StudentExport:
     """How the student becomes a diffusers folder, with a card of how it is to be sampled."""
     family, settings, train = setup.family, setup.settings, setup.config.train
+    eta = setup.config.reward.simulated_eta
     card = StudentCard(
         family=family.name,
         anchors=family.sampled_at(setup.path, setup.anchors),
@@ -336,6 +337,7 @@ def export(setup: Setup, dtype: Dtype) -> StudentExport:
         iteration=0,
         recipe=setup.config.recipe,
         base_form=None if setup.config.lora.base == "bfloat16" else setup.config.lora.base,
+        eta=eta if eta < 1 else None,
     )
     if settings.lora:
         return StudentExport(lora_layout(family, settings, settings.lora, torch_dtype(dtype)), card)

@@ -189,7 +189,11 @@ def _add_sampling_flags(parser: Parser, family: Family) -> None:
         type=Number(family.levels.number, Bounds(0, 1000)),
         help="in place of --steps: which of the trained anchors, falling from the first",
     )  # fmt: skip
-    group.add_argument("--sampler", choices=SAMPLERS, help="(default: x0; with --teacher: euler)")
+    group.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        help="(default: x0, or cps as rewards trained it; with --teacher: euler)",
+    )
     group.add_argument(
         "--eta", type=number(Share), metavar="X", help="of --sampler cps: 0 is euler, 1 is x0"
     )

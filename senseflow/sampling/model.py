@@ -15,7 +15,7 @@ from torch import nn
 from senseflow.common.fields import FieldError
 from senseflow.common.files import read_json
 from senseflow.config.families import check_card_family, check_config, check_keys
-from senseflow.sampling.drawing import Drawing, Paths
+from senseflow.sampling.drawing import CPS, Drawing, Paths
 from senseflow.sampling.lora import lora_on_top, lora_student
 from senseflow.teachers.family import Family, Plan
 from senseflow.teachers.folder import base_config
@@ -101,16 +101,24 @@ class Model:
             self.family.require_scheduler(self.paths.base)
         height, width = self._size(drawing)
         levels = self._levels(drawing)
+        sampler, eta = self._sampler(drawing)
         return Plan(
             steps=len(levels) if levels else drawing.steps or self.family.teacher_steps,
-            sampler=drawing.sampler or ("x0" if self.student else "euler"),
+            sampler=sampler,
             levels=levels,
             guidance=self._guidance(drawing),
             max_sequence_length=self._t5_length(drawing),
             height=height,
             width=width,
-            eta=None if drawing.eta is None else float(drawing.eta),
+            eta=eta,
         )
+
+    def _sampler(self, drawing: Drawing) -> tuple[str, float | None]:
+        """And the eta of cps, which is the trained one where none is asked for."""
+        if drawing.sampler is None and self.card and self.card.eta is not None:
+            return CPS, float(self.card.eta)
+        default = "x0" if self.student else "euler"
+        return drawing.sampler or default, None if drawing.eta is None else float(drawing.eta)
 
     def _size(self, drawing: Drawing) -> tuple[int, int]:
         sides, card = self.family.sides(self.paths.base, self.config), self.card

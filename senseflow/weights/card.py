@@ -45,6 +45,7 @@ class StudentCard:
     ema: Share | None = None  # decay, when the weights are the student's average
     recipe: str | None = None  # that it was trained by; None: before cards said so
     base_form: str | None = None  # int8 or nf4: of the base a LoRA was trained on; None: whole
+    eta: Share | None = None  # of the cps sampler that rewards have trained; None: that is x0
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(StudentCard, include_extras=True).items():

@@ -27,6 +27,7 @@ from senseflow.engine.inputs import read_run
 from senseflow.engine.loop import Run
 from senseflow.engine.rewards import named_rewards, takes_fields
 from senseflow.teachers.flux.adapter import FluxAdapter
+from senseflow.weights.card import read_card
 
 FLUX = Path("configs/FLUX/flux_senseflow_tiny.yaml")
 RECIPE = Path("configs/FLUX/flux_dancegrpo_tiny.yaml")
@@ -202,6 +203,7 @@ def test_a_run_that_goes_on_is_the_same_to_the_bit(tmp_path):
         finish(begin(settings, tmp_path / "parts"))
     one, two = (full_state(tmp_path / name, 4, tmp_path) for name in ("whole", "parts"))
     assert [key for key in one if not torch.equal(one[key], two[key])] == []
+    assert read_card(tmp_path / "whole" / "student" / "step_0000004").eta == 0.7
     rows = timeless_rows(tmp_path / "whole")
     assert rows == timeless_rows(tmp_path / "parts")
     names = {"reward/own_rewards:redness", "reward_spread/own_rewards:redness", "grpo/advantage",

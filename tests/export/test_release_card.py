@@ -112,10 +112,11 @@ def test_it_says_everything(shipped, tmp_path):
 
 
 def test_without_results_and_config_it_says_so(tmp_path):
-    shipped = save_student("sdxl", tmp_path / "step_0000020")
+    shipped = save_student("sdxl", tmp_path / "step_0000020", eta=0.7)
     assert shipped.export(tmp_path / "out") == 0
     card = ModelCard.load(tmp_path / "out" / "README.md")
     data = card.data.to_dict()
+    assert "noise for the next. Rewards trained cps with eta 0.7, between it and " in card.text
     assert data["timesteps"] == [999, 749, 499, 249] and data["guidance_scale"] == 0
     assert "model-index" not in data and "license" not in data
     assert "base_model" not in data and "base_model_relation" not in data

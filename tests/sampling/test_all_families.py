@@ -157,6 +157,23 @@ def test_weights_that_do_not_fit_name_keys(given, tmp_path, capsys):
 # Sampling
 
 
+def test_a_student_is_drawn_by_the_sampler_that_rewards_have_trained(given, tmp_path):
+    shutil.copytree(given.run, tmp_path / "run")
+    (card,) = (tmp_path / "run").rglob(CARD)
+    card.write_text(json.dumps({**json.loads(card.read_text()), "eta": 0.7}))
+    trained, plain = (
+        find_model(given.family, Paths(given.base, run)) for run in (tmp_path / "run", given.run)
+    )
+    for model, drawing, expected in (
+        (trained, Drawing(), ("cps", 0.7)),
+        (trained, Drawing(sampler="cps", eta=0.2), ("cps", 0.2)),
+        (trained, Drawing(sampler="x0"), ("x0", None)),
+        (plain, Drawing(), ("x0", None)),
+    ):
+        plan = model.plan(drawing)
+        assert (plan.sampler, plan.eta) == expected
+
+
 def test_a_prompt_is_as_long_as_the_pipelines_and_a_student_as_it_was_trained(given, tmp_path):
     """Of a tokenizer without a limit of its own, as Qwen's is."""
     family = given.family

@@ -282,6 +282,7 @@ def test_card_round_trip(tmp_path):
         ({"iteration": -1}, "iteration -1 must be from 0 to 1e9"),
         ({"iteration": None}, "iteration null is not a whole number"),
         ({"ema": 2}, "ema 2 must be from 0 to 1"),
+        ({"eta": 2}, "eta 2 must be from 0 to 1"),
         ({"base": {}}, "base {} does not have a name and a fingerprint alone"),
         ({"base": None}, "base null does not have"),
         ({"base": {"name": 1, "fingerprint": ""}}, "base_name 1 is not a text"),
@@ -300,7 +301,7 @@ def test_cards_without_a_key_or_in_no_json_are_named(tmp_path):
     write_card(tmp_path, CARD)
     file = tmp_path / "senseflow.json"
     tree = json.loads(file.read_text())
-    for key in tree.keys() - {"ema", "recipe", "base_form"}:
+    for key in tree.keys() - {"ema", "recipe", "base_form", "eta"}:
         file.write_text(json.dumps({name: value for name, value in tree.items() if name != key}))
         with pytest.raises(ValueError, match=rf"senseflow\.json is not a student's card: .*{key}"):
             read_card(tmp_path)
