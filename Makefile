@@ -1,5 +1,5 @@
 # make demo: distil the embedded FLUX teacher, sample, measure, and leave a picture, a table, a report.
-# make demo-all: the six recipes on their embedded teachers, and one table of all.
+# make demo-all: the eight recipes on their embedded teachers, and one table of all.
 # make test: the test suite. make test-oldest: a part of it with the oldest versions that setup.py promises.
 # All make their own virtual environment in $(VENV) and install first.
 PYTHON ?= python3
@@ -57,6 +57,10 @@ demo-all: $(INSTALLED)
 		$(RUN)/sd35_large $(DATA)
 	$(TRAIN) exp_flux2/train_flux2_klein_senseflow.sh 1 1 configs/FLUX2/flux2_klein_senseflow_tiny.yaml \
 		$(RUN)/flux2_klein $(DATA)
+	$(TRAIN) exp_z_image/train_z_image_senseflow.sh 1 1 configs/Z-Image/z_image_senseflow_tiny.yaml \
+		$(RUN)/z_image $(DATA)
+	$(TRAIN) exp_qwen_image/train_qwen_image_senseflow.sh 1 1 \
+		configs/Qwen-Image/qwen_image_senseflow_tiny.yaml $(RUN)/qwen_image $(DATA)
 	$(BIN)/python -m senseflow.tiny.compare --common assets/tiny/common --processes $(PROCESSES) \
 		--num_prompts 500 --seeds 2 --output $(RUN)/all \
 		--pair "FLUX" assets/tiny/flux/pipeline $(RUN)/flux \
@@ -64,7 +68,9 @@ demo-all: $(INSTALLED)
 		--pair "SDXL, DMD2" assets/tiny/sdxl/pipeline $(RUN)/dmd2 \
 		--pair "SD3.5 Medium" assets/tiny/sd35_medium/pipeline $(RUN)/sd35 \
 		--pair "SD3.5 Large" assets/tiny/sd35_large/pipeline $(RUN)/sd35_large \
-		--pair "FLUX.2-klein" assets/tiny/flux2_klein/pipeline $(RUN)/flux2_klein
+		--pair "FLUX.2-klein" assets/tiny/flux2_klein/pipeline $(RUN)/flux2_klein \
+		--pair "Z-Image" assets/tiny/z_image/pipeline $(RUN)/z_image \
+		--pair "Qwen-Image" assets/tiny/qwen_image/pipeline $(RUN)/qwen_image
 	@echo "the table: $(RUN)/all/table.md   the picture: $(RUN)/all/comparison.png"
 
 test: $(INSTALLED)

@@ -39,13 +39,14 @@ BY_PYTHON_ITSELF = [
 LARGE = "sd35_large_senseflow"
 FAST = ("sdxl_senseflow", "sdxl_dmd2", "sd35_senseflow")
 # Large has the seed's line below, FLUX.2 is trained on a random pipeline in test_flux2_recipe.py.
-SLOW = (LARGE, "flux2_klein_senseflow")
+SLOW = (LARGE, "flux2_klein_senseflow", "z_image_senseflow", "qwen_image_senseflow")
 INTEGER = [999, 749, 499, 249]
 ANCHORS = {
     "sdxl_senseflow": INTEGER,
     "sdxl_dmd2": INTEGER,
     # by diffusers' compute_empirical_mu of 16 tokens and 4 steps, 1.9452
     "flux2_klein_senseflow": [1, 0.95451, 0.87492, 0.69984],
+    "z_image_senseflow": [1, 18 / 19, 6 / 7, 2 / 3],  # 6 t / (1 + 5 t)
 }
 PROMPT = "a red seven left of a blue two on white"
 

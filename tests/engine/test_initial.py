@@ -45,11 +45,18 @@ KLEIN_ANCHORS = {  # e^mu for s, of diffusers' compute_empirical_mu at 16 tokens
     4: [1.0, 0.9545, 0.8749, 0.6999],
     8: [1.0, 0.9794, 0.9532, 0.9188, 0.8716, 0.8028, 0.6934, 0.4922],
 }
+Z_IMAGE_ANCHORS = {  # 6 t / (1 + 5 t)
+    1: [1.0],
+    2: [1.0, 0.8571],
+    4: [1.0, 0.9474, 0.8571, 0.6667],
+    8: [1.0, 0.9767, 0.9474, 0.9091, 0.8571, 0.7826, 0.6667, 0.4615],
+}
 ANCHORS = {
     "flux_senseflow": FLUX_ANCHORS,
     "sdxl_senseflow": SDXL_ANCHORS,
     "sdxl_dmd2": SDXL_ANCHORS,
     "flux2_klein_senseflow": KLEIN_ANCHORS,
+    "z_image_senseflow": Z_IMAGE_ANCHORS,
 }
 
 
