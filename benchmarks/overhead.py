@@ -69,13 +69,26 @@ class Inside:
         return counted
 
 
+class Callers(list):
+    """What `watching` tells of networks whose forward begins and ends."""
+
+    def __init__(self, inside: Inside) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def append(self, name: str) -> None:
+        self.inside.enter()
+
+    def pop(self, *_: Any) -> None:
+        self.inside.leave()
+
+
 @contextmanager
 def counted(run: Run) -> Iterator[Inside]:
     """Count the work inside while this lasts."""
     inside = Inside()
     with ExitStack() as stack:
-        watch = watching(run.parts, lambda name: inside.enter(), inside.leave)
-        stack.enter_context(watch)
+        stack.enter_context(watching(run.parts, Callers(inside)))
         for owner, name in (
             (torch.Tensor, "backward"),
             (torch.autograd, "grad"),
