@@ -107,7 +107,7 @@ class Run:
                 pictures, batch = self.iterate(data, iteration)
                 strip_due |= is_due(iteration, self.config.log.sample_interval)
                 # Due in any iteration, shown on theta's turn: only there is all of it computed.
-                if strip_due and {"teacher x0", "ISG target"} & pictures.keys():
+                if strip_due and draw_turn(self.parts, iteration).generator:
                     self.show(iteration, pictures, batch)
                     strip_due = False
                 self.strips.check()

@@ -18,9 +18,10 @@ from training_runs import full_state, timeless_rows
 
 from senseflow.common.ranks import start_ranks
 from senseflow.common.signals import StopRequest
-from senseflow.config.config import load_config
+from senseflow.config.config import IdaConfig, LogConfig, load_config
 from senseflow.config.load import load_recipe
 from senseflow.config.recipes import RECIPES
+from senseflow.distill.algorithm import draw_turn
 from senseflow.distill.rewards import RewardError, Rewards, Scorer
 from senseflow.engine.build import check_networks
 from senseflow.engine.inputs import read_run
@@ -137,6 +138,26 @@ def test_a_run_whose_reward_fails_is_saved_before_it(asked, saved, tmp_path, mon
     state = full_state(tmp_path / "run", saved, tmp_path)
     weights = run.parts.generator.network.state_dict()
     assert all(torch.equal(state[f"generator.network.{k}"], v) for k, v in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("weights", "anchors"),
+    [(dict(weight=1.0), {0, 1, 2, 3}), (dict(weight=0.0, last_weight=1.0), {3})],
+)
+def test_rewards_alone_have_strips_of_every_turn_that_learns(
+    weights, anchors, tmp_path, monkeypatch
+):
+    """theta's turns are the even iterations; the rewards' own gradient is of the last anchor."""
+    monkeypatch.setattr(Run, "after_save", lambda *_: None)
+    run = rewarded_run(tmp_path / "run", 1000)
+    off = {name: replace(getattr(run.config, name), weight=0.0) for name in ("dmd", "isg")}
+    reward, log = replace(run.config.reward, **weights), LogConfig(sample_interval=1)
+    run.config = replace(run.config, **off, ida=IdaConfig(None), reward=reward, log=log)
+    run.parts = replace(run.parts, config=run.config)
+    run.train(0, StopRequest(), show=False)
+    turns = {i: draw_turn(run.parts, i).anchor for i in range(2, 9, 2)}
+    expected = [f"step_{i:07d}.png" for i, anchor in turns.items() if anchor in anchors]
+    assert expected and sorted(p.name for p in (run.folder / "samples").iterdir()) == expected
 
 
 RUN = ("reward.weight=1", "reward.last_weight=0.1", "reward.models=[own_rewards:redness]",
