@@ -78,7 +78,10 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    group.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=["x0"], help="(x0)")
+    group.add_argument(
+        "--samplers", nargs="+", choices=SAMPLERS,
+        help="of the student (default: x0, or cps as rewards trained it)",
+    )  # fmt: skip
     group.add_argument(
         "--eta", nargs="+", type=number(Share), metavar="X", help="of cps: 0 is euler, 1 is x0"
     )
@@ -135,7 +138,8 @@ def run_generate(args: argparse.Namespace) -> None:
 def read_drawings(args: argparse.Namespace) -> tuple[list[Drawing], Drawing | None]:
     """The student's, one for each number of steps and sampler, and of cps for each eta; the
     teacher's, if it is drawn."""
-    if args.eta and CPS not in args.samplers:
+    samplers = args.samplers or [None]  # the student's own
+    if args.eta and CPS not in samplers:
         raise ValueError("--eta is of the sampler cps: name it among --samplers, or leave it out")
     length = args.max_sequence_length
     both = Drawing(height=args.height, width=args.width, max_sequence_length=length, seed=args.seed)
@@ -143,7 +147,7 @@ def read_drawings(args: argparse.Namespace) -> tuple[list[Drawing], Drawing | No
     drawings = [
         replace(student, steps=steps, sampler=sampler, eta=eta)
         for steps in dict.fromkeys(args.steps or [None])
-        for sampler in dict.fromkeys(args.samplers)
+        for sampler in dict.fromkeys(samplers)
         for eta in dict.fromkeys((sampler == CPS and args.eta) or [None])
     ]
     flags = {"steps": "--teacher_steps", "guidance": "--teacher_guidance"}

@@ -45,8 +45,9 @@ def draw_folders(
     def make(model: Model, drawing: Drawing, folder: str) -> Job:
         """This share of a folder's images."""
         if model.student:
-            folder = f"{folder}_{model.plan(drawing).steps}_{drawing.sampler}"
-            folder += f"_{plain(drawing.eta)}" if drawing.eta is not None else ""
+            plan = model.plan(drawing)
+            folder = f"{folder}_{plan.steps}_{plan.sampler}"
+            folder += f"_{plain(plan.eta)}" if plan.eta is not None else ""
         shots = selection.shots(output.folder / folder, drawing.seed)[shard::num_shards]
         return make_job(model, drawing, pipeline.dtype, shots, output.overwrite, folder)
 

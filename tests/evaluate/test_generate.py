@@ -141,6 +141,21 @@ def test_cps_has_a_folder_for_each_eta(run, prompts, tmp_path):
     assert [sidecar(file)["eta"] for file in files] == [0.3, 1, None]
 
 
+def test_a_student_is_drawn_by_the_sampler_that_rewards_have_trained(run, prompts, tmp_path):
+    trained = make_student("flux", tmp_path / "run")
+    folder = find_student(trained).weights.parent
+    write_card(folder, dataclasses.replace(read_card(folder), eta=0.7))
+    flags = ("--no_teacher", "--num_prompts", 1)
+    assert draw(prompts, tmp_path / "a", "--checkpoint", trained, *flags) == 0
+    named = ("--checkpoint", run, "--samplers", "cps", "--eta", 0.7)
+    assert draw(prompts, tmp_path / "b", *named, *flags) == 0
+    own, same = pictures(tmp_path / "a"), pictures(tmp_path / "b")
+    assert list(own) == list(same) == [f"student_4_cps_0.7/seed_0/{NAMES[0]}"]
+    assert all(np.array_equal(own[name], same[name]) for name in own)
+    assert draw(prompts, tmp_path / "c", "--checkpoint", trained, "--samplers", "x0", *flags) == 0
+    assert list(pictures(tmp_path / "c")) == [f"student_4_x0/seed_0/{NAMES[0]}"]
+
+
 def test_missing_and_damaged_images_are_made_again(run, prompts, tmp_path, capsys):
     flags = ("--checkpoint", run, "--seeds", 2, *FEW, "--batch_size", 2)
     assert draw(prompts, tmp_path, *flags) == 0
