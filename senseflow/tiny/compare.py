@@ -63,6 +63,7 @@ def compare(
         for other in family.student_samplers
         if other != family.recipe_sampler
     ]
+    others += [method for name in students for method in sampler.as_trained(name)]
     methods = [many, *few, *own.values(), *others]
     rows, pictures = measure_all(sampler, judge, methods, num_seeds, num_shown, processes)
     better = min(few, key=lambda method: rows[method.label()]["fid_t"])

@@ -1,7 +1,7 @@
 """Drawing with the stock pipelines of diffusers: how each family is called, and its samplers.
 
 Students are read by senseflow.sampling, but not drawn by it, so that what is measured is what an
-outsider gets.
+outsider gets; `cps` alone, which diffusers does not have, is the scheduler of the scripts.
 """
 
 import multiprocessing
@@ -32,11 +32,13 @@ from diffusers import (
     ZImagePipeline,
 )
 
+from senseflow.common.fields import plain
 from senseflow.common.files import read_json
 from senseflow.common.quiet import quiet
 from senseflow.config import families
-from senseflow.sampling.drawing import Paths
+from senseflow.sampling.drawing import CPS, Paths
 from senseflow.sampling.model import find_model
+from senseflow.teachers.schedulers import FlowMatchCpsScheduler, VPCpsScheduler
 from senseflow.tiny import flux2, qwen_image
 from senseflow.tiny.pictures import SIZE
 from senseflow.tiny.text import QWEN_LENGTH, T5_LENGTH
@@ -50,6 +52,7 @@ NewScheduler = Callable[[Mapping[str, Any]], SchedulerMixin]
 FLOW_SAMPLERS: dict[str, NewScheduler] = {
     "euler": partial(FlowMatchEulerDiscreteScheduler.from_config, stochastic_sampling=False),
     "x0": partial(FlowMatchEulerDiscreteScheduler.from_config, stochastic_sampling=True),
+    CPS: FlowMatchCpsScheduler.from_config,
 }
 # In four steps LCM and DDIM stop at 999, 749, 499, 249; SDXL's own Euler at 751, 501, 251, 1.
 VP_SAMPLERS: dict[str, NewScheduler] = {
@@ -61,6 +64,7 @@ VP_SAMPLERS: dict[str, NewScheduler] = {
         clip_sample=False,
         set_alpha_to_one=True,
     ),
+    CPS: partial(VPCpsScheduler.from_config, original_inference_steps=DENSEST),
 }
 
 
@@ -102,7 +106,8 @@ class StockFamily:
         """The method's sampler, made from the config of the pipeline's own scheduler."""
         clock = {} if method.network == "teacher" else self.student_clock
         once = self.one_step_clock if method.num_steps == 1 else {}
-        return self.samplers[method.sampler]({**own, **clock, **once})
+        scheduler: Any = self.samplers[method.sampler]({**own, **clock, **once})
+        return scheduler if method.eta is None else scheduler.with_eta(method.eta)
 
 
 FAMILIES = {
@@ -160,11 +165,13 @@ class Method:
     num_steps: int
     sampler: str
     first_seed: int = 0
+    eta: float | None = None  # of cps
 
     def label(self) -> str:
         """The row's name in tables and pictures."""
         steps = f"{self.num_steps} step" + ("s" if self.num_steps > 1 else "")
         sampler = "" if self.num_steps in (1, TEACHER_STEPS) else f", {self.sampler}"
+        sampler += "" if self.eta is None else f" {plain(self.eta)}"
         suffix = " (reference)" if self.first_seed == REFERENCE_SEED else ""
         return f"{self.network}, {steps}{sampler}{suffix}"
 
@@ -208,11 +215,18 @@ class Sampler:
         self.networks: dict[str, ModelMixin] = {
             "teacher": getattr(self.pipeline, self.family.network)
         }
+        self.etas: dict[str, float | None] = {}  # of students, as their cards have it
 
     def add_student(self, name: str, checkpoint: Path) -> None:
         """A network by its name, from any checkpoint that the sampling scripts take."""
         student = find_model(self.teacher, Paths(self.folder, checkpoint))
         self.networks[name] = student.build(torch.float32)
+        self.etas[name] = student.card.eta if student.card else None
+
+    def as_trained(self, student: str, num_steps: int = 4) -> list[Method]:
+        """By cps, if rewards have trained the student by it; at its ends it is another sampler."""
+        eta = self.etas[student]
+        return [Method(student, num_steps, CPS, eta=eta)] if eta and eta < 1 else []
 
     def guidance_of(self, network: str) -> float:
         """The teacher's guidance for the teacher and for whatever embeds one, none for others."""

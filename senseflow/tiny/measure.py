@@ -1,10 +1,10 @@
 """Measure an embedded teacher and its students: attribute accuracies, FID-T, FID-real, diversity.
 
-Samples are drawn with the stock pipeline itself, FLUX, SD3.5 or SDXL. FID-T is the Frechet
-distance, in the judge's features, to the teacher's own pictures at 28 steps of the same prompts;
-every other row, the teacher at 28 steps included (the floor that sampling noise leaves), starts
-from other noise than that reference. FID-real is the distance to rendered pictures of those
-prompts. Half of the prompts are held out.
+Samples are drawn with the stock pipeline itself, FLUX, SD3.5 or SDXL; a student that rewards have
+trained by cps also by that, at 4 steps. FID-T is the Frechet distance, in the judge's features, to
+the teacher's own pictures at 28 steps of the same prompts; every other row, the teacher at 28 steps
+included (the floor that sampling noise leaves), starts from other noise than that reference.
+FID-real is the distance to rendered pictures of those prompts. Half of the prompts are held out.
 """
 
 import json
@@ -165,6 +165,7 @@ def load_students(sampler: Sampler, students: list[str]) -> list[Method]:
             raise ValueError(f"--student wants NAME=CKPT with a name of its own, got {student!r}")
         sampler.add_student(name, path_given("--student", checkpoint))
         methods += few_step_methods(name, sampler.family.student_samplers)
+        methods += sampler.as_trained(name)
     return methods
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from senseflow.config.strict_yaml import read_strictly
 from senseflow.tiny.ablate import __main__ as ablate
 from senseflow.tiny.ablate import run as ablation
 from senseflow.tiny.ablate import trial
-from senseflow.tiny.ablate.findings import floor_of, spread, teacher_lines
+from senseflow.tiny.ablate.findings import Findings, floor_of, spread, table_of, teacher_lines
 from senseflow.tiny.ablate.run import Ablation
 from senseflow.tiny.ablate.study import Study, places_of, quick
 
@@ -308,6 +309,26 @@ def test_teacher_lines_follow_the_columns():
     assert lines["teacher, x0"] == ["", "", "2.0 · 0.50", "2.0 · 0.50", ""]
     assert lines["before training"][1] == "2.0 · 0.50"
     assert "drawn once more with other noise: 2.0 · 0.50" in floor_of(rows)
+
+
+def test_rows_that_train_by_cps_have_a_column_of_their_own(tmp_path):
+    study = read_strictly(Study, write(tmp_path))
+    plain = {f"{n} steps": {"fid_t": n, "all": 0.5} for n in (8, 4, 2, 1)}
+    plain["4 steps, euler"] = {"fid_t": 3, "all": 0.5}
+    by_cps = {**plain, "4 steps, cps 0.7": {"fid_t": 7, "all": 0.25}}
+    rest = {"diverged": None, "cpu_s": 60, "updates": 1}
+    results = {
+        ("parts", "FLUX", row, seed): {"rows": rows, **rest}
+        for row, rows in (("whole", plain), ("no IDA", by_cps))
+        for seed in study.seeds
+    }
+    findings = Findings(study, results, {}, places_of(study), tmp_path)
+    head, _, trained, other = table_of(findings, "parts", "FLUX").strip().splitlines()
+    assert "| 4 steps, other sampler | 4 steps, cps 0.7 | IDA gap, % |" in head
+    assert trained.startswith("| no IDA |")
+    assert trained.endswith("| 3.0 ± 0.0 · 0.50 | 7.0 ± 0.0 · 0.25 | | 1 | 1.0 |")
+    assert other.endswith("| 3.0 ± 0.0 · 0.50 | | | 1 | 1.0 |")
+    assert "cps" not in table_of(replace(findings, results={}), "parts", "FLUX")
 
 
 @pytest.mark.long

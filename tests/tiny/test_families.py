@@ -1,14 +1,20 @@
-"""The stock pipelines stop at the anchors, with and without guidance, from fixed noise."""
+"""The stock pipelines stop at the anchors, with and without guidance, from fixed noise; cps is
+between their samplers, for students that rewards have trained by it.
+"""
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from small import make_student
 
 from senseflow.tiny import flux, sd35, sdxl
+from senseflow.tiny.ablate.trial import measure_student
 from senseflow.tiny.families import (
     FAMILIES,
     Method,
@@ -17,6 +23,9 @@ from senseflow.tiny.families import (
     initial_latents,
     seeds_of,
 )
+from senseflow.tiny.measure import load_students
+from senseflow.weights.card import read_card, write_card
+from senseflow.weights.student import find_student
 
 FLUX = Path(__file__).parents[2] / "assets" / "tiny" / "flux" / "pipeline"
 LADDERS = {4: [999, 749, 499, 249], 2: [999, 499], 1: [999]}
@@ -69,6 +78,59 @@ def test_few_steps_of_sdxl_are_the_anchors(num_steps, sampler):
 def test_one_step_is_the_same_with_either_sampler(flux_sampler):
     euler, x0 = (flux_sampler.draw(Method("teacher", 1, name), 0) for name in ("euler", "x0"))
     torch.testing.assert_close(euler, x0)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "ends"),
+    [
+        ("FluxPipeline", FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config,
+         ("euler", "x0")),
+        ("StableDiffusion3Pipeline", FlowMatchEulerDiscreteScheduler(shift=3.0).config,
+         ("euler", "x0")),
+        ("StableDiffusionXLPipeline", sdxl.new_scheduler().config, ("ddim", "lcm")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_ends_of_cps_are_the_stock_samplers(name, config, ends, eta):
+    """Step by step from the same samples, with the noise of the same seed."""
+    family, few = FAMILIES[name], {"num_inference_steps": 4}
+    if name != "StableDiffusionXLPipeline":
+        few = {"sigmas": family.steps(4)["sigmas"], "mu": 1.15}
+    ours = family.scheduler(config, Method("student", 4, "cps", eta=eta))
+    theirs = family.scheduler(config, Method("student", 4, ends[int(eta)]))
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(**few)
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps, check_dtype=False)
+    for t in theirs.timesteps:
+        own, x = (
+            (torch.manual_seed(3), s.step(x.sin(), t, x).prev_sample)[1] for s in (ours, theirs)
+        )
+        torch.testing.assert_close(own, x, rtol=1e-6, atol=1e-6 * float(x.abs().max()))
+
+
+def student_of(eta: float | None, run: Path) -> Path:
+    """A run whose student's card has this eta."""
+    folder = find_student(make_student("flux", run)).weights.parent
+    write_card(folder, dataclasses.replace(read_card(folder), eta=eta))
+    return run
+
+
+def test_students_are_measured_by_the_sampler_that_rewards_have_trained_too(tmp_path):
+    sampler = Sampler(FLUX, ["a red seven left of a blue two on white"])
+    runs = {str(eta): student_of(eta, tmp_path / str(eta)) for eta in (0.7, 1, 0, None)}
+    methods = load_students(sampler, [f"{name}={run}" for name, run in runs.items()])
+    between = Method("0.7", 4, "cps", eta=0.7)
+    assert [method for method in methods if method.sampler == "cps"] == [between]
+    assert between.label() == "0.7, 4 steps, cps 0.7"
+    others = [sampler.draw(Method("0.7", 4, name), 0) for name in ("euler", "x0")]
+    apart = [(sampler.draw(between, 0) - other).abs().max() for other in others]
+    assert min(apart) > 0.05
+    ruler = SimpleNamespace(sampler=sampler, measure=lambda method: {"eta": method.eta})
+    rows = [measure_student(ruler, run) for run in runs.values()]
+    few = [f"{num} steps" for num in (8, 4, 2, 1)] + ["4 steps, euler"]
+    assert [list(row) for row in rows] == [[*few, "4 steps, cps 0.7"], few, few, few]
+    assert rows[0]["4 steps, cps 0.7"] == {"eta": 0.7}
 
 
 def test_guidance_is_for_the_teacher_and_for_those_that_embed_it(flux_sampler):

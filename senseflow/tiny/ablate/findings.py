@@ -17,6 +17,7 @@ from PIL import Image
 from senseflow.common.files import write_whole
 from senseflow.common.pictures import save_whole
 from senseflow.common.templates import markdown_table
+from senseflow.sampling.drawing import CPS
 from senseflow.tiny.ablate.study import Place, Study, Trial
 from senseflow.tiny.ablate.trial import CURVE_STEPS, NUM_STEPS, STRIP, teacher_rows
 from senseflow.tiny.families import TEACHER_STEPS
@@ -90,11 +91,14 @@ def heading(findings: Findings) -> str:
 def table_of(findings: Findings, name: str, teacher: str) -> str:
     """A Markdown table: a line per row, the teacher above them."""
     heads = ["", *(f"{n} step{'s' if n > 1 else ''}" for n in NUM_STEPS), "4 steps, other sampler"]
-    heads += ["IDA gap, %", "updates", "core minutes"]
     own = findings.teachers.get(teacher, {})
-    rows = [[f"*{label}*", *cells, "", "", ""] for label, cells in teacher_lines(own)]
-    for row in findings.study.tables[name].cells:
-        rows.append([row, *row_cells(findings.of_row(name, teacher, row))])
+    found = {r: findings.of_row(name, teacher, r) for r in findings.study.tables[name].cells}
+    measured = {label for results in found.values() for one in results for label in one["rows"]}
+    by_cps = sorted(label for label in measured if f", {CPS} " in label)
+    heads += [*by_cps, "IDA gap, %", "updates", "core minutes"]
+    blank = [""] * (len(by_cps) + 3)
+    rows = [[f"*{label}*", *cells, *blank] for label, cells in teacher_lines(own)]
+    rows += [[row, *row_cells(results, by_cps)] for row, results in found.items()]
     return markdown_table(heads, rows) + floor_of(own)
 
 
@@ -121,14 +125,16 @@ def floor_of(rows: dict[str, dict[str, float]]) -> str:
     return f"\n{said}: {cell([many])}.\n" if many else ""
 
 
-def row_cells(results: list[dict[str, Any]]) -> list[str]:
-    """One row's cells, over its seeds."""
+def row_cells(results: list[dict[str, Any]], by_cps: list[str]) -> list[str]:
+    """One row's cells, over its seeds; by_cps: what rows of its table are measured by besides."""
     if not results:
-        return ["-"] * (len(NUM_STEPS) + 4)
+        return ["-"] * (len(NUM_STEPS) + len(by_cps) + 4)
     rows = [result["rows"] for result in results if result["rows"]]
     labels = [f"{num} steps" for num in NUM_STEPS]
-    labels += [k for k in rows[0] if k not in labels] if rows else [""]
-    cells = [cell([row[label] for row in rows]) if rows else "" for label in labels]
+    labels += [k for k in rows[0] if k not in [*labels, *by_cps]] if rows else [""]
+    labels += by_cps
+    measured = [[row[label] for row in rows if label in row] for label in labels]
+    cells = [cell(found) if found else "" for found in measured]
     diverged = sum(result["diverged"] is not None for result in results)
     if diverged:
         cells[1] += f" ({diverged} of {len(results)} diverged)"

@@ -94,7 +94,8 @@ def measure_teacher(ruler: Ruler) -> dict[str, Row]:
 
 
 def measure_student(ruler: Ruler, student: Path) -> dict[str, Row]:
-    """A student at every number of steps with its recipe's sampler, and at 4 with the other."""
+    """A student at every number of steps with its recipe's sampler, and at 4 with the other, and by
+    cps where rewards have trained it."""
     family = ruler.sampler.family
     ruler.sampler.add_student("student", student)
     rows = {
@@ -102,7 +103,11 @@ def measure_student(ruler: Ruler, student: Path) -> dict[str, Row]:
         for num in NUM_STEPS
     }
     (other,) = set(family.student_samplers) - {family.recipe_sampler}
-    return rows | {f"4 steps, {other}": ruler.measure(Method("student", CURVE_STEPS, other))}
+    also = [
+        Method("student", CURVE_STEPS, other),
+        *ruler.sampler.as_trained("student", CURVE_STEPS),
+    ]
+    return rows | {m.label().removeprefix("student, "): ruler.measure(m) for m in also}
 
 
 def run_trial(trial: Trial, output: Path, stop: StopRequest) -> bool:
