@@ -113,6 +113,13 @@ def test_the_study_of_rewards_begins_with_the_teacher_and_goes_on_from_its_own_s
     assert all(trial.after == student for trial in others)
     config = rows["GRPO"].config(Path("data.json"), Path("run"))
     assert config.paths.initial == "run" and config.reward.weight > 0 and config.dmd.weight == 1
+    rewards = {
+        row: trial.config(Path("data.json"), Path("run")).reward for row, trial in rows.items()
+    }
+    assert not student.config(Path("data.json")).reward.in_use
+    assert not rewards["no reward"].in_use
+    reflected = {row for row, reward in rewards.items() if reward.last_weight > 0}
+    assert reflected == {"back-propagation", "both"}
 
 
 def test_report_holds_every_row_with_mean_and_spread(done):
