@@ -274,7 +274,8 @@ def watched(instance: Instance) -> Iterator[tuple[list[Any], dict[str, list[Any]
     def watch_steps(name: str, trained: Trained) -> None:
         def stepped(optimizer: torch.optim.AdamW, args: Any, kwargs: Any) -> None:
             for p in trained.network.parameters():
-                moment = optimizer.state[p].get("exp_avg")
+                state = optimizer.state[p]
+                moment = state.get("exp_avg", state.get("exp_avg_codes"))  # or in 8 bits
                 shapes = [None if x is None else x.shape for x in (p, p.grad, moment)]
                 steps[name].append(tuple(shapes))
 

@@ -104,6 +104,16 @@ def test_a_recipe_keeps_its_own_adversary_or_none():
             {"paths.cache", "optimizer.head_states", "precision.head_masters"},
         ),
         (
+            "Z-Image/z_image_senseflow_24gb",
+            "Z-Image/z_image_senseflow_lora",
+            {"paths.cache", "optimizer.states", "precision.head_masters", "precision.vae"},
+        ),
+        (
+            "Qwen-Image/qwen_image_senseflow_40gb",
+            "Qwen-Image/qwen_image_senseflow_lora",
+            {"paths.cache", "lora.base", "optimizer.states", "precision.head_masters"},
+        ),
+        (
             "FLUX/flux_senseflow_48gb",
             "FLUX/flux_senseflow",
             {"optimizer.states", "parallel.recomputation"},
