@@ -455,7 +455,7 @@ def test_a_cache_that_is_none_is_refused(images, tmp_path):
 
 def test_every_yaml_has_the_key():
     for file in Path("configs").glob("*/*.yaml"):
-        needed = "/path/to/cache" if file.stem.endswith("_24gb") else None
+        needed = "/path/to/cache" if file.stem.endswith(("_24gb", "_40gb")) else None
         said = f"\n  cache: {needed or 'null'} "
         assert said in file.read_text() and load_config(file).paths.cache == needed
 
