@@ -106,7 +106,7 @@ def test_a_recipe_keeps_its_own_adversary_or_none():
         (
             "Z-Image/z_image_senseflow_24gb",
             "Z-Image/z_image_senseflow_lora",
-            {"paths.cache", "optimizer.states", "precision.head_masters", "precision.vae"},
+            {"paths.cache", "lora.base", "optimizer.head_states", "precision.head_masters"},
         ),
         (
             "Qwen-Image/qwen_image_senseflow_40gb",
