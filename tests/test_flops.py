@@ -56,10 +56,11 @@ def test_every_kind_of_iteration_does_the_least_work(run):
     both = 0 < run.config.backward_simulation.probability < 1
     num = len(run.parts.anchors)
     assert len(rows) == 2 * num * (1 + both)  # turn x anchor (x simulated or not)
+    # Below 1: nothing goes back to what a first layer is given, nor through the text of
+    # Qwen-Image's last block, which no pixel sees (.9799).
+    lowest = 0.97 if run.config.recipe == "qwen_image_senseflow" else 0.98
     for kind, counted, least in rows:
-        # Below 1: nothing goes back to what a first layer is given, nor through the text of
-        # Qwen-Image's last block, which no pixel sees.
-        assert 0.97 <= counted / least <= 1.02, f"{kind}: {counted / least:.3f}"
+        assert lowest <= counted / least <= 1.02, f"{kind}: {counted / least:.3f}"
     assert f"| generator turn, anchor {num - 1}, simulated |" in as_markdown(rows)
 
 
