@@ -37,9 +37,7 @@ class Item:
     image: Tensor | None = None  # (3, H, W) in [-1, 1]
     latents: Tensor | None = None  # (C, h, w) float32, scaled as the diffusion model sees them
     path: str | None = None  # of the image, as the data set lists it
-    fields: dict[str, Any] = field(
-        default_factory=dict
-    )  # of a table of prompts: the row, by column
+    fields: dict[str, Any] = field(default_factory=dict)  # its row of a table of prompts
     encoded: Encoded = NOTHING  # B = 1
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
 

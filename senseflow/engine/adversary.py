@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
-
 
 def build_discriminator(
     inputs: Inputs, adapter: "Adapter", fake_score: nn.Module, ranks: Ranks, initial: Initial
