@@ -1,6 +1,6 @@
 """Measure an embedded teacher and its students: attribute accuracies, FID-T, FID-real, diversity.
 
-Samples are drawn with the stock pipeline itself, FLUX, SD3.5 or SDXL; a student that rewards have
+Samples are drawn with the stock pipeline itself, of any family; a student that rewards have
 trained by cps also by that, at 4 steps. FID-T is the Frechet distance, in the judge's features, to
 the teacher's own pictures at 28 steps of the same prompts; every other row, the teacher at 28 steps
 included (the floor that sampling noise leaves), starts from other noise than that reference.
