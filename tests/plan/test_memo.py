@@ -135,3 +135,12 @@ def test_gradients_go_through_what_is_remembered():
 def test_real_tensors_pass():
     with Remembering():
         assert [(torch.ones(3) + 1).tolist() for _ in range(2)] == [[2.0] * 3] * 2
+
+
+def test_operations_on_other_types_strides_or_numbers_are_others():
+    with FakeTensorMode(), Remembering():
+        for dtype in (torch.float32, torch.bfloat16, torch.float32):
+            x = torch.empty(2, 3, 3, dtype=dtype)
+            assert (x * x).dtype == dtype
+            assert x.mT.exp().stride() == x.mT.stride() != x.exp().stride() == x.stride()
+            assert [x.sum(dim).shape for dim in (0, 1)] == [(3, 3), (2, 3)]
