@@ -7,7 +7,7 @@ optimizer did all that is asked of one here under FSDP2 (docs/memory.md says whi
 
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -84,10 +84,20 @@ class CompactAdamW(torch.optim.AdamW):
         # By whole rows: no sharding then cuts a block, with its one scale, in two.
         return self.states == "8bit" and row % BLOCK == 0 and row > 0
 
-    def _shards(self, parameter: Tensor) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def make_states(self) -> None:
+        """Give every parameter the state that its first step would find."""
+        for settings in self.param_groups:
+            for parameter in settings["params"]:
+                self._state(parameter)
+
+    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
         if not self.state[parameter]:
             self.state[parameter] = self._first_state(parameter)
-        tensors = {"weight": parameter, "grad": parameter.grad, **self.state[parameter]}
+        return cast(dict[str, Tensor], self.state[parameter])
+
+    def _shards(self, parameter: Tensor) -> dict[str, Tensor]:
+        tensors = {"weight": parameter, "grad": parameter.grad, **self._state(parameter)}
         return dict(zip(tensors, flat_shards(tensors.values()), strict=True))
 
     def _first_state(self, parameter: Tensor) -> dict[str, Tensor]:

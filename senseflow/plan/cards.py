@@ -3,9 +3,10 @@
 A ladder is tried for each family and number of GPUs: all weights, with the changes of
 `senseflow.plan.remedies` one after the other, each beside those before it; then LoRA in the same
 way. A rung's peak, of a generator turn, which has every phase, depends on no card, and peaks fall
-down each half of the ladder; so the first rung that fits a card is found by halving, and what was
-traced for one card serves the others. Peaks are kept in a file beside the page, written after each
-trace: a stopped command goes on, and the page has what is known so far.
+down each half of the ladder and with the number of GPUs; so the first rung that fits a card is
+found by halving, and what was traced for one card and number serves the others. Peaks are kept in
+a file beside the page, written after each trace: a stopped command goes on, and the page has what
+is known so far.
 """
 
 import json
@@ -89,6 +90,12 @@ def ladder(file: Path, count: int) -> tuple[list[Rung], list[Rung]]:
     return list(rungs(Wanted(file, batch, 1, count))), list(rungs(adapters, "LoRA"))
 
 
+@cache
+def key_of(file: Path, count: int, words: str) -> str:
+    """Of the rung of these words on so many GPUs."""
+    return next(r.key for half in ladder(file, count) for r in half if r.words == words)
+
+
 def rungs(wanted: Wanted, name: str = "") -> Iterator[Rung]:
     """A configuration, and it with the first one, two, ... of its changes; name: of their half."""
     config = load_config(wanted.file, list(wanted.overrides))
@@ -100,30 +107,62 @@ def rungs(wanted: Wanted, name: str = "") -> Iterator[Rung]:
         yield Rung(words, changed(wanted, changes[:num]))
 
 
+class Unknown(Exception):
+    """Whether a rung fits hangs on a trace that has not been made."""
+
+    def __init__(self, rung: Rung) -> None:
+        super().__init__(rung.key)
+        self.rung = rung
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recipe on so many GPUs of one size."""
+
+    file: Path
+    count: int
+    gpu: Gpu
+    peaks: Peaks
+
+    def fits(self, rung: Rung) -> bool | None:
+        """None where it is refused, whatever the number of GPUs. Raises Unknown.
+
+        More GPUs hold no more each: a peak on fewer is an upper bound, one on more a lower one.
+        """
+        room, known = self.gpu.room(self.count, 1), self.peaks.known
+        keys = {n: key_of(self.file, n, rung.words) for n in COUNTS}
+        peaks = {n: known[key] for n, key in keys.items() if key in known}
+        if None in peaks.values():
+            return None
+        if any(n <= self.count and peak is not None and peak <= room for n, peak in peaks.items()):
+            return True
+        if any(n >= self.count and peak is not None and peak > room for n, peak in peaks.items()):
+            return False
+        raise Unknown(rung)
+
+    def answer(self) -> Rung | None:
+        """The first rung that fits, whose peak is known; None: none does. Raises Unknown."""
+        found = first_that_fits(ladder(self.file, self.count), self.fits)
+        if found is not None and found.key not in self.peaks.known:
+            raise Unknown(found)
+        return found
+
+
 def first_that_fits(
-    halves: Sequence[Sequence[Rung]], peak_of: Callable[[Rung], int | None], room: float
+    halves: Sequence[Sequence[Rung]], fits: Callable[[Rung], bool | None]
 ) -> Rung | None:
-    """The first rung whose peak has room, by halving within a half; None: none has.
+    """The first rung that fits, by halving within a half; None: none does.
 
-    peak_of: bytes; None where a rung is refused: its half ends before it. What may be refused, a
-    base in few bits, comes last.
+    fits: None where a rung is refused: its half ends before it. What may be refused, a base in few
+    bits, comes last.
     """
-
-    def fits(rung: Rung) -> bool:
-        peak = peak_of(rung)
-        return peak is not None and peak <= room
-
     for half in halves:
-        taken = len(half)
-        while taken and peak_of(half[taken - 1]) is None:
+        taken, last = len(half), None
+        while taken and (last := fits(half[taken - 1])) is None:
             taken -= 1
-        if taken and fits(half[taken - 1]):
+        if last:
             return half[bisect_left(half, True, hi=taken - 1, key=fits)]
     return None
-
-
-class Unknown(Exception):
-    """A cell hangs on what has not been traced."""
 
 
 def whole_cards(files: Sequence[Path], output: Path, gpu: Gpu) -> None:
@@ -132,27 +171,21 @@ def whole_cards(files: Sequence[Path], output: Path, gpu: Gpu) -> None:
     peaks = Peaks.of(output.with_suffix(".json"))
     write_whole(output, page(files, peaks, gpu))
     for file in files:
-        for count in COUNTS:
+        # The most first: what is too much for each of them is too much for each of fewer.
+        for count in reversed(COUNTS):
             for memory in MEMORIES:
-                while missing := missing_of(file, count, replace(gpu, memory=memory), peaks):
+                cell = Cell(file, count, replace(gpu, memory=memory), peaks)
+                while missing := missing_of(cell):
                     peaks.trace(missing)
                     write_whole(output, page(files, peaks, gpu))
 
 
-def missing_of(file: Path, count: int, gpu: Gpu, peaks: Peaks) -> Rung | None:
+def missing_of(cell: Cell) -> Rung | None:
     """The rung that must be traced next to know this cell; None: it is known."""
-    asked: list[Rung] = []
-
-    def peak_of(rung: Rung) -> int | None:
-        if rung.key not in peaks.known:
-            asked.append(rung)
-            raise Unknown
-        return peaks.known[rung.key]
-
     try:
-        first_that_fits(ladder(file, count), peak_of, gpu.room(count, 1))
-    except Unknown:
-        return asked[0]
+        cell.answer()
+    except Unknown as unknown:
+        return unknown.rung
     return None
 
 
@@ -162,7 +195,7 @@ def page(files: Sequence[Path], peaks: Peaks, gpu: Gpu) -> str:
     lines = []
     for file, recipe in zip(files, recipes, strict=True):
         for count in COUNTS:
-            cells = [cell(file, count, replace(gpu, memory=m), peaks) for m in MEMORIES]
+            cells = [words_of(Cell(file, count, replace(gpu, memory=m), peaks)) for m in MEMORIES]
             lines.append([recipe if count == COUNTS[0] else "", str(count), *cells])
     template = templates(Path(__file__).parent).get_template("cards.md.j2")
     return template.render(
@@ -172,13 +205,10 @@ def page(files: Sequence[Path], peaks: Peaks, gpu: Gpu) -> str:
     )
 
 
-def cell(file: Path, count: int, gpu: Gpu, peaks: Peaks) -> str:
+def words_of(cell: Cell) -> str:
     """The first rung that fits, with its peak in GiB."""
-    if missing_of(file, count, gpu, peaks):
+    try:
+        found = cell.answer()
+    except Unknown:
         return "not traced"
-    found = first_that_fits(
-        ladder(file, count), lambda rung: peaks.known[rung.key], gpu.room(count, 1)
-    )
-    if found is None:
-        return "-"
-    return f"{found.words}: {gib(peaks.known[found.key] or 0)}"
+    return "-" if found is None else f"{found.words}: {gib(cell.peaks.known[found.key] or 0)}"

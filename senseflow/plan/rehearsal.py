@@ -26,6 +26,7 @@ from senseflow.distill.measures import Measures
 from senseflow.distill.rollout import draw_transitions
 from senseflow.distill.state import Distillation, Turn
 from senseflow.engine.build import assemble, share
+from senseflow.optim.compact_adamw import CompactAdamW
 from senseflow.optim.trained import Trained
 from senseflow.plan.blank import PlanData, blank_inputs, blank_rewards
 from senseflow.plan.fakes import Loading, fake_ranks, fake_whole, real_meshes
@@ -170,7 +171,7 @@ class Rehearsal:
                 unit.unshard()
 
     def hold(self) -> dict[str, NetworkBytes]:
-        """Take a first step of every optimizer, so that it has its states; bytes by network.
+        """Give every optimizer its states, as a first step does; bytes by network.
 
         What networks share is counted with the first of them.
         """
@@ -180,20 +181,24 @@ class Rehearsal:
         if self.parts.ema:
             held["generator"].average = tracker.mark(self.parts.ema.shards.values(), AVERAGES)
         for name, trained in trained_of(self.parts).items():
-            held[name].gradients = self._first_step(trained)
+            held[name].gradients = self._make_states(trained)
             states = [x for x in tree_leaves(dict(trained.optimizer.state)) if torch.is_tensor(x)]
             held[name].states = tracker.mark(states, STATES)
         return held
 
-    def _first_step(self, trained: Trained) -> int:
-        """Step with gradients like those of a backward; returns their bytes."""
+    def _make_states(self, trained: Trained) -> int:
+        """Returns the bytes of gradients like those of a backward."""
         parameters = [p for p in trained.network.parameters() if p.requires_grad]
+        optimizer = trained.optimizer
         with self.mode:
-            for parameter in parameters:
-                parameter.grad = torch.zeros_like(parameter)
-            size = storage_bytes([p.grad for p in parameters if p.grad is not None])
-            trained.step(seed=0)
-        return size
+            gradients = [torch.zeros_like(p) for p in parameters]
+            if isinstance(optimizer, CompactAdamW):
+                optimizer.make_states()  # a step of its groups is the dearest part of a trace
+            else:
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                trained.step(seed=0)
+        return storage_bytes(gradients)
 
     def _parameters(self, network: nn.Module) -> tuple[int, dict[str, int]]:
         """Elements, and bytes here by dtype."""

@@ -9,7 +9,16 @@ import pytest
 
 from senseflow.plan import cards
 from senseflow.plan.__main__ import main
-from senseflow.plan.cards import COUNTS, MEMORIES, Peaks, Rung, first_that_fits, ladder
+from senseflow.plan.cards import (
+    COUNTS,
+    MEMORIES,
+    Cell,
+    Peaks,
+    Rung,
+    Unknown,
+    first_that_fits,
+    ladder,
+)
 from senseflow.plan.costs import GIB, Gpu
 from senseflow.plan.reserve import reserve
 
@@ -98,10 +107,34 @@ def test_a_stopped_page_goes_on_and_says_what_it_lacks(page, tmp_path):
 def test_a_half_ends_before_what_is_refused():
     half = [Rung(str(i), SimpleNamespace()) for i in range(4)]
     peaks = dict(zip("0123", (9, 6, 5, None), strict=True))
-    assert first_that_fits([half], lambda r: peaks[r.words], 5).words == "2"
-    assert first_that_fits([half], lambda r: peaks[r.words], 6).words == "1"
-    assert first_that_fits([half], lambda r: peaks[r.words], 4) is None
-    assert first_that_fits([half], lambda r: None, 9) is None
+
+    def found(room: int) -> str | None:
+        first = first_that_fits([half], lambda r: peaks[r.words] and peaks[r.words] <= room)
+        return first and first.words
+
+    assert [found(room) for room in (4, 5, 6, 9)] == [None, "2", "1", "0"]
+    assert first_that_fits([half], lambda r: None) is None
+
+
+def test_more_gpus_bound_fewer():
+    """8, 4 and 2 GPUs with 20 GiB of room each, one with 22.5."""
+    rung = {n: ladder(FILE, n)[0][3] for n in COUNTS}
+    peaks = Peaks(Path("cards.json"), {rung[2].key: 20 * GIB})
+
+    def fits(count: int) -> bool | None:
+        return Cell(FILE, count, Gpu(24, 0.4), peaks).fits(rung[count])
+
+    assert fits(2) and fits(4) and fits(8)
+    with pytest.raises(Unknown):
+        fits(1)
+    peaks.known[rung[2].key] = 23 * GIB
+    assert fits(2) is False and fits(1) is False
+    with pytest.raises(Unknown):
+        fits(4)
+    peaks.known[rung[4].key] = 19 * GIB
+    assert fits(4) and fits(8) and not fits(1)
+    peaks.known[rung[8].key] = None
+    assert fits(1) is None
 
 
 def test_the_ladder_of_flux():
