@@ -18,7 +18,7 @@ from senseflow.distill.vfm_features import PromptEncoder
 from senseflow.engine.adversary import load_clip
 from senseflow.engine.inputs import Inputs, Setup
 from senseflow.teachers.encoded import Posterior
-from senseflow.weights.filling import whole
+from senseflow.weights.filling import channels_last, whole
 
 Row = dict[str, Tensor]  # on the host, without the dimension of the batch
 Encode = Callable[[list[str]], Iterator[Row]]  # of these keys, in their order
@@ -54,7 +54,7 @@ def open_encoder(name: str, inputs: Inputs, device: torch.device) -> Encode:
     if name == "latents":
         assert isinstance(data, JsonImages)
         kind = family.networks().adapter
-        vae = whole(family.vae(settings), device)
+        vae = channels_last(whole(family.vae(settings), device))
         pairs = enumerate(zip(data.paths, data.prompts, strict=True))
         # Backwards, so that of equal pairs the first one stands.
         items = {key_of(*pair): i for i, pair in reversed([*pairs])}

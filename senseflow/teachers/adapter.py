@@ -36,7 +36,7 @@ from senseflow.teachers.text_encoders import (
     put_tokens_on,
     text_encoders,
 )
-from senseflow.weights.filling import whole
+from senseflow.weights.filling import channels_last, whole
 from senseflow.weights.meta import (
     Blocks,
     Build,
@@ -100,7 +100,9 @@ class Adapter(ABC):
         vae = component(folder / "vae", settings.vae_dtype, cls.vae_class)
         networks = {name: keep_recording(build(source)) for name, source in encoders.items()}
         # Without the denoiser: its weights are read by rows, into shards.
-        pipeline = cls.pipeline_around(folder, {**networks, "vae": whole(vae, device)})
+        pipeline = cls.pipeline_around(
+            folder, {**networks, "vae": channels_last(whole(vae, device))}
+        )
         put_tokens_on(device, pipeline)
         path.put_on(device)
         adapter = cls(pipeline, path, shape, settings)
@@ -170,7 +172,7 @@ class Adapter(ABC):
     def posterior_of(vae: Any, images: Tensor) -> Posterior:
         """What a VAE of this family says of images (B, 3, H, W) in [-1, 1]."""
         found = vae.encode(images.to(vae.dtype)).latent_dist
-        return Posterior(found.mean.float(), found.std.float())
+        return Posterior.of(found.mean, found.std)
 
     def draw_latents(self, posterior: Posterior, eps: Tensor) -> Tensor:
         """Normalised latents of encoded images, with unit noise eps as large as the mean."""

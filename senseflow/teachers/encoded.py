@@ -70,6 +70,11 @@ class Posterior(Batched):
     mean: Tensor
     std: Tensor
 
+    @classmethod
+    def of(cls, mean: Tensor, std: Tensor) -> "Posterior":
+        """A VAE's own, laid out as a cache keeps them: sums of either are then equal to the bit."""
+        return cls(mean.float().contiguous(), std.float().contiguous())
+
 
 @dataclass(frozen=True)
 class Encoded:

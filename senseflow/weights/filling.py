@@ -20,6 +20,16 @@ def whole(source: NetworkSource, device: torch.device = CPU) -> nn.Module:
     return source.network
 
 
+def channels_last(network: nn.Module) -> nn.Module:
+    """The same network, its convolutions' weights in the layout that kernels compute in: nothing is
+    copied from and to another one. Results differ by rounding."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in network.parameters():
+        if weight.dim() in layouts:
+            weight.data = weight.data.contiguous(memory_format=layouts[weight.dim()])
+    return network
+
+
 def fill_shards(
     network: nn.Module,
     read: Callable[[str], Stored],

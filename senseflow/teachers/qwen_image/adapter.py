@@ -89,7 +89,7 @@ class QwenImageAdapter(CfgAdapter):
     def posterior_of(vae: Any, images: Tensor) -> Posterior:
         """Of videos of one frame."""
         found = vae.encode(images.to(vae.dtype)[:, :, None]).latent_dist
-        return Posterior(found.mean[:, :, 0].float(), found.std[:, :, 0].float())
+        return Posterior.of(found.mean[:, :, 0], found.std[:, :, 0])
 
     def decode(self, latents: Tensor) -> Tensor:
         """The only frame (B, 3, H, W) of a video, float32, about [-1, 1]; differentiable.
