@@ -79,3 +79,22 @@ def test_dino_recomputed_gives_the_same_bits_and_keeps_less(name):
     again = kept_by(features, images)
     assert torch.equal(whole[0], again[0]) and torch.equal(whole[1], again[1])
     assert whole[1].abs().sum() > 0 and again[2] < whole[2] / 2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_vae_computes_in_channels_last_and_says_what_diffusers_does(name, request):
+    """Weights of 2-D and 3-D convolutions; what leaves it is laid out as a cache keeps it."""
+    folder = request.getfixturevalue(f"{name}_folder")
+    length = None if name == "sdxl" else 12
+    adapter = FAMILIES[name].load_adapter(settings_of(folder, length=length), CPU, built)
+    vae = adapter.pipeline.vae
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    weights = [w for w in vae.parameters() if w.dim() in layouts]
+    assert weights and all(w.is_contiguous(memory_format=layouts[w.dim()]) for w in weights)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = adapter.encode_images(images)
+    stock = type(vae).from_pretrained(folder / "vae")
+    theirs = stock.encode(images[:, :, None] if name == "qwen_image" else images).latent_dist
+    expected = theirs.mean[:, :, 0] if name == "qwen_image" else theirs.mean
+    torch.testing.assert_close(found.mean, expected.detach())
+    assert found.mean.is_contiguous() and found.std.is_contiguous()
