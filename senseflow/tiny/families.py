@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from diffusers import (
     ZImagePipeline,
 )
 
-from senseflow.common.fields import plain
+from senseflow.common.fields import Bounds, plain
 from senseflow.common.files import read_json
 from senseflow.common.quiet import quiet
 from senseflow.config import families
@@ -46,6 +46,7 @@ from senseflow.tiny.text import QWEN_LENGTH, T5_LENGTH
 TEACHER_STEPS = 28
 REFERENCE_SEED = 10_000
 DENSEST = 8  # steps that LCM's few steps are chosen from, evenly
+FewSteps = Annotated[int, Bounds(2, DENSEST)]
 # made from the config of the pipeline's own
 NewScheduler = Callable[[Mapping[str, Any]], SchedulerMixin]
 

@@ -1,8 +1,8 @@
 """Measure an embedded teacher and its students: attribute accuracies, FID-T, FID-real, diversity.
 
 Samples are drawn with the stock pipeline itself, of any family; a student that rewards have
-trained by cps also by that, at 4 steps. FID-T is the Frechet distance, in the judge's features, to
-the teacher's own pictures at 28 steps of the same prompts; every other row, the teacher at 28 steps
+trained by cps also by that. FID-T is the Frechet distance, in the judge's features, to the
+teacher's own pictures at 28 steps of the same prompts; every other row, the teacher at 28 steps
 included (the floor that sampling noise leaves), starts from other noise than that reference.
 FID-real is the distance to rendered pictures of those prompts. Half of the prompts are held out.
 """
@@ -26,7 +26,14 @@ from senseflow.common.pictures import to_pil
 from senseflow.common.templates import markdown_table
 from senseflow.evaluate.metrics.frechet import FeatureStatistics, frechet_distance
 from senseflow.tiny.captions import attributes_of, is_held_out
-from senseflow.tiny.families import REFERENCE_SEED, Method, Sampler, few_step_methods, seeds_of
+from senseflow.tiny.families import (
+    REFERENCE_SEED,
+    FewSteps,
+    Method,
+    Sampler,
+    few_step_methods,
+    seeds_of,
+)
 from senseflow.tiny.judge import Judge, diversity
 from senseflow.tiny.pictures import evaluation_prompts, render
 
@@ -156,7 +163,9 @@ def mixed_prompts(num: int) -> list[str]:
     return [prompt for pair in pairs for prompt in pair][:num]
 
 
-def load_students(sampler: Sampler, students: list[str]) -> list[Method]:
+def load_students(
+    sampler: Sampler, students: list[str], several_steps: tuple[int, ...]
+) -> list[Method]:
     """Give the sampler each NAME=CKPT of `students`; their rows."""
     methods = []
     for student in students:
@@ -164,8 +173,8 @@ def load_students(sampler: Sampler, students: list[str]) -> list[Method]:
         if not checkpoint or name in sampler.networks:
             raise ValueError(f"--student wants NAME=CKPT with a name of its own, got {student!r}")
         sampler.add_student(name, path_given("--student", checkpoint))
-        methods += few_step_methods(name, sampler.family.student_samplers)
-        methods += sampler.as_trained(name)
+        methods += few_step_methods(name, sampler.family.student_samplers, several_steps)
+        methods += [row for steps in several_steps for row in sampler.as_trained(name, steps)]
     return methods
 
 
@@ -177,14 +186,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         torch.set_num_threads(1)
-        prompts = mixed_prompts(args.num_prompts)
+        prompts, steps = mixed_prompts(args.num_prompts), tuple(dict.fromkeys(args.steps))
         sampler = Sampler(args.pipeline, prompts, args.guidance)
         sampler.networks["untrained"] = sampler.untrained()
         methods = [
             sampler.family.many_steps,
-            *few_step_methods("teacher", sampler.family.teacher_samplers),
+            *few_step_methods("teacher", sampler.family.teacher_samplers, steps),
             *(Method("untrained", 4, name) for name in sampler.family.student_samplers),
-            *load_students(sampler, args.student),
+            *load_students(sampler, args.student, steps),
         ]
         judge = Judge.load(args.common / "judge")
         rows, shown = measure_all(sampler, judge, methods, args.seeds, args.columns, args.processes)
@@ -216,6 +225,10 @@ def build_parser() -> Parser:
         type=number(Guidance),
         help="the teacher's (default: 3.5 embedded for FLUX, CFG 4.5 for SD3.5, 5 for SDXL)",
     )
+    parser.add_argument(
+        "--steps", nargs="+", type=number(FewSteps), default=[4, 2], metavar="N",
+        help="numbers of steps, 2 to 8, to draw in (4 2); all networks draw in 1 step too",
+    )  # fmt: skip
     add_common_arguments(parser)
     return parser
 

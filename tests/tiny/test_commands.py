@@ -72,9 +72,12 @@ def test_measure_writes_table_results_and_picture(tmp_path, student):
         *("--pipeline", FLUX, "--common", COMMON),
         *("--student", f"mine={student}", "--output", tmp_path / "report"),
         *("--num_prompts", "8", "--seeds", "2", "--columns", "4", "--processes", "2"),
+        *("--steps", "8", "4"),
     )
     rows = json.loads((tmp_path / "report" / "results.json").read_text())
     assert len(rows) == 15
+    assert {"mine, 8 steps, euler", "teacher, 8 steps, euler"} <= set(rows)
+    assert rows["mine, 8 steps, x0"] != rows["mine, 4 steps, x0"]
     assert rows["teacher, 28 steps (reference)"]["fid_t"] == pytest.approx(0, abs=1e-3)
     assert {"mine, 4 steps, x0", "mine, 4 steps, euler", "mine, 1 step"} <= set(rows)
     assert rows["mine, 4 steps, x0"] == rows["untrained, 4 steps, x0"]
