@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.flops import count, count_pieces
 from senseflow.config.load import load_recipe
@@ -32,7 +33,7 @@ from senseflow.plan.plan import Plan, Wanted, configure
 from senseflow.plan.rehearsal import Kind, NetworkBytes, Rehearsal, rehearse
 from senseflow.plan.remedies import Change, Remedy, candidates, changed, remedies, together, twice
 from senseflow.plan.text import as_markdown, as_tree
-from senseflow.plan.tracker import GATHERED, PhaseCost
+from senseflow.plan.tracker import GATHERED, PhaseCost, Tracker
 from senseflow.tiny.pictures import write_dataset
 
 FILE = Path("configs/FLUX/flux_senseflow_tiny.yaml")
@@ -389,6 +390,20 @@ def test_operations_and_gatherings_are_counted(facts, shapes):
     step = facts["plain"]["fake_score"]
     assert step["gatherings"] == 2 * len(units)
     assert step["operations"] > 2 * sum(len(unit) for unit in units)
+
+
+def test_operations_on_fake_tensors_are_those_on_real_ones():
+    """Attention asks a fake tensor for its device, which no host starts."""
+
+    def counted() -> int:
+        with Tracker() as tracker:
+            x = torch.ones(1, 2, 4, 8).requires_grad_()
+            torch.nn.functional.scaled_dot_product_attention(x, x, x).square().sum().backward()
+        return sum(cost.operations for cost in tracker.phases.values())
+
+    real = counted()
+    with FakeTensorMode():
+        assert counted() == real > 5
 
 
 def test_changes_are_those_the_configuration_has_not_made():
