@@ -23,7 +23,7 @@ setup(
         "safetensors>=0.6",
         "huggingface_hub>=1.0",
         "peft>=0.18",
-        "timm>=1.0.20",
+        "timm>=1.0.23",
         "open_clip_torch>=3.0",
         "sentencepiece>=0.2",
         "protobuf>=5",
