@@ -7,7 +7,7 @@ optimizer did all that is asked of one here under FSDP2 (docs/memory.md says whi
 
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,10 +91,10 @@ class CompactAdamW(torch.optim.AdamW):
             for parameter in settings["params"]:
                 self._state(parameter)
 
-    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
-        if not self.state[parameter]:
-            self.state[parameter] = self._first_state(parameter)
-        return cast(dict[str, Tensor], self.state[parameter])
+    def _state(self, parameter: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter] or self._first_state(parameter)
+        self.state[parameter] = state
+        return state
 
     def _shards(self, parameter: Tensor) -> dict[str, Tensor]:
         tensors = {"weight": parameter, "grad": parameter.grad, **self._state(parameter)}

@@ -161,7 +161,7 @@ def first_that_fits(
         while taken and (last := fits(half[taken - 1])) is None:
             taken -= 1
         if last:
-            return half[bisect_left(half, True, hi=taken - 1, key=fits)]
+            return half[bisect_left(half, True, hi=taken - 1, key=lambda rung: bool(fits(rung)))]
     return None
 
 

@@ -107,7 +107,9 @@ class Tracker(TorchDispatchMode):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented
         result = self.memo.run(func, args, kwargs)
-        if func.namespace == "prim":  # a fake tensor is asked for its device: no work, on a real one
+        if (
+            func.namespace == "prim"
+        ):  # a fake tensor is asked for its device: no work, on a real one
             return result
         packet, cost = func._overloadpacket, self._cost()
         cost.operations += 1
