@@ -137,6 +137,7 @@ SMALLER = {
     "masters and moments": ["precision.masters=bfloat16", "optimizer.states=bfloat16"],
     "8 bits": ["precision.masters=bfloat16", "optimizer.states=8bit"],
     "in host memory": ["parallel.offload=trained"],
+    "heads in host memory": ["parallel.offload=heads"],
     "all at once": [
         "precision.masters=bfloat16",
         "optimizer.states=8bit",
@@ -159,12 +160,14 @@ def test_a_smaller_optimizer_trains_and_resumes_to_the_same_bits(name, data, tmp
 
 def test_shards_in_host_memory_take_the_same_steps(data, tmp_path):
     settings = ["precision.compute=float32", "train.deterministic=true", "train.iter_num=4"]
-    for place in ("none", "trained"):
+    places = ("none", "trained", "heads")
+    for place in places:
         folder = tmp_path / place
         train("flux_senseflow", data, folder, *settings, f"parallel.offload={place}")
-    for ours, theirs in zip(rows(tmp_path / "trained"), rows(tmp_path / "none"), strict=True):
+    for theirs, *others in zip(*(rows(tmp_path / place) for place in places), strict=True):
         losses = {key: value for key, value in theirs.items() if key.startswith("loss/")}
-        assert losses and {key: ours[key] for key in losses} == pytest.approx(losses, rel=1e-2)
+        for ours in others:
+            assert losses and {k: ours[k] for k in losses} == pytest.approx(losses, rel=1e-2)
 
 
 def test_a_signal_saves_and_ends_the_run(data, tmp_path):

@@ -344,6 +344,7 @@ def test_extraction_at_full_rank_is_the_student(data, tmp_path, caplog):
         (("lora.base=int4",), "lora.base: 'int4' is none of bfloat16, int8, nf4"),
         (("lora.base=nf4", "lora.rank=null"), "lora.base nf4: in full training every weight"),
         (("precision.masters=bfloat16",), "precision.head_masters, optimizer.head_states"),
+        (("parallel.offload=trained",), "none or heads for parallel.offload"),
         (("student.guidance=null",), "student.guidance is missing"),
         (("student.fold_guidance=3.5",), "a LoRA student keeps the guidance embedding"),
         (("paths.student_config=x.json",), "say null for paths.student_config"),

@@ -46,6 +46,7 @@ Halvings = Annotated[int, Bounds(0, 16)]
 GroupSize = Annotated[int, Bounds(2, 2**16)]  # of 1, an advantage has no mean to compare with
 Few = Annotated[int, Bounds(1, 64)]
 GuidanceRange = Annotated[tuple[Guidance, Guidance], Order("[low, high]")]
+Offload = Literal["none", "trained", "heads"]
 Taps = Annotated[tuple[Block, ...], Order("rising")]
 Times = Annotated[tuple[Time, ...], Order("falling")]
 TimeRange = Annotated[tuple[Time, Time], Order("[low, high], not equal")]
@@ -213,6 +214,7 @@ class AdversarialConfig:
     least_omega: Share = 0.0  # vfm: it plays at anchors whose omega is above this
     reference: Literal["paired", "shuffled", "none"] = "paired"  # vfm: real image compared with
     taps: Taps = (2, 5, 8, 10, 14, 19, 23)  # vfm: DINOv2's blocks; and its embedding
+    head_width: SmallCount | None = None  # vfm: channels of a head's maps; None: DINOv2's width
     virtual_batch: SmallCount = 1  # vfm: samples that share the statistics of a head's norm
     # Linear for files that do not name it: so are the heads of their runs. Recipes say equalized.
     text_layer: TextLayer = "linear"  # vfm: of a head; equalized: the release's
@@ -313,7 +315,7 @@ class ParallelConfig:
     recomputation: Literal["full", "selective"] = "full"  # selective: keeps matrix products
     compile: Literal["auto", True, False] = "auto"  # blocks and rounding; auto: where GPUs are
     reshard_after_forward: bool = True  # false: networks stay gathered until their weights change
-    offload: Literal["none", "trained"] = "none"  # trained: what learns lives in host memory
+    offload: Offload = "none"  # in host memory. trained: student and fake score; heads: the heads
 
     @property
     def compiled(self) -> bool:
@@ -390,10 +392,10 @@ class Config:
         )
         _require(
             self.lora.rank is None
-            or (self.precision.masters, self.parallel.offload) == ("float32", "none"),
+            or (self.precision.masters == "float32" and self.parallel.offload != "trained"),
             "lora.rank: adapters are small and stay float32 on the device; say float32 for "
-            "precision.masters and none for parallel.offload (the heads have keys of their own: "
-            "precision.head_masters, optimizer.head_states)",
+            "precision.masters, and none or heads for parallel.offload (the heads have keys of "
+            "their own: precision.head_masters, optimizer.head_states)",
         )
         spent = self.lr_scheduler.warmup_iterations + self.lr_scheduler.decay_iterations
         _require(

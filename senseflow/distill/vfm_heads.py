@@ -5,7 +5,7 @@ They are all that the discriminator trains, on the frozen features of
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 
@@ -31,6 +31,7 @@ class Layers:
     virtual_batch: int = 1  # samples that share the statistics of a norm
     text: TextLayer = "equalized"  # of the prompt's feature: `EqualizedLinear`, or a plain one
     spectral_norm: NormSchedule = "converged"  # release: `_ReleasedNorm`
+    width: int | None = None  # channels of a trunk's maps; None: as many as the features have
 
 
 class LocalBatchNorm(nn.Module):
@@ -184,28 +185,36 @@ def text_layer_of(keys: Iterable[str]) -> TextLayer | None:
     return next((kinds[key] for key in keys if key in kinds), None)
 
 
-def _activated(width: int, kernel: int, layers: Layers) -> nn.Sequential:
+def widths_of(shapes: Mapping[str, Size]) -> tuple[int, int] | None:
+    """The channels of the maps, and of the features, of heads whose state dict has these shapes;
+    None where they are none."""
+    first = shapes.get("heads.0.class_map.0.0.parametrizations.weight.original")
+    return (first[0], first[1]) if first else None
+
+
+def _activated(in_channels: int, width: int, kernel: int, layers: Layers) -> nn.Sequential:
     """Spectral convolution - local batch norm - leaky ReLU."""
     return nn.Sequential(
-        SpectralConv(width, width, kernel, schedule=layers.spectral_norm),
+        SpectralConv(in_channels, width, kernel, schedule=layers.spectral_norm),
         LocalBatchNorm(width, layers.virtual_batch),
         nn.LeakyReLU(0.2, inplace=True),
     )
 
 
-def _common_map(width: int, layers: Layers) -> nn.Sequential:
-    """The trunk, width wide and ending at an eighth of the map's size, then 1x1 to COMMON_DIM.
+def _common_map(in_channels: int, layers: Layers) -> nn.Sequential:
+    """The trunk, ending at an eighth of the map's size, then 1x1 to COMMON_DIM.
 
     The strided convolutions stand bare: every activation is in the first layer and the residual
     blocks. On small inputs the last map is 1x1, where a norm over one sample would erase it.
     """
+    width = layers.width or in_channels
     conv = partial(SpectralConv, schedule=layers.spectral_norm)
     return nn.Sequential(
-        _activated(width, 1, layers),
+        _activated(in_channels, width, 1, layers),
         conv(width, width, 3, stride=2),
-        Residual(_activated(width, 3, layers)),
+        Residual(_activated(width, width, 3, layers)),
         conv(width, width, 3, stride=2),
-        Residual(_activated(width, 3, layers)),
+        Residual(_activated(width, width, 3, layers)),
         conv(width, width, 3, stride=2),
         conv(width, COMMON_DIM, 1),
     )

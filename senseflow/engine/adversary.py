@@ -23,7 +23,13 @@ from senseflow.distill.adversaries import (
 from senseflow.distill.bottleneck import ClassifierHead, add_encoder_pass
 from senseflow.distill.state import Discriminator
 from senseflow.distill.vfm_features import LOCAL, FrozenBackbone, PromptEncoder
-from senseflow.distill.vfm_heads import Heads, Layers, no_power_iterations, text_layer_of
+from senseflow.distill.vfm_heads import (
+    Heads,
+    Layers,
+    no_power_iterations,
+    text_layer_of,
+    widths_of,
+)
 from senseflow.engine.disk import HostGroup
 from senseflow.engine.initial import Initial, heads_of, reader
 from senseflow.engine.inputs import Inputs, bottleneck_of
@@ -80,9 +86,10 @@ def build_vfm(
             dtype=torch_dtype(config.precision.heads),
         ).eval()
     keep_parameters_in(heads, torch_dtype(config.precision.head_masters))
+    offload = config.parallel.offload == "heads"
     # 773 M parameters at width 1024 and their moments: too many for every rank to hold.
-    shard(heads, [*heads.heads], ranks.mesh, heads.dtype, prefetch=False)
-    fill_heads(heads, in_turn("heads", heads.draw()), ranks, initial)
+    shard(heads, [*heads.heads], ranks.mesh, heads.dtype, offload, prefetch=False)
+    fill_heads(heads, in_turn("heads", heads.draw()), ranks, initial, offload)
     return VFMDiscriminator(
         backbone.to(ranks.device),
         prompt_encoder,
@@ -120,19 +127,28 @@ def load_frozen(
         ) from error
 
 
-def keep_text_layer(inputs: Inputs, folder: Path, initial: Initial, host: HostGroup) -> Inputs:
+def heads_as_trained(inputs: Inputs, folder: Path, initial: Initial, host: HostGroup) -> Inputs:
     """The inputs with the text layer that the heads were trained with, of the run's own checkpoint
-    or of what it begins with, whatever the configuration says; on rank 0 it is said."""
+    or of what it begins with, whatever the configuration says; on rank 0 it is said. Raises
+    ValueError for maps of another width than the configuration's."""
     adversary = inputs.config.adversarial
     if adversary.in_use != "vfm":
         return inputs
-    own = host.on_main(lambda: heads_of(folder))
-    begun = initial["discriminator"].keys if "discriminator" in initial else []
-    layer = text_layer_of(own or begun) or adversary.text_layer
+    own, begun = host.on_main(lambda: heads_of(folder)), initial.get("discriminator")
+    known = own or ({key: begun.read(key).shape for key in begun.keys} if begun else {})
+    source = folder if own else inputs.config.paths.initial
+    if widths := widths_of(known):
+        width, natural = widths
+        if width != (adversary.head_width or natural):
+            raise ValueError(
+                f"adversarial.head_width {adversary.head_width or 'null'}: the heads of {source} "
+                f"are {width} wide; say adversarial.head_width={width}, or name another run"
+            )
+    layer = text_layer_of(known) or adversary.text_layer
     if host.is_main and layer != adversary.text_layer:
         logger.info(
             "adversarial.text_layer: %s, not %s: the heads of %s go on as they were trained",
-            *(layer, adversary.text_layer, folder if own else inputs.config.paths.initial),
+            *(layer, adversary.text_layer, source),
         )
     elif host.is_main and layer == "linear":
         logger.info(
@@ -145,7 +161,9 @@ def keep_text_layer(inputs: Inputs, folder: Path, initial: Initial, host: HostGr
 
 def layers_of(settings: AdversarialConfig) -> Layers:
     """What the layers of the heads are."""
-    return Layers(settings.virtual_batch, settings.text_layer, settings.spectral_norm)
+    return Layers(
+        settings.virtual_batch, settings.text_layer, settings.spectral_norm, settings.head_width
+    )
 
 
 def check_backbone(config: Config) -> None:
@@ -182,8 +200,9 @@ def build_bottleneck(
     with torch.device("meta"):
         head = ClassifierHead(shape[0], settings.downsamplings, settings.norm_groups, seed)
     keep_parameters_in(head, torch_dtype(config.precision.head_masters))
-    shard(head, [], ranks.mesh, torch_dtype(config.precision.heads))
-    fill_heads(head, in_turn("layers", head.draw()), ranks, initial)
+    offload = config.parallel.offload == "heads"
+    shard(head, [], ranks.mesh, torch_dtype(config.precision.heads), offload)
+    fill_heads(head, in_turn("layers", head.draw()), ranks, initial, offload)
     add_encoder_pass(fake_score.base.network if isinstance(fake_score, Role) else fake_score)
     return BottleneckDiscriminator(
         cast(BottleneckAdapter, adapter),
@@ -198,8 +217,13 @@ def _trained(heads: nn.Module, config: Config) -> Trained:
 
 
 def fill_heads(
-    heads: nn.Module, drawn: Callable[[str], Stored], ranks: Ranks, initial: Initial
+    heads: nn.Module,
+    drawn: Callable[[str], Stored],
+    ranks: Ranks,
+    initial: Initial,
+    offload: bool,
 ) -> None:
-    """Heads of the initial run if it had any, else as drawn."""
+    """Heads of the initial run if it had any, else as drawn; offload: as `shard` was told."""
     known = initial.get("discriminator")
-    fill_shards(heads, reader(known, heads, drawn) if known else drawn, ranks.device)
+    read = reader(known, heads, drawn) if known else drawn
+    fill_shards(heads, read, ranks.device, offload)

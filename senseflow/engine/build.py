@@ -25,7 +25,7 @@ from senseflow.engine.adversary import (
     build_discriminator,
     check_backbone,
     fetch_frozen,
-    keep_text_layer,
+    heads_as_trained,
 )
 from senseflow.engine.agreement import require_equal
 from senseflow.engine.checkpoint_folders import complete_checkpoints, require_run_base
@@ -136,7 +136,7 @@ def prepare(inputs: Inputs, folder: Path, hold: Hold | None = None) -> Run:
     if cache.known:
         logger.info("from paths.cache %s: %s", config.paths.cache, ", ".join(cache.known))
     initial = choose_initial(inputs, folder, host)
-    inputs = keep_text_layer(inputs, folder, initial, host)
+    inputs = heads_as_trained(inputs, folder, initial, host)
     parts = assemble(inputs, ranks, initial)
     samples = cache.samples(inputs.data, see_images=config.adversarial.in_use == "vfm")
     on_gpu = device.type == "cuda"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
+from torch import Size, nn
 
 from senseflow.common.hub_names import said_missing
 from senseflow.engine.checkpoint_folders import (
@@ -40,13 +40,15 @@ def newest(path: Path) -> Path:
     return find_checkpoint(path, unreadable)[0]
 
 
-def heads_of(run: Path) -> list[str]:
-    """Names of the heads' tensors in a run's newest checkpoint whose list of tensors is good; none
-    where there is no such checkpoint."""
+def heads_of(run: Path) -> dict[str, Size]:
+    """Shapes of the heads' tensors by name in a run's newest checkpoint whose list of tensors is
+    good; none where there is no such checkpoint."""
     for folder in reversed(complete_checkpoints(run / "checkpoints")):
         if unreadable(folder, read_manifest(folder)) is None:
-            return list(OpenCheckpoint(folder).under("discriminator.network."))
-    return []
+            stored = OpenCheckpoint(folder)
+            names = stored.under("discriminator.network.")
+            return {name: stored.shapes[key].size for name, key in names.items()}
+    return {}
 
 
 def newest_undamaged(path: Path, host: HostGroup) -> Path:

@@ -29,6 +29,7 @@ from senseflow.engine import adversary
 from senseflow.optim import stretches
 from senseflow.plan.memo import Memo
 from senseflow.weights import packed
+from senseflow.weights.filling import materialise
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -135,9 +136,9 @@ class Loading(TorchDispatchMode):
             return func(*args, **kwargs)
 
 
-def _undrawn(heads: nn.Module, drawn: Any, ranks: Ranks, initial: Any) -> None:
+def _undrawn(heads: nn.Module, drawn: Any, ranks: Ranks, initial: Any, offload: bool) -> None:
     """What `fill_heads` leaves, without the numbers."""
-    heads.to_empty(device=ranks.device)
+    materialise(heads, ranks.device, offload)
 
 
 def _unpacked(weight: Tensor, form: BaseForm) -> tuple[Tensor, ...]:

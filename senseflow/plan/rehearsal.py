@@ -31,7 +31,7 @@ from senseflow.optim.trained import Trained
 from senseflow.plan.blank import PlanData, blank_inputs, blank_rewards
 from senseflow.plan.fakes import Loading, fake_ranks, fake_whole, real_meshes
 from senseflow.plan.memo import Memo
-from senseflow.plan.tracker import AVERAGES, PARAMETERS, STATES, PhaseCost, Tracker
+from senseflow.plan.tracker import AVERAGES, OFFLOADED, PARAMETERS, STATES, PhaseCost, Tracker
 from senseflow.teachers.family import Family
 from senseflow.weights.lora import Role
 from senseflow.weights.packed import num_weights
@@ -123,6 +123,14 @@ def _watched(function: Callable[..., Any], name: str, callers: list[str]) -> Cal
     return called
 
 
+AWAY: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "trained": ("generator", "fake_score"),
+    "heads": ("heads",),
+}
+"""The networks that are kept in host memory, by `parallel.offload`."""
+
+
 @dataclass
 class NetworkBytes:
     """One network on one rank."""
@@ -176,15 +184,25 @@ class Rehearsal:
         What networks share is counted with the first of them.
         """
         tracker, held = self.tracker, {}
+        away = AWAY[self.parts.config.parallel.offload]
         for name, network in networks_of(self.parts).items():
-            held[name] = NetworkBytes(*self._parameters(network))
+            held[name] = NetworkBytes(*self._parameters(network, name in away))
         if self.parts.ema:
-            held["generator"].average = tracker.mark(self.parts.ema.shards.values(), AVERAGES)
+            kind = OFFLOADED if "generator" in away else AVERAGES
+            held["generator"].average = tracker.mark(self.parts.ema.shards.values(), kind)
         for name, trained in trained_of(self.parts).items():
             held[name].gradients = self._make_states(trained)
             states = [x for x in tree_leaves(dict(trained.optimizer.state)) if torch.is_tensor(x)]
-            held[name].states = tracker.mark(states, STATES)
+            held[name].states = tracker.mark(states, OFFLOADED if name in away else STATES)
+            if name in away:
+                for parameter in trained.network.parameters():
+                    parameter.register_post_accumulate_grad_hook(self._comes_down)
         return held
+
+    def _comes_down(self, parameter: Tensor) -> None:
+        """FSDP2 has copied a unit's gradients to the host."""
+        assert parameter.grad is not None
+        self.tracker.mark([parameter.grad], OFFLOADED)
 
     def _make_states(self, trained: Trained) -> int:
         """Returns the bytes of gradients like those of a backward."""
@@ -200,13 +218,14 @@ class Rehearsal:
                 trained.step(seed=0)
         return storage_bytes(gradients)
 
-    def _parameters(self, network: nn.Module) -> tuple[int, dict[str, int]]:
-        """Elements, and bytes here by dtype."""
+    def _parameters(self, network: nn.Module, away: bool) -> tuple[int, dict[str, int]]:
+        """Elements, and bytes here by dtype; away: the parameters are in host memory."""
         sizes: dict[str, int] = {}
         tensors = [*network.parameters(), *network.buffers()]
         for tensor in tensors:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            sizes[dtype] = sizes.get(dtype, 0) + self.tracker.mark([tensor], PARAMETERS)
+            kind = OFFLOADED if away and isinstance(tensor, nn.Parameter) else PARAMETERS
+            sizes[dtype] = sizes.get(dtype, 0) + self.tracker.mark([tensor], kind)
         return num_weights(network), {k: v for k, v in sizes.items() if v}
 
 

@@ -31,7 +31,8 @@ AVERAGES = "averages (EMA)"
 GATHERED = "gathered units"
 REDUCED = "gradients on their way"
 REST = "activations and temporaries"
-KINDS = (PARAMETERS, GRADIENTS, STATES, AVERAGES, GATHERED, REDUCED, REST)
+OFFLOADED = "beside it, in host memory"  # no part of what lives on the GPU
+KINDS = (PARAMETERS, GRADIENTS, STATES, AVERAGES, GATHERED, REDUCED, REST, OFFLOADED)
 
 COLLECTIVES = {
     "all-gather": ("allgather", "all_gather"),
@@ -97,8 +98,8 @@ class Tracker(TorchDispatchMode):
 
     @property
     def now(self) -> int:
-        """The bytes of all storages that live now."""
-        return sum(self.live.values())
+        """The bytes of all storages that live now, but those in host memory."""
+        return sum(self.live.values()) - self.live[OFFLOADED]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -44,7 +44,7 @@ def fill_shards(
     stand in none; of it this rank's rows alone are read. Raises ValueError for a tensor that `read`
     does not know (KeyError) or knows in another shape.
     """
-    network.to_empty(device="cpu" if offload else device)
+    materialise(network, device, offload)
     with torch.no_grad():
         for key, value in (network.state_dict() | dict(network.named_buffers())).items():
             try:
@@ -65,6 +65,12 @@ def fill_shards(
                 value.to_local().copy_(source[rows])
             else:
                 value.copy_(source[...])
+
+
+def materialise(network: nn.Module, device: torch.device, offload: bool = False) -> None:
+    """Give a sharded meta network memory on `device`, or, with offload, its parameters in host
+    memory."""
+    network.to_empty(device="cpu" if offload else device)
     if offload:
         # No unit gathers buffers: they must be where the forward runs.
         for module in network.modules():

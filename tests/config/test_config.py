@@ -64,7 +64,7 @@ VFM = {
     f"adversarial.{k}"
     for k in ("omega_power", "least_omega", "reference", "taps", "virtual_batch", "augment")
 }
-VFM |= {"adversarial.text_layer", "adversarial.spectral_norm"}
+VFM |= {f"adversarial.{k}" for k in ("head_width", "text_layer", "spectral_norm")}
 VFM |= VFM_PATHS | {"paths.clip_quick_gelu"}
 BOTTLENECK = {f"adversarial.{k}" for k in ("time_range", "downsamplings", "norm_groups")}
 FLUX_ONLY = {"student.fold_guidance", "student.guidance", "paths.flux_wo_guidance_embed"}

@@ -366,8 +366,9 @@ def common_map(parts: nn.Sequential, x: Tensor, power_step: bool) -> Tensor:
 
 @pytest.mark.parametrize("reference", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_head_equals_the_formula(reference: bool, training: bool) -> None:
-    head = Head(8, 6, reference)
+@pytest.mark.parametrize("width", [None, 3])
+def test_head_equals_the_formula(reference: bool, training: bool, width: int | None) -> None:
+    head = Head(8, 6, reference, Layers(width=width))
     randomize(head)
     x, text, r = torch.randn(4, 8, 19, 12), torch.randn(2, 6), torch.randn(2, 8, 19, 12)
     with torch.no_grad():
@@ -472,12 +473,21 @@ def test_bfloat16_features_give_close_float32_logits() -> None:
     assert (rounded - exact).norm() < 0.05 * exact.norm()
 
 
-@pytest.mark.parametrize(("reference", "total"), [(True, 773_391_872), (False, 386_892_800)])
-def test_full_size_parameter_count(reference: bool, total: int) -> None:
+@pytest.mark.parametrize(
+    ("reference", "narrow", "total"),
+    [
+        (True, None, 773_391_872),
+        (False, None, 386_892_800),
+        (True, 512, 198_149_632),
+        (True, 256, 52_086_272),
+    ],
+)
+def test_full_size_parameter_count(reference: bool, narrow: int | None, total: int) -> None:
     with torch.device("meta"):
-        heads = Heads(8, 1024, 768, reference)
-    width, common = 1024, 64
-    convolutions = width**2 + 5 * 9 * width**2 + 6 * width  # 1x1, three strided, two residual
+        heads = Heads(8, 1024, 768, reference, Layers(width=narrow))
+    width, common = narrow or 1024, 64
+    # 1x1 from the features, three strided, two residual
+    convolutions = 1024 * width + 5 * 9 * width**2 + 6 * width
     trunk = convolutions + 3 * 2 * width  # three affine norms
     to_common = width * common + common
     head = (1 + reference) * (trunk + to_common) + 768 * common + common

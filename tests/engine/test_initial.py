@@ -14,7 +14,7 @@ from student_networks import load_network
 
 from senseflow.config.config import Config
 from senseflow.config.recipes import RECIPES
-from senseflow.engine.adversary import keep_text_layer
+from senseflow.engine.adversary import heads_as_trained
 from senseflow.engine.build import check_networks, export
 from senseflow.engine.initial import open_initial
 from senseflow.engine.inputs import Inputs, read_run
@@ -125,17 +125,34 @@ def test_heads_keep_the_text_layer_they_were_trained_with(data, trained, tmp_pat
     host = SimpleNamespace(is_main=True, on_main=lambda action: action())
     plain = inputs_of(configure(data, "adversarial.text_layer=linear"))
     for folder, initial in ((trained.folder, {}), (tmp_path, open_initial(trained.folder))):
-        kept = keep_text_layer(plain, folder, initial, host)
+        kept = heads_as_trained(plain, folder, initial, host)
         assert kept.config.adversarial.text_layer == "equalized"
         assert caplog.messages[-1].startswith("adversarial.text_layer: equalized, not linear: the")
-    assert keep_text_layer(plain, tmp_path, {}, host) == plain
+    assert heads_as_trained(plain, tmp_path, {}, host) == plain
     assert "the release's is equalized" in caplog.messages[-1]
     silent = inputs_of(configure(data, "adversarial.kind=none"))
-    assert keep_text_layer(silent, trained.folder, {}, host) == silent
-    assert keep_text_layer(inputs_of(configure(data)), trained.folder, {}, host).config == (
+    assert heads_as_trained(silent, trained.folder, {}, host) == silent
+    assert heads_as_trained(inputs_of(configure(data)), trained.folder, {}, host).config == (
         trained.config
     )
     assert len(caplog.messages) == 3
+
+
+def test_heads_of_another_width_are_refused_before_anything_is_loaded(data, trained, tmp_path):
+    """Those of the run's own checkpoint, and those it begins with: the embedded ViT is 64 wide."""
+    said = (
+        r"^adversarial.head_width 32: the heads of \S+ are 64 wide; say adversarial.head_width=64"
+    )
+    shutil.copytree(trained.folder, tmp_path / "own")
+    for folder, overrides in (("own", ()), ("new", (f"paths.initial={trained.folder}",))):
+        with pytest.raises(ValueError, match=said):
+            begin(configure(data, "adversarial.head_width=32", *overrides), tmp_path / folder)
+        begin(configure(data, "adversarial.head_width=64", *overrides), tmp_path / folder)
+    narrow = configure(data, "adversarial.head_width=32")
+    train(narrow, tmp_path / "narrow")
+    begin(narrow, tmp_path / "narrow")
+    with pytest.raises(ValueError, match=r"head_width null: the heads of \S+ are 32 wide"):
+        begin(configure(data), tmp_path / "narrow")
 
 
 def test_a_student_alone_is_the_generator(data, trained, plain, tmp_path):

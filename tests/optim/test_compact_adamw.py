@@ -283,7 +283,8 @@ def test_shards_in_host_memory_are_trained_alike(kind):
 
 
 def test_offloading_without_a_gpu_is_refused():
-    with pytest.raises(ValueError, match=r"parallel.offload: trained needs a GPU"):
-        check_offload("trained", num_gpus=0)
-    check_offload("trained", num_gpus=1)
+    for place in ("trained", "heads"):
+        with pytest.raises(ValueError, match=rf"parallel.offload: {place} needs a GPU"):
+            check_offload(place, num_gpus=0)
+        check_offload(place, num_gpus=1)
     check_offload("none", num_gpus=0)

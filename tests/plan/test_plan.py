@@ -33,7 +33,7 @@ from senseflow.plan.plan import Plan, Wanted, configure
 from senseflow.plan.rehearsal import Kind, NetworkBytes, Rehearsal, rehearse
 from senseflow.plan.remedies import Change, Remedy, candidates, changed, remedies, together, twice
 from senseflow.plan.text import as_markdown, as_tree
-from senseflow.plan.tracker import GATHERED, PhaseCost, Tracker
+from senseflow.plan.tracker import GATHERED, OFFLOADED, PhaseCost, Tracker
 from senseflow.tiny.pictures import write_dataset
 
 FILE = Path("configs/FLUX/flux_senseflow_tiny.yaml")
@@ -81,6 +81,17 @@ def rehearse_gathered(folder: Path) -> dict[str, object]:
         return {kind: phases_of(rehearsal, turn) for kind, turn in TURNS.items()}
 
 
+def rehearse_offloaded(folder: Path, place: str) -> dict[str, object]:
+    """Two heads, in host memory or not, on two ranks."""
+    heads = ("train.batch_size=2", "adversarial.taps=[0]", f"parallel.offload={place}")
+    config, _ = configure(RECIPE, Wanted(FILE, heads, 1, 2), folder)
+    with rehearse(config, RECIPE.family, 2, "images") as rehearsal:
+        network = rehearsal.parts.discriminator.heads.network
+        sizes = [p.numel() for p in network.parameters()]
+        rehearsal.hold()
+        return {"sizes": sizes, "phases": phases_of(rehearsal, PLAIN)}
+
+
 def count_one_rank(folder: Path) -> dict[str, object]:
     """FLOPs of the real iteration with as many samples and of each network alone, by torch's own
     counter."""
@@ -122,6 +133,7 @@ def work(_: int, folder: Path) -> None:
     facts = rehearse_two_ranks(folder / "two") | {"roles": rehearse_roles(folder / "roles")}
     facts |= {"packed": rehearse_roles(folder / "packed", "lora.base=nf4")}
     facts |= {"kept": rehearse_gathered(folder / "kept")}
+    facts |= {place: rehearse_offloaded(folder / place, place) for place in ("none", "heads")}
     facts |= {"host": vars(measure())}
     facts |= {"real": count_one_rank(folder / "one")}
     (folder / "facts.json").write_text(json.dumps(facts))
@@ -130,7 +142,7 @@ def work(_: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
-    for name in ("one", "two", "roles", "packed", "kept"):
+    for name in ("one", "two", "roles", "packed", "kept", "none", "heads"):
         (folder / name).mkdir()
     mp.spawn(work, (folder,))
     return json.loads((folder / "facts.json").read_text())
@@ -271,6 +283,19 @@ def test_networks_that_stay_gathered_are_seen(facts, shapes, kind, gathered):
     phase = "fake_score" if kind == "plain" else "generator"
     held = facts["kept"][kind][phase]["parts"][GATHERED]
     assert facts["plain"]["fake_score"]["parts"][GATHERED] < whole < 3 * whole <= held
+
+
+def test_heads_in_host_memory_are_not_on_the_gpu(facts):
+    """Masters and two moments, float32, a step's count for each parameter, and the gradients of
+    the head before."""
+    place, away = (facts[name]["phases"] for name in ("none", "heads"))
+    sizes = facts["heads"]["sizes"]
+    held = 3 * 4 * sum(sizes) // 2 + 4 * len(sizes)
+    assert place["fake_score"]["parts"][OFFLOADED] == 0
+    assert away["fake_score"]["parts"][OFFLOADED] == held
+    assert place["fake_score"]["peak"] - away["fake_score"]["peak"] == held
+    of_one = 4 * sum(sizes) // 2 // 2
+    assert place["discriminator"]["peak"] - away["discriminator"]["peak"] == held + of_one
 
 
 def made_up_costs(p: float, num: int) -> Costs:
