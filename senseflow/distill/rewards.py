@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from senseflow.common.ranks import AgreedError, Ranks, any_rank, sum_over_ranks
 
@@ -34,6 +34,7 @@ class Scorer:
     score: Callable[..., Tensor]  # of images and prompts, and fields where it takes them
     differentiable: bool  # whether its scores carry a gradient to the images
     takes_fields: bool = False  # what a table says of each prompt
+    network: nn.Module | None = None  # all that it holds, frozen; None: a function keeps its own
 
 
 @dataclass
@@ -71,10 +72,14 @@ class Rewards:
         """
         pictures, used = in_unit_range(images), [s for s in self.scorers if s.weight > 0]
         scores = torch.stack([self._ask(s, pictures, prompts, fields, True) for s in used])
-        if any_rank(not bool(scores.isfinite().all()), self.ranks):
-            self._fail(scores, used)
+        self.require_finite(scores, used)
         weights = scores.new_tensor([s.weight for s in used])
         return -(weights[:, None] * scores).sum(0).mean()
+
+    def require_finite(self, scores: Tensor, scorers: Sequence[Scorer]) -> None:
+        """Raise RewardError on all ranks for scores (R, B) that are not finite on one."""
+        if any_rank(not bool(scores.isfinite().all()), self.ranks):
+            self._fail(scores, scorers)
 
     def _ask(
         self,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from senseflow.common.ranks import Ranks
 from senseflow.config.config import Config, RewardConfig
@@ -24,6 +24,7 @@ from senseflow.distill.scorers.specs import SCORERS
 logger = logging.getLogger(__name__)
 
 Score = Callable[..., Tensor]  # of images and prompts, and of fields where it takes them
+Opened = tuple[Score, nn.Module | None]  # with all that it holds, where that is known
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,11 @@ class Named:
 
     name: str
     differentiable: bool  # whether its scores carry a gradient to the images
-    open: Callable[[Ranks], Score]
+    open: Callable[[Ranks], Opened]
     takes_fields: bool = False  # what a table says of each prompt
+
+
+Own = Callable[[str], Named]  # of the name of a user's own, `module:function`
 
 
 def check_rewards(config: Config, data: Samples) -> None:
@@ -48,15 +52,18 @@ def check_rewards(config: Config, data: Samples) -> None:
             )
 
 
-def named_rewards(config: Config) -> list[Named]:
-    """What `reward.models` names; raises ValueError for what cannot be a reward of this run."""
+def named_rewards(config: Config, own: Own | None = None) -> list[Named]:
+    """What `reward.models` names; raises ValueError for what cannot be a reward of this run.
+
+    own: in place of a user's own.
+    """
     reward = config.reward
     if not reward.in_use:
         return []
     specs = {spec.name: spec for spec in SCORERS if spec.name in reward.models}
     given = given_files(reward, list(specs.values()))
     found = [
-        scorer(config, specs[name], given) if name in specs else own_reward(name)
+        scorer(config, specs[name], given) if name in specs else (own or own_reward)(name)
         for name in reward.models
     ]
     for named, weight in zip(found, reward.shares, strict=True):
@@ -119,7 +126,7 @@ def scorer(config: Config, spec: Spec, given: Given) -> Named:
     with said_of(key):
         prepared = spec.prepare(given)
 
-    def open_it(ranks: Ranks) -> Score:
+    def open_it(ranks: Ranks) -> Opened:
         logger.info("reading the reward %s, %s", spec.name, prepared.model)
         with said_of(key):
             judge = prepared.open(Machine(ranks.device, torch_dtype(config.precision.compute)))
@@ -128,7 +135,7 @@ def scorer(config: Config, spec: Spec, given: Given) -> Named:
                 f"{key}: its processor does not resize and crop to one square as CLIP's does"
             )
         tensors = judge.tensors
-        return lambda images, prompts: judge.judge(tensors(images), prompts)
+        return lambda images, prompts: judge.judge(tensors(images), prompts), judge.network
 
     return Named(spec.name, True, open_it)
 
@@ -137,7 +144,7 @@ def own_reward(name: str) -> Named:
     """A user's `module:function`; raises ValueError where there is none."""
     function = imported(name)
     differentiable = bool(getattr(function, "differentiable", False))
-    return Named(name, differentiable, lambda ranks: function, takes_fields(function))
+    return Named(name, differentiable, lambda ranks: (function, None), takes_fields(function))
 
 
 def takes_fields(function: Score) -> bool:
@@ -148,8 +155,8 @@ def takes_fields(function: Score) -> bool:
         return False
 
 
-def imported(name: str) -> Score:
-    """The function of `module:function`, its module imported; raises ValueError."""
+def parts_of(name: str) -> tuple[str, str]:
+    """Module and function of `module:function`; raises ValueError for another form."""
     module_name, colon, function_name = name.partition(":")
     if not (colon and module_name and function_name):
         names = [spec.name for spec in SCORERS]
@@ -158,6 +165,12 @@ def imported(name: str) -> Score:
             f"reward.models: {name} is neither module:function nor one of {', '.join(names)}; the "
             f"nearest is {near}"
         )
+    return module_name, function_name
+
+
+def imported(name: str) -> Score:
+    """The function of `module:function`, its module imported; raises ValueError."""
+    module_name, function_name = parts_of(name)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's own code raises what it likes
@@ -176,14 +189,18 @@ def imported(name: str) -> Score:
     return reward
 
 
-def open_rewards(config: Config, ranks: Ranks) -> Rewards | None:
-    """The rewards of a run on this rank's device, frozen; None where it has none."""
-    found: Sequence[Named] = named_rewards(config)
+def open_rewards(config: Config, ranks: Ranks, own: Own | None = None) -> Rewards | None:
+    """The rewards of a run on this rank's device, frozen; None where it has none.
+
+    own: in place of a user's own.
+    """
+    found: Sequence[Named] = named_rewards(config, own)
     if not found:
         return None
-    pairs = zip(found, config.reward.shares, strict=True)
-    scorers = [
-        Scorer(n.name, weight, n.open(ranks), n.differentiable, n.takes_fields)
-        for n, weight in pairs
-    ]
+    scorers = []
+    for named, weight in zip(found, config.reward.shares, strict=True):
+        score, network = named.open(ranks)
+        scorers.append(
+            Scorer(named.name, weight, score, named.differentiable, named.takes_fields, network)
+        )
     return Rewards(scorers, ranks)

@@ -1,7 +1,7 @@
 """A data set of one sample without content, what a cache would know of it, and rewards of it."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,14 +13,17 @@ from senseflow.config.config import Config
 from senseflow.data.cache_index import Field
 from senseflow.data.cached import Cache
 from senseflow.data.items import Item, Position
-from senseflow.distill.rewards import Fields, Rewards, Scorer
+from senseflow.distill.rewards import RewardError, Rewards, Scorer
 from senseflow.engine.inputs import Inputs, Setup, read_setup
+from senseflow.engine.rewards import Named, Score, open_rewards, parts_of
 from senseflow.teachers.encoded import NOTHING, Conditioning, Encoded, Posterior
 from senseflow.teachers.family import DataKind, Family
 
 PlanData = DataKind | Literal["cached", "prompts"]
 """What a run reads: images; an LMDB of latents; what a cache knows of prompts and of images, and
 those that are looked at; prompts alone."""
+
+LONG_PROMPT = "a " * 512  # words: no scorer reads as many
 
 
 @dataclass(frozen=True)
@@ -96,27 +99,37 @@ def blank_inputs(config: Config, family: Family, kind: PlanData) -> Inputs:
 
 
 class BlankRewards(Rewards):
-    """Rewards without numbers: nothing is asked whether it is finite."""
+    """Rewards without numbers: nothing is asked whether it is finite, but for one that failed."""
 
     def over_ranks(self, scores: Tensor, indices: list[int], num: int) -> Tensor:
         """(R, num) of this rank's (R, b)."""
+        self.require_finite(scores, self.scorers)
         return sum_over_ranks(scores.new_zeros(len(scores), num), self.ranks)
 
-    def loss(self, images: Tensor, prompts: list[str], fields: Fields = ()) -> Tensor:
-        """0-d, with a gradient to images."""
-        return -self.score(images, prompts).mean()
+    def require_finite(self, scores: Tensor, scorers: Sequence[Scorer]) -> None:
+        """Raise RewardError where a reward could not be traced: its scores would be free."""
+        if self.faults:
+            raise RewardError(f"reward {self.faults[0]}")
 
 
 def blank_rewards(config: Config, ranks: Ranks) -> Rewards | None:
-    """As many rewards as a configuration names, each a mean: what a user's own costs is not
-    known."""
-    if not config.reward.in_use:
+    """The rewards of a configuration, on prompts of as many words as any reads; each of a user's
+    own is a mean, as what it holds and computes is not known."""
+    opened = open_rewards(config, ranks, mean_of_pixels)
+    if opened is None:
         return None
-    pairs = zip(config.reward.models, config.reward.shares, strict=True)
-    return BlankRewards(
-        [Scorer(name, weight, lambda x, _: x.mean((1, 2, 3)), True) for name, weight in pairs],
-        ranks,
-    )
+    return BlankRewards([replace(s, score=on_long_prompts(s.score)) for s in opened.scorers], ranks)
+
+
+def mean_of_pixels(name: str) -> Named:
+    """In place of a user's own, which is not imported; raises ValueError for what names none."""
+    parts_of(name)
+    return Named(name, True, lambda _: (lambda images, prompts: images.mean((1, 2, 3)), None))
+
+
+def on_long_prompts(score: Score) -> Score:
+    """The scorer, whatever prompts it is given."""
+    return lambda images, prompts: score(images, [LONG_PROMPT] * len(prompts))
 
 
 def zeros(field: Field) -> Tensor:

@@ -70,14 +70,15 @@ class Loading(TorchDispatchMode):
     is all that is put on a GPU.
     Within a network's forward, such as the encoding of the empty prompt, everything is. Random
     initial values are neither drawn nor normed, nor are weights packed, copied to what is fake or,
-    of the discriminator's frozen networks, written: it would take time, and nobody reads them.
+    of the discriminator's frozen networks and of rewards, written: it would take time, and nobody
+    reads them.
     """
 
     def __init__(self, memo: Memo) -> None:
         super().__init__()
         self.memo = memo
         self.depth = 0  # of modules that run
-        self.reads = False  # the discriminator's frozen networks
+        self.reads = False  # a frozen network that is held whole
         self.stack = ExitStack()
 
     def __enter__(self) -> "Loading":
@@ -91,7 +92,7 @@ class Loading(TorchDispatchMode):
         self.stack.callback(register_module_forward_hook(leave, always_call=True).remove)
         self.stack.enter_context(patch.object(_SpectralNorm, "_power_method", lambda *_: None))
         self.stack.enter_context(patch.object(packed, "pack", _unpacked))
-        load = self._reading(adversary.load_frozen)
+        load = self.unwritten(adversary.load_frozen)
         self.stack.enter_context(patch.object(adversary, "load_frozen", load))
         self.stack.enter_context(patch.object(adversary, "fill_heads", _undrawn))
         super().__enter__()
@@ -101,7 +102,9 @@ class Loading(TorchDispatchMode):
         super().__exit__(*error)
         self.stack.close()
 
-    def _reading(self, function: Callable[P, R]) -> Callable[P, R]:
+    def unwritten(self, function: Callable[P, R]) -> Callable[P, R]:
+        """What loads a frozen network whole, on the host, without writing its weights there."""
+
         def read(*args: P.args, **kwargs: P.kwargs) -> R:
             self.reads = True
             try:
@@ -128,7 +131,10 @@ class Loading(TorchDispatchMode):
             return self.memo.run(func, args, kwargs)
         with unset_fake_temporarily():
             large = self.reads and any(t.numel() >= LARGE for t in tensors[:1])
-            if func._overloadpacket in UNREAD or (large and func._schema.name.endswith("_")):
+            # torch.load, in a fake mode, gives tensors without numbers.
+            is_copy_of_none = func is aten.copy_.default and args[1].is_meta
+            in_place = func._schema.name.endswith("_")
+            if func._overloadpacket in UNREAD or is_copy_of_none or (large and in_place):
                 return args[0]
             if large and func is aten._to_copy.default:
                 kwargs.pop("non_blocking", None)

@@ -16,6 +16,7 @@ from senseflow.config.recipes import RECIPES, Recipe
 from senseflow.plan.blank import PlanData
 from senseflow.plan.costs import Costs, Gpu, Phases, kinds_of, peak
 from senseflow.plan.rehearsal import Kind, NetworkBytes, rehearse
+from senseflow.plan.scorer_files import stand_in_files
 from senseflow.plan.stand_in import copy_teacher, write_teacher, write_vision
 
 
@@ -134,4 +135,8 @@ def configure(recipe: Recipe, wanted: Wanted, folder: Path) -> tuple[Config, str
     made_up = [f"paths.pretrained_model={copy}", "paths.cache=null"]
     if config.adversarial.in_use == "vfm":
         made_up += write_vision(folder / "vision", config.paths)
-    return load_recipe(recipe, wanted.file, [*wanted.overrides, *made_up]), teacher
+    config = load_recipe(recipe, wanted.file, [*wanted.overrides, *made_up])
+    if config.reward.in_use:
+        files = stand_in_files(config.reward.files, folder / "rewards")
+        config = replace(config, reward=replace(config.reward, files=files))
+    return config, teacher

@@ -6,7 +6,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -23,6 +23,7 @@ from senseflow.data.sampler import Batch, batches
 from senseflow.distill import algorithm as distill
 from senseflow.distill.adversaries import VFMDiscriminator
 from senseflow.distill.measures import Measures
+from senseflow.distill.rewards import Scorer
 from senseflow.distill.rollout import draw_transitions
 from senseflow.distill.state import Distillation, Turn
 from senseflow.engine.build import assemble, share
@@ -74,16 +75,25 @@ def networks_of(d: Distillation) -> dict[str, nn.Module]:
         found["dinov2"] = d.discriminator.backbone
         if d.discriminator.prompt_encoder:
             found["clip_text"] = d.discriminator.prompt_encoder
+    for scorer in d.rewards.scorers if d.rewards else ():
+        if scorer.network:
+            found[reward_name(scorer)] = scorer.network
     parts = d.adapter.pipeline.components
     components = {k: v for k, v in parts.items() if isinstance(v, nn.Module)}
     return found | dict(sorted(components.items()))
+
+
+def reward_name(scorer: Scorer) -> str:
+    """As in stats.jsonl."""
+    return f"reward/{scorer.name}"
 
 
 @contextmanager
 def watching(d: Distillation, callers: list[str]) -> Iterator[None]:
     """While a network's forward runs its name is in `callers`, the outermost first.
 
-    An autoencoder is its two halves; DMD2's pass through the fake score's encoder is a forward.
+    An autoencoder is its two halves; DMD2's pass through the fake score's encoder is a forward, and
+    so is all that a reward does.
     """
 
     def leave(*_: Any) -> None:
@@ -101,6 +111,12 @@ def watching(d: Distillation, callers: list[str]) -> Iterator[None]:
             if isinstance(network, Role) or "encode" in vars(network):
                 watched = _watched(cast(Any, network).encode, name, callers)
                 stack.enter_context(patch.object(network, "encode", watched))
+        if d.rewards:
+            scorers = [
+                replace(s, score=_watched(s.score, reward_name(s), callers))
+                for s in d.rewards.scorers
+            ]
+            stack.enter_context(patch.object(d.rewards, "scorers", scorers))
         yield
 
 
@@ -244,8 +260,8 @@ def rehearse(
     mode, memo = FakeTensorMode(allow_non_fake_inputs=True), Memo()
     inputs = blank_inputs(config, family, data)
     with fake_ranks(world_size, config.parallel.replicas) as ranks, real_meshes():
-        with mode, Loading(memo):
-            parts = assemble(inputs, ranks, {}, blank_rewards)
+        with mode, Loading(memo) as loading:
+            parts = assemble(inputs, ranks, {}, loading.unwritten(blank_rewards))
         own_share = share(config, ranks)
         real = next(batches(inputs.data, own_share, num_workers=0, pin_memory=False, start=1))
         fake = [batch.map(mode.from_tensor) for batch in real]

@@ -49,6 +49,7 @@ def as_markdown(plan: Plan, gpu: Gpu, host: Host, remedies: list[Remedy]) -> str
                  "yes" if each.fits else "no"]
                 for each in remedies
             ],
+            own=[name for name in plan.config.reward.models if ":" in name],
             networks=networks(plan),
             worst=worst,
             kinds=kinds,

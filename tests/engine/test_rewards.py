@@ -94,7 +94,7 @@ def test_a_gradient_that_is_not_there_is_not_asked_for():
         ("own_rewards:brightness", False),
         ("own_rewards:redness", True),
     ]
-    assert [n.open(None) for n in found] == [brightness, redness]
+    assert [n.open(None) for n in found] == [(brightness, None), (redness, None)]
     assert named_rewards(load_config(FLUX, ["reward.models=[nobody]"])) == []
 
 

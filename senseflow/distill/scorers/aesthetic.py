@@ -48,7 +48,12 @@ def prepare(given: metric.Given) -> metric.Prepared:
             found: Tensor = layers(clip.images(pixels))[:, 0]
             return found
 
-        return metric.Judge(*clip.on_squares(None), score, tensors=on_tensors(clip.config))
+        return metric.Judge(
+            *clip.on_squares(None),
+            score,
+            tensors=on_tensors(clip.config),
+            network=nn.ModuleDict({"clip": clip.model, "head": layers}),
+        )
 
     return metric.Prepared(
         f"a linear head on {source.model}", [head, source.weights], source.settings, open_it

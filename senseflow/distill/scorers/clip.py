@@ -60,7 +60,8 @@ def prepare_clip(
         clip = Clip(source, machine)
         reads = None if prefix is None else clip.reads(prefix)
         tensors = on_tensors(clip.config)
-        return metric.Judge(*clip.on_squares(side), partial(judge, clip), reads, tensors)
+        judged = partial(judge, clip)
+        return metric.Judge(*clip.on_squares(side), judged, reads, tensors, clip.model)
 
     settings = {**settings, "resize": side, **source.settings}
     return metric.Prepared(source.model, [source.weights], settings, open_it)

@@ -31,7 +31,9 @@ def prepare(weights: metric.Flag[Path], given: metric.Given) -> metric.Prepared:
         config = PreprocessCfg(size=clip.config.size, resize_mode="longest", fill_color=0)
         transform = image_transform_v2(config, is_train=False)
         tensors = on_tensors(config)
-        return metric.Judge(in_words(config), transform, clip.cosines, clip.reads(), tensors)
+        return metric.Judge(
+            in_words(config), transform, clip.cosines, clip.reads(), tensors, clip.model
+        )
 
     return metric.Prepared(source.model, [source.weights], source.settings, open_it)
 

@@ -77,6 +77,7 @@ def open_reward(weights: Path, config: Path, folder: Path, machine: metric.Machi
         score,
         metric.reads_of(tokenizer, TEXT_LENGTH),
         on_tensors(preprocess),
+        network,
     )
 
 

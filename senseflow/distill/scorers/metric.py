@@ -127,6 +127,7 @@ class Judge:
     reads: Reads | None = None  # of one that reads prompts
     # Images (B, 3, H, W) in [0, 1] -> what the model takes, with their gradient: of a reward.
     tensors: "Callable[[Tensor], Tensor] | None" = None
+    network: "nn.Module | None" = None  # all that it holds, frozen: of a reward
 
 
 @dataclass(frozen=True)

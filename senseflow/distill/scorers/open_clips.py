@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -110,15 +111,20 @@ def _weights_in(folder: Path, flag: str) -> Path:
     return found[0]
 
 
+def architecture(source: Source, device: str = "cpu") -> Any:
+    """The network of a source, random; raises ValueError for one that cannot be built."""
+    with reading(source.name), _quiet(), torch.device(device):
+        return open_clip.create_model(
+            source.name, load_weights=False, force_quick_gelu=source.quick_gelu, device=device
+        )
+
+
 class Clip:
     """Unit embeddings of images and texts, float32, from open_clip."""
 
     def __init__(self, source: Source, machine: Machine) -> None:
         state = read_tensors(source.weights)
-        with reading(source.name), _quiet():
-            model = open_clip.create_model(
-                source.name, load_weights=False, force_quick_gelu=source.quick_gelu
-            )
+        model = architecture(source)
         _check_positions(model, state, source)
         file = str(source.weights)
         fill(

@@ -83,7 +83,7 @@ def open_pick(folder: Path, processor: Path, machine: metric.Machine) -> metric.
     side = images.crop_size["height"] if images.do_center_crop else "whole"
     words = f"the processor of {processor.name}: {images.size}, crop {side}, PIL"
     reads, tensors = metric.reads_of(tokenizer, length), tensors_of(images)
-    return metric.Judge(words, load, score, reads, tensors)
+    return metric.Judge(words, load, score, reads, tensors, model)
 
 
 def tensors_of(processor: Any) -> "Callable[[Tensor], Tensor] | None":

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg
 from torch import Tensor
-from torchvision.transforms.functional import InterpolationMode, center_crop, normalize, resize
+from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 
 def on_tensors(config: PreprocessCfg) -> Callable[[Tensor], Tensor]:
@@ -31,7 +31,9 @@ def on_tensors(config: PreprocessCfg) -> Callable[[Tensor], Tensor]:
         top, left = max(height - sides[0], 0), max(width - sides[1], 0)
         around = [left // 2, left - left // 2, top // 2, top - top // 2]
         cropped = center_crop(F.pad(resized, around), [height, width])
-        normalised: Tensor = normalize(cropped, list(config.mean), list(config.std))
+        # Not by torchvision, which asks the device whether a std is 0: the host would wait.
+        mean, std = (images.new_tensor(x).view(3, 1, 1) for x in (config.mean, config.std))
+        normalised: Tensor = (cropped - mean) / std
         return normalised
 
     return prepare
