@@ -376,6 +376,17 @@ def test_words_say_whether_it_fits_and_what_helps():
     assert "**4.5 too much**" in text and "| less of it | `a.b=1` | 60.00 | yes |" in text
 
 
+def test_words_say_whose_reward_is_not_counted():
+    plan = made_up_plan(50)
+    assert "Rewards:" not in as_markdown(plan, GPU, HOST, [])
+    for models, uncounted in ((["hps_v2.1"], False), (["hps_v2.1", "a:b"], True)):
+        words = ["reward.weight=1", f"reward.models=[{', '.join(models)}]", "reward.group_size=2"]
+        config = load_recipe(RECIPE, FILE, words)
+        text = as_markdown(replace(plan, config=config), GPU, HOST, [])
+        assert f"decoded and scored by {', '.join(models)}, as published where" in text
+        assert ("What a function of yours holds and computes (a:b) is not" in text) == uncounted
+
+
 def test_the_tree_is_json():
     tree = json.loads(json.dumps(as_tree(made_up_plan(50), GPU, HOST, [])))
     assert tree["fits"] and tree["peak"] == 50 * 2**30
