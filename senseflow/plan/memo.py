@@ -32,7 +32,7 @@ class Memo:
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """What `func(*args, **kwargs)` gives within a fake mode."""
         if func is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
-            return args[0]._fake_device
+            return args[0].fake_device
         found: list[FakeTensor] = []
         described = _describe(func, args, kwargs, found) if _is_plain(func) else None
         if described is None:
@@ -74,7 +74,7 @@ def _add(key: Key, values: Iterable[Any], found: list[FakeTensor]) -> bool:
             dtype = value.dtype
             if value.constant is not None or dtype.is_complex or value.layout != torch.strided:
                 return False
-            key += (value.shape, value.stride(), dtype, value._fake_device)
+            key += (value.shape, value.stride(), dtype, value.fake_device)
             found.append(value)
         elif kind in NUMBERS:
             key += (kind, value)
@@ -118,7 +118,8 @@ def _tensor_maker(result: Any, func: Any, found: Sequence[FakeTensor]) -> Maker 
     if result.layout != torch.strided or result.dtype.is_complex:
         return None
     storage = result.untyped_storage()
-    like = Like(result.shape, result.stride(), result.dtype, dict(vars(result)))
+    device, attributes = result.fake_device, dict(vars(result))
+    like = Like(result.shape, result.stride(), result.dtype, device, attributes)
     if any(storage._cdata == tensor.untyped_storage()._cdata for tensor in found):
         if len(found) > 1 or found[0].dtype != result.dtype:
             return None
@@ -148,7 +149,8 @@ class Like:
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
-    attributes: dict[str, Any]  # that torch gives every fake tensor, its device and mode with them
+    device: torch.device
+    attributes: dict[str, Any]  # that torch gives every fake tensor, its mode with them
 
     def wrap(self, elem: Tensor) -> FakeTensor:
         """The fake tensor of one on the meta device, as torch's own constructor makes it."""
@@ -157,7 +159,7 @@ class Like:
             elem,
             False,
             dispatch_device=True,
-            device_for_backend_keys=self.attributes["_fake_device"],
+            device_for_backend_keys=self.device,
         )
         torch._C._set_throw_on_mutable_data_ptr(made)
         vars(made).update(self.attributes)
