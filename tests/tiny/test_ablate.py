@@ -119,7 +119,7 @@ def test_the_study_of_rewards_begins_with_the_teacher_and_goes_on_from_its_own_s
     assert not student.config(Path("data.json")).reward.in_use
     assert not rewards["no reward"].in_use
     reflected = {row for row, reward in rewards.items() if reward.last_weight > 0}
-    assert reflected == {"back-propagation", "both"}
+    assert reflected == {"back-propagation", "back-propagation, no regulariser", "both"}
 
 
 def test_report_holds_every_row_with_mean_and_spread(done):

@@ -119,9 +119,10 @@ def student_of(eta: float | None, run: Path) -> Path:
 def test_students_are_measured_by_the_sampler_that_rewards_have_trained_too(tmp_path):
     sampler = Sampler(FLUX, ["a red seven left of a blue two on white"])
     runs = {str(eta): student_of(eta, tmp_path / str(eta)) for eta in (0.7, 1, 0, None)}
-    methods = load_students(sampler, [f"{name}={run}" for name, run in runs.items()])
+    methods = load_students(sampler, [f"{name}={run}" for name, run in runs.items()], (8, 4))
     between = Method("0.7", 4, "cps", eta=0.7)
-    assert [method for method in methods if method.sampler == "cps"] == [between]
+    by_cps = [method for method in methods if method.sampler == "cps"]
+    assert by_cps == [Method("0.7", 8, "cps", eta=0.7), between]
     assert between.label() == "0.7, 4 steps, cps 0.7"
     others = [sampler.draw(Method("0.7", 4, name), 0) for name in ("euler", "x0")]
     apart = [(sampler.draw(between, 0) - other).abs().max() for other in others]
