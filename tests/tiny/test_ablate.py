@@ -140,6 +140,18 @@ def test_report_holds_every_row_with_mean_and_spread(done):
     assert not list(output.glob("trials/*/run/checkpoints"))
 
 
+def test_a_curve_begins_where_its_training_does(done):
+    """Untrained, or with the row that it goes on from."""
+    file, output = done
+    study = read_strictly(Study, file)
+    findings = Findings.read(study, places_of(study), output)
+    whole, after = (findings.curves_of("steps", "FLUX", row) for row in ("4 steps", "1 step"))
+    (untrained,) = [v["fid_t"] for k, v in findings.teachers["FLUX"].items() if "untrained" in k]
+    for seed, (one, other) in enumerate(zip(whole, after, strict=True)):
+        assert list(one) == [0, 1, 2] and one[0] == untrained
+        assert min(other) == 2 and other[2] == one[2], seed
+
+
 def test_what_is_done_is_kept_and_what_is_lost_is_done_again(done, tmp_path):
     file, output = done
     before = {f: f.stat().st_mtime_ns for f in output.glob("trials/*/result.json")}

@@ -3,6 +3,7 @@
 import json
 import statistics
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,24 @@ class Findings:
         """The results of one row, over seeds."""
         places = [(table, teacher, row, seed) for seed in self.study.seeds]
         return [self.results[place] for place in places if place in self.results]
+
+    def curves_of(self, table: str, teacher: str, row: str) -> list[dict[int, float]]:
+        """FID-T at 4 steps by iteration of one row, over seeds, from where its training begins: the
+        untrained student at 0, or the end of the row that it goes on from."""
+        rows, after = self.teachers.get(teacher, {}), self.study.tables[table].cells[row].after
+        untrained = [{0: v["fid_t"]} for k, v in rows.items() if k.startswith("untrained")]
+        curves = []
+        for seed in self.study.seeds:
+            result = self.results.get((table, teacher, row, seed))
+            before = self.results.get((table, teacher, after or row, seed))
+            if result is None or before is None:
+                continue
+            ends = [{p["iteration"]: p["fid_t"]} for p in before["curve"][-1:]]
+            curve = dict(*(ends if after else untrained)[:1])
+            begun = max(curve, default=0)
+            found = {begun + point["iteration"]: point["fid_t"] for point in result["curve"]}
+            curves.append(curve | found)
+        return curves
 
 
 def write_report(study: Study, places: dict[Place, Trial], output: Path) -> None:
@@ -162,34 +181,33 @@ def draw_curves(findings: Findings, name: str, file: Path) -> bool:
     teachers = [t for t in table.teachers if any(p[:2] == (name, t) for p in findings.results)]
     if not teachers:
         return False
-    figure, axes = plt.subplots(
-        1, len(teachers), figsize=(4.6 * len(teachers), 4.4), squeeze=False, layout="constrained"
-    )
+    columns = min(5, 2 * len(teachers))  # of the legend: names of rows may be long
+    size = 4.6 * len(teachers), 4 + 0.25 * ceil(len(table.cells) / columns)
+    figure, axes = plt.subplots(1, len(teachers), figsize=size, squeeze=False, layout="constrained")
     for axis, teacher in zip(axes[0], teachers, strict=True):
         draw_panel(findings, name, teacher, axis)
     axes[0][0].set_ylabel(f"FID-T, {CURVE_STEPS} steps")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    figure.savefig(file, dpi=110)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    figure.savefig(file, dpi=110, bbox_inches="tight")  # a legend may be wider than a panel
     plt.close(figure)
     return True
 
 
 def draw_panel(findings: Findings, name: str, teacher: str, axis: Axes) -> None:
-    """One teacher's curves, from its untrained student on; dotted: the teacher at 28 steps."""
+    """One teacher's curves, from its untrained student on, or from the row that a row goes on from;
+    dotted: the teacher at 28 steps."""
     rows = findings.teachers.get(teacher, {})
-    start = [v["fid_t"] for k, v in rows.items() if k.startswith("untrained")]
     for number, row in enumerate(findings.study.tables[name].cells):
-        curves = [result["curve"] for result in findings.of_row(name, teacher, row)]
+        curves = findings.curves_of(name, teacher, row)
         if not curves:
             continue
-        by_iteration = [{point["iteration"]: point["fid_t"] for point in c} for c in curves]
-        steps = sorted(set.intersection(*map(set, by_iteration)))  # those that every seed reached
-        values = [[curve[step] for curve in by_iteration] for step in steps]
-        colour, x = f"C{number % 10}", [0] * len(start) + steps
-        axis.plot(x, start + [statistics.mean(v) for v in values], color=colour, label=row,
+        steps = sorted(set.intersection(*map(set, curves)))  # those that every seed reached
+        values = [[curve[step] for curve in curves] for step in steps]
+        colour = f"C{number % 10}"
+        axis.plot(steps, [statistics.mean(v) for v in values], color=colour, label=row,
                   linestyle="-" if number < 10 else "--")  # fmt: skip
-        axis.fill_between(x, start + [min(v) for v in values], start + [max(v) for v in values],
+        axis.fill_between(steps, [min(v) for v in values], [max(v) for v in values],
                           color=colour, alpha=0.15, linewidth=0)  # fmt: skip
     floor = rows.get(f"teacher, {TEACHER_STEPS} steps")
     if floor:
