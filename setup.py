@@ -18,7 +18,7 @@ setup(
         "torch>=2.11",
         "torchvision>=0.26",
         "diffusers>=0.42",
-        "transformers>=5.4",
+        "transformers>=5.6",
         "accelerate>=1.10",
         "safetensors>=0.6",
         "huggingface_hub>=1.0",
