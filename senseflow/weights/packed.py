@@ -137,10 +137,14 @@ def linear_layers(network: nn.Module, repeated: Sequence[nn.Module]) -> list[str
     return [name for name, module in network.named_modules() if id(module) in inside]
 
 
+def torch_packs() -> bool:
+    """Whether FSDP2 of this torch shards parameters of bytes."""
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= FIRST_TORCH
+
+
 def require_packable(network: nn.Module, layers: Sequence[str], form: BaseForm) -> None:
     """Raise ValueError where this environment, or this form, cannot hold these layers."""
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < FIRST_TORCH:
+    if not torch_packs():
         needed = ".".join(map(str, FIRST_TORCH))
         raise ValueError(
             f"lora.base {form}: FSDP2 of torch {torch.__version__} shards no bytes; it takes torch "
