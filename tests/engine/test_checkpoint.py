@@ -13,7 +13,6 @@ import torch
 import torch.distributed.checkpoint as dcp
 from diffusers import FluxTransformer2DModel
 from torch import nn
-from torch.distributed.checkpoint.staging import DefaultStager
 from torch.nn.utils.parametrizations import spectral_norm
 
 from senseflow.common.ranks import start_ranks
@@ -106,10 +105,10 @@ def test_saves_in_the_background_keep_their_host_memory(tmp_path):
     with Checkpoints(tmp_path, 0, RANKS, asynchronous=True) as checkpoints:
         checkpoints.save(1, trained, after=look)
         checkpoints.save(2, trained, after=look)
-        keeps = isinstance(checkpoints.stager, DefaultStager)  # torch 2.11 keeps what is pinned
     own = trained["generator"].network[1].weight.to_local().data_ptr()
     assert own not in places and len(places) == 2
-    assert (places[0] == places[1]) or not keeps
+    if not torch.__version__.startswith("2.11."):  # which keeps what is pinned alone
+        assert places[0] == places[1]
 
 
 def test_the_configurations_settings_outlive_those_of_the_checkpoint(tmp_path):
