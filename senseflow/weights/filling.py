@@ -23,6 +23,7 @@ def whole(source: NetworkSource, device: torch.device = CPU) -> nn.Module:
 def channels_last(network: nn.Module) -> nn.Module:
     """The same network, its convolutions' weights in the layout that kernels compute in: nothing is
     copied from and to another one. Results differ by rounding."""
+    # not by Module.to, which takes one layout and refuses weights of other dimensions
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     for weight in network.parameters():
         if weight.dim() in layouts:
