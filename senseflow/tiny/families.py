@@ -181,7 +181,7 @@ Job = tuple[Method, int]  # and a seed
 
 
 def few_step_methods(
-    network: str, samplers: tuple[str, ...], several_steps: tuple[int, ...] = (4, 2)
+    network: str, samplers: tuple[str, ...], several_steps: tuple[int, ...]
 ) -> list[Method]:
     """Several steps with every sampler, and 1 step, where they are the same."""
     several = [Method(network, steps, sampler) for steps in several_steps for sampler in samplers]
