@@ -33,6 +33,8 @@ class Memo:
         """What `func(*args, **kwargs)` gives within a fake mode."""
         if func is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
             return args[0].fake_device
+        if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None:
+            return func(*args, **kwargs)  # set aside for a moment: numbers are wanted, not shapes
         found: list[FakeTensor] = []
         described = _describe(func, args, kwargs, found) if _is_plain(func) else None
         if described is None:

@@ -5,7 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    is_fake,
+    unset_fake_temporarily,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -135,6 +140,15 @@ def test_gradients_go_through_what_is_remembered():
 def test_real_tensors_pass():
     with Remembering():
         assert [(torch.ones(3) + 1).tolist() for _ in range(2)] == [[2.0] * 3] * 2
+
+
+def test_a_fake_mode_that_is_set_aside_is_not_remembered():
+    """As where a plan asks a mesh for a shard's place, by an arange that a network made too."""
+    with FakeTensorMode(), Remembering():
+        assert torch.arange(3, 5).shape == (2,)
+        with unset_fake_temporarily():
+            assert torch.arange(3, 5).tolist() == [3, 4]
+        assert is_fake(torch.arange(3, 5))
 
 
 def test_operations_on_other_types_strides_or_numbers_are_others():
