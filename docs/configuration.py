@@ -34,6 +34,9 @@ RECIPES = {
     "FLUX LoRA R": "FLUX/flux_dancegrpo_lora.yaml",
     "SDXL R": "sdxl/sdxl_dancegrpo.yaml",
     "SD3.5 M R": "SD35/sd35_dancegrpo.yaml",
+    "FLUX.2 R": "FLUX2/flux2_klein_dancegrpo.yaml",
+    "Z-Image R": "Z-Image/z_image_dancegrpo.yaml",
+    "Qwen-Image R": "Qwen-Image/qwen_image_dancegrpo.yaml",
 }
 HEAD = """# Configuration: every key
 

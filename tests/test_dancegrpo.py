@@ -13,6 +13,9 @@ SCRIPTS = {
     "flux": ("exp_flux/train_flux_dancegrpo.sh", "FLUX"),
     "sdxl": ("exp_sdxl/train_sdxl_dancegrpo.sh", "sdxl"),
     "sd35": ("exp_sd35/train_SD35_dancegrpo.sh", "SD35"),
+    "flux2_klein": ("exp_flux2/train_flux2_klein_dancegrpo.sh", "FLUX2"),
+    "z_image": ("exp_z_image/train_z_image_dancegrpo.sh", "Z-Image"),
+    "qwen_image": ("exp_qwen_image/train_qwen_image_dancegrpo.sh", "Qwen-Image"),
 }
 SHORT = [
     *("train.iter_num=5", "train.batch_size=4", "train.save_interval=5", "train.log_interval=1"),
@@ -48,7 +51,7 @@ def check_student(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(family, marks=pytest.mark.long) for family in ("sdxl", "sd35")]
+    "family", [pytest.param(f, marks=pytest.mark.long) for f in SCRIPTS if f != "flux"]
 )
 def test_a_recipe_with_rewards_makes_a_student(family, data, tmp_path):
     words = (f"paths.dataset={data}", "reward.last_weight=1")

@@ -73,6 +73,12 @@ _TABLE = (
     Recipe("flux_dancegrpo", FLUX, "vfm", "configs/FLUX", "exp_flux/train_flux_dancegrpo.sh"),
     Recipe("sdxl_dancegrpo", SDXL, "vfm", "configs/sdxl", "exp_sdxl/train_sdxl_dancegrpo.sh"),
     Recipe("sd35_dancegrpo", SD35, "vfm", "configs/SD35", "exp_sd35/train_SD35_dancegrpo.sh"),
+    Recipe("flux2_klein_dancegrpo", FLUX2, "vfm", "configs/FLUX2",
+           "exp_flux2/train_flux2_klein_dancegrpo.sh"),
+    Recipe("z_image_dancegrpo", Z_IMAGE, "vfm", "configs/Z-Image",
+           "exp_z_image/train_z_image_dancegrpo.sh"),
+    Recipe("qwen_image_dancegrpo", QWEN_IMAGE, "vfm", "configs/Qwen-Image",
+           "exp_qwen_image/train_qwen_image_dancegrpo.sh"),
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in _TABLE}
 FAMILIES = tuple(dict.fromkeys(recipe.family for recipe in _TABLE))

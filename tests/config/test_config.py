@@ -223,7 +223,8 @@ def test_bad_values_are_named_with_file_and_key(tmp_path, changes, message):
 def test_a_recipe_that_does_not_exist_names_those_that_do():
     known = "flux_senseflow, sdxl_senseflow, sdxl_dmd2, sd35_senseflow, sd35_large_senseflow, "
     known += "flux2_klein_senseflow, z_image_senseflow, qwen_image_senseflow, "
-    known += "flux_dancegrpo, sdxl_dancegrpo, sd35_dancegrpo"
+    known += "flux_dancegrpo, sdxl_dancegrpo, sd35_dancegrpo, "
+    known += "flux2_klein_dancegrpo, z_image_dancegrpo, qwen_image_dancegrpo"
     message = f"{RECIPE}: recipe: 'flux_sensflow' is none of {known}; the nearest is flux_senseflow"
     with pytest.raises(ValueError) as refused:
         load_config(RECIPE, ["recipe=flux_sensflow"])

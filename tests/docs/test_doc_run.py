@@ -81,6 +81,9 @@ RUN_BY = {
     "exp_flux/train_flux_dancegrpo.sh": "tests/test_dancegrpo.py",
     "exp_sd35/train_SD35_dancegrpo.sh": "tests/test_dancegrpo.py",
     "exp_sdxl/train_sdxl_dancegrpo.sh": "tests/test_dancegrpo.py",
+    "exp_flux2/train_flux2_klein_dancegrpo.sh": "tests/test_dancegrpo.py",
+    "exp_z_image/train_z_image_dancegrpo.sh": "tests/test_dancegrpo.py",
+    "exp_qwen_image/train_qwen_image_dancegrpo.sh": "tests/test_dancegrpo.py",
 }
 PAGE_RUN_BY = {"docs/distil_your_own.md": "tests/test_distil_your_own.py"}
 BENCHMARKS = ["benchmarks.caches", "benchmarks.optimizer_memory"]
