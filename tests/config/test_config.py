@@ -59,6 +59,7 @@ RECIPES = {
     "z_image_senseflow": "Z-Image",
     "qwen_image_senseflow": "Qwen-Image",
 }
+REWARDED = ("flux", "sdxl", "sd35", "flux2_klein", "z_image", "qwen_image")
 VFM_PATHS = {f"paths.{k}" for k in ("dinov2", "dinov2_weights", "clip", "clip_weights")}
 VFM = {
     f"adversarial.{k}"
@@ -105,7 +106,7 @@ def test_the_embedded_recipe_is_the_full_one_but_for_sizes_rates_batch_and_n(nam
 
 @pytest.mark.parametrize(
     ("family", "form"),
-    [*((family, form) for family in ("flux", "sdxl", "sd35") for form in ("", "_tiny")),
+    [*((family, form) for family in REWARDED for form in ("", "_tiny")),
      ("flux", "_lora")],
 )  # fmt: skip
 def test_a_recipe_with_rewards_is_senseflows_but_for_them_length_and_batch(family, form):
@@ -116,8 +117,11 @@ def test_a_recipe_with_rewards_is_senseflows_but_for_them_length_and_batch(famil
     changed = {line.partition(":")[0] for line in differences(plain, rewarded)}
     others = {key for key in changed if not key.startswith("reward.")}
     length = {"train.iter_num", "train.batch_size", "train.save_interval"}
-    if form == "_tiny":  # of a short run, from a student
+    if form == "_tiny":  # of a short run, from a student, and with a teacher that is guided less
         length |= {"paths.initial", "lr_scheduler.decay_iterations"}
+        length |= {"dmd.guidance", "isg.guidance"}
+        assert rewarded.dmd.guidance < plain.dmd.guidance
+        assert rewarded.isg.guidance <= plain.isg.guidance
     assert {"recipe"} < others <= {"recipe", "train.grad_accumulation"} | length
     written = yaml.safe_load((folder / f"{family}_dancegrpo{form}.yaml").read_text())["reward"]
     assert written.keys() == dataclasses.asdict(rewarded.reward).keys()
