@@ -39,8 +39,9 @@ from senseflow.common.files import ROOT
 from senseflow.common.quiet import quiet_libraries
 from senseflow.common.ranks import start_ranks
 from senseflow.common.templates import markdown_table
-from senseflow.config.config import Config, ParallelConfig, load_config
+from senseflow.config.config import Config, load_config
 from senseflow.config.recipes import RECIPES
+from senseflow.config.sections import ParallelConfig
 from senseflow.core.path import FlowPath, VPPath
 from senseflow.engine.build import lighten
 from senseflow.engine.parallel import shard

@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.full_size import fake
 from senseflow.common.templates import markdown_table
-from senseflow.config.config import OptimizerConfig
 from senseflow.config.recipes import FAMILIES
+from senseflow.config.sections import OptimizerConfig
 from senseflow.engine.parallel import keep_parameters_in
 from senseflow.optim import stretches
 from senseflow.optim.trained import Trained

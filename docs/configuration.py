@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from senseflow/config/config.py and the published YAMLs.
+"""Writes docs/configuration.md from senseflow/config/{config,sections}.py and the published YAMLs.
 
 A key's meaning is the comment beside its field, its range is declared in the field's type.
 """
@@ -17,7 +17,7 @@ from senseflow.config.config import REMOVED, Config, load_config
 from senseflow.config.strict_yaml import is_union
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = ROOT / "senseflow" / "config" / "config.py"
+SOURCES = [ROOT / "senseflow" / "config" / name for name in ("config.py", "sections.py")]
 PAGE = ROOT / "docs" / "configuration.md"
 RECIPES = {
     "FLUX": "FLUX/flux_senseflow.yaml",
@@ -59,7 +59,7 @@ a recipe has its numbers: [fidelity.md](fidelity.md).
 def page() -> str:
     """The whole page."""
     configs = {name: load_config(ROOT / "configs" / file) for name, file in RECIPES.items()}
-    comments = read_comments(SOURCE)
+    comments = read_comments(*SOURCES)
     lines = [HEAD]
     for field in dataclasses.fields(Config):
         cls = typing.get_type_hints(Config)[field.name]
@@ -92,16 +92,17 @@ def removed() -> list[str]:
     ]
 
 
-def read_comments(file: Path) -> dict[tuple[str, str], str]:
+def read_comments(*files: Path) -> dict[tuple[str, str], str]:
     """The comment on the line of each field of each class, by class and field."""
-    text = file.read_text()
-    lines, found = text.splitlines(), {}
-    for cls in (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)):
-        for node in cls.body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                comment = lines[node.end_lineno - 1][node.end_col_offset :].strip()
-                if comment.startswith("# "):
-                    found[cls.name, node.target.id] = comment[2:].replace("None", "null")
+    found = {}
+    for text in (file.read_text() for file in files):
+        lines = text.splitlines()
+        for cls in (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)):
+            for node in cls.body:
+                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    comment = lines[node.end_lineno - 1][node.end_col_offset :].strip()
+                    if comment.startswith("# "):
+                        found[cls.name, node.target.id] = comment[2:].replace("None", "null")
     return found
 
 

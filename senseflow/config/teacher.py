@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from senseflow.config.config import Config, Dtype
+from senseflow.config.config import Config
+from senseflow.config.sections import Dtype
 from senseflow.teachers.folder import TeacherSettings
 from senseflow.weights.lora_settings import LoraSettings
 

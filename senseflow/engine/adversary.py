@@ -13,7 +13,8 @@ from torch import nn
 
 from senseflow.common.ranks import Ranks
 from senseflow.common.weights_files import words_of
-from senseflow.config.config import AdversarialConfig, Config, PathsConfig
+from senseflow.config.config import Config
+from senseflow.config.sections import AdversarialConfig, PathsConfig
 from senseflow.config.teacher import torch_dtype
 from senseflow.distill.adversaries import (
     BottleneckAdapter,

@@ -13,7 +13,8 @@ from torch import nn
 from senseflow.common.devices import set_matmul
 from senseflow.common.ranks import Ranks, join_group, start_ranks
 from senseflow.common.weights_files import size_in_words
-from senseflow.config.config import Config, Dtype, ParallelConfig
+from senseflow.config.config import Config
+from senseflow.config.sections import Dtype, ParallelConfig
 from senseflow.config.teacher import torch_dtype
 from senseflow.core.anchors import Anchors
 from senseflow.data.items import Samples

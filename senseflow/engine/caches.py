@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from senseflow.config.config import Config, PathsConfig
+from senseflow.config.config import Config
+from senseflow.config.sections import PathsConfig
 from senseflow.data.cache_index import KEY_DTYPE, Part, differences, key_of, keys_of, read_index
 from senseflow.data.cached import Cache, Rows
 from senseflow.data.items import Samples

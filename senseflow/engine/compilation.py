@@ -8,7 +8,7 @@ import sysconfig
 from dataclasses import replace
 from pathlib import Path
 
-from senseflow.config.config import ParallelConfig
+from senseflow.config.sections import ParallelConfig
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from senseflow.common.weights_files import fault_of
-from senseflow.config.config import Config, PathsConfig
+from senseflow.config.config import Config
 from senseflow.config.load import require_no_images
+from senseflow.config.sections import PathsConfig
 from senseflow.config.teacher import teacher_settings
 from senseflow.core.adversarial import omega
 from senseflow.core.anchors import Anchors

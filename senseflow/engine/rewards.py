@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from senseflow.common.ranks import Ranks
-from senseflow.config.config import Config, RewardConfig
+from senseflow.config.config import Config
+from senseflow.config.sections import RewardConfig
 from senseflow.config.teacher import torch_dtype
 from senseflow.data.items import Samples
 from senseflow.data.prompt_list import PromptList

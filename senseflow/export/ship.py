@@ -8,7 +8,7 @@ from pathlib import Path
 
 from senseflow.common.files import only_writer
 from senseflow.common.quiet import quiet_libraries
-from senseflow.config.config import Dtype
+from senseflow.config.sections import Dtype
 from senseflow.engine.export import whole_folder
 from senseflow.evaluate.results import Result
 from senseflow.export import hub

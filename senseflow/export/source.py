@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from senseflow.common.files import read_json
-from senseflow.config.config import Config, Dtype, load_config
+from senseflow.config.config import Config, load_config
 from senseflow.config.families import check_card_family, check_keys, family_of
 from senseflow.config.recipes import RECIPES
+from senseflow.config.sections import Dtype
 from senseflow.engine.build import export
 from senseflow.engine.checkpoint_folders import find_checkpoint
 from senseflow.engine.checkpoint_reader import OpenCheckpoint

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from senseflow.common.devices import find_device
 from senseflow.common.files import only_writer, read_json
-from senseflow.config.config import Dtype
 from senseflow.config.families import check_keys
+from senseflow.config.sections import Dtype
 from senseflow.engine.export import Layout, fill_component, whole_folder
 from senseflow.teachers.family import Family
 from senseflow.weights.card import write_card

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 from torch.optim.adamw import adamw
 
-from senseflow.config.config import LrSchedulerConfig, OptimizerConfig
+from senseflow.config.sections import LrSchedulerConfig, OptimizerConfig
 from senseflow.core.ida import align_, require_alike
 from senseflow.optim.compact_adamw import CompactAdamW
 from senseflow.optim.resharding import reshard

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from senseflow.common.files import read_json
-from senseflow.config.config import PathsConfig
+from senseflow.config.sections import PathsConfig
 from senseflow.teachers.family import Family
 from senseflow.teachers.text_encoders import Kinds, TextEncoder, kind_of
 from senseflow.weights.safetensors_writer import header, num_bytes

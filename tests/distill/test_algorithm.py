@@ -18,7 +18,8 @@ from toy import (
 
 from senseflow.common.files import ROOT
 from senseflow.common.ranks import Ranks
-from senseflow.config.config import IdaConfig, load_config
+from senseflow.config.config import load_config
+from senseflow.config.sections import IdaConfig
 from senseflow.core.anchors import Anchors
 from senseflow.core.path import FlowPath, VPPath, add_noise
 from senseflow.data.sampler import Batch

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from senseflow.common.ranks import start_ranks
-from senseflow.config.config import AdversarialConfig, DmdConfig, FakeScoreConfig, OptimizerConfig
+from senseflow.config.sections import AdversarialConfig, DmdConfig, FakeScoreConfig, OptimizerConfig
 from senseflow.core.draws import Draws
 from senseflow.core.path import add_noise
 from senseflow.data.sampler import Batch

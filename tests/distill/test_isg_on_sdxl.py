@@ -12,7 +12,7 @@ import torch
 from teacher_parts import CPU, PROMPTS, built, settings_of
 from torch import Tensor, nn
 
-from senseflow.config.config import IsgConfig
+from senseflow.config.sections import IsgConfig
 from senseflow.core.draws import Draws
 from senseflow.core.isg import isg_loss
 from senseflow.core.path import add_noise, ode_step, over_sample

@@ -20,7 +20,7 @@ def test_the_page_is_up_to_date():
 
 def test_every_key_has_a_meaning_and_a_row():
     page = (ROOT / "docs" / "configuration.md").read_text()
-    comments = GENERATOR["read_comments"](GENERATOR["SOURCE"])
+    comments = GENERATOR["read_comments"](*GENERATOR["SOURCES"])
     for section, cls in typing.get_type_hints(Config).items():
         if dataclasses.is_dataclass(cls):
             for field in dataclasses.fields(cls):

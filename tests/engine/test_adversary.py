@@ -8,7 +8,7 @@ import pytest
 from short_runs import begin, configure, write_pictures
 
 from senseflow.common.ranks import start_ranks
-from senseflow.config.config import PathsConfig
+from senseflow.config.sections import PathsConfig
 from senseflow.engine import adversary, build
 from senseflow.engine.adversary import check_backbone
 from senseflow.engine.disk import HostGroup

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from senseflow.common.ranks import start_ranks
-from senseflow.config.config import OptimizerConfig
+from senseflow.config.sections import OptimizerConfig
 from senseflow.engine.checkpoint import Checkpoints
 from senseflow.engine.checkpoint_folders import find_checkpoint
 from senseflow.engine.checkpoint_reader import OpenCheckpoint

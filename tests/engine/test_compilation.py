@@ -5,7 +5,8 @@ import logging
 import pytest
 
 from senseflow.common.files import ROOT
-from senseflow.config.config import ParallelConfig, load_config
+from senseflow.config.config import load_config
+from senseflow.config.sections import ParallelConfig
 from senseflow.engine import compilation
 from senseflow.engine.compilation import settle
 

@@ -19,7 +19,7 @@ from torch.distributed import TCPStore
 from transformers import T5Config, T5EncoderModel
 
 from senseflow.common.ranks import Ranks, start_ranks
-from senseflow.config.config import ParallelConfig, PrecisionConfig
+from senseflow.config.sections import ParallelConfig, PrecisionConfig
 from senseflow.engine import build as engine
 from senseflow.engine.lora import build_roles
 from senseflow.teachers.flux.family import FLUX

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from senseflow.common.ranks import Ranks, start_ranks
-from senseflow.config.config import ParallelConfig, PrecisionConfig
+from senseflow.config.sections import ParallelConfig, PrecisionConfig
 from senseflow.core.path import FlowPath
 from senseflow.distill.bottleneck import ClassifierHead, add_encoder_pass
 from senseflow.distill.vfm_heads import Heads

@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from senseflow.common.files import ROOT
 from senseflow.common.ranks import start_ranks
-from senseflow.config.config import ParallelConfig, load_config
+from senseflow.config.config import load_config
+from senseflow.config.sections import ParallelConfig
 from senseflow.distill.bottleneck import add_encoder_pass
 from senseflow.distill.state import frozen
 from senseflow.engine.build import lighten

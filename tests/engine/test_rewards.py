@@ -18,9 +18,10 @@ from training_runs import full_state, timeless_rows
 
 from senseflow.common.ranks import start_ranks
 from senseflow.common.signals import StopRequest
-from senseflow.config.config import IdaConfig, LogConfig, load_config
+from senseflow.config.config import load_config
 from senseflow.config.load import load_recipe
 from senseflow.config.recipes import RECIPES
+from senseflow.config.sections import IdaConfig, LogConfig
 from senseflow.distill.algorithm import draw_turn
 from senseflow.distill.rewards import RewardError, Rewards, Scorer
 from senseflow.engine.build import check_networks

@@ -18,7 +18,8 @@ from toy import toy_batch, toy_config, toy_distillation
 
 from senseflow.common.ranks import Ranks, start_ranks
 from senseflow.common.signals import StopRequest
-from senseflow.config.config import Config, LogConfig
+from senseflow.config.config import Config
+from senseflow.config.sections import LogConfig
 from senseflow.distill import algorithm
 from senseflow.distill.measures import Step
 from senseflow.engine import loop

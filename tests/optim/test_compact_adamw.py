@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from senseflow.common.ranks import start_ranks
-from senseflow.config.config import OptimizerConfig
+from senseflow.config.sections import OptimizerConfig
 from senseflow.engine.checkpoint import Checkpoints
 from senseflow.engine.inputs import check_offload
 from senseflow.optim import compact_adamw, stretches

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from senseflow.config.config import LrSchedulerConfig, OptimizerConfig
+from senseflow.config.sections import LrSchedulerConfig, OptimizerConfig
 from senseflow.optim.trained import Trained, lr_factor
 
 CONFIG = OptimizerConfig(lr=0.1, fake_score_lr=0.1, discriminator_lr=0.1, max_grad_norm=1.0)

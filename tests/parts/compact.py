@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from senseflow.common.ranks import Ranks
-from senseflow.config.config import OptimizerConfig
+from senseflow.config.sections import OptimizerConfig
 from senseflow.engine.checkpoint import Checkpoints
 from senseflow.engine.parallel import keep_parameters_in, shard
 from senseflow.optim.ema import Ema

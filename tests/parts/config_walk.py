@@ -160,7 +160,7 @@ def base(file: Path, *overrides: str) -> dict[str, Any]:
 def meanings() -> dict[str, str]:
     """The comment beside every field, by its key."""
     generator = runpy.run_path("docs/configuration.py")
-    comments = generator["read_comments"](generator["SOURCE"])
+    comments = generator["read_comments"](*generator["SOURCES"])
     sections = {cls.__name__: section for section, cls in typing.get_type_hints(Config).items()}
     return {
         f"{sections[cls]}.{key}": said for (cls, key), said in comments.items() if cls in sections

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils.parametrizations import spectral_norm
 
 from senseflow.common.ranks import Ranks, start_ranks
-from senseflow.config.config import OptimizerConfig
+from senseflow.config.sections import OptimizerConfig
 from senseflow.engine.parallel import shard
 from senseflow.optim.ema import Ema
 from senseflow.optim.trained import Trained

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from senseflow.common.files import ROOT
-from senseflow.config.config import (
+from senseflow.config.config import Config
+from senseflow.config.sections import (
     AdversarialConfig,
     AnchorsConfig,
     BackwardSimulationConfig,
-    Config,
     DataConfig,
     DmdConfig,
     FakeScoreConfig,

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from senseflow.common.files import ROOT
-from senseflow.config.config import PathsConfig
+from senseflow.config.sections import PathsConfig
 from senseflow.distill.vfm_features import FrozenBackbone
 from senseflow.plan.fakes import Loading, fake_whole
 from senseflow.plan.memo import Memo
