@@ -87,7 +87,7 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--steps", nargs="+", type=number(Steps), metavar="N",
-        help="of the student: 1, 2, 4 or 8 (as many as it was trained for)",
+        help="of the student: as many as its anchors (default), a divisor, or twice as many",
     )  # fmt: skip
     add_size_flags(group)
     group.add_argument(

@@ -180,8 +180,8 @@ def _add_sampling_flags(parser: Parser, family: Family) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument(
         "--steps", type=number(Steps),
-        help="1, 2, 4 or 8 (default: 4, the trained anchors; teacher: any, "
-        f"{family.teacher_steps})",
+        help="as many as the trained anchors (default), a divisor, or twice as many: 1, 2, 4 or 8 "
+        f"of 4 anchors; teacher: any ({family.teacher_steps})",
     )  # fmt: skip
     add_size_flags(group)
     group.add_argument(
