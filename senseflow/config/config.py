@@ -74,6 +74,11 @@ class Config:
             self.dmd.weight + self.isg.weight > 0 or adversary != "none" or self.reward.in_use,
             "dmd.weight and isg.weight are 0 and there is no adversary: the generator has no loss",
         )
+        strange = [t for t in self.reward.anchors or () if t not in self.anchors.times]
+        require(
+            not strange,
+            f"reward.anchors {strange} are none of anchors.times {list(self.anchors.times)}",
+        )
         self._require_groups()
         require(
             adversary != "bottleneck" or self.dmd.weight > 0,
@@ -109,6 +114,11 @@ class Config:
             f"optimizer.weight_decay {rates.weight_decay:g}: at a learning rate of {fastest:g} "
             "every step would take more of a weight than there is; their product must be below 1",
         )
+
+    def reflects(self, anchor: int) -> bool:
+        """Whether theta has the rewards' own gradient at an anchor (0: the noisiest)."""
+        times = self.anchors.times
+        return self.reward.last_weight > 0 and times[anchor] in (self.reward.anchors or times[-1:])
 
     def _require_groups(self) -> None:
         """Rollouts need steps with noise, and whole groups."""

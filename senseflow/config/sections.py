@@ -234,7 +234,8 @@ class RewardConfig:
     none."""
 
     weight: Weight = 0.0  # of L_GRPO in the generator's loss; 0: no rollouts
-    last_weight: Weight = 0.0  # of the rewards' own gradient through the last step; 0: none
+    last_weight: Weight = 0.0  # of the rewards' own gradient through x; 0: none
+    anchors: Times | None = None  # of anchors.times: where x has that gradient; null: the last
     models: tuple[str, ...] = ()  # scorers, as evaluate score names them, or module:function
     files: tuple[str, ...] = ()  # of the scorers: evaluate score's flags, as pick_score=FOLDER
     weights: tuple[Weight, ...] = ()  # of each; empty: 1 each. One of 0 is measured alone

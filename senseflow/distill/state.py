@@ -229,8 +229,7 @@ def reflects(d: Distillation, turn: Turn) -> bool:
 
     Not again by further updates on one rollout, which are of its steps.
     """
-    is_last = turn.anchor == len(d.anchors) - 1
-    return d.config.reward.last_weight > 0 and is_last and turn.update == 0
+    return d.config.reflects(turn.anchor) and turn.update == 0
 
 
 def draw_times(

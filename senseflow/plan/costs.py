@@ -49,10 +49,18 @@ def kinds_of(config: Config) -> list[Kind]:
             found.append(Kind(generator, 1, False))
         if last > 0 and p > 0 and (generator or p == 1 or rolls):
             found.append(Kind(generator, last, True))
-    if config.reward.last_weight > 0 and not rolls and last > 1 and p in (0, 1):
-        # The last anchor alone has the rewards' own gradient: it tells nothing of those between.
-        found.append(Kind(True, 1, True) if p else Kind(True, last, False))
+    for kind in (Kind(True, anchor, rolls or p == 1) for anchor in range(1, last + 1)):
+        if losses(config, kind) not in [losses(config, other) for other in found]:
+            found.append(kind)
     return found
+
+
+def losses(config: Config, kind: Kind) -> tuple[bool, ...]:
+    """What kinds have in common whose cost differs by the way to x_tau alone."""
+    last, theta = len(config.anchors.times) - 1, kind.generator
+    # of a rollout's steps the last one has no density: x's own prediction is none that trains
+    without_density = theta and config.reward.weight > 0 and kind.anchor == last
+    return theta, kind.anchor > 0, theta and config.reflects(kind.anchor), without_density
 
 
 @dataclass(frozen=True)
@@ -64,22 +72,21 @@ class Costs:
 
     def at(self, kind: Kind, quantity: Quantity) -> float:
         """A quantity that adds up over phases (FLOPs, bytes), of an iteration of any kind."""
-        last, reward = len(self.config.anchors.times) - 1, self.config.reward
-        rolls = reward.weight > 0
-        if kind.generator and rolls:
-            anchor = kind.anchor if kind.anchor in (0, last) else 1
-            return self._total(Kind(True, anchor, True), quantity)
-        if kind.generator and reward.last_weight > 0 and kind.anchor == last > 0:
-            return self._end(kind, quantity)
-        if kind.anchor == 0 or not kind.simulate:
-            return self._total(Kind(kind.generator, min(kind.anchor, 1), False), quantity)
-        from_data, deepest = Kind(kind.generator, 1, False), Kind(not rolls, last, True)
-        others = (from_data, Kind(kind.generator, 1, True), Kind(kind.generator, last, True))
-        like = next(other for other in others if other in self.traced)
-        top = self._way(Kind(not rolls, 0, False), quantity)
-        # the way to anchor k is k forwards of the student: the deepest one tells what each costs
-        forward = (self._way(deepest, quantity) - top) / last
-        return self._total(like, quantity) - self._way(like, quantity) + top + kind.anchor * forward
+        if kind in self.traced:
+            return self._total(kind, quantity)
+        last, rolls = len(self.config.anchors.times) - 1, self.config.reward.weight > 0
+        own = losses(self.config, kind)
+        like = next(other for other in self.traced if losses(self.config, other) == own)
+        if kind.anchor == 0 or (kind.generator and rolls):  # there is one way
+            return self._total(like, quantity)
+        if kind.simulate:
+            top = self._way(Kind(not rolls, 0, False), quantity)
+            # to anchor k it is k forwards of the student: the deepest one tells what each costs
+            forward = (self._way(Kind(not rolls, last, True), quantity) - top) / last
+            way = top + kind.anchor * forward
+        else:
+            way = self._way(Kind(kind.generator, 1, False), quantity)
+        return self._total(like, quantity) - self._way(like, quantity) + way
 
     def mean(self, quantity: Quantity) -> float:
         """The mean over the recipe's iterations."""
@@ -96,13 +103,6 @@ class Costs:
     def worst(self) -> Kind:
         """The kind with the highest peak."""
         return max(self.traced, key=lambda kind: peak(self.traced[kind]))
-
-    def _end(self, kind: Kind, quantity: Quantity) -> float:
-        """At the last anchor, where the rewards' own gradient is: of its kind as traced, with its
-        own way there."""
-        like = kind if kind in self.traced else Kind(True, kind.anchor, not kind.simulate)
-        there = kind if like == kind else Kind(True, 1, False)  # from data: as to any anchor
-        return self._total(like, quantity) - self._way(like, quantity) + self._way(there, quantity)
 
     def _way(self, kind: Kind, quantity: Quantity) -> float:
         return quantity(self.traced[kind]["generate"])

@@ -338,6 +338,16 @@ def test_a_reward_of_weight_0_is_measured_alone():
 # ---------------------------------------------------------------------- the last step's gradient
 
 
+def test_the_rewards_own_gradient_is_at_the_anchors_that_are_named():
+    """At the anchors that are named; where it would be the only loss, a turn elsewhere is none."""
+    for named, anchors in ((None, {3}), ((759.5,), {2}), ((1000.0, 512.8), {0, 3})):
+        d = rewarded(reward=dict(weight=0.0, last_weight=1.0, anchors=named), **ALONE)
+        turns = [draw_turn(d, i) for i in range(1, 60)]
+        assert {t.anchor for t in turns if t.generator} == anchors
+        train_iteration(d, [grouped()], turn_at(d, min(anchors)).iteration, measures := Measures())
+        assert "loss/reward" in read(d, measures)
+
+
 @pytest.mark.parametrize("adversary", ["vfm", "none"])
 def test_the_last_step_follows_the_rewards_own_gradient(adversary):
     sections = ALONE | (dict(adversarial=dict(weight=1e-9)) if adversary == "vfm" else {})

@@ -53,6 +53,8 @@ def with_reward(*overrides: str):
          "train.batch_size 48 is not a multiple of reward.group_size 5"),
         (["reward.models=[a:b]", "reward.eta=0"], "reward.eta 0.0 must be above 0 and at most 1"),
         (["reward.models=[a:b]", "reward.clip=0"], "reward.clip 0.0 must be above 0 and below 1"),
+        (["reward.models=[a:b]", "reward.anchors=[500, 251]"],
+         r"reward.anchors \[251.0\] are none of anchors.times \[1000.0, 750.0, 500.0, 250.0\]"),
         (["reward.models=[a:b]", "reward.transitions=4"],
          "reward.transitions 4: sampling at 4 anchors has 3 steps with noise"),
         (["reward.models=[a:b]", "anchors.times=[1000]"], "reward.weight: with one anchor"),

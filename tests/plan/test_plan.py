@@ -328,27 +328,31 @@ def test_the_mean_weighs_every_kind(p, num):
 
 @pytest.mark.parametrize("num", [2, 3, 4])
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(("rolls", "last_weight"), [(True, 0), (True, 1), (False, 1)])
-def test_the_mean_with_rewards(rolls, last_weight, p, num):
-    """A rollout costs 1000 whatever is drawn; the rewards' own gradient 500 at the last anchor."""
+@pytest.mark.parametrize("rolls", [True, False])
+@pytest.mark.parametrize("named", [(), (1,), (2,), (2, 3), (1, 3), (1, 2, 3, 4), (4,)])
+def test_the_mean_with_rewards(named, rolls, p, num):
+    """A rollout costs 1000 whatever is drawn, and 7 where the last anchor's x is no step that
+    trains; the rewards' own gradient 500 at its anchors, of which the last is number 1."""
+    times = [1000, 750, 500, 250][:num]
+    chosen = [t for n, t in zip(range(num, 0, -1), times, strict=True) if n in named]
     config = load_recipe(RECIPE, FILE, [
         f"backward_simulation.probability={p}", f"reward.weight={int(rolls)}",
-        f"reward.last_weight={last_weight}", "reward.models=[a:b]",
+        f"reward.last_weight={int(bool(chosen))}", f"reward.anchors={chosen or 'null'}",
+        "reward.models=[a:b]", f"anchors.times={times}",
     ])  # fmt: skip
-    config = replace(config, anchors=replace(config.anchors, times=config.anchors.times[:num]))
 
     def phases(kind: Kind) -> dict[str, PhaseCost]:
         rolled = kind.generator and rolls
         way = 0 if kind.anchor == 0 or rolled else kind.anchor if kind.simulate else 10
-        ends = kind.generator and kind.anchor == num - 1
+        learns = 500 * (times[kind.anchor] in chosen) + 7 * (rolled and kind.anchor == num - 1)
         found = {"generate": PhaseCost(flops=1 + way)}
-        found["generator"] = PhaseCost(flops=500 * last_weight * ends + 100 * kind.generator)
+        found["generator"] = PhaseCost(flops=(100 + learns) * kind.generator)
         return found | ({"rollout": PhaseCost(flops=1000)} if rolled else {})
 
     mean = Costs(config, {k: phases(k) for k in kinds_of(config)}).mean(lambda cost: cost.flops)
     often = 1 / config.fake_score.ttur
     ways = sum(p * k + (1 - p) * 10 for k in range(1, num)) / num
-    turn = 100 + 500 * last_weight / num + (1000 if rolls else ways)
+    turn = 100 + 500 * len(chosen) / num + (1000 + 7 / num if rolls else ways)
     assert mean == pytest.approx(1 + often * turn + (1 - often) * ways)
 
 
