@@ -29,7 +29,8 @@ REWARD = (
 REWARDED = [
     pytest.param(("flux_senseflow", *REWARD), id="flux_senseflow with rewards"),
     pytest.param(
-        ("flux_senseflow", *REWARD, "adversarial.kind=none", "isg.weight=0"),
+        ("flux_senseflow", *REWARD, "adversarial.kind=none", "isg.weight=0",
+         "reward.anchors=[750, 250]"),
         id="rewards without an adversary", marks=pytest.mark.long,
     ),
 ]  # fmt: skip
