@@ -266,7 +266,7 @@ def grpo(d: Distillation, turn: Turn, sample: Sample, rollout: Rollout, step: in
 
 
 def reward_loss(d: Distillation, sample: Sample) -> Tensor:
-    """-R of x decoded: the rewards' own gradient, where x is what sampling ends with."""
+    """L_R: -R of x decoded, 0-d, whose gradient is the rewards' own (docs/method.md, 14)."""
     assert d.rewards
     images = d.adapter.decode(sample.x) if sample.images is None else sample.images
     return d.rewards.loss(images, sample.batch.prompts, sample.batch.fields)

@@ -225,7 +225,7 @@ def first_samples(d: Distillation, batch: Batch, num: int) -> Batch:
 
 
 def reflects(d: Distillation, turn: Turn) -> bool:
-    """Whether theta is moved by the rewards' own gradient: where x is what sampling ends with.
+    """Whether theta is moved by the rewards' own gradient, by the turn's anchor.
 
     Not again by further updates on one rollout, which are of its steps.
     """

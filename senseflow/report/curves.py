@@ -34,7 +34,7 @@ ABOUT = {
     "loss/discriminator": "The heads' own loss; near 0 they have won.",
     "loss/grpo": "The sampler's steps weighted by advantages: near 0 by construction, and no "
     "measure of progress.",
-    "loss/reward": "Minus the weighted rewards of the last step's images.",
+    "loss/reward": "Minus the weighted rewards of x decoded, whose gradient trains.",
     "grpo/advantage": "Mean size of the advantages; lower where groups have equal rewards.",
     "grpo/equal_groups": "Groups of a rollout whose rewards are all equal: they teach nothing.",
     "grpo/diversity": "How far apart images of one prompt are: root mean square of the difference "
