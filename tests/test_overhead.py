@@ -14,14 +14,15 @@ def test_a_slow_network_is_inside_and_slow_data_is_outside(tmp_path):
     assert 0 < outside < seconds
 
     def busy(*_):
-        end = time.process_time() + 0.3
+        end = time.process_time() + 0.5
         while time.process_time() < end:
             pass
 
+    # What is added is compared with what was added: a first measure, and a machine's, differ.
     hook = run.parts.generator.network.register_forward_pre_hook(busy)  # after the benchmark's own
-    slower, still = overhead.measure(run, cycles=1)
+    seconds, outside = overhead.measure(run, cycles=1)
     hook.remove()
-    assert slower > seconds + 0.2 and still < outside + 0.1
+    assert seconds - outside > 0.5 > outside
     load, run.data = run.data, lambda iteration: (busy() or batch for batch in load(iteration))
-    slower, more = overhead.measure(run, cycles=1)
-    assert slower > seconds + 0.2 and more > outside + 0.2
+    seconds, outside = overhead.measure(run, cycles=1)
+    assert seconds > outside > 0.5 > seconds - outside
