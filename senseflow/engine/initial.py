@@ -24,6 +24,7 @@ from senseflow.engine.checkpoint_folders import (
 from senseflow.engine.checkpoint_reader import OpenCheckpoint
 from senseflow.engine.disk import HostGroup
 from senseflow.teachers.family import Family
+from senseflow.teachers.weights import in_diffusers_names
 from senseflow.weights.lora_files import is_lora
 from senseflow.weights.meta import NetworkSource
 from senseflow.weights.stored import Stored, Weights
@@ -104,7 +105,7 @@ def begun_with(initial: Initial, name: str, family: Family, source: NetworkSourc
     if name not in initial:
         return source
     config = dict(cast(Any, source.network).config)
-    weights = family.in_diffusers_names(initial[name], config)
+    weights = in_diffusers_names(family, initial[name], config)
     return replace(source, read=reader(weights, source.network, source.read))
 
 

@@ -11,6 +11,7 @@ from senseflow.engine.initial import Initial, is_run
 from senseflow.engine.inputs import Inputs
 from senseflow.teachers.family import Family
 from senseflow.teachers.folder import TeacherSettings
+from senseflow.teachers.weights import adapted, lora_key
 from senseflow.weights.card import base_form
 from senseflow.weights.lora import (
     ADAPTERS,
@@ -57,7 +58,7 @@ def lora_layout(
     """A student's `pytorch_lora_weights.safetensors`, as the pipelines of diffusers read it."""
     _, base = share(family.teacher(settings), lora)
     state = Role(base, ADAPTERS[0]).state_dict()
-    name = family.lora_key(settings.folder)
+    name = lora_key(family, settings.folder)
     return Layout.of_lora(state, dtype, name, lora.alpha / lora.rank)
 
 
@@ -69,7 +70,7 @@ def initial_adapters(family: Family, base: Path, lora: LoraSettings, student: Pa
     weights = open_lora(find_student(student).weights)
     if not is_lora(weights.keys):
         raise ValueError(f"{_wrong(student)}: {weights.source} holds no adapters")
-    found = read_lora(weights, [family.adapted(base)])
+    found = read_lora(weights, [adapted(family, base)])
     found.require_all()
     scale = lora.alpha / lora.rank
     tensors = {

@@ -24,6 +24,7 @@ from senseflow.engine.export import Layout, aligned
 from senseflow.engine.inputs import read_setup
 from senseflow.sampling.model import student_guidance
 from senseflow.teachers.family import Family, StockSampling
+from senseflow.teachers.weights import adapted, base_weights, in_diffusers_names, lora_key
 from senseflow.weights.card import StudentCard, base_form
 from senseflow.weights.fingerprint import base_fingerprint
 from senseflow.weights.lora_files import is_lora, read_lora
@@ -161,7 +162,7 @@ def of_folder(
     if is_lora(weights.keys):
         return _of_lora(files, family, base, config, stored_as)
     layout = _component_layout(_config_of(files, base, family, weights.keys), family, stored_as)
-    weights = family.in_diffusers_names(weights, dict(layout.component.config))
+    weights = in_diffusers_names(family, weights, dict(layout.component.config))
     shapes = {key: weights.read(key).shape for key in weights.keys}
     check_shapes(files.weights, shapes, layout)
 
@@ -176,10 +177,10 @@ def _of_lora(
 ) -> Source:
     """A LoRA in any form, which is written in ours; it is in memory."""
     assert files.card
-    lora = read_lora(open_lora(files.weights), [family.adapted(base)])
+    lora = read_lora(open_lora(files.weights), [adapted(family, base)])
     lora.require_all()
     tensors = lora.of(family.component)
-    layout = Layout.of_lora(tensors, dtype, family.lora_key(base))
+    layout = Layout.of_lora(tensors, dtype, lora_key(family, base))
     return Source(base, family, files.card, config, layout, lambda key: tensors[key])
 
 
@@ -235,7 +236,7 @@ def in_original_names(source: Source) -> Source:
     if original is None:
         raise ValueError(f"--form original: {source.family.title} has no names but diffusers'")
     config = dict(network.config)
-    plan = inverse(to_diffusers(network, lambda key: original.name(key, config), original.prefix))
+    plan = inverse(to_diffusers(network, original.of(config), original.prefix))
     own, dtype = network.state_dict(), source.layout.dtype
     held = planned(plan, lambda key: Computed(own[key].shape, partial(source.read, key)))
     tensors = {key: torch.empty(held(key).shape, dtype=dtype, device="meta") for key in plan}
@@ -256,7 +257,7 @@ def fused(source: Source) -> Source:
     layout = _component_layout(
         read_json(folder / "config.json"), source.family, source.layout.dtype
     )
-    weights = source.family.base_weights(source.base, base_form(source.card))
+    weights = base_weights(source.family, source.base, base_form(source.card))
     layers = {key.rpartition(".lora_")[0] for key in source.layout.keys}
     more = [
         key for key in source.layout.keys if not key.endswith(("lora_A.weight", "lora_B.weight"))

@@ -22,6 +22,7 @@ from senseflow.config.families import check_keys
 from senseflow.config.sections import Dtype
 from senseflow.engine.export import Layout, fill_component, whole_folder
 from senseflow.teachers.family import Family
+from senseflow.teachers.weights import in_diffusers_names, lora_key
 from senseflow.weights.card import write_card
 from senseflow.weights.lora_files import is_lora
 from senseflow.weights.meta import meta_network
@@ -63,7 +64,7 @@ def extract(family: Family, wanted: Extraction) -> None:
         raise ValueError(f"--student {wanted.student} is a LoRA already")
     check_keys(family, files.weights, student.keys)
     config = read_json(folder / "config.json")
-    student = family.in_diffusers_names(student, family.fit_config(config, student.keys))
+    student = in_diffusers_names(family, student, family.fit_config(config, student.keys))
     both = _shared_keys(base, student, wanted)
     network = meta_network(getattr(diffusers, family.network_class), config)
     kinds = nn.Linear | nn.Conv2d
@@ -74,7 +75,7 @@ def extract(family: Family, wanted: Extraction) -> None:
     dtype = getattr(torch, wanted.dtype)
     device, energy = find_device(wanted.device), Energy()
     layout = Layout.of_lora(
-        _factors(base, layers, wanted.rank), dtype, family.lora_key(wanted.base)
+        _factors(base, layers, wanted.rank), dtype, lora_key(family, wanted.base)
     )
 
     def tensors() -> Iterator[Tensor]:

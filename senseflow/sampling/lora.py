@@ -13,6 +13,7 @@ from senseflow.common.fields import FieldError
 from senseflow.common.files import read_json
 from senseflow.sampling.drawing import Paths
 from senseflow.teachers.family import Family
+from senseflow.teachers.weights import adapted
 from senseflow.weights.lora_files import (
     Component,
     Lora,
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 def lora_student(family: Family, base: Path, file: Path) -> Lora:
     """A student's adapters, all of which are for the base's network; raises ValueError."""
-    lora = read_lora(open_lora(file), [family.adapted(base)])
+    lora = read_lora(open_lora(file), [adapted(family, base)])
     lora.require_all(f"; as --lora it is put on top of a student or of the {family.title} teacher")
     return lora
 
@@ -46,7 +47,7 @@ def lora_on_top(family: Family, paths: Paths, network: Weights | None) -> Lora |
     weights = open_lora(file)
     if not is_lora(weights.keys):
         raise FieldError("lora", f"{file} holds no LoRA: its keys are such as {weights.keys[0]}")
-    parts = [family.adapted(paths.base, network), *text_encoders(paths.base)]
+    parts = [adapted(family, paths.base, network), *text_encoders(paths.base)]
     lora = read_lora(weights, parts)
     if not lora.tensors:
         raise FieldError("lora", f"{file} has nothing for {family.title}: {lora.said()}")

@@ -19,6 +19,7 @@ from senseflow.sampling.drawing import CPS, Drawing, Paths
 from senseflow.sampling.lora import lora_on_top, lora_student
 from senseflow.teachers.family import Family, Plan
 from senseflow.teachers.folder import base_config
+from senseflow.teachers.weights import base_weights, in_diffusers_names
 from senseflow.weights.card import StudentCard, base_form
 from senseflow.weights.fingerprint import base_fingerprint, fingerprint, stored_weights
 from senseflow.weights.lora_files import Lora, is_lora
@@ -88,7 +89,7 @@ class Model:
         assert student, "the teacher's network is read with its pipeline"
         if isinstance(student.weights, Lora):
             # On the base that it was trained on: a packed one differs from the base's files.
-            weights = self.family.base_weights(self.paths.base, base_form(self.card))
+            weights = base_weights(self.family, self.paths.base, base_form(self.card))
             return build_lora_student(student.weights, self.component, dtype, weights)
         return build_student(student.weights, student.config, dtype, student.config_name)
 
@@ -274,7 +275,7 @@ def _find(family: Family, paths: Paths, checkpoint: Path) -> Student:
         return Student(files, lora, read_json(own), str(own))
     config, config_name = _choose_config(family, paths, files, weights)
     logger.info("weights: %s\nconfig: %s", files.weights, config_name)
-    weights = family.in_diffusers_names(weights, config)
+    weights = in_diffusers_names(family, weights, config)
     return Student(files, weights, config, config_name)
 
 

@@ -9,7 +9,6 @@ holds a subclass of `Family` and an `adapter` module with the networks; a recipe
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,14 +29,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from senseflow.core.anchors import Anchors
-    from senseflow.core.names import BaseForm
     from senseflow.core.path import Path as NoisePath
     from senseflow.teachers.adapter import Adapter, Networks
     from senseflow.teachers.encoded import KnownPrompts
-    from senseflow.weights.lora_files import Component
     from senseflow.weights.meta import Build, NetworkSource
-    from senseflow.weights.original import Rows
-    from senseflow.weights.stored import Weights
 
 
 DataKind = Literal["images", "latents"]
@@ -327,89 +322,11 @@ class Family(ABC):
         they read diffusers'."""
         return None
 
-    def lora_key(self, base: Path) -> Callable[[str], str]:
-        """The key in a LoRA file that we write of a layer's factor, `X.lora_A.weight`."""
-        from senseflow.weights.lora_files import written_key
-
-        return partial(written_key, self.component, self.kohya_names(base))
-
-    def adapted(self, base: Path, weights: "Weights | None" = None) -> "Component":
-        """The network that LoRA files are for; weights: a student's, else the base's own."""
-        from senseflow.weights.lora_files import Component, layer_shapes
-        from senseflow.weights.stored import component_weights
-
-        weights = component_weights(base / self.component) if weights is None else weights
-        kohya, authors = self.kohya_names(base), partial(self._by_authors, base)
-        shapes, xlabs = layer_shapes(weights), self.original.adapter if self.original else None
-        return Component(self.component, shapes, kohya, None if kohya else authors, xlabs)
-
-    def _by_authors(self, base: Path) -> "Mapping[str, list[Rows]]":
-        """The base's tensors as rows of its authors'; none of a network their files cannot hold."""
-        import diffusers
-
-        from senseflow.weights.meta import meta_network
-        from senseflow.weights.original import to_diffusers
-
-        original, config = self.original, folder.base_config(base, self.component)
-        if original is None:
-            return {}
-        network = meta_network(getattr(diffusers, self.network_class), config)
-        try:
-            return to_diffusers(network, lambda key: original.name(key, config), original.prefix)
-        except ValueError:
-            return {}
-
     # ------------------------------------------------------------------------ the networks: seconds
 
     @abstractmethod
     def networks(self) -> "Networks":
         """How all that follows is built: imports the family's `adapter` module."""
-
-    def base_weights(self, base: Path, form: "BaseForm") -> "Weights":
-        """The network's weights in a base's folder, as a LoRA run has them with a base of this
-        form; raises ValueError where what packs is not installed."""
-        import diffusers
-
-        from senseflow.weights.meta import meta_network
-        from senseflow.weights.packed import as_packed, linear_layers
-        from senseflow.weights.stored import component_weights
-
-        weights = component_weights(base / self.component)
-        if form == "bfloat16":
-            return weights
-        config = folder.base_config(base, self.component)
-        network = meta_network(getattr(diffusers, self.network_class), config)
-        return as_packed(
-            weights, linear_layers(network, self.networks().repeated_of(network)), form
-        )
-
-    def in_diffusers_names(self, weights: "Weights", config: dict[str, Any]) -> "Weights":
-        """Weights of a network with this config; those by its authors' names are converted.
-
-        Raises ValueError naming keys when a file of the authors does not fit the config.
-        """
-        original = self.original
-        if original is None or original.mark is None:
-            return weights
-        if any(key.startswith(self.key_mark) for key in weights.keys):
-            return weights
-        import diffusers
-
-        from senseflow.weights.meta import meta_network
-        from senseflow.weights.original import converted
-
-        network = meta_network(getattr(diffusers, self.network_class), config)
-        own = network.state_dict().keys()
-        theirs = {original.name(key, config) for key in own} - own
-        if theirs.isdisjoint(weights.keys):  # neither's: what misses is named by diffusers' names
-            return weights
-        return converted(
-            weights,
-            network,
-            lambda key: original.name(key, config),
-            original.prefix,
-            original.title,
-        )
 
     def teacher(self, settings: TeacherSettings) -> "NetworkSource":
         """The frozen teacher of a folder, on the meta device; raises ValueError."""

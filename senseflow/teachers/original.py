@@ -23,6 +23,10 @@ class OriginalNames:
     # How XLabs' LoRA files name a layer of diffusers', and which third of theirs it is, None: all.
     adapter: Callable[[str], tuple[str, int | None] | None] = lambda layer: None
 
+    def of(self, config: dict[str, Any]) -> Callable[[str], str]:
+        """The authors' name by diffusers', of a network with this config."""
+        return lambda key: self.name(key, config)
+
 
 def renamed(key: str, rules: Rules) -> str:
     """A name after all rules, each on what the one before it left."""

@@ -29,6 +29,7 @@ from senseflow.teachers.family import Family
 from senseflow.teachers.flux.original import adapter
 from senseflow.teachers.original import OriginalNames
 from senseflow.teachers.sdxl.original import layer_name
+from senseflow.teachers.weights import adapted, lora_key
 from senseflow.weights.lora_files import METADATA, Component, Lora, is_lora, read_lora, written_key
 from senseflow.weights.original import to_diffusers
 from senseflow.weights.stored import LORA_FILE, Weights
@@ -510,9 +511,9 @@ def test_which_form_a_family_is_written_in():
     ):
         base = ROOT / "assets" / "tiny" / name / "pipeline"
         family = family_of(base, "base")
-        part = family.adapted(base)
+        part = adapted(family, base)
         assert layer in part.shapes and (part.kohya is None) == (part.authors is not None)
-        written[name] = family.lora_key(base)(f"{layer}.lora_B.weight")
+        written[name] = lora_key(family, base)(f"{layer}.lora_B.weight")
         if part.authors:
             assert f"{layer}.weight" in part.authors()
     assert written == {
