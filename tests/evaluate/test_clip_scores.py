@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from text_parts import clip_tokenizer
 from torchvision.transforms.functional import to_tensor
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from senseflow.distill.scorers.metric import reads_of
 from senseflow.distill.scorers.open_clips import find_source
@@ -154,7 +154,22 @@ def test_pick_score_is_the_scaled_cosine_of_transformers(images, tmp_path, capsy
     with torch.no_grad():
         logits = model(pixel_values=pixels, **tokens).logits_per_image
     assert ours == pytest.approx(logits.diagonal().mean().item(), rel=1e-4)
-    assert model.logit_scale.exp().item() == pytest.approx(20.0855, rel=1e-4)
+    assert model.logit_scale.exp().item() == pytest.approx(100, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_pick_score_has_its_whole_scale_in_few_bits(dtype, images, tmp_path):
+    folder = save_clip_model(tmp_path / "PickScore_v1")
+    flags = ("--metrics", "pick_score", "--pick_score", folder)
+    (entry,) = score(images, tmp_path / "r.json", *flags, "--dtype", dtype)
+    model = CLIPModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    processor, tokenizer = (c.from_pretrained(folder) for c in (CLIPImageProcessor, AutoTokenizer))
+    with torch.no_grad():
+        pixels = processor(images=list(pictures(images)), return_tensors="pt")["pixel_values"]
+        image = model.get_image_features(pixel_values=pixels.to(model.dtype)).pooler_output
+        text = model.get_text_features(**tokenizer(PROMPTS, padding=True, return_tensors="pt"))
+    cosines = torch.cosine_similarity(image.float(), text.pooler_output.float())
+    assert entry["value"] == pytest.approx(100 * cosines.mean().item(), rel=1e-4)
 
 
 def test_standard_error_is_over_prompts_not_seeds(clip, tmp_path):

@@ -18,7 +18,7 @@ from training_runs import rows
 
 from senseflow.common.ranks import Ranks
 from senseflow.config.config import Config, load_config
-from senseflow.distill.scorers.metric import Given, Machine
+from senseflow.distill.scorers.metric import Given, Judge, Machine
 from senseflow.distill.scorers.pixels import on_tensors
 from senseflow.distill.scorers.specs import SCORERS
 from senseflow.engine.rewards import named_rewards, open_rewards
@@ -65,15 +65,32 @@ def test_tensors_are_prepared_as_pictures_are(mode, size, tmp_path):
     assert (ours - theirs).abs().mean() < 0.004 and (ours - theirs).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_reward_is_what_evaluate_scores(name, files, tmp_path):
-    found = pictures(write_images(tmp_path / "images", size=(64, 64)))
+def judge_of(name: str, files: list[str], dtype: torch.dtype) -> Judge:
+    """The scorer as `evaluate score` opens it."""
     (spec,) = [spec for spec in SCORERS if spec.name == name]
     given = {f"--{w.partition('=')[0]}": w.partition("=")[2] for w in of(name, files)}
     given = {k: v if k.endswith("_model") else Path(v) for k, v in given.items()}
     if name == "clip":
         given["--clip_resize"] = 0  # a reward has no LANCZOS before
-    judge = spec.prepare(Given(given)).open(Machine(HERE.device, torch.float32))
+    return spec.prepare(Given(given)).open(Machine(HERE.device, dtype))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_bfloat16_pictures_differ_as_in_float32(name, files, tmp_path):
+    found = pictures(write_images(tmp_path / "images", size=(64, 64)))
+    exact, near = (judge_of(name, files, x) for x in (torch.float32, torch.bfloat16))
+    with torch.no_grad():
+        one, two = (
+            j.judge(torch.stack([j.load(p) for p in found]), PROMPTS) for j in (exact, near)
+        )
+    assert two.dtype == torch.float32
+    assert 0 < (one - two).abs().max() < 0.06 * one.std()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reward_is_what_evaluate_scores(name, files, tmp_path):
+    found = pictures(write_images(tmp_path / "images", size=(64, 64)))
+    judge = judge_of(name, files, torch.float32)
     with torch.no_grad():
         expected = judge.judge(torch.stack([judge.load(p) for p in found]), PROMPTS)
     rewards = open_rewards(config_of([name], of(name, files)), HERE)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def save_clip_model(folder: Path) -> Path:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.2)
-    model.logit_scale.data.fill_(3.0)
+    model.logit_scale.data.fill_(math.log(100))  # as published; bfloat16 has 98.9
     model.save_pretrained(folder)
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     images.save_pretrained(folder)  # preprocessor_config.json, as published
