@@ -106,11 +106,15 @@ class Judge(nn.Module):
         return judge.eval().requires_grad_(False)
 
 
-def diversity(features: torch.Tensor) -> float:
-    """Mean distance between features (prompts, seeds, D) of pictures of one prompt."""
-    seeds = features.shape[1]
-    distances = torch.cdist(features, features)  # (prompts, seeds, seeds)
-    return (distances.sum((1, 2)) / (seeds * (seeds - 1))).mean().item()
+def diversity(features: torch.Tensor, chosen: torch.Tensor | None = None) -> float:
+    """Mean distance between features (prompts, seeds, D) of pictures of one prompt; NaN: no pairs.
+
+    chosen: (prompts, seeds) of bool, which pictures count; None: all.
+    """
+    if chosen is None:
+        chosen = features.new_ones(features.shape[:2], dtype=torch.bool)
+    pairs = (chosen[:, :, None] & chosen[:, None]).triu(1)
+    return torch.cdist(features, features)[pairs].mean().item()
 
 
 def cross_entropy(logits: tuple[torch.Tensor, ...], attributes: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ trained by cps also by that. FID-T is the Frechet distance, in the judge's featu
 teacher's own pictures at 28 steps of the same prompts; every other row, the teacher at 28 steps
 included (the floor that sampling noise leaves), starts from other noise than that reference.
 FID-real is the distance to rendered pictures of those prompts. Half of the prompts are held out.
+Diversity is the mean distance of two pictures of a prompt; errors are far from all else, so that of
+two right ones stands beside it.
 """
 
 import json
@@ -49,6 +51,7 @@ COLUMNS = {
     "all": "all attributes",
     "all_held_out": "all, held-out prompts",
     "diversity": "diversity",
+    "diversity_right": "diversity of right ones",
 }
 
 
@@ -70,6 +73,10 @@ def measure_row(
     if num_seeds > 1:
         features = judge.features(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
         row["diversity"] = diversity(features.transpose(0, 1))
+        read = judge.attributes(pictures.flatten(0, 1)) == attributes_of(prompts * num_seeds)
+        right = read.all(1).unflatten(0, pictures.shape[:2]).T
+        if (pairs := diversity(features.transpose(0, 1), right)) == pairs:  # else no two are right
+            row["diversity_right"] = pairs
         if "fid_t" in references:  # to compare rows pair by pair
             each = [
                 frechet_distance(FeatureStatistics.of(f), references["fid_t"]) for f in features
