@@ -10,6 +10,7 @@ two right ones stands beside it.
 """
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -75,8 +76,9 @@ def measure_row(
         row["diversity"] = diversity(features.transpose(0, 1))
         read = judge.attributes(pictures.flatten(0, 1)) == attributes_of(prompts * num_seeds)
         right = read.all(1).unflatten(0, pictures.shape[:2]).T
-        if (pairs := diversity(features.transpose(0, 1), right)) == pairs:  # else no two are right
-            row["diversity_right"] = pairs
+        of_right = diversity(features.transpose(0, 1), right)
+        if not math.isnan(of_right):  # else no two of a prompt are right
+            row["diversity_right"] = of_right
         if "fid_t" in references:  # to compare rows pair by pair
             each = [
                 frechet_distance(FeatureStatistics.of(f), references["fid_t"]) for f in features
