@@ -65,9 +65,10 @@ class Judge(nn.Module):
     @torch.no_grad()
     def attributes(self, images: torch.Tensor) -> torch.Tensor:
         """Attributes (N, 6) read from images."""
-        return self._read(self.features(images))
+        return self.read(self.features(images))
 
-    def _read(self, features: torch.Tensor) -> torch.Tensor:
+    def read(self, features: torch.Tensor) -> torch.Tensor:
+        """Attributes (N, 6) read from features (N, 64)."""
         return torch.stack([logits.argmax(1) for logits in self.logits(features)], 1)
 
     @torch.no_grad()
@@ -80,7 +81,7 @@ class Judge(nn.Module):
         counts pictures with all six right; a key of `references` names its Frechet distance.
         """
         features = self.features(images)
-        right = (self._read(features) == attributes_of(prompts)).double()
+        right = (self.read(features) == attributes_of(prompts)).double()
         rates = dict(zip(ATTRIBUTES, right.mean(0).tolist(), strict=True))
         statistics = FeatureStatistics.of(features)
         return rates | {

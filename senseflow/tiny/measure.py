@@ -72,11 +72,11 @@ def measure_row(
         row["all_held_out"] = measured["all"]
         row["mean_held_out"] = measured["mean"]
     if num_seeds > 1:
-        features = judge.features(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
+        flat = judge.features(pictures.flatten(0, 1))
+        right = (judge.read(flat) == attributes_of(prompts * num_seeds)).all(1)
+        features, right = (x.unflatten(0, pictures.shape[:2]) for x in (flat, right))
         row["diversity"] = diversity(features.transpose(0, 1))
-        read = judge.attributes(pictures.flatten(0, 1)) == attributes_of(prompts * num_seeds)
-        right = read.all(1).unflatten(0, pictures.shape[:2]).T
-        of_right = diversity(features.transpose(0, 1), right)
+        of_right = diversity(features.transpose(0, 1), right.T)
         if not math.isnan(of_right):  # else no two of a prompt are right
             row["diversity_right"] = of_right
         if "fid_t" in references:  # to compare rows pair by pair
