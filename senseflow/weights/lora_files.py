@@ -140,7 +140,7 @@ def read_lora(weights: Weights, components: list[Component]) -> Lora:
     tensors: dict[str, Tensor] = {}
     lost: dict[str, str] = {}
     layers = _layers(weights.keys)
-    fused = _by_authors(components) if any(_plain(name) not in known for name in layers) else {}
+    fused = _by_authors(components) if any(_place(name, known) is None for name in layers) else {}
     for name, layer in layers.items():
         found = _read_layer(weights, name, layer, config)
         if isinstance(found, str):
@@ -223,10 +223,11 @@ def _stated_scale(config: dict[str, Any], name: str, rank: int) -> float:
     return float(alpha) / (rank**0.5 if own.get("use_rslora") else rank)
 
 
-def _plain(name: str) -> str:
-    """diffusers' older path of attention, as it is now."""
-    name = name.replace(".processor.", ".")
-    return f"{name}.0" if name.endswith(".to_out") else name
+def _place(name: str, known: dict[str, tuple[Component, str]]) -> tuple[Component, str] | None:
+    """The layer of this name; by diffusers' older path of attention only where none has it, for
+    FLUX.2's blocks of one stream have a `to_out` of their own."""
+    older = name.replace(".processor.", ".")
+    return known.get(name) or known.get(f"{older}.0" if older.endswith(".to_out") else older)
 
 
 def _by_authors(components: list[Component]) -> dict[str, dict[str, list[Rows]]]:
@@ -276,7 +277,7 @@ def _fitting(
     """The tensors of layers that are there, in peft's names; and why not all of them are."""
     tensors: dict[str, Tensor] = {}
     for name, found in renamed.items():
-        if (place := known.get(_plain(name))) is None:
+        if (place := _place(name, known)) is None:
             return {}, "not part of the network"
         component, layer = place
         weight, rank = component.shapes[layer], len(found["lora_A"])

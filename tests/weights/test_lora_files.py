@@ -13,6 +13,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.loaders.lora_conversion_utils import _convert_xlabs_flux_lora_to_diffusers
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from lora_clients import comfyui, invokeai, stable_diffusion_cpp
 from lora_parts import CASES
@@ -20,7 +21,7 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from senseflow.common.files import ROOT
+from senseflow.common.files import ROOT, read_json
 from senseflow.config.config import load_config
 from senseflow.config.families import family_of
 from senseflow.config.recipes import FAMILIES
@@ -31,7 +32,7 @@ from senseflow.teachers.original import OriginalNames
 from senseflow.teachers.sdxl.original import layer_name
 from senseflow.teachers.weights import adapted, lora_key
 from senseflow.weights.lora_files import METADATA, Component, Lora, is_lora, read_lora, written_key
-from senseflow.weights.original import to_diffusers
+from senseflow.weights.original import inverse, planned, to_diffusers
 from senseflow.weights.stored import LORA_FILE, Weights
 from senseflow.weights.student import open_lora
 
@@ -274,6 +275,76 @@ def test_flux_by_its_authors_names():
         "time_text_embed.guidance_embedder.linear_1": made["guidance_in_in_layer"],
     }
     check_rows(lora, wanted)
+
+
+EMBEDDED = ["flux", "flux2_klein", "sd35_medium", "sd35_large", "sdxl", "z_image", "qwen_image"]
+BY_AUTHORS = {
+    "diffusion_model": ("diffusion_model.{}", ".lora_A.weight", ".lora_B.weight", None),
+    "with alpha": ("diffusion_model.{}", ".lora_A.weight", ".lora_B.weight", ".alpha"),
+    "down and up": ("diffusion_model.{}", ".lora_down.weight", ".lora_up.weight", ".alpha"),
+    "kohya": ("lora_unet_{}", ".lora_down.weight", ".lora_up.weight", ".alpha"),
+}
+
+
+def embedded(name: str) -> tuple[Family, Path]:
+    base = ROOT / "assets" / "tiny" / name / "pipeline"
+    return family_of(base, "base"), base
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_every_layer_of_every_teacher_is_read_as_it_is_written(name, tmp_path):
+    family, base = embedded(name)
+    part, key_of = adapted(family, base), lora_key(family, base)
+    pairs = pairs_of(part.shapes, lambda _: 1.0 * RANK)
+    held = {
+        f"{layer}.lora_{factor}.weight": value
+        for layer, (a, b, _) in pairs.items()
+        for factor, value in (("A", a), ("B", b))
+    }
+    save_file({key_of(key): value for key, value in held.items()}, tmp_path / "own.safetensors")
+    lora = read(tmp_path / "own.safetensors", part)
+    lora.require_all()
+    found = lora.of(family.component)
+    assert found.keys() == held.keys()
+    assert all(torch.equal(found[key].flatten(), held[key].flatten()) for key in held)
+
+
+@pytest.mark.parametrize("form", BY_AUTHORS)
+@pytest.mark.parametrize("name", ["flux2_klein", "sd35_medium", "sd35_large", "z_image"])
+def test_by_authors_names_it_is_what_diffusers_makes_of_the_whole_weights(name, form, tmp_path):
+    """diffusers converts B A of the authors' layers, fused ones and turned ones among them."""
+    family, base = embedded(name)
+    config = dict(read_json(base / family.component / "config.json"))
+    with torch.device("meta"):
+        network = getattr(diffusers, family.network_class).from_config(config)
+    names, own = family.original, network.state_dict()
+    back = inverse(to_diffusers(network, lambda key: names.name(key, config), names.prefix))
+    held, (called, down, up, alpha) = planned(back, own.__getitem__), BY_AUTHORS[form]
+    draw, file, whole = torch.Generator().manual_seed(0), {}, {}
+    for key in back:
+        shape = held(key).shape
+        whole[names.prefix + key] = torch.zeros(shape)
+        if not key.endswith(".weight") or len(shape) != 2:
+            continue
+        layer = key.removesuffix(".weight")
+        a = torch.randn(RANK, shape[1], generator=draw)
+        b = torch.randn(shape[0], RANK, generator=draw)
+        layer = called.format(layer.replace(".", "_") if form == "kohya" else layer)
+        file |= {layer + down: a, layer + up: b} | (
+            {layer + alpha: torch.tensor(1.0)} if alpha else {}
+        )
+        whole[names.prefix + key] = b @ a / (RANK if alpha else 1)
+    convert = SINGLE_FILE_LOADABLE_CLASSES[family.network_class]["checkpoint_mapping_fn"]
+    expected = convert(checkpoint=whole, config=config)
+    save_file(file, tmp_path / "theirs.safetensors")
+    lora = read(tmp_path / "theirs.safetensors", adapted(family, base))
+    lora.require_all()
+    found = lora.of(family.component)
+    wanted = {k.removesuffix(".weight"): v for k, v in expected.items() if v.count_nonzero() > 0}
+    assert found.keys() == {f"{layer}.lora_{f}.weight" for layer in wanted for f in "AB"}
+    for layer, update in wanted.items():
+        a, b = (found[f"{layer}.lora_{factor}.weight"] for factor in "AB")
+        torch.testing.assert_close(b @ a, update, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("prefix", ["", "diffusion_model."])
