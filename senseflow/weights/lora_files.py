@@ -62,7 +62,7 @@ class Component:
             yield from self._encoder_aliases(layer)
             return
         flat = layer.replace(".", "_")
-        yield from (f"{self.name}.{layer}", layer)
+        yield from (f"{self.name}.{layer}", layer, f"diffusion_model.{layer}")
         yield from (f"base_model.model.{layer}", f"{self.name}.base_model.model.{layer}")
         yield from (f"{prefix}_{flat}" for prefix in ("lora_unet", "lora_transformer", "lycoris"))
         if self.kohya:

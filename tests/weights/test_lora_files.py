@@ -309,6 +309,17 @@ def test_every_layer_of_every_teacher_is_read_as_it_is_written(name, tmp_path):
     assert all(torch.equal(found[key].flatten(), held[key].flatten()) for key in held)
 
 
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_diffusers_paths_behind_comfyuis_prefix(name, tmp_path):
+    """So ai-toolkit writes Z-Image's and Qwen-Image's, which it trains by diffusers' networks."""
+    family, base = embedded(name)
+    part = adapted(family, base)
+    pairs = pairs_of(part.shapes, lambda _: 1.0 * RANK)
+    file = tmp_path / "prefixed.safetensors"
+    save_file(written(lambda layer: f"diffusion_model.{layer}", *PEFT, pairs), file)
+    check(read(file, part), family.component, pairs)
+
+
 @pytest.mark.parametrize("form", BY_AUTHORS)
 @pytest.mark.parametrize("name", ["flux2_klein", "sd35_medium", "sd35_large", "z_image"])
 def test_by_authors_names_it_is_what_diffusers_makes_of_the_whole_weights(name, form, tmp_path):
