@@ -13,6 +13,7 @@ import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from unittest.mock import patch
 
 import torch
@@ -85,17 +86,20 @@ def row_of(recipe: Recipe, folder: Path) -> str:
 
 def encodings(config: Config) -> float:
     """VAE encodings per iteration: of the student's input, and of real samples drawn apart."""
-    anchors = len(config.anchors.times)
-    clean = (1 - config.backward_simulation.probability) * (anchors - 1) / anchors
+    below = fmean((steps - 1) / steps for steps in config.anchors.walks)
+    clean = (1 - config.backward_simulation.probability) * below
     return clean + (config.adversarial.in_use == "bottleneck")
 
 
 def discriminator_share(recipe: Recipe, config: Config) -> float:
     """The share of anchors at which omega is not 0."""
     settings, power = teacher_settings(config), config.adversarial.omega_power
-    anchors = torch.tensor(recipe.family.anchors(settings, config.anchors.times).times)
-    plays = omega(recipe.family.path(settings), anchors, power) > 0
-    return float(plays.float().mean())
+    anchors, path = (
+        recipe.family.anchors(settings, config.anchors.times),
+        recipe.family.path(settings),
+    )
+    walks = [torch.tensor(anchors.of_walk(steps).times) for steps in config.anchors.walks]
+    return fmean(float((omega(path, tau, power) > 0).float().mean()) for tau in walks)
 
 
 def main() -> None:

@@ -195,7 +195,7 @@ def least_work(d: Distillation, p: Pieces, iteration: int) -> int:
     turn, config = draw_turn(d, iteration), d.config
     k = turn.anchor if turn.simulate else 0
     if turn.transitions:
-        k = len(d.anchors)
+        k = len(turn.anchors)
     full = config.parallel.recomputation == "full"  # else no counted work is done twice
     every = config.parallel.activation_checkpointing if full else 0
     trained = 3 + (1 / every if every else 0)
@@ -226,6 +226,8 @@ def table(run: Run, pieces: Pieces | None = None) -> list[tuple[str, int, int]]:
         turn = draw_turn(d, iteration)
         how = "simulated" if turn.simulate else "from data"
         kind = f"{'generator' if turn.generator else 'plain'} turn, anchor {turn.anchor}, {how}"
+        if len(turn.anchors) < len(d.anchors):
+            kind += f", {len(turn.anchors)} steps"
         if kind not in rows:
             counted = count(lambda i=iteration: train_iteration(d, [batch], i, Measures()))
             rows[kind] = (kind, counted, least_work(d, pieces, iteration))

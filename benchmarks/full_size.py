@@ -250,8 +250,8 @@ def trace(instance: Instance, generator: bool, anchor: int, simulate: bool) -> T
     """Run one iteration of this kind."""
     d = instance.parts
     with unset_fake_temporarily():  # a drawn number is asked
-        adversarial = d.discriminator is not None and d.discriminator.plays(d, anchor)
-    turn = Turn(1, anchor, simulate, generator, adversarial)
+        adversarial = d.has_adversary(d.anchors.times[anchor])
+    turn = Turn(1, d.anchors, anchor, simulate, generator, adversarial)
     with watched(instance) as (calls, steps), instance.mode:
         pictures = distill.take_turn(d, turn, [instance.batch], Measures())
     return Trace({name: x.shape for name, x in pictures.items()}, calls, steps)

@@ -85,8 +85,10 @@ NAMED = {OFFLOAD: TRAINED_AWAY, HEADS_OFFLOAD: HEADS_AWAY}
 LORA = ("lora.rank=4",)
 GUIDED = {FLUX: ("student.guidance=3.5",)}  # what FLUX's adapters are fed
 
-TOP, FROM_DATA, SIMULATED = Kind(True, 0, False), Kind(True, 1, False), Kind(True, 2, True)
-PLAIN = Kind(False, 1, False)
+TOP, FROM_DATA, SIMULATED = (
+    Kind(True, anchor, simulate, 4) for anchor, simulate in ((0, False), (1, False), (2, True))
+)
+PLAIN = Kind(False, 1, False, 4)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torture_worker import write_python
 from training_runs import full_state, interrupted, timeless_rows, train
 
 from senseflow.config.config import load_config
+from senseflow.core.anchors import Anchors
 from senseflow.distill.algorithm import draw_turn
 from senseflow.distill.state import Turn
 from senseflow.tiny.pictures import write_dataset
@@ -179,7 +180,10 @@ def turns() -> list[Turn]:
     """What is drawn in each iteration (no adversary: it has no part in the draws)."""
     config = load_config(YAMLS["flux_senseflow"], SETTINGS)
     parts = SimpleNamespace(
-        config=config, seed=config.train.seed, anchors=config.anchors.times, discriminator=None
+        config=config,
+        seed=config.train.seed,
+        anchors=Anchors(config.anchors.times),
+        has_adversary=lambda tau: False,
     )
     return [draw_turn(parts, iteration) for iteration in range(1, WHOLE + 1)]
 

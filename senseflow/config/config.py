@@ -115,25 +115,25 @@ class Config:
             "every step would take more of a weight than there is; their product must be below 1",
         )
 
-    def reflects(self, anchor: int) -> bool:
-        """Whether theta has the rewards' own gradient at an anchor (0: the noisiest)."""
-        times = self.anchors.times
+    def reflects(self, anchor: int, steps: int) -> bool:
+        """Whether theta has the rewards' own gradient at an anchor (0: the noisiest) of so many."""
+        times = self.anchors.of_walk(steps)
         return self.reward.last_weight > 0 and times[anchor] in (self.reward.anchors or times[-1:])
 
     def _require_groups(self) -> None:
         """Rollouts need steps with noise, and whole groups."""
-        reward, steps = self.reward, len(self.anchors.times) - 1
+        reward, steps = self.reward, self.anchors.walks[0] - 1
         if reward.weight == 0:
             return
         require(
             steps > 0,
-            "reward.weight: with one anchor sampling has no step with noise; train for rewards by "
-            "reward.last_weight, or name two anchors.times or more",
+            "reward.weight: sampling in one step has none with noise; train for rewards by "
+            "reward.last_weight, or name two anchors.times or more, and no anchors.steps of 1",
         )
         require(
             reward.transitions <= steps,
-            f"reward.transitions {reward.transitions}: sampling at {steps + 1} anchors has {steps} "
-            "steps with noise; the last has none",
+            f"reward.transitions {reward.transitions}: sampling in {steps + 1} steps has {steps} "
+            "with noise; the last has none",
         )
         require(
             self.train.batch_size % reward.group_size == 0,

@@ -39,6 +39,7 @@ GuidanceRange = Annotated[tuple[Guidance, Guidance], Order("[low, high]")]
 Offload = Literal["none", "trained", "heads"]
 Taps = Annotated[tuple[Block, ...], Order("rising")]
 Times = Annotated[tuple[Time, ...], Order("falling")]
+Steps = Annotated[tuple[Few, ...], Order("rising")]
 TimeRange = Annotated[tuple[Time, Time], Order("[low, high], not equal")]
 
 
@@ -111,10 +112,29 @@ class LrSchedulerConfig:
 
 @dataclass(frozen=True)
 class AnchorsConfig:
-    """The anchors: `times` on the unshifted clock, then the teacher's own shift."""
+    """The anchors: `times` on the unshifted clock, then the teacher's own shift. A student of many
+    samples in fewer steps too, and `steps` trains it for each."""
 
     times: Times  # thousandths, from noisy to clean, before the shift
     shift: Shift | None = None  # None: the scheduler's own at the resolution
+    steps: Steps | None = None  # to sample in, one number an iteration; None: one per anchor
+
+    def __post_init__(self) -> None:
+        num = len(self.times)
+        require(
+            self.walks[-1] == num and all(num % steps == 0 for steps in self.walks),
+            f"anchors.steps {list(self.walks)}: each divides the number of anchors.times, {num}, "
+            "and the last is all of them, or some would never be trained",
+        )
+
+    @property
+    def walks(self) -> tuple[int, ...]:
+        """The numbers of steps it is trained for."""
+        return self.steps or (len(self.times),)
+
+    def of_walk(self, steps: int) -> Times:
+        """The times of sampling in so many steps."""
+        return self.times[:: len(self.times) // steps]
 
 
 @dataclass(frozen=True)

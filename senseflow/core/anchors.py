@@ -28,6 +28,10 @@ class Anchors:
     def __len__(self) -> int:
         return len(self.times)
 
+    def of_walk(self, steps: int) -> "Anchors":
+        """Those of sampling in so many steps, a divisor of K: evenly spread from the first one."""
+        return Anchors(self.times[:: len(self) // steps], self.end)
+
     def segment(self, index: int) -> tuple[float, float]:
         """The segment (tau_{i-1}, tau_i] below anchor `index` (0 is the noisiest)."""
         # Below the last anchor lies exactly no noise, where the sampler's last step ends.

@@ -52,12 +52,11 @@ class VFMDiscriminator:
     heads: Trained
     sees_images: bool = True
 
-    def plays(self, d: Distillation, anchor: int) -> bool:
+    def plays(self, d: Distillation, tau: float) -> bool:
         """Where omega is above the least that counts; by default everywhere but at the top anchor
         of flow teachers, where it is 0."""
         # On the host: which networks are called must not wait for the device.
-        tau = times(d.anchors.times[anchor], 1)
-        return bool(self._omega(d, tau) > d.config.adversarial.least_omega)
+        return bool(self._omega(d, times(tau, 1)) > d.config.adversarial.least_omega)
 
     @phase("discriminator")
     def view(self, d: Distillation, turn: Turn, sample: Sample, measures: Measures) -> Sample:
@@ -157,7 +156,7 @@ class BottleneckDiscriminator:
     heads: Trained
     sees_images: bool = False
 
-    def plays(self, d: Distillation, anchor: int) -> bool:
+    def plays(self, d: Distillation, tau: float) -> bool:
         """At every anchor: its noise is drawn apart."""
         return True
 

@@ -23,6 +23,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from senseflow.core.anchors import Anchors
 from senseflow.core.dmd import dmd_gradient, dmd_loss, fake_score_loss
 from senseflow.core.draws import Draws, seed_of
 from senseflow.core.isg import isg_loss
@@ -124,13 +125,15 @@ def draw_turn(d: Distillation, iteration: int) -> Turn:
     draws = Draws(d.seed, iteration, ())
     # How often the sharded student is called hangs on the anchor: a rank with another one would
     # wait for gathers that never come.
-    anchor = int(torch.randint(len(d.anchors), (), generator=draws.shared("anchor")))
+    anchors = draw_anchors(d, draws)
+    anchor = int(torch.randint(len(anchors), (), generator=draws.shared("anchor")))
     # Shared as well: simulating calls the student, a real latent does not.
     u = float(torch.rand((), generator=draws.shared("simulate")))
-    adversarial = d.discriminator is not None and d.discriminator.plays(d, anchor)
+    adversarial = d.has_adversary(anchors.times[anchor])
     config = d.config
     turn = Turn(
         iteration=iteration,
+        anchors=anchors,
         anchor=anchor,
         simulate=u < config.backward_simulation.probability,
         # The first is iteration N: phi has then seen N - 1 batches of what theta makes.
@@ -139,10 +142,17 @@ def draw_turn(d: Distillation, iteration: int) -> Turn:
     )
     if turn.generator and config.reward.weight > 0:
         # The states of a rollout are simulated, whatever was drawn.
-        return replace(turn, simulate=True, transitions=draw_transitions(d, anchor, draws))
+        return replace(turn, simulate=True, transitions=draw_transitions(d, turn, draws))
     # With weights of 0, L_adv may be the only loss, and at the top anchor it is out.
     has_loss = config.dmd.weight + config.isg.weight > 0 or adversarial or reflects(d, turn)
     return replace(turn, generator=turn.generator and has_loss)
+
+
+def draw_anchors(d: Distillation, draws: Draws) -> Anchors:
+    """The anchors of one of the numbers of steps that the student is trained for."""
+    walks = d.config.anchors.walks
+    drawn = int(torch.randint(len(walks), (), generator=draws.shared("steps")))
+    return d.anchors.of_walk(walks[drawn])
 
 
 def draws_of(d: Distillation, turn: Turn, batch: Batch) -> Draws:
@@ -164,7 +174,7 @@ def generate(d: Distillation, turn: Turn, batch: Batch, rollout: Rollout | None 
         batch = batch_on_device(d, batch)
         cond = conditioning(d, batch)
         x_tau, pictures = student_input(d, turn, batch, draws, cond)
-    tau = times(d.anchors.times[turn.anchor], len(batch.prompts), d.device)
+    tau = times(turn.tau, len(batch.prompts), d.device)
     # On other turns x only feeds phi and the heads, which take sg(x).
     with torch.set_grad_enabled(turn.generator):
         denoised = denoise(d, d.generator.network, x_tau, tau, cond)
@@ -184,7 +194,7 @@ def student_input(
     eps = on_device(d, draws.normal("eps", shape))
     if turn.anchor == 0:  # sampling begins with noise alone, even where alpha is not quite 0
         return eps, {}
-    tau = times(d.anchors.times[turn.anchor], len(eps), d.device)
+    tau = times(turn.tau, len(eps), d.device)
     if turn.simulate:
         # So that the student trains on what it meets in sampling: its own samples, not data.
         above = backward_simulation(d, turn, draws, cond)
@@ -201,7 +211,7 @@ def backward_simulation(d: Distillation, turn: Turn, draws: Draws, cond: Conditi
     """
     shape, num = d.adapter.latent_shape(), len(draws.indices)
     noise = [on_device(d, draws.normal(f"simulate {i}", shape)) for i in range(turn.anchor)]
-    tau = [times(t, num, d.device) for t in d.anchors.times[: turn.anchor]]
+    tau = [times(t, num, d.device) for t in turn.anchors.times[: turn.anchor]]
     denoised = denoise(d, d.generator.network, noise[0], tau[0], cond)
     for eps, t in zip(noise[1:], tau[1:], strict=True):
         # Re-noised as the sampler does it; the ODE would be another way down.
@@ -260,9 +270,9 @@ def grpo(d: Distillation, turn: Turn, sample: Sample, rollout: Rollout, step: in
     """L_GRPO of the rollout's step from one anchor: of x's own prediction, or of one more."""
     denoised = sample.denoised
     if step != turn.anchor:
-        t = times(d.anchors.times[step], len(sample.tau), d.device)
+        t = times(turn.anchors.times[step], len(sample.tau), d.device)
         denoised = denoise(d, d.generator.network, rollout.states[step], t, sample.cond)
-    return policy_loss(d, rollout, step, denoised)
+    return policy_loss(d, turn, rollout, step, denoised)
 
 
 def reward_loss(d: Distillation, sample: Sample) -> Tensor:
@@ -292,11 +302,11 @@ def dmd(d: Distillation, sample: Sample, pictures: dict[str, Tensor]) -> Tensor:
 def isg(d: Distillation, turn: Turn, sample: Sample, pictures: dict[str, Tensor]) -> Tensor:
     """L_ISG: down the segment in one step, against the teacher's way to a random mid-point."""
     config, path = d.config.isg, d.adapter.path
-    low, _ = d.anchors.segment(turn.anchor)
+    low, _ = turn.anchors.segment(turn.anchor)
     tau_low = times(low, len(sample.tau), d.device)
     with torch.no_grad():
         u = on_device(d, sample.draws.uniform("isg t_mid"))[:, 0]
-        t_mid = d.anchors.midpoint(turn.anchor, config.margin, u)
+        t_mid = turn.anchors.midpoint(turn.anchor, config.margin, u)
         scale = draw_scale(d, sample, "isg", config.guidance)
         # From the student's own x_tau, so that both ways begin at one point.
         teacher = denoise_guided(d, sample.x_tau, sample.tau, sample.cond, scale)

@@ -58,13 +58,13 @@ class Rollout(Walk):
         return (((new - old).exp() - 1).abs() > clip).float().mean()
 
 
-def draw_transitions(d: Distillation, anchor: int, draws: Draws) -> tuple[int, ...]:
+def draw_transitions(d: Distillation, turn: Turn, draws: Draws) -> tuple[int, ...]:
     """Which steps of a rollout train, by the anchor they leave; each as often as any other.
 
     That of the drawn anchor is one of them, for its prediction is made for the other losses too.
     """
-    order = torch.randperm(len(d.anchors) - 1, generator=draws.shared("transitions")).tolist()
-    order.sort(key=lambda step: step != anchor)
+    order = torch.randperm(len(turn.anchors) - 1, generator=draws.shared("transitions")).tolist()
+    order.sort(key=lambda step: step != turn.anchor)
     return tuple(sorted(order[: d.config.reward.transitions]))
 
 
@@ -104,11 +104,11 @@ def walk(d: Distillation, turn: Turn, batch: Batch) -> Walk:
     """From pure noise down all anchors, and the prediction at the last."""
     batch = batch_on_device(d, batch)
     cond, states = conditioning(d, batch), [noise(d, turn, batch, 0)]
-    for place, t in enumerate(d.anchors.times):
+    for place, t in enumerate(turn.anchors.times):
         now = times(t, len(batch.prompts), d.device)
         denoised = denoise(d, d.generator.network, states[-1], now, cond)
-        if place + 1 < len(d.anchors):
-            s = times(d.anchors.times[place + 1], len(now), d.device)
+        if place + 1 < len(turn.anchors):
+            s = times(turn.anchors.times[place + 1], len(now), d.device)
             states.append(resample(d, denoised, noise(d, turn, batch, place + 1), s))
     return Walk(batch, cond, tuple(states), denoised.x_0)
 
@@ -161,7 +161,9 @@ def diversity(pictures: Tensor) -> Tensor:
     return apart.sum() / (len(apart) * num * (num - 1)) / math.sqrt(pictures.shape[2])
 
 
-def policy_loss(d: Distillation, rollout: Rollout, step: int, denoised: Denoised) -> Tensor:
+def policy_loss(
+    d: Distillation, turn: Turn, rollout: Rollout, step: int, denoised: Denoised
+) -> Tensor:
     """L_GRPO of one step of a micro-batch, 0-d; the gradient goes to the prediction it is made of.
 
     The first update's own log-probabilities are the old ones, so that no forward is made for them
@@ -169,7 +171,7 @@ def policy_loss(d: Distillation, rollout: Rollout, step: int, denoised: Denoised
     update on.
     """
     reward = d.config.reward
-    s = times(d.anchors.times[step + 1], len(denoised.x_0), d.device)
+    s = times(turn.anchors.times[step + 1], len(denoised.x_0), d.device)
     law = transition(d.adapter.path, denoised, s, reward.eta)
     log_prob = law.log_prob(rollout.states[step + 1])
     rollout.log_probs[step] = log_prob.detach()

@@ -37,12 +37,18 @@ class Turn:
     """What all ranks and micro-batches share in one iteration."""
 
     iteration: int
-    anchor: int  # 0 is the noisiest
+    anchors: Anchors  # of this iteration's walk
+    anchor: int  # of them; 0 is the noisiest
     simulate: bool
     generator: bool  # theta's turn
     adversarial: bool  # the discriminator plays at this anchor
     transitions: tuple[int, ...] = ()  # steps of a rollout that train, by the anchor they leave
     update: int = 0  # of theta, on the turn's one rollout
+
+    @property
+    def tau(self) -> float:
+        """The anchor's time."""
+        return self.anchors.times[self.anchor]
 
     @property
     def kind(self) -> Hashable:
@@ -99,8 +105,8 @@ class Discriminator(Protocol):
         """Whether it decodes x, so that drift is measured every iteration."""
         ...
 
-    def plays(self, d: "Distillation", anchor: int) -> bool:
-        """Whether it takes part at this anchor; no network is called for it elsewhere."""
+    def plays(self, d: "Distillation", tau: float) -> bool:
+        """Whether it takes part at this anchor's time; no network is called for it elsewhere."""
         ...
 
     def view(self, d: "Distillation", turn: Turn, sample: Sample, measures: Measures) -> Sample:
@@ -142,6 +148,10 @@ class Distillation:
         the same iteration draws anew. The order of the data is of train.seed alone."""
         seed = self.config.train.seed
         return seed_of(seed, self.retry, "retry") if self.retry else seed
+
+    def has_adversary(self, tau: float) -> bool:
+        """Whether there is one that plays at an anchor's time."""
+        return self.discriminator is not None and self.discriminator.plays(self, tau)
 
 
 class HasTeacher(Protocol):
@@ -229,7 +239,7 @@ def reflects(d: Distillation, turn: Turn) -> bool:
 
     Not again by further updates on one rollout, which are of its steps.
     """
-    return d.config.reflects(turn.anchor) and turn.update == 0
+    return d.config.reflects(turn.anchor, len(turn.anchors)) and turn.update == 0
 
 
 def draw_times(

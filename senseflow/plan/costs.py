@@ -3,7 +3,8 @@
 Kinds differ in few ways. A simulated iteration is one from data with another way to its input, the
 phase `generate`: as many forwards of the student as anchors lie above, instead of an encoding. So
 few kinds are traced, and the mean weighs each with its probability: a generator turn 1 / N, each
-anchor 1 / K, simulation p. A generator turn with a rollout goes all the way whatever was drawn.
+number of steps alike and of it each anchor, simulation p. A generator turn with a rollout goes all
+the way whatever was drawn.
 """
 
 from collections.abc import Callable
@@ -40,27 +41,39 @@ class Gpu:
 
 def kinds_of(config: Config) -> list[Kind]:
     """Those that tell the cost of all, and the most demanding."""
-    p, last = config.backward_simulation.probability, len(config.anchors.times) - 1
-    rolls = config.reward.weight > 0
-    found = [Kind(True, anchor, True) for anchor in sorted({0, 1, last})] if rolls else []
+    p, walks, rolls = (
+        config.backward_simulation.probability,
+        config.anchors.walks,
+        rolls_out(config),
+    )
+    num = walks[-1]
+    last, found = num - 1, [Kind(True, a, True, num) for a in sorted({0, 1, num - 1}) if rolls]
     for generator in (False,) if rolls else (True, False):
-        found.append(Kind(generator, 0, False))
+        found.append(Kind(generator, 0, False, num))
         if last > 0 and p < 1:
-            found.append(Kind(generator, 1, False))
+            found.append(Kind(generator, 1, False, num))
         if last > 0 and p > 0 and (generator or p == 1 or rolls):
-            found.append(Kind(generator, last, True))
-    for kind in (Kind(True, anchor, rolls or p == 1) for anchor in range(1, last + 1)):
-        if losses(config, kind) not in [losses(config, other) for other in found]:
-            found.append(kind)
+            found.append(Kind(generator, last, True, num))
+    for steps in reversed(walks):
+        for anchor in range(0 if rolls else 1, steps):
+            kind = Kind(True, anchor, rolls or p == 1, steps)
+            if losses(config, kind) not in [losses(config, other) for other in found]:
+                found.append(kind)
     return found
 
 
-def losses(config: Config, kind: Kind) -> tuple[bool, ...]:
+def rolls_out(config: Config) -> bool:
+    """Whether a generator turn has a rollout."""
+    return config.reward.weight > 0
+
+
+def losses(config: Config, kind: Kind) -> tuple[int, ...]:
     """What kinds have in common whose cost differs by the way to x_tau alone."""
-    last, theta = len(config.anchors.times) - 1, kind.generator
+    rolled = kind.generator and rolls_out(config)
+    reflected = kind.generator and config.reflects(kind.anchor, kind.steps)
     # of a rollout's steps the last one has no density: x's own prediction is none that trains
-    without_density = theta and config.reward.weight > 0 and kind.anchor == last
-    return theta, kind.anchor > 0, theta and config.reflects(kind.anchor), without_density
+    without_density = rolled and kind.anchor == kind.steps - 1
+    return kind.generator, kind.anchor > 0, reflected, without_density, rolled * kind.steps
 
 
 @dataclass(frozen=True)
@@ -74,30 +87,31 @@ class Costs:
         """A quantity that adds up over phases (FLOPs, bytes), of an iteration of any kind."""
         if kind in self.traced:
             return self._total(kind, quantity)
-        last, rolls = len(self.config.anchors.times) - 1, self.config.reward.weight > 0
+        num, rolls = self.config.anchors.walks[-1], rolls_out(self.config)
+        last = num - 1
         own = losses(self.config, kind)
         like = next(other for other in self.traced if losses(self.config, other) == own)
         if kind.anchor == 0 or (kind.generator and rolls):  # there is one way
             return self._total(like, quantity)
         if kind.simulate:
-            top = self._way(Kind(not rolls, 0, False), quantity)
+            top = self._way(Kind(not rolls, 0, False, num), quantity)
             # to anchor k it is k forwards of the student: the deepest one tells what each costs
-            forward = (self._way(Kind(not rolls, last, True), quantity) - top) / last
+            forward = (self._way(Kind(not rolls, last, True, num), quantity) - top) / last
             way = top + kind.anchor * forward
         else:
-            way = self._way(Kind(kind.generator, 1, False), quantity)
+            way = self._way(Kind(kind.generator, 1, False, num), quantity)
         return self._total(like, quantity) - self._way(like, quantity) + way
 
     def mean(self, quantity: Quantity) -> float:
         """The mean over the recipe's iterations."""
-        p, num = self.config.backward_simulation.probability, len(self.config.anchors.times)
+        p, walks = self.config.backward_simulation.probability, self.config.anchors.walks
         often, total = 1 / self.config.fake_score.ttur, 0.0
         for generator, share in ((True, often), (False, 1 - often)):
-            for anchor in range(num):
+            for steps, anchor in ((n, anchor) for n in walks for anchor in range(n)):
                 for simulate, chance in ((True, p), (False, 1 - p)):
                     if chance > 0:
-                        kind = Kind(generator, anchor, simulate)
-                        total += share / num * chance * self.at(kind, quantity)
+                        kind = Kind(generator, anchor, simulate, steps)
+                        total += share / len(walks) / steps * chance * self.at(kind, quantity)
         return total
 
     def worst(self) -> Kind:

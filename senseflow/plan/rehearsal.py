@@ -45,20 +45,23 @@ class Kind:
     generator: bool  # theta's turn
     anchor: int  # 0 is the noisiest
     simulate: bool
+    steps: int  # of the walk
 
     def turn(self, d: Distillation) -> Turn:
         """The first iteration of this kind."""
-        adversarial = d.discriminator is not None and d.discriminator.plays(d, self.anchor)
-        steps: tuple[int, ...] = ()
+        anchors = d.anchors.of_walk(self.steps)
+        adversarial = d.has_adversary(anchors.times[self.anchor])
+        turn = Turn(1, anchors, self.anchor, self.simulate, self.generator, adversarial)
         if self.generator and d.config.reward.weight > 0:
-            steps = draw_transitions(d, self.anchor, Draws(d.seed, 1, ()))
-        return Turn(1, self.anchor, self.simulate, self.generator, adversarial, steps)
+            return replace(turn, transitions=draw_transitions(d, turn, Draws(d.seed, 1, ())))
+        return turn
 
     def __str__(self) -> str:
         turn = "generator turn" if self.generator else "plain turn"
         if self.anchor == 0:
-            return f"{turn}, top anchor"
-        return f"{turn}, anchor {self.anchor}, {'simulated' if self.simulate else 'from data'}"
+            return f"{turn}, top anchor of {self.steps}"
+        how = "simulated" if self.simulate else "from data"
+        return f"{turn}, anchor {self.anchor} of {self.steps}, {how}"
 
 
 def trained_of(d: Distillation) -> dict[str, Trained]:

@@ -42,6 +42,15 @@ def test_every_field_is_walked():
     [
         ("anchors.times=[.nan, 1]", r"anchors.times\[0\] nan must be from 0 to 1000"),
         ("anchors.times=[]", "anchors.times [] is empty: name at least one number"),
+        (
+            "anchors.steps=[3, 4]",
+            "anchors.steps [3, 4]: each divides the number of anchors.times",
+        ),
+        (
+            "anchors.steps=[1, 2]",
+            "anchors.steps [1, 2]: each divides the number of anchors.times",
+        ),
+        ("anchors.steps=[4, 2]", "anchors.steps [4, 2] must be rising"),
         ("anchors.times=[250, 500]", r"anchors.times [250.0, 500.0] must be falling"),
         ("optimizer.betas=[0.9, 1]", "optimizer.betas[1] 1.0 must be at least 0 and below 1"),
         ("optimizer.lr=" + "9" * 400, "optimizer.lr: expected a number, got 99999"),

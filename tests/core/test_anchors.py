@@ -14,6 +14,7 @@ from senseflow.core.anchors import (
     exponential_shift,
     shift_time,
 )
+from senseflow.core.levels import TIMESTEPS
 
 FLUX = (256, 4096, 0.5, 1.15)  # base tokens, max tokens, base shift, max shift
 
@@ -21,6 +22,15 @@ FLUX = (256, 4096, 0.5, 1.15)  # base tokens, max tokens, base shift, max shift
 def test_segments_end_at_the_next_anchor_and_at_the_clean_end():
     anchors = Anchors((1000.0, 900.0, 750.0), end=0.0)
     assert [anchors.segment(i) for i in range(3)] == [(900, 1000), (750, 900), (0, 750)]
+
+
+def test_fewer_steps_are_evenly_spread_from_the_first_anchor_and_end_where_all_do():
+    anchors = Anchors((999.0, 749.0, 499.0, 249.0), end=-1.0)
+    assert anchors.of_walk(4) == anchors
+    assert anchors.of_walk(2) == Anchors((999.0, 499.0), end=-1.0)
+    assert anchors.of_walk(2).segment(1) == (-1.0, 499.0)
+    for steps in (1, 2, 4):  # as the sampler chooses them
+        assert [*anchors.of_walk(steps).times] == TIMESTEPS.of_steps([*anchors.times], steps)
 
 
 @pytest.mark.parametrize("times", [(), (500.0, 700.0), (500.0, 500.0), (500.0, 0.0)])

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from toy import (
+    ANCHORS,
     AffineGenerator,
     GaussianNetwork,
     ToyAdapter,
@@ -31,6 +32,7 @@ from senseflow.distill.algorithm import (
     fake_score_backward,
     generate,
     generator_backward,
+    isg,
     train_iteration,
     update,
 )
@@ -81,7 +83,9 @@ def warmed_up(**sections) -> Distillation:
 
 def test_each_phase_changes_only_its_own_network():
     d = warmed_up()
-    turn = Turn(iteration=6, anchor=2, simulate=True, generator=True, adversarial=True)
+    turn = Turn(
+        iteration=6, anchors=d.anchors, anchor=2, simulate=True, generator=True, adversarial=True
+    )
     start = snapshot(d)
 
     sample = generate(d, turn, toy_batch())
@@ -140,6 +144,26 @@ def test_turns_are_drawn_from_seed_and_iteration_alone():
     assert min(counts) > 70 and 160 < sum(t.simulate for t in turns) < 240
     other = toy_distillation(toy_config(train=dict(seed=1)))
     assert [t.anchor for t in turns] != [draw_turn(other, i).anchor for i in range(1, 400)]
+
+
+def test_each_number_of_steps_is_drawn_as_often_and_walks_its_own_anchors():
+    """[1000, 512.8] of four anchors: the second is reached from noise alone, and ends at none."""
+    d = toy_distillation(toy_config(anchors=dict(times=ANCHORS, steps=(2, 4))))
+    turns = [draw_turn(d, i) for i in range(1, 400)]
+    short = [turn for turn in turns if len(turn.anchors) == 2]
+    assert 160 < len(short) < 240 and 80 < sum(turn.anchor for turn in short) < 120
+    assert {turn.anchors for turn in turns} == {d.anchors, Anchors(d.anchors.times[::2])}
+    assert {turn.kind for turn in short}.isdisjoint({t.kind for t in turns if t not in short})
+    turn = next(t for t in short if t.anchor == 1 and t.simulate and t.generator)
+    sample = generate(d, turn, toy_batch())
+    assert sample.tau.tolist() == [d.anchors.times[2]] * 4 == [turn.tau] * 4
+    cond, path, noise = sample.cond, FlowPath(), sample.draws.normal("simulate 0", (4, 4, 4))
+    top = torch.full((4,), d.anchors.times[0])
+    clean = path.read(d.adapter.predict(d.generator.network, noise, top, cond), noise, top).x_0
+    expected = add_noise(path, clean, sample.draws.normal("eps", (4, 4, 4)), sample.tau)
+    torch.testing.assert_close(sample.x_tau, expected)
+    isg(d, turn, sample, pictures := {})  # where no noise is left both ways are x itself
+    torch.testing.assert_close(pictures["ISG direct"], sample.x.detach())
 
 
 def calls(network: torch.nn.Module) -> list[int]:
@@ -292,7 +316,7 @@ def test_the_adversary_plays_where_omega_counts(least, playing):
         adapter=SimpleNamespace(path=VPPath((1 - beta).cumprod(0).float())),
     )
     adversary = VFMDiscriminator(None, None, None)
-    assert [anchor for anchor in range(4) if adversary.plays(d, anchor)] == playing
+    assert [anchor for anchor in range(4) if adversary.plays(d, d.anchors.times[anchor])] == playing
 
 
 def poison(network: torch.nn.Module) -> None:

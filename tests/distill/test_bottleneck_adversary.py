@@ -233,7 +233,7 @@ def test_each_use_of_the_noise_is_a_draw_of_its_own(sdxl_folder):
 
 def test_the_adversary_plays_at_every_anchor(sdxl_folder):
     d = distillation(sdxl_folder)
-    assert all(d.discriminator.plays(d, anchor) for anchor in range(4))
+    assert all(d.discriminator.plays(d, tau) for tau in d.anchors.times)
     assert not d.discriminator.sees_images
     sample = sample_of(d, own_batch(d))
     assert d.discriminator.view(d, None, sample, Measures()) is sample

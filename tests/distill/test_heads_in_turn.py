@@ -15,7 +15,9 @@ from senseflow.distill.state import Distillation, Sample, Turn
 def viewed(reference: str) -> tuple[Distillation, Sample]:
     """A micro-batch that the adversary has looked at, with x as a leaf of its graph."""
     d = toy_distillation(toy_config(adversarial={"reference": reference}))
-    turn = Turn(iteration=6, anchor=2, simulate=False, generator=True, adversarial=True)
+    turn = Turn(
+        iteration=6, anchors=d.anchors, anchor=2, simulate=False, generator=True, adversarial=True
+    )
     sample = generate(d, turn, toy_batch()).detach()
     x = sample.x.requires_grad_(True)
     sample = replace(sample, denoised=replace(sample.denoised, x_0=x))

@@ -13,9 +13,10 @@ from teacher_parts import CPU, PROMPTS, built, settings_of
 from torch import Tensor, nn
 
 from senseflow.config.sections import IsgConfig
+from senseflow.core.anchors import Anchors
 from senseflow.core.draws import Draws
 from senseflow.core.isg import isg_loss
-from senseflow.core.path import add_noise, ode_step, over_sample
+from senseflow.core.path import VPPath, add_noise, ode_step, over_sample
 from senseflow.data.sampler import Batch
 from senseflow.distill import algorithm as distill
 from senseflow.distill.state import (
@@ -31,11 +32,12 @@ from senseflow.distill.state import (
 from senseflow.teachers.sdxl.family import SDXL
 
 TIMES = (999.0, 749.0, 499.0, 249.0)
+ANCHORS = Anchors(TIMES, end=VPPath.clean)
 MARGIN = 20.0
 
 
 def turn_at(anchor: int) -> Turn:
-    return Turn(iteration=5, anchor=anchor, simulate=False, generator=True, adversarial=False)
+    return Turn(5, ANCHORS, anchor, simulate=False, generator=True, adversarial=False)
 
 
 def distillation(folder, adapter, teacher: nn.Module, student: nn.Module, guidance: float):
@@ -44,7 +46,7 @@ def distillation(folder, adapter, teacher: nn.Module, student: nn.Module, guidan
             isg=IsgConfig(weight=1.0, guidance=(guidance, guidance), margin=MARGIN, loss="l2")
         ),
         adapter=adapter,
-        anchors=SDXL.anchors(settings_of(folder, length=None), TIMES),
+        anchors=ANCHORS,
         teacher=teacher,
         generator=SimpleNamespace(network=student),
         fake_score=None,

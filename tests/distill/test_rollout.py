@@ -10,7 +10,7 @@ from ranks import on_ranks
 from sharded import values
 from test_algorithm import calls, changed, snapshot
 from torch.distributions import Normal
-from toy import toy_batch, toy_config, toy_distillation
+from toy import ANCHORS, toy_batch, toy_config, toy_distillation
 
 from senseflow.common.ranks import Ranks, start_ranks
 from senseflow.core.path import VPPath
@@ -346,6 +346,31 @@ def test_the_rewards_own_gradient_is_at_the_anchors_that_are_named():
         assert {t.anchor for t in turns if t.generator} == anchors
         train_iteration(d, [grouped()], turn_at(d, min(anchors)).iteration, measures := Measures())
         assert "loss/reward" in read(d, measures)
+
+
+def test_the_rewards_own_gradient_is_where_each_number_of_steps_ends():
+    for named, ends in ((None, {(2, 759.5), (4, 512.8)}), ((759.5,), {(2, 759.5), (4, 759.5)})):
+        reward = dict(weight=0.0, last_weight=1.0, anchors=named)
+        d = rewarded(reward=reward, anchors=dict(times=ANCHORS, steps=(2, 4)), **ALONE)
+        turns = [draw_turn(d, i) for i in range(1, 99)]
+        assert {(len(t.anchors), t.tau) for t in turns if t.generator} == ends
+
+
+def test_a_rollout_is_as_long_as_its_turns_sampling():
+    d = rewarded(anchors=dict(times=ANCHORS, steps=(2, 4)), reward=dict(transitions=1))
+    turn = next(t for i in range(1, 99) if len((t := draw_turn(d, i)).anchors) == 2)
+    (rollout,) = roll_out(d, turn, [grouped()], Measures())
+    assert turn.transitions == (0,) and len(rollout.states) == 2
+    t, s = (torch.full((4,), d.anchors.times[place]) for place in (0, 2))
+    x_T, cond = rollout.states[0], rollout.cond
+    above = d.adapter.path.read(d.adapter.predict(d.generator.network, x_T, t, cond), x_T, t)
+    noise = generate(d, turn, grouped(), rollout).draws.normal("rollout 1", (4, 4, 4))
+    expected = add_noise(d.adapter.path, above.x_0, noise, s)
+    torch.testing.assert_close(rollout.states[1], expected)
+    before = {k: v.clone() for k, v in d.generator.network.state_dict().items()}
+    train_iteration(d, [grouped()], turn.iteration, measures := Measures())
+    assert "loss/grpo" in read(d, measures)
+    assert any(not torch.equal(v, before[k]) for k, v in d.generator.network.state_dict().items())
 
 
 @pytest.mark.parametrize("adversary", ["vfm", "none"])

@@ -8,12 +8,15 @@ import torch.distributed as dist
 from ranks import on_ranks
 
 from senseflow.common.ranks import start_ranks
+from senseflow.core.anchors import Anchors
 from senseflow.distill.state import Turn
 from senseflow.engine.agreement import Agreement, DisagreementError, require_equal
 
+ANCHORS = Anchors((1000, 750, 500, 250))
+
 
 def turn(iteration: int) -> Turn:
-    return Turn(iteration, iteration % 4, simulate=True, generator=False, adversarial=True)
+    return Turn(iteration, ANCHORS, iteration % 4, simulate=True, generator=False, adversarial=True)
 
 
 def check_parts(rank: int) -> None:

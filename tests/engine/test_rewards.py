@@ -56,8 +56,11 @@ def with_reward(*overrides: str):
         (["reward.models=[a:b]", "anchors.times=[1000, 500]", "reward.anchors=[500, 251]"],
          "reward.anchors [251.0] are none of anchors.times [1000.0, 500.0]"),
         (["reward.models=[a:b]", "reward.transitions=4"],
-         "reward.transitions 4: sampling at 4 anchors has 3 steps with noise"),
-        (["reward.models=[a:b]", "anchors.times=[1000]"], "reward.weight: with one anchor"),
+         "reward.transitions 4: sampling in 4 steps has 3 with noise"),
+        (["reward.models=[a:b]", "anchors.steps=[2, 4]", "reward.transitions=2"],
+         "reward.transitions 2: sampling in 2 steps has 1 with noise"),
+        (["reward.models=[a:b]", "anchors.times=[1000]"], "reward.weight: sampling in one step"),
+        (["reward.models=[a:b]", "anchors.steps=[1, 4]"], "reward.weight: sampling in one step"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(overrides, said):

@@ -22,7 +22,6 @@ from senseflow.config.recipes import RECIPES
 from senseflow.config.teacher import teacher_settings
 from senseflow.distill.algorithm import take_turn
 from senseflow.distill.measures import Measures
-from senseflow.distill.state import Turn
 from senseflow.engine.build import prepare
 from senseflow.engine.inputs import read_run
 from senseflow.plan import remedies as planning_remedies
@@ -39,7 +38,7 @@ from senseflow.weights.packed import torch_packs
 
 FILE = Path("configs/FLUX/flux_senseflow_tiny.yaml")
 RECIPE = RECIPES["flux_senseflow"]
-PLAIN, GENERATOR = Kind(False, 1, False), Kind(True, 1, False)
+PLAIN, GENERATOR = Kind(False, 1, False, 4), Kind(True, 1, False, 4)
 TURNS = {"first": GENERATOR, "generator": GENERATOR, "plain": PLAIN}
 KEPT = 3 * 2**20
 
@@ -102,7 +101,7 @@ def count_one_rank(folder: Path) -> dict[str, object]:
     batches = next(run.data(1))
     real: dict[str, object] = {"alone": vars(count_pieces(run.parts, batches[0]))}
     for name, kind in (("plain", PLAIN), ("generator", GENERATOR)):
-        turn = Turn(1, kind.anchor, kind.simulate, kind.generator, adversarial=False)
+        turn = kind.turn(run.parts)
         real[name] = count(lambda turn=turn: take_turn(run.parts, turn, batches, Measures()))
     return real
 
@@ -354,6 +353,43 @@ def test_the_mean_with_rewards(named, rolls, p, num):
     ways = sum(p * k + (1 - p) * 10 for k in range(1, num)) / num
     turn = 100 + 500 * len(chosen) / num + (1000 + 7 / num if rolls else ways)
     assert mean == pytest.approx(1 + often * turn + (1 - often) * ways)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("rolls", [True, False])
+@pytest.mark.parametrize("named", ["null", "[500]"])
+def test_the_mean_with_several_numbers_of_steps(named, rolls, p):
+    """Of two steps and of four, one as often as the other. A rollout costs 1000 a step, an encoding
+    10, the rewards' own gradient 500: at the last anchor of each, or at 500, which both have."""
+    config = load_recipe(RECIPE, FILE, [
+        f"backward_simulation.probability={p}", f"reward.weight={int(rolls)}",
+        "anchors.steps=[2, 4]", "reward.last_weight=1", f"reward.anchors={named}",
+        "reward.models=[a:b]",
+    ])  # fmt: skip
+    reflecting = {"null": {(2, 1), (4, 3)}, "[500]": {(2, 1), (4, 2)}}[named]
+
+    def cost(generator: bool, anchor: int, simulate: bool, steps: int) -> float:
+        rolled = generator and rolls
+        way = 0 if anchor == 0 or rolled else anchor if simulate else 10
+        learns = 500 * ((steps, anchor) in reflecting) + 7 * (rolled and anchor == steps - 1)
+        return 1 + way + (100 + learns) * generator + 1000 * steps * rolled
+
+    def phases(kind: Kind) -> dict[str, PhaseCost]:
+        whole = cost(kind.generator, kind.anchor, kind.simulate, kind.steps)
+        own = cost(False, kind.anchor, kind.simulate, kind.steps)
+        if kind.generator and rolls:
+            return {"generate": PhaseCost(flops=1), "generator": PhaseCost(flops=whole - 1)}
+        return {"generate": PhaseCost(flops=own), "generator": PhaseCost(flops=whole - own)}
+
+    mean = Costs(config, {k: phases(k) for k in kinds_of(config)}).mean(lambda cost: cost.flops)
+    often, expected = 1 / config.fake_score.ttur, 0.0
+    for steps in (2, 4):
+        for anchor in range(steps):
+            for simulate, chance in ((True, p), (False, 1 - p)):
+                turns = often * cost(True, anchor, simulate, steps)
+                turns += (1 - often) * cost(False, anchor, simulate, steps)
+                expected += chance * turns / 2 / steps
+    assert mean == pytest.approx(expected)
 
 
 def test_the_worst_kind_is_the_one_with_the_highest_moment():

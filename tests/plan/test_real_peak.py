@@ -22,7 +22,6 @@ from senseflow.config.load import load_recipe
 from senseflow.config.recipes import RECIPES
 from senseflow.distill.algorithm import take_turn
 from senseflow.distill.measures import Measures
-from senseflow.distill.state import Turn
 from senseflow.engine.build import prepare
 from senseflow.engine.inputs import read_run
 from senseflow.plan.costs import peak
@@ -37,7 +36,7 @@ MIB = 2**20
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "configs/FLUX/flux_senseflow_tiny.yaml"
 TINY = ROOT / "assets/tiny/flux/pipeline"
-KIND = Kind(generator=True, anchor=1, simulate=False)
+KIND = Kind(generator=True, anchor=1, simulate=False, steps=4)
 LARGER = dict(num_attention_heads=12, attention_head_dim=64, axes_dims_rope=[16, 24, 24])
 
 
@@ -70,7 +69,8 @@ def iterations(config: Config, folder: Path, num: int) -> int:
     """Take equal iterations; the high-water mark of the last one."""
     run = prepare(read_run(config, RECIPES[config.recipe].family), folder)
     batches = next(run.data(1))
-    turn = Turn(1, KIND.anchor, KIND.simulate, KIND.generator, adversarial=True)
+    turn = KIND.turn(run.parts)
+    assert turn.adversarial
     for _ in range(num):
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the mark starts anew
