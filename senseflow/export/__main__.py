@@ -20,9 +20,10 @@ import logging
 import sys
 from pathlib import Path
 
-from senseflow.common.commands import Parser, exit_status, module_parser
+from senseflow.common.commands import Parser, exit_status, module_parser, number
 from senseflow.common.files import require_writable
 from senseflow.common.hub_names import said_missing
+from senseflow.sampling.cli import Steps
 
 STOPPED = "--output is whole or not there"
 FORMS = ("component", "pipeline", "comfyui", "original", "lora")
@@ -30,6 +31,7 @@ FORMS = ("component", "pipeline", "comfyui", "original", "lora")
 EXAMPLES = """examples:
   python -m senseflow.export runs/flux --output flux_student
   python -m senseflow.export runs/flux --form pipeline --output flux_4_steps --dtype bfloat16
+  python -m senseflow.export runs/flux_8 --form pipeline --steps 4 --output flux_4_steps
   python -m senseflow.export runs/flux/checkpoints/step_0006000 --output flux_ema --ema --dtype float32
   python -m senseflow.export runs/flux --form pipeline --output flux_4_steps \\
       --push_to_hub me/flux_4_steps --dry_run
@@ -59,6 +61,10 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--ema", action="store_true", help="the average of the student's weights, not the last ones"
     )
+    parser.add_argument(
+        "--steps", type=number(Steps), metavar="N",
+        help="a divisor of the number of its anchors: the folder draws in so many (default: all)",
+    )  # fmt: skip
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float32"),
         help="(default: the run's precision.compute, a folder's own)",

@@ -15,7 +15,7 @@ from senseflow.export import hub
 from senseflow.export.card import CardFacts, read_evaluation, write_model_card
 from senseflow.export.folders import fill
 from senseflow.export.samples import copy_samples, read_samples
-from senseflow.export.source import Source, find_source
+from senseflow.export.source import Source, find_source, in_steps
 from senseflow.export.terms import terms_of
 from senseflow.teachers.published import Terms
 
@@ -30,6 +30,7 @@ class Export:
     output: Path
     form: str
     ema: bool
+    steps: int | None  # None: at all anchors
     dtype: Dtype | None
     pretrained_model: Path | None
     link: bool
@@ -69,6 +70,8 @@ def ship(wanted: Export) -> None:
 def write(wanted: Export, checkpoint: Path) -> None:
     """The folder, whole or not at all."""
     source = find_source(checkpoint, wanted.pretrained_model, wanted.ema, wanted.dtype)
+    if wanted.steps is not None:
+        source = in_steps(source, wanted.steps)
     if wanted.form == "lora" and not source.is_lora:
         raise ValueError(
             f"{checkpoint} was trained in full: python -m senseflow.extract_lora --base "

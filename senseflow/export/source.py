@@ -227,6 +227,18 @@ def _warn_of_another_base(source: Source) -> None:
         )
 
 
+def in_steps(source: Source, steps: int) -> Source:
+    """The student as one of fewer steps, at those of its anchors that sampling in so many takes.
+
+    Raises ValueError unless they divide the number of anchors.
+    """
+    anchors = source.card.anchors
+    if len(anchors) % steps:
+        raise ValueError(f"--steps {steps}: it divides the number of trained steps, {len(anchors)}")
+    chosen = source.family.levels.of_steps(list(anchors), steps)
+    return dataclasses.replace(source, card=dataclasses.replace(source.card, anchors=tuple(chosen)))
+
+
 def in_original_names(source: Source) -> Source:
     """A network's tensors as the files of its teacher's authors name, cut and join them.
 

@@ -13,7 +13,7 @@ from torch.distributions import Normal
 from toy import ANCHORS, toy_batch, toy_config, toy_distillation
 
 from senseflow.common.ranks import Ranks, start_ranks
-from senseflow.core.path import VPPath
+from senseflow.core.path import VPPath, add_noise
 from senseflow.distill.algorithm import draw_turn, generate, generator_backward, train_iteration
 from senseflow.distill.measures import Measures
 from senseflow.distill.rewards import RewardError, Rewards, Scorer

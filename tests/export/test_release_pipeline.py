@@ -14,6 +14,7 @@ from PIL import Image
 from students import ANCHORS, PROMPT, Shipped, ours, run_script, save_student, script_of
 
 from senseflow.export.folders import files_of
+from senseflow.weights.card import read_card
 
 
 @pytest.fixture(scope="module", params=ANCHORS)
@@ -52,6 +53,17 @@ def test_also_at_another_size(shipped, folder, tmp_path, monkeypatch):
     script = script.replace("height=32, width=32", "height=48, width=64")
     theirs, _ = run_script(script, folder, monkeypatch)
     assert np.array_equal(theirs, mine) and mine.shape == (48, 64, 3)
+
+
+def test_fewer_steps_than_it_was_trained_for(shipped, tmp_path, monkeypatch):
+    """A folder that draws in 2 is our script's --steps 2 of the student of 4."""
+    mine = ours(shipped, tmp_path / "ours", "--steps", 2, seed=0)
+    assert shipped.export(tmp_path / "two", "--form", "pipeline", "--steps", 2) == 0
+    theirs, _ = run_script(script_of(tmp_path / "two"), tmp_path / "two", monkeypatch)
+    assert np.array_equal(theirs, mine)
+    component = read_card(tmp_path / "two" / shipped.family.component)
+    assert component.anchors == shipped.anchors[::2]
+    assert "draws in 2 steps" in (tmp_path / "two" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["Image2Image", "Inpainting"])
