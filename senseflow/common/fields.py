@@ -72,14 +72,20 @@ class Bounds:
         return None if value in self else f"must be {self}"
 
 
-ORDERS = {"[low, high]": le, "[low, high], not equal": lt, "rising": lt, "falling": gt}
+ORDERS = {
+    "[low, high]": le,
+    "[low, high], not equal": lt,
+    "rising": lt,
+    "not falling": le,
+    "falling": gt,
+}
 
 
 @dataclass(frozen=True)
 class Order:
     """How the numbers of a list follow each other; there must be one at least."""
 
-    name: Literal["[low, high]", "[low, high], not equal", "rising", "falling"]
+    name: Literal["[low, high]", "[low, high], not equal", "rising", "not falling", "falling"]
 
     def __str__(self) -> str:
         """Its name."""

@@ -39,7 +39,7 @@ GuidanceRange = Annotated[tuple[Guidance, Guidance], Order("[low, high]")]
 Offload = Literal["none", "trained", "heads"]
 Taps = Annotated[tuple[Block, ...], Order("rising")]
 Times = Annotated[tuple[Time, ...], Order("falling")]
-Steps = Annotated[tuple[Few, ...], Order("rising")]
+Steps = Annotated[tuple[Few, ...], Order("not falling")]
 TimeRange = Annotated[tuple[Time, Time], Order("[low, high], not equal")]
 
 
@@ -113,7 +113,7 @@ class LrSchedulerConfig:
 @dataclass(frozen=True)
 class AnchorsConfig:
     """The anchors: `times` on the unshifted clock, then the teacher's own shift. A student of many
-    samples in fewer steps too, and `steps` trains it for each."""
+    samples in fewer steps too, and `steps` trains it for each; named twice, twice as often."""
 
     times: Times  # thousandths, from noisy to clean, before the shift
     shift: Shift | None = None  # None: the scheduler's own at the resolution
@@ -129,7 +129,7 @@ class AnchorsConfig:
 
     @property
     def walks(self) -> tuple[int, ...]:
-        """The numbers of steps it is trained for."""
+        """The numbers of steps it is trained for, each as often as it is drawn."""
         return self.steps or (len(self.times),)
 
     def of_walk(self, steps: int) -> Times:

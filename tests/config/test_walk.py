@@ -50,7 +50,7 @@ def test_every_field_is_walked():
             "anchors.steps=[1, 2]",
             "anchors.steps [1, 2]: each divides the number of anchors.times",
         ),
-        ("anchors.steps=[4, 2]", "anchors.steps [4, 2] must be rising"),
+        ("anchors.steps=[4, 2]", "anchors.steps [4, 2] must be not falling"),
         ("anchors.times=[250, 500]", r"anchors.times [250.0, 500.0] must be falling"),
         ("optimizer.betas=[0.9, 1]", "optimizer.betas[1] 1.0 must be at least 0 and below 1"),
         ("optimizer.lr=" + "9" * 400, "optimizer.lr: expected a number, got 99999"),
