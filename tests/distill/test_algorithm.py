@@ -162,6 +162,8 @@ def test_each_number_of_steps_is_drawn_as_often_and_walks_its_own_anchors():
     clean = path.read(d.adapter.predict(d.generator.network, noise, top, cond), noise, top).x_0
     expected = add_noise(path, clean, sample.draws.normal("eps", (4, 4, 4)), sample.tau)
     torch.testing.assert_close(sample.x_tau, expected)
+    often = toy_distillation(toy_config(anchors=dict(times=ANCHORS, steps=(2, 2, 4))))
+    assert 240 < sum(len(draw_turn(often, i).anchors) == 2 for i in range(1, 400)) < 292
     isg(d, turn, sample, pictures := {})  # where no noise is left both ways are x itself
     torch.testing.assert_close(pictures["ISG direct"], sample.x.detach())
 

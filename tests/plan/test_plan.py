@@ -358,12 +358,13 @@ def test_the_mean_with_rewards(named, rolls, p, num):
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("rolls", [True, False])
 @pytest.mark.parametrize("named", ["null", "[500]"])
-def test_the_mean_with_several_numbers_of_steps(named, rolls, p):
-    """Of two steps and of four, one as often as the other. A rollout costs 1000 a step, an encoding
+@pytest.mark.parametrize("drawn", [(2, 4), (2, 2, 4)])
+def test_the_mean_with_several_numbers_of_steps(drawn, named, rolls, p):
+    """Of two steps and of four, each as often as it is named. A rollout costs 1000 a step, an encoding
     10, the rewards' own gradient 500: at the last anchor of each, or at 500, which both have."""
     config = load_recipe(RECIPE, FILE, [
         f"backward_simulation.probability={p}", f"reward.weight={int(rolls)}",
-        "anchors.steps=[2, 4]", "reward.last_weight=1", f"reward.anchors={named}",
+        f"anchors.steps={list(drawn)}", "reward.last_weight=1", f"reward.anchors={named}",
         "reward.models=[a:b]",
     ])  # fmt: skip
     reflecting = {"null": {(2, 1), (4, 3)}, "[500]": {(2, 1), (4, 2)}}[named]
@@ -383,12 +384,12 @@ def test_the_mean_with_several_numbers_of_steps(named, rolls, p):
 
     mean = Costs(config, {k: phases(k) for k in kinds_of(config)}).mean(lambda cost: cost.flops)
     often, expected = 1 / config.fake_score.ttur, 0.0
-    for steps in (2, 4):
+    for steps in drawn:
         for anchor in range(steps):
             for simulate, chance in ((True, p), (False, 1 - p)):
                 turns = often * cost(True, anchor, simulate, steps)
                 turns += (1 - often) * cost(False, anchor, simulate, steps)
-                expected += chance * turns / 2 / steps
+                expected += chance * turns / len(drawn) / steps
     assert mean == pytest.approx(expected)
 
 
