@@ -234,7 +234,9 @@ def in_steps(source: Source, steps: int) -> Source:
     """
     anchors = source.card.anchors
     if len(anchors) % steps:
-        raise ValueError(f"--steps {steps}: it divides the number of trained steps, {len(anchors)}")
+        raise ValueError(
+            f"--steps {steps} does not divide the {len(anchors)} steps that the student is for"
+        )
     chosen = source.family.levels.of_steps(list(anchors), steps)
     return dataclasses.replace(source, card=dataclasses.replace(source.card, anchors=tuple(chosen)))
 

@@ -158,7 +158,7 @@ def test_errors_are_one_line(finished, tmp_path, capsys):
     assert "none does not exist" in error_of(tmp_path / "none", "--output", out)
     assert "holds no complete checkpoint" in error_of(tmp_path, "--output", out)
     uneven = error_of(run, "--output", out, "--steps", "3")
-    assert "--steps 3: it divides the number of trained steps, 4" in uneven
+    assert "--steps 3 does not divide the 4 steps that the student is for" in uneven
     assert "is there already: name another" in error_of(run, "--output", tmp_path / "there")
     damaged = moved / "checkpoints" / "step_0000004"
     assert "step_0000004 is damaged" in error_of(damaged, "--output", out)

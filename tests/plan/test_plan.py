@@ -360,8 +360,8 @@ def test_the_mean_with_rewards(named, rolls, p, num):
 @pytest.mark.parametrize("named", ["null", "[500]"])
 @pytest.mark.parametrize("drawn", [(2, 4), (2, 2, 4)])
 def test_the_mean_with_several_numbers_of_steps(drawn, named, rolls, p):
-    """Of two steps and of four, each as often as it is named. A rollout costs 1000 a step, an encoding
-    10, the rewards' own gradient 500: at the last anchor of each, or at 500, which both have."""
+    """Of two steps and of four, each as often as it is named. A rollout costs 1000 a step, an
+    encoding 10, the rewards' own gradient 500: at the last anchor of each, or at 500, of both."""
     config = load_recipe(RECIPE, FILE, [
         f"backward_simulation.probability={p}", f"reward.weight={int(rolls)}",
         f"anchors.steps={list(drawn)}", "reward.last_weight=1", f"reward.anchors={named}",
