@@ -94,10 +94,8 @@ def encodings(config: Config) -> float:
 def discriminator_share(recipe: Recipe, config: Config) -> float:
     """The share of anchors at which omega is not 0."""
     settings, power = teacher_settings(config), config.adversarial.omega_power
-    anchors, path = (
-        recipe.family.anchors(settings, config.anchors.times),
-        recipe.family.path(settings),
-    )
+    path = recipe.family.path(settings)
+    anchors = recipe.family.anchors(settings, config.anchors.times)
     walks = [torch.tensor(anchors.of_walk(steps).times) for steps in config.anchors.walks]
     return fmean(float((omega(path, tau, power) > 0).float().mean()) for tau in walks)
 

@@ -41,13 +41,10 @@ class Gpu:
 
 def kinds_of(config: Config) -> list[Kind]:
     """Those that tell the cost of all, and the most demanding."""
-    p, walks, rolls = (
-        config.backward_simulation.probability,
-        config.anchors.walks,
-        rolls_out(config),
-    )
-    num = walks[-1]
-    last, found = num - 1, [Kind(True, a, True, num) for a in sorted({0, 1, num - 1}) if rolls]
+    p, walks = config.backward_simulation.probability, config.anchors.walks
+    num, rolls = walks[-1], rolls_out(config)
+    last = num - 1
+    found = [Kind(True, anchor, True, num) for anchor in sorted({0, 1, last}) if rolls]
     for generator in (False,) if rolls else (True, False):
         found.append(Kind(generator, 0, False, num))
         if last > 0 and p < 1:
