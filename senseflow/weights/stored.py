@@ -25,6 +25,11 @@ FILE = re.compile(  # a variant such as fp16 stands before the last suffix, or a
     r"(?P<index>\.index(\.(?P<of_index>\w+))?\.json)?"
 )
 SHARD = re.compile(r".+-\d+-of-\d+(\.\w+)?\.safetensors")
+PEFT_LAYER = ".base_layer."  # in keys of a network that peft's adapters are still on
+UNLOADED = (
+    "A LoRA was still on it when it was saved: say fuse_lora(), then unload_lora_weights(), then "
+    "save_pretrained()"
+)
 TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -138,6 +143,8 @@ class Weights:
                 for kind, keys in found.items()
                 if keys
             )
+            if any(PEFT_LAYER in key for key in strange):
+                said += f". {UNLOADED}"
             raise ValueError(f"the weights in {self.source} do not fit {config}: {said}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection
 
@@ -73,6 +74,20 @@ def test_the_attention_of_an_older_vae(tmp_path):
     save_file(state, file)
     assert equal(AutoencoderKL.from_pretrained(tmp_path), network)
     assert equal(whole(component(tmp_path, torch.float32)), network)
+
+
+def test_a_lora_that_was_merged_and_not_unloaded(sdxl_folder, tmp_path):
+    """As load_lora_weights, fuse_lora and save_pretrained leave a network; diffusers reads such a
+    folder with its merged layers at random."""
+    network = UNet2DConditionModel.from_pretrained(sdxl_folder / "unet")
+    network.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    network.fuse_lora()
+    network.save_pretrained(tmp_path / "kept")
+    with pytest.raises(ValueError, match=r"unload_lora_weights\(\), then save_pretrained\(\)$"):
+        component(tmp_path / "kept", torch.float32)
+    network.unload_lora()
+    network.save_pretrained(tmp_path / "unloaded")
+    assert equal(whole(component(tmp_path / "unloaded", torch.float32)), network)
 
 
 @pytest.fixture
