@@ -7,6 +7,7 @@ What it is made of is not trained.
 
 import traceback
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,11 @@ class Rewards:
         with_gradient: bool = False,
     ) -> Tensor:
         """Scores (B,) float32; NaN, and a fault noted, where there are none."""
-        fault, more = None, {"fields": list(fields)} if scorer.takes_fields else {}
+        fault, more = None, {"fields": deepcopy([*fields])} if scorer.takes_fields else {}
         try:
-            found = scorer.score(pictures, prompts, **more)
-        except Exception as error:  # a user's own code raises what it likes, and ranks wait
+            # copies: what one changes in place is neither another's nor the iteration's
+            found = scorer.score(pictures.clone(), [*prompts], **more)
+        except (Exception, SystemExit) as error:  # a user's own code raises what it likes
             fault = f"raised {with_line(error)}"
         else:
             if not isinstance(found, Tensor) or found.shape != (len(prompts),):
@@ -121,7 +123,7 @@ class Rewards:
         raise RewardError(f"reward {[*noted, *found][0]}")
 
 
-def with_line(error: Exception) -> str:
+def with_line(error: BaseException) -> str:
     """What a user's own code raised, called in the frame that caught it, and where in its file."""
     frames = traceback.extract_tb(error.__traceback__)[1:]
     own = [frame for frame in frames if "importlib" not in frame.filename]

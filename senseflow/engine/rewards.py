@@ -174,7 +174,7 @@ def imported(name: str) -> Score:
     module_name, function_name = parts_of(name)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a user's own code raises what it likes
+    except (Exception, SystemExit) as error:  # a user's own code raises what it likes
         if isinstance(error, ModuleNotFoundError) and error.name == module_name:
             raise ValueError(
                 f"reward.models {name}: there is no module {module_name} in the working folder or "

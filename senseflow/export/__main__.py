@@ -26,6 +26,7 @@ from senseflow.common.hub_names import said_missing
 from senseflow.sampling.cli import Steps
 
 STOPPED = "--output is whole or not there"
+SENDING = ("output", "push_to_hub", "dry_run", "public")  # flags of a folder that is there
 FORMS = ("component", "pipeline", "comfyui", "original", "lora")
 
 EXAMPLES = """examples:
@@ -141,6 +142,14 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.checkpoint is not None:
         require_writable("--output", args.output.parent)
+    if args.checkpoint is None:
+        defaults = build_parser().parse_args(["--output", "."])
+        for name, value in vars(args).items():
+            if name not in SENDING and value != getattr(defaults, name):
+                raise ValueError(
+                    f"--{name} is of a folder that is written, and {args.output} is sent as it is: "
+                    "name a run or checkpoint to export"
+                )
     if args.checkpoint is None and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is not there: name a run or checkpoint to export")
     if (args.dry_run or args.public) and not args.push_to_hub:

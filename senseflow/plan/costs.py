@@ -52,8 +52,8 @@ def kinds_of(config: Config) -> list[Kind]:
         if last > 0 and p > 0 and (generator or p == 1 or rolls):
             found.append(Kind(generator, last, True, num))
     for steps in reversed(walks):
-        for anchor in range(0 if rolls else 1, steps):
-            kind = Kind(True, anchor, rolls or p == 1, steps)
+        for anchor in range(steps):  # the top one too: of one step it is also the last
+            kind = Kind(True, anchor, rolls or (p == 1 and anchor > 0), steps)
             if losses(config, kind) not in [losses(config, other) for other in found]:
                 found.append(kind)
     return found

@@ -1,6 +1,7 @@
 """Rollouts and L_GRPO in the iteration: against the sampler, REINFORCE and torch.distributions."""
 
 import math
+import sys
 from dataclasses import replace
 from itertools import combinations
 
@@ -456,7 +457,12 @@ def raising(images, prompts):
     raise KeyError("no such colour")
 
 
+def leaving(images, prompts):
+    sys.exit("done")
+
+
 FAILING = [
+    (leaving, "reward leaving raised SystemExit('done') (test_rollout.py, line "),
     (nan_for_one, "reward nan_for_one is not finite for 1 of 4 images"),
     (too_few, "reward too_few returned [1] for 4 images, not a tensor of as many scores"),
     (a_list, "reward a_list returned list for 4 images"),
@@ -477,6 +483,31 @@ def test_a_reward_that_fails_is_named_and_nothing_has_moved(function, said):
             train_iteration(d, [grouped()], turn.iteration, Measures())
         assert str(error.value).startswith(said)
         assert changed(before, snapshot(d)) == set()
+
+
+def careless(images, prompts, fields):
+    images.zero_()
+    prompts.reverse()
+    for row in fields:
+        row.clear()
+    return images.new_zeros(len(images))
+
+
+def test_what_a_reward_changes_in_place_is_its_own():
+    """Not the next reward's, nor the iteration's."""
+    images = torch.rand(2, 3, 4, 4).requires_grad_()
+    prompts, fields, seen = ["a", "b"], [{"count": 1}, {"count": [2]}], []
+
+    def kept(pictures, words, fields):
+        seen.append((pictures.detach(), words, fields))
+        return pictures.mean((1, 2, 3))
+
+    scorers = [Scorer(f.__name__, 1.0, f, True, takes_fields=True) for f in (careless, kept)]
+    with torch.no_grad():
+        Rewards(scorers, start_ranks()).score(images, prompts, fields)
+    ((pictures, words, rows),) = seen
+    torch.testing.assert_close(pictures, (images.detach() + 1) / 2)
+    assert words == prompts == ["a", "b"] and rows == fields == [{"count": 1}, {"count": [2]}]
 
 
 def no_gradient(images, prompts):

@@ -77,6 +77,7 @@ def test_what_cannot_be_is_refused(overrides, said):
         ("own_rewards:torch", "own_rewards has no function torch"),
         ("broken_reward:score", "ZeroDivisionError('division by zero') (broken_reward.py, line 2)"),
         ("needs_more:score", "needs_more cannot be imported: ModuleNotFoundError"),
+        ("script:score", "script cannot be imported: SystemExit(0) (script.py, line 3)"),
         ("beauty", "beauty is neither module:function nor one of clip, hps_v2.1, hps_v2,"),
         ("score:", "score: is neither module:function nor"),
     ],
@@ -84,6 +85,7 @@ def test_what_cannot_be_is_refused(overrides, said):
 def test_a_users_function_that_is_not_there_is_named(name, said, tmp_path, monkeypatch):
     (tmp_path / "broken_reward.py").write_text("\n1 / 0\n")
     (tmp_path / "needs_more.py").write_text("import no_such_library\n")
+    (tmp_path / "script.py").write_text("import sys\n\nsys.exit(0)\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError) as refused:
         named_rewards(with_reward(f"reward.models=['{name}']"))

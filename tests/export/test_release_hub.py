@@ -103,6 +103,9 @@ def test_what_is_there_is_sent_again(shipped, api, tmp_path, capsys):
     assert "413 Payload Too Large" in said and f"send it by --output {out}" in said
     api.fails = False
     assert export.main(["--output", str(out), *push]) == 0 and api.calls[-1][0] == "upload"
+    for flag in (["--steps", "2"], ["--form", "pipeline"], ["--ema"], ["--name", "X"]):
+        said = error_of(capsys, export.main(["--output", str(out), *push, *flag]))
+        assert f"{flag[0]} is of a folder that is written, and {out} is sent as it is" in said
     (tmp_path / "other").mkdir()
     status = export.main(["--output", str(tmp_path / "other"), *push])
     assert "is no exported student" in error_of(capsys, status)
