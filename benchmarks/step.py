@@ -41,7 +41,7 @@ from senseflow.engine.build import assemble, share
 from senseflow.plan.blank import blank_inputs
 from senseflow.plan.costs import DENSE_TFLOPS, Costs, kinds_of
 from senseflow.plan.plan import Wanted, configure
-from senseflow.plan.rehearsal import Kind
+from senseflow.plan.rehearsal import Kind, silent_anchors
 from senseflow.weights.lora import Role
 
 GIB = 2**30
@@ -138,7 +138,7 @@ def report(d: Distillation, measured: dict[Kind, dict[str, Phase]], world_size: 
             rows.append(
                 [str(kind), name, f"{phase.seconds:.3f}", f"{phase.flops / 1e12:.3g}", peak]
             )
-    costs = Costs(d.config, measured)
+    costs = Costs(d.config, measured, silent_anchors(d))
     seconds, flops = costs.mean(lambda p: p.seconds), costs.mean(lambda p: p.flops)
     each = d.config.train.batch_size / seconds
     lines = [
@@ -165,7 +165,7 @@ def main() -> None:
     ranks = start_ranks(load_config(args.config, args.overrides).parallel.replicas)
     d, micro_batches = parts_of(args, ranks)
     measured = {}
-    for kind in tqdm(kinds_of(d.config), unit="kind", disable=not ranks.is_main):
+    for kind in tqdm(kinds_of(d.config, silent_anchors(d)), unit="kind", disable=not ranks.is_main):
         measured[kind] = run(d, micro_batches, kind, args.repeats)
     if ranks.is_main:
         text = report(d, measured, ranks.world_size)

@@ -23,8 +23,7 @@ from senseflow.common.quiet import quiet_libraries
 from senseflow.common.templates import templates
 from senseflow.config.config import load_config
 from senseflow.config.recipes import RECIPES
-from senseflow.plan.costs import Gpu
-from senseflow.plan.fit import likely_worst_first
+from senseflow.plan.costs import Gpu, kinds_of, likely_worst_first
 from senseflow.plan.plan import Wanted, data_of, make_plan
 from senseflow.plan.remedies import changed, exact, inexact
 from senseflow.plan.text import gib
@@ -69,7 +68,7 @@ class Peaks:
         started, wanted = time.process_time(), rung.wanted
         try:
             config = load_config(wanted.file, list(wanted.overrides))
-            peak = make_plan(wanted, likely_worst_first(config)[:1]).peak
+            peak = make_plan(wanted, likely_worst_first(kinds_of(config))[:1]).peak
             self.known[rung.key], said = peak, f"{gib(peak)} GiB"
         except ValueError as error:  # such as a base in 4 bits where a layer's width is odd
             self.known[rung.key], said = None, f"refused: {error}"

@@ -7,8 +7,9 @@ number of steps alike and of it each anchor, simulation p. A generator turn with
 the way whatever was drawn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from senseflow.config.config import Config
 from senseflow.plan.rehearsal import Kind
@@ -39,8 +40,11 @@ class Gpu:
         return (self.memory - self.kept(ranks, replicas)) * GIB
 
 
-def kinds_of(config: Config) -> list[Kind]:
-    """Those that tell the cost of all, and the most demanding."""
+def kinds_of(config: Config, silent: Collection[int] = (0,)) -> list[Kind]:
+    """Those that tell the cost of all, and the most demanding.
+
+    silent: numbers of the anchors at which the adversary does not play, 0 is the noisiest.
+    """
     p, walks = config.backward_simulation.probability, config.anchors.walks
     num, rolls = walks[-1], rolls_out(config)
     last = num - 1
@@ -51,12 +55,20 @@ def kinds_of(config: Config) -> list[Kind]:
             found.append(Kind(generator, 1, False, num))
         if last > 0 and p > 0 and (generator or p == 1 or rolls):
             found.append(Kind(generator, last, True, num))
-    for steps in reversed(walks):
+    known = {losses(config, kind, silent) for kind in found}
+    for generator, steps in product((True, False), reversed(walks)):
         for anchor in range(steps):  # the top one too: of one step it is also the last
-            kind = Kind(True, anchor, rolls or (p == 1 and anchor > 0), steps)
-            if losses(config, kind) not in [losses(config, other) for other in found]:
+            rolled = generator and rolls
+            kind = Kind(generator, anchor, rolled or (p == 1 and anchor > 0), steps)
+            if (own := losses(config, kind, silent)) not in known:
                 found.append(kind)
+                known.add(own)
     return found
+
+
+def likely_worst_first(kinds: Sequence[Kind]) -> list[Kind]:
+    """First a generator turn, below the top anchor where there is one."""
+    return sorted(kinds, key=lambda kind: (not kind.generator, kind.anchor == 0))
 
 
 def rolls_out(config: Config) -> bool:
@@ -64,13 +76,15 @@ def rolls_out(config: Config) -> bool:
     return config.reward.weight > 0
 
 
-def losses(config: Config, kind: Kind) -> tuple[int, ...]:
+def losses(config: Config, kind: Kind, silent: Collection[int]) -> tuple[int, ...]:
     """What kinds have in common whose cost differs by the way to x_tau alone."""
+    plays = kind.anchor * (len(config.anchors.times) // kind.steps) not in silent
     rolled = kind.generator and rolls_out(config)
     reflected = kind.generator and config.reflects(kind.anchor, kind.steps)
     # of a rollout's steps the last one has no density: x's own prediction is none that trains
     without_density = rolled and kind.anchor == kind.steps - 1
-    return kind.generator, kind.anchor > 0, reflected, without_density, rolled * kind.steps
+    top = kind.anchor == 0
+    return kind.generator, top, plays, reflected, without_density, rolled * kind.steps
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,7 @@ class Costs:
 
     config: Config
     traced: dict[Kind, Phases]
+    silent: Collection[int] = (0,)  # as kinds_of
 
     def at(self, kind: Kind, quantity: Quantity) -> float:
         """A quantity that adds up over phases (FLOPs, bytes), of an iteration of any kind."""
@@ -86,8 +101,8 @@ class Costs:
             return self._total(kind, quantity)
         num, rolls = self.config.anchors.walks[-1], rolls_out(self.config)
         last = num - 1
-        own = losses(self.config, kind)
-        like = next(other for other in self.traced if losses(self.config, other) == own)
+        own = losses(self.config, kind, self.silent)
+        like = next(k for k in self.traced if losses(self.config, k, self.silent) == own)
         if kind.anchor == 0 or (kind.generator and rolls):  # there is one way
             return self._total(like, quantity)
         if kind.simulate:

@@ -15,8 +15,7 @@ another does not fit in it, sets are compared by both.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from senseflow.config.config import Config, load_config
-from senseflow.plan.costs import Gpu, kinds_of
+from senseflow.plan.costs import Gpu
 from senseflow.plan.plan import Plan, Wanted, make_plan
 from senseflow.plan.rehearsal import Kind
 from senseflow.plan.remedies import Change, candidates, changed, passed_over, together
@@ -46,12 +45,11 @@ class Fit:
 
 def fit(wanted: Wanted, gpu: Gpu) -> Fit:
     """Trace until a set is found; raises ValueError as a run would for its configuration."""
-    config = load_config(wanted.file, list(wanted.overrides))
-    search, all_kinds = Search(wanted, gpu), likely_worst_first(config)
-    plan = search.trace((), all_kinds)
+    search = Search(wanted, gpu)
+    plan = search.trace((), None)
     if plan.fits(gpu):
         return Fit(wanted, plan, (), search.rehearsals)
-    kinds = [plan.costs.worst()]
+    all_kinds, kinds = plan.kinds, [plan.costs.worst()]
     every = search.useful(plan, kinds)
     while True:
         chosen = search.smallest(every, kinds)
@@ -63,11 +61,6 @@ def fit(wanted: Wanted, gpu: Gpu) -> Fit:
         kinds.append(plan.costs.worst())
 
 
-def likely_worst_first(config: Config) -> list[Kind]:
-    """All kinds; first a generator turn, below the top anchor where there is one."""
-    return sorted(kinds_of(config), key=lambda kind: (not kind.generator, kind.anchor == 0))
-
-
 @dataclass
 class Search:
     """What has been traced of a configuration and its changes."""
@@ -77,10 +70,12 @@ class Search:
     plans: dict[Changes, Plan] = field(default_factory=dict)
     rehearsals: list[Rehearsed] = field(default_factory=list)
 
-    def trace(self, changes: Changes, kinds: Sequence[Kind], to_the_end: bool = False) -> Plan:
-        """The plan with these changes, of these kinds or until one of them does not fit."""
+    def trace(
+        self, changes: Changes, kinds: Sequence[Kind] | None, to_the_end: bool = False
+    ) -> Plan:
+        """The plan with these changes, of these kinds (None: of all) or until one does not fit."""
         known = self.plans.get(changes)
-        if known and {*kinds} <= known.costs.traced.keys():
+        if known and {*(kinds or known.kinds)} <= known.costs.traced.keys():
             return known
         if known and not known.fits(self.gpu) and not to_the_end:
             return known

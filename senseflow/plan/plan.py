@@ -3,7 +3,7 @@
 import gc
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from senseflow.config.config import Config, load_config
 from senseflow.config.load import check_split, load_recipe, require_no_images
 from senseflow.config.recipes import RECIPES, Recipe
 from senseflow.plan.blank import PlanData
-from senseflow.plan.costs import Costs, Gpu, Phases, kinds_of, peak
-from senseflow.plan.rehearsal import Kind, NetworkBytes, rehearse
+from senseflow.plan.costs import Costs, Gpu, Phases, kinds_of, likely_worst_first, peak
+from senseflow.plan.rehearsal import Kind, NetworkBytes, rehearse, silent_anchors
 from senseflow.plan.scorer_files import stand_in_files
 from senseflow.plan.stand_in import copy_teacher, write_teacher, write_vision
 
@@ -46,6 +46,7 @@ class Plan:
     data: PlanData
     networks: dict[str, NetworkBytes]
     costs: Costs
+    kinds: Sequence[Kind]  # that were to be traced
 
     @property
     def peak(self) -> int:
@@ -82,11 +83,13 @@ def make_plan(
         require_no_images(asked, "--data prompts")
     with tempfile.TemporaryDirectory(prefix="senseflow_plan_") as folder:
         config, teacher = configure(recipe, wanted, Path(folder))
-        kinds = kinds or kinds_of(config)
         room = within.room(wanted.world_size, config.parallel.replicas) if within else math.inf
         title = f"{config.recipe} on {wanted.world_size}"
-        with tqdm(total=len(kinds) + 2, desc=title, unit="step", postfix="building") as bar:
+        with tqdm(desc=title, unit="step", postfix="building") as bar:
             with rehearse(config, recipe.family, wanted.world_size, data) as rehearsal:
+                silent = silent_anchors(rehearsal.parts)
+                kinds = kinds or all_kinds(config, silent, within)
+                bar.reset(len(kinds) + 2)
                 bar.update()
                 bar.set_postfix_str("first steps")
                 networks = rehearsal.hold()
@@ -100,7 +103,13 @@ def make_plan(
             bar.update()
         del rehearsal
         gc.collect()
-    return Plan(wanted, config, teacher, data, networks, Costs(config, traced))
+    return Plan(wanted, config, teacher, data, networks, Costs(config, traced, silent), kinds)
+
+
+def all_kinds(config: Config, silent: Collection[int], within: Gpu | None) -> list[Kind]:
+    """Those that tell all; where one that does not fit is enough, the likely worst first."""
+    kinds = kinds_of(config, silent)
+    return likely_worst_first(kinds) if within else kinds
 
 
 def data_of(config: Config, recipe: Recipe) -> PlanData:

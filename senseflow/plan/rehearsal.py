@@ -64,6 +64,11 @@ class Kind:
         return f"{turn}, anchor {self.anchor} of {self.steps}, {how}"
 
 
+def silent_anchors(d: Distillation) -> list[int]:
+    """Numbers of the anchors at which no adversary plays, 0 is the noisiest."""
+    return [number for number, tau in enumerate(d.anchors.times) if not d.has_adversary(tau)]
+
+
 def trained_of(d: Distillation) -> dict[str, Trained]:
     """The networks that learn, by name."""
     found = {"generator": d.generator, "fake_score": d.fake_score}

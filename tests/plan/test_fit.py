@@ -18,7 +18,7 @@ from senseflow.config.recipes import RECIPES
 from senseflow.plan import command
 from senseflow.plan import fit as fitting
 from senseflow.plan.__main__ import main
-from senseflow.plan.costs import Costs, Gpu, kinds_of
+from senseflow.plan.costs import Costs, Gpu, kinds_of, likely_worst_first
 from senseflow.plan.fit import Changes, fit
 from senseflow.plan.host import Host
 from senseflow.plan.plan import Plan, Wanted
@@ -75,13 +75,15 @@ class MadeUp:
     def __call__(self, wanted, kinds=None, within=None) -> Plan:
         config = config_of(wanted.overrides)
         traced: dict[Kind, dict[str, PhaseCost]] = {}
-        for kind in kinds or kinds_of(config):
+        kinds = kinds or likely_worst_first(kinds_of(config))
+        for kind in kinds:
             num_bytes = size(wanted, kind.generator, self.plain, self.apart) * MIB
             traced[kind] = {"generate": PhaseCost(peak=num_bytes, flops=10**12)}
             if within and num_bytes > within.room(wanted.world_size, 1):
                 break
         self.asked.append((wanted, frozenset(traced)))
-        return Plan(wanted, config, "made up", wanted.data or "images", {}, Costs(config, traced))
+        costs, data = Costs(config, traced), wanted.data or "images"
+        return Plan(wanted, config, "made up", data, {}, costs, kinds)
 
 
 def gpu(mib: float) -> Gpu:

@@ -8,6 +8,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from senseflow.plan.blank import PlanData
 from senseflow.plan.costs import Costs, Gpu, kinds_of, peak
 from senseflow.plan.host import Host, measure
 from senseflow.plan.plan import Plan, Wanted, configure
-from senseflow.plan.rehearsal import Kind, NetworkBytes, Rehearsal, rehearse
+from senseflow.plan.rehearsal import Kind, NetworkBytes, Rehearsal, rehearse, silent_anchors
 from senseflow.plan.remedies import Change, Remedy, candidates, changed, remedies, together, twice
 from senseflow.plan.text import as_markdown, as_tree
 from senseflow.plan.tracker import GATHERED, OFFLOADED, PhaseCost, Tracker
@@ -303,6 +304,18 @@ def test_heads_in_host_memory_are_not_on_the_gpu(facts):
     assert place["discriminator"]["peak"] - away["discriminator"]["peak"] == held + of_one
 
 
+def test_which_anchors_have_no_adversary():
+    """omega is alpha^2: at the shift of FLUX's anchors (.75 is .9045) .0019, .0091, .0255 below the
+    top one of eight. The anchor below those that are silent is traced."""
+    eight = "anchors.times=[1000, 875, 750, 625, 500, 375, 250, 125]"
+    overrides = [eight, "adversarial.least_omega=0.01", "train.batch_size=2"]
+    config = load_recipe(RECIPE, FILE, overrides)
+    with rehearse(config, RECIPE.family, 1, "images") as rehearsal:
+        assert silent_anchors(rehearsal.parts) == [0, 1, 2]
+    traced = {kind.anchor for kind in kinds_of(config, [0, 1, 2])}
+    assert traced == {0, 1, 3, 7}
+
+
 def made_up_costs(p: float, num: int) -> Costs:
     """Every forward costs 1, an encoding 10, a generator turn 100 more."""
     config = load_recipe(RECIPE, FILE, [f"backward_simulation.probability={p}"])
@@ -393,6 +406,39 @@ def test_the_mean_with_several_numbers_of_steps(drawn, named, rolls, p):
                 turns = often * cost(True, anchor, simulate, steps)
                 turns += (1 - often) * cost(False, anchor, simulate, steps)
                 expected += chance * turns / len(drawn) / steps
+    assert mean == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("rolls", [True, False])
+@pytest.mark.parametrize("drawn", ["null", "[2, 4]"])
+@pytest.mark.parametrize("silent", [(), (0,), (0, 1), (0, 1, 2), (0, 1, 2, 3)])
+def test_the_mean_where_the_adversary_plays_at_some_anchors(silent, drawn, rolls, p):
+    """It costs 50, and 30 more on theta's turn; of two steps the second begins at the third anchor. A
+    rollout costs 1000 a step, 7 more where its last step trains nothing."""
+    config = load_recipe(RECIPE, FILE, [
+        f"backward_simulation.probability={p}", f"reward.weight={int(rolls)}",
+        f"anchors.steps={drawn}", "reward.models=[a:b]",
+    ])  # fmt: skip
+
+    def parts(generator: bool, anchor: int, simulate: bool, steps: int) -> tuple[float, float]:
+        rolled = generator and rolls
+        way = 0 if anchor == 0 or rolled else anchor if simulate else 10
+        plays = anchor * 4 // steps not in silent
+        rolling = 1000 * steps + 7 * (anchor == steps - 1) if rolled else 0
+        return 1 + way, (50 + 30 * generator) * plays + 100 * generator + rolling
+
+    def phases(kind: Kind) -> dict[str, PhaseCost]:
+        way, rest = parts(kind.generator, kind.anchor, kind.simulate, kind.steps)
+        return {"generate": PhaseCost(flops=way), "discriminator": PhaseCost(flops=rest)}
+
+    traced = {kind: phases(kind) for kind in kinds_of(config, silent)}
+    often, expected, walks = 1 / config.fake_score.ttur, 0.0, [2, 4] if drawn != "null" else [4]
+    for steps, generator in product(walks, (True, False)):
+        for anchor, (simulate, chance) in product(range(steps), ((True, p), (False, 1 - p))):
+            share = (often if generator else 1 - often) * chance / len(walks) / steps
+            expected += share * sum(parts(generator, anchor, simulate, steps))
+    mean = Costs(config, traced, silent).mean(lambda cost: cost.flops)
     assert mean == pytest.approx(expected)
 
 
@@ -496,7 +542,7 @@ def test_changes_are_those_the_configuration_has_not_made():
     def found(gpus: int, *overrides: str, data: PlanData = "images") -> list[tuple[str, ...]]:
         config = load_recipe(RECIPE, Path("configs/FLUX/flux_senseflow.yaml"), list(overrides))
         wanted = Wanted(FILE, overrides, 1, gpus)
-        plan = Plan(wanted, config, "as published", data, {}, Costs(config, {}))
+        plan = Plan(wanted, config, "as published", data, {}, Costs(config, {}), [])
         return [change.overrides for change in candidates(plan)]
 
     some, every = "optimizer.head_states=8bit", "optimizer.states=8bit"
