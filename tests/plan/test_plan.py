@@ -414,8 +414,8 @@ def test_the_mean_with_several_numbers_of_steps(drawn, named, rolls, p):
 @pytest.mark.parametrize("drawn", ["null", "[2, 4]"])
 @pytest.mark.parametrize("silent", [(), (0,), (0, 1), (0, 1, 2), (0, 1, 2, 3)])
 def test_the_mean_where_the_adversary_plays_at_some_anchors(silent, drawn, rolls, p):
-    """It costs 50, and 30 more on theta's turn; of two steps the second begins at the third anchor. A
-    rollout costs 1000 a step, 7 more where its last step trains nothing."""
+    """It costs 50, and 30 more on theta's turn; of two steps the second begins at the third anchor.
+    A rollout costs 1000 a step, 7 more where its last step trains nothing."""
     config = load_recipe(RECIPE, FILE, [
         f"backward_simulation.probability={p}", f"reward.weight={int(rolls)}",
         f"anchors.steps={drawn}", "reward.models=[a:b]",
