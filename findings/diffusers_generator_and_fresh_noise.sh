@@ -10,14 +10,11 @@ packages="torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 acce
 here=$(dirname "$0")
 . "$here/environment"
 OMP_NUM_THREADS=1 PYTHONPATH="$here" PYTHONDONTWRITEBYTECODE=1 "$python" - <<'PYTHON'
-import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, FluxPipeline
 
 from tiny_flux import apart, make_network
 
-print("diffusers", diffusers.__version__)
-assert diffusers.__version__ == "0.42.1", "another version than the pinned one"
 found = {}
 for name, scheduler in {
     "euler": FlowMatchEulerDiscreteScheduler(),

@@ -12,14 +12,7 @@ here=$(dirname "$0")
 OMP_NUM_THREADS=1 PYTHONPATH="$here" PYTHONDONTWRITEBYTECODE=1 "$python" - <<'PYTHON'
 import tempfile
 
-import diffusers
-import peft
-
 from tiny_flux import LORA_OF, apart, make_lora, make_network, predict, with_lora
-
-versions = (diffusers.__version__, peft.__version__)
-print("diffusers %s, peft %s" % versions)
-assert versions == ("0.42.1", "0.21.2"), "other versions than the pinned ones"
 
 other = with_lora(seed=7)
 full = predict(other)

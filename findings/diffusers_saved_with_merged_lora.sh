@@ -12,16 +12,10 @@ here=$(dirname "$0")
 OMP_NUM_THREADS=1 PYTHONPATH="$here" PYTHONDONTWRITEBYTECODE=1 "$python" - <<'PYTHON'
 import tempfile
 
-import diffusers
-import peft
 from diffusers import FluxTransformer2DModel
 from safetensors import safe_open
 
 from tiny_flux import apart, make_network, predict, with_lora
-
-versions = (diffusers.__version__, peft.__version__)
-print("diffusers %s, peft %s" % versions)
-assert versions == ("0.42.1", "0.21.2"), "other versions than the pinned ones"
 
 base, network = predict(make_network()), with_lora()
 full = predict(network)

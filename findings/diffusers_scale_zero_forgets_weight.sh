@@ -9,14 +9,7 @@ packages="torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 acce
 here=$(dirname "$0")
 . "$here/environment"
 OMP_NUM_THREADS=1 PYTHONPATH="$here" PYTHONDONTWRITEBYTECODE=1 "$python" - <<'PYTHON'
-import diffusers
-import peft
-
 from tiny_flux import apart, predict, with_lora
-
-versions = (diffusers.__version__, peft.__version__)
-print("diffusers %s, peft %s" % versions)
-assert versions == ("0.42.1", "0.21.2"), "other versions than the pinned ones"
 
 network = with_lora()
 full = predict(network)

@@ -1,10 +1,19 @@
-"""For the scripts about LoRA: a small FLUX transformer, a LoRA for it, and one call."""
+"""For scripts about FLUX and its LoRA: a small transformer, a LoRA for it, and one call.
 
+Prints the versions of what it is about, and ends where they are not the pinned ones.
+"""
+
+import diffusers
+import peft
 import torch
 from diffusers import FluxTransformer2DModel
 
 ATTENTION = ("to_q", "to_k", "to_v")
 LORA_OF = {"prefix": None, "adapter_name": "a"}
+
+versions = (diffusers.__version__, peft.__version__)
+print("diffusers {}, peft {}".format(*versions))
+assert versions == ("0.42.1", "0.21.2"), "other versions than the pinned ones"
 
 
 def make_network():
