@@ -6,7 +6,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from senseflow.common.fields import short
-from senseflow.core.levels import one_shift, shifted
+from senseflow.core.levels import even_times, one_shift, shifted
 from senseflow.teachers.family import Family, Plan, StockSampling
 from senseflow.teachers.folder import TeacherSettings, scheduler_config
 
@@ -172,5 +172,7 @@ class EvenFlowFamily(FlowFamily):
             return levels
         from senseflow.teachers.schedulers import as_made, stock_sigmas
 
-        times = [shifted(sigma, 1 / shift) for sigma in levels]
+        # An anchor's time is known: from its sigma, a float32, it would be off in the last bit.
+        known = dict(zip(anchors, even_times(len(anchors)), strict=True))
+        times = [known.get(sigma, shifted(sigma, 1 / shift)) for sigma in levels]
         return as_made(levels, stock_sigmas({"shift": shift}, times))

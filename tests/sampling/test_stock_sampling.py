@@ -36,8 +36,11 @@ def sigmas_of(family: Family, anchors: tuple[float, ...]) -> torch.Tensor:
 @pytest.mark.parametrize("num", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("shift", [1.0, 3.0, 3.1582, math.exp(1.15)])
 @pytest.mark.parametrize("family", [FLUX, SD35])
-def test_the_number_of_steps_alone_gives_one_shifts_anchors(family, shift, num):
+@pytest.mark.parametrize("single", [False, True])
+def test_the_number_of_steps_alone_gives_one_shifts_anchors(family, shift, num, single):
     anchors = spaced(shift, num)
+    if single:  # as a run's card has them
+        anchors = tuple(torch.tensor(anchors).tolist())
     stock = family.stock_sampling(anchors)
     assert stock.levels == {"num_inference_steps": num}
     assert stock.changes["stochastic_sampling"] and not stock.changes["use_dynamic_shifting"]
