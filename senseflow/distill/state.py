@@ -24,7 +24,7 @@ from senseflow.distill.foresight import Foresight
 from senseflow.distill.measures import Measures
 from senseflow.distill.rewards import Rewards
 from senseflow.optim.ema import Ema
-from senseflow.optim.resharding import reshard
+from senseflow.optim.resharding import learns_again, reshard
 from senseflow.optim.trained import Trained
 from senseflow.teachers.encoded import Conditioning, is_mask
 
@@ -285,5 +285,6 @@ def frozen(*networks: nn.Module) -> Iterator[None]:
         for network in networks:
             reshard(network)
             network.requires_grad_(True)
+            learns_again(network)
         for network in training:
             network.train()
