@@ -145,7 +145,8 @@ def collectives():
 def groups(network: nn.Module) -> list[Any]:
     """FSDP2's parameter groups of all units that have parameters of their own."""
     units = [m for m in network.modules() if isinstance(m, FSDPModule)]
-    return [g for unit in units for g in unit._get_fsdp_state()._fsdp_param_groups]
+    found = (unit._get_fsdp_state()._fsdp_param_group for unit in units)
+    return [group for group in found if group]
 
 
 GATHER, REDUCE = "all_gather_single", "reduce_scatter_single"
