@@ -9,9 +9,8 @@
 # both orders.
 set -eu
 packages="torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 accelerate==1.15.0"
-here=$(dirname "$0")
-. "$here/environment"
-OMP_NUM_THREADS=1 PYTHONPATH="$here" PYTHONDONTWRITEBYTECODE=1 "$python" - <<'PYTHON'
+. "$(dirname "$0")/environment"
+"$python" - <<'PYTHON'
 from tiny_flux import LORA_OF, apart, make_lora, make_network, predict, with_lora
 
 base, full = predict(make_network()), predict(with_lora())

@@ -7,9 +7,8 @@
 # and from the base's; unloaded before, they equal the merged network's.
 set -eu
 packages="torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 accelerate==1.15.0"
-here=$(dirname "$0")
-. "$here/environment"
-OMP_NUM_THREADS=1 PYTHONPATH="$here" PYTHONDONTWRITEBYTECODE=1 "$python" - <<'PYTHON'
+. "$(dirname "$0")/environment"
+"$python" - <<'PYTHON'
 import tempfile
 
 from diffusers import FluxTransformer2DModel

@@ -6,9 +6,8 @@
 # Seen with diffusers 0.42.1 and peft 0.21.2: at weight .5, the call after one with 0 equals weight 1.
 set -eu
 packages="torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 accelerate==1.15.0"
-here=$(dirname "$0")
-. "$here/environment"
-OMP_NUM_THREADS=1 PYTHONPATH="$here" PYTHONDONTWRITEBYTECODE=1 "$python" - <<'PYTHON'
+. "$(dirname "$0")/environment"
+"$python" - <<'PYTHON'
 from tiny_flux import apart, predict, with_lora
 
 network = with_lora()

@@ -1,15 +1,13 @@
 #!/bin/sh
 # fuse_lora(lora_scale=s) multiplies an adapter's own scale by s, and unfuse_lora() does not put it
 # back: after it the LoRA acts at strength s, and each further pair of calls takes a factor s more.
-# get_active_adapters and peft's config say nothing of it.
 #
 # Seen with diffusers 0.42.1 and peft 0.21.2: at s = .5 the scale is .5, .25, .125 after one, two and
 # three pairs of calls.
 set -eu
 packages="torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 peft==0.21.2 accelerate==1.15.0"
-here=$(dirname "$0")
-. "$here/environment"
-OMP_NUM_THREADS=1 PYTHONPATH="$here" PYTHONDONTWRITEBYTECODE=1 "$python" - <<'PYTHON'
+. "$(dirname "$0")/environment"
+"$python" - <<'PYTHON'
 from tiny_flux import apart, predict, with_lora
 
 network = with_lora()
